@@ -1,0 +1,183 @@
+"""Adds memory to a frozen model's feed-forward networks: FFN'(x) = FFN(x) + output_scale * act(x K^T) V.
+
+`hook_ffns` adds whatever a function returns at each site; `attach_memory` adds plain key/value memory. Both leave the
+model's own modules and weights alone: removing the hooks gives back the very model there was.
+Source: the DEHVF paper, section on memory injection; Geva et al., arXiv:2012.14913 (an FFN is a key/value memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
+from dehvf_kit.errors import DecoderError, ShapeError
+
+Delta = Callable[[int, Tensor], "Tensor | None"]
+
+
+class FfnHooks:
+    """The hooks that `hook_ffns` placed; `remove()` takes them all away, a second call does nothing.
+
+    Keep the hooks until the backward pass is over where gradient checkpointing is on: it runs the FFNs once more.
+    """
+
+    def __init__(self, handles: list[RemovableHandle]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take the hooks away: the model is then what it was before, bit for bit."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHooks:
+    """Add `delta(index_into_sites, x)` where FFN(x) comes out, at each site.
+
+    Shapes: x is [rows, tokens, hidden_size], also where the model flattens rows and tokens; the tensor returned has
+    x's shape. None leaves the FFN's output object as it is. Raises: DecoderError if a site's path is not in the model.
+    """
+    handles: list[RemovableHandle] = []
+    for index, site in enumerate(sites):
+        try:
+            layer, entry, exit_module = (model.get_submodule(path) for path in (site.layer_path, site.entry, site.exit))
+        except AttributeError as error:
+            FfnHooks(handles).remove()
+            raise DecoderError(
+                f"{type(model).__name__}: site {index} names '{site.path}', which the model does not have ({error}). "
+                "Give the sites that ffn_sites lists for this very model."
+            ) from error
+        handles.extend(_hook_site(layer, entry, exit_module, index, delta))
+    return FfnHooks(handles)
+
+
+def _hook_site(
+    layer: nn.Module, entry: nn.Module, exit_module: nn.Module, index: int, delta: Delta
+) -> list[RemovableHandle]:
+    if entry is exit_module:
+
+        def add_to_ffn(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+            return _add(output, delta(index, _first(args, kwargs)))
+
+        return [entry.register_forward_hook(add_to_ffn, with_kwargs=True)]
+
+    layout: list[torch.Size] = []
+    pending: list[Tensor] = []
+
+    def note_layout(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        layout[:] = [_first(args, kwargs).shape]
+
+    def take_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        pending[:] = [_first(args, kwargs)]
+
+    def add_to_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        x = pending.pop()
+        if x.ndim == 2 and layout and layout[0].numel() == x.numel():
+            x = x.view(layout[0])
+        return _add(output, delta(index, x))
+
+    return [
+        layer.register_forward_pre_hook(note_layout, with_kwargs=True),
+        entry.register_forward_pre_hook(take_input, with_kwargs=True),
+        exit_module.register_forward_hook(add_to_output),
+    ]
+
+
+def _first(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """A call's first tensor, whether given by place or by name."""
+    return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+
+
+def _add(output: Any, addition: Tensor | None) -> Any:
+    """FFN output plus an addition of as many elements; of a tuple, the first member is the FFN's output."""
+    if addition is None:
+        return output
+    if isinstance(output, tuple):
+        return (_add(output[0], addition), *output[1:])
+    return output + addition.reshape(output.shape).to(output.dtype)
+
+
+class MemoryHandle:
+    """Memory attached to a decoder; `detach()` gives the untouched decoder back, a second call does nothing."""
+
+    def __init__(self, sites: Sequence[FfnSite], hooks: FfnHooks) -> None:
+        self.sites = tuple(sites)
+        self._hooks = hooks
+
+    def detach(self) -> None:
+        """Take the memory away. With gradient checkpointing, do so only after the backward pass."""
+        self._hooks.remove()
+
+
+def attach_memory(
+    decoder: nn.Module,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    output_scale: float = 1.0,
+    activation: Callable[[Tensor], Tensor] | None = None,
+) -> MemoryHandle:
+    """Give every FFN of a decoder key/value memory: FFN'(x) = FFN(x) + output_scale * act(x K^T) V.
+
+    Shapes: keys and values, one pair a site of `ffn_sites(decoder)`: [batch or 1, slots, hidden_size]; slots may
+    differ between sites. A pass over `rows` sequences takes memory row // (rows / batch), the order in which
+    `generate` expands beams and return sequences. `activation` None: each FFN's own. Gradients flow to both.
+    Cost: 4 * slots * hidden_size FLOPs a token and site; memory rows are never copied.
+    Raises: DecoderError if the decoder has no FFN; ShapeError for a wrong number of tensors or shape, and, in the
+    forward pass, for rows that are no multiple of the memory's batch.
+    """
+    sites = ffn_sites(decoder)
+    _check_memory(type(decoder).__name__, sites, keys, values)
+    keys, values = tuple(keys), tuple(values)
+
+    def memory(index: int, x: Tensor) -> Tensor:
+        act = sites[index].activation if activation is None else activation
+        return output_scale * read_memory(x, keys[index], values[index], act)
+
+    return MemoryHandle(sites, hook_ffns(decoder, sites, memory))
+
+
+def read_memory(x: Tensor, keys: Tensor, values: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """act(x K^T) V for x [rows, tokens, hidden], keys and values [batch or 1, slots, hidden]; x's shape comes back.
+
+    Raises: ShapeError if rows are no multiple of batch. Cost: 4 * rows * tokens * slots * hidden FLOPs.
+    """
+    batch, hidden_size = max(keys.shape[0], values.shape[0]), keys.shape[-1]
+    if x.shape[0] % batch:
+        raise ShapeError(
+            f"memory: the decoder runs {x.shape[0]} rows, the memory has a batch of {batch}; "
+            "rows must be a multiple of it (beams and return sequences repeat each row)"
+        )
+    tokens = x.reshape(batch, -1, hidden_size)
+    keys, values = keys.to(x.dtype), values.to(x.dtype)
+    return torch.matmul(activation(torch.matmul(tokens, keys.mT)), values).reshape(x.shape)
+
+
+def _check_memory(decoder: str, sites: Sequence[FfnSite], keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for name, tensors in (("keys", keys), ("values", values)):
+        if len(tensors) != len(sites):
+            raise ShapeError(
+                f"attach_memory: {decoder} has {len(sites)} FFN sites, {name} holds {len(tensors)} tensors; "
+                "give one [batch or 1, slots, hidden_size] tensor a site, in the order of ffn_sites"
+            )
+    batches = set()
+    for index, (site, key, value) in enumerate(zip(sites, keys, values, strict=True)):
+        for name, tensor in (("keys", key), ("values", value)):
+            if tensor.ndim != 3 or tensor.shape[-1] != site.hidden_size:
+                raise ShapeError(
+                    f"attach_memory: {name}[{index}] ({site.path}) has shape {list(tensor.shape)}; "
+                    f"needed is [batch or 1, slots, {site.hidden_size}]"
+                )
+        if key.shape[1] != value.shape[1]:
+            raise ShapeError(
+                f"attach_memory: keys[{index}] has shape {list(key.shape)}, values[{index}] {list(value.shape)}; "
+                "both must have the same number of slots"
+            )
+        batches.update((key.shape[0], value.shape[0]))
+    if len(batches - {1}) > 1:
+        raise ShapeError(
+            f"attach_memory: the tensors have batches {sorted(batches)}; all must have one batch size, or 1"
+        )

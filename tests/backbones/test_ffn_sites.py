@@ -1,0 +1,76 @@
+"""Each layer's FFN is found by structure, without running the model or reading its weights."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from dehvf_kit.backbones.ffn_sites import ffn_sites
+from dehvf_kit.errors import DecoderError
+
+DECODERS = [
+    (transformers.LlamaConfig(), "model.layers.{}.mlp", 4096, "silu"),
+    (transformers.OPTConfig(), "model.decoder.layers.{}.fc2", 768, "relu"),
+    (transformers.GPT2Config(), "transformer.h.{}.mlp", 768, "gelu_new"),
+    (transformers.GPTNeoXConfig(), "gpt_neox.layers.{}.mlp", 6144, "gelu"),
+    (transformers.PhiConfig(), "model.layers.{}.mlp", 2048, "gelu_new"),
+]
+TOWERS = [
+    (transformers.CLIPVisionConfig(), "encoder.layers.{}.mlp", 768, "quick_gelu"),
+    (transformers.Dinov2Config(), "encoder.layer.{}.mlp", 768, "gelu"),
+    (transformers.SiglipVisionConfig(), "encoder.layers.{}.mlp", 768, "gelu_pytorch_tanh"),
+]
+
+
+@pytest.mark.parametrize(("config", "path", "hidden_size", "activation_name"), DECODERS, ids=lambda x: type(x).__name__)
+def test_decoder_sites(config, path, hidden_size, activation_name):
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    sites = ffn_sites(model)
+    assert [site.path for site in sites] == [path.format(idx) for idx in range(config.num_hidden_layers)]
+    assert [site.layer_idx for site in sites] == list(range(config.num_hidden_layers))
+    assert {site.hidden_size for site in sites} == {hidden_size}
+    assert {site.activation_name for site in sites} == {activation_name}
+    assert all(isinstance(model.get_submodule(site.path), nn.Module) for site in sites)
+
+
+@pytest.mark.parametrize(("config", "path", "hidden_size", "activation_name"), TOWERS, ids=lambda x: type(x).__name__)
+def test_vision_sites(config, path, hidden_size, activation_name):
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+    sites = ffn_sites(model)
+    assert [site.path for site in sites] == [path.format(idx) for idx in range(config.num_hidden_layers)]
+    assert {(site.hidden_size, site.activation_name) for site in sites} == {(hidden_size, activation_name)}
+
+
+def test_multimodal_model_yields_its_text_decoder():
+    with torch.device("meta"):
+        model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig())
+    assert ffn_sites(model)[0].path == "model.language_model.layers.0.mlp"
+
+
+def test_a_7b_model_on_meta_is_read_at_once():
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig())
+    start = time.perf_counter()
+    assert len(ffn_sites(model)) == 32
+    assert time.perf_counter() - start < 2
+
+
+def test_activation_is_the_ffns_own():
+    config = transformers.LlamaConfig(num_hidden_layers=1, hidden_act="gelu")
+    with torch.device("meta"):
+        site = ffn_sites(transformers.AutoModelForCausalLM.from_config(config))[0]
+    x = torch.randn(5)
+    assert torch.equal(site.activation(x), nn.functional.gelu(x))
+
+
+def test_a_decoder_without_ffn_is_refused():
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(num_hidden_layers=2))
+    with pytest.raises(DecoderError, match="MambaForCausalLM: no layer holds.*Found lists of: MambaBlock"):
+        ffn_sites(model)

@@ -53,9 +53,9 @@ class RecipeError(DehvfError, ValueError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the option nearest to `name`, or an empty string where none is near."""
+    """`"; did you mean 'x'?"` for the option nearest to `name`, or a full stop where none is near."""
     near = difflib.get_close_matches(str(name), [str(option) for option in options], n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f"; did you mean '{near[0]}'?" if near else "."
 
 
 def listing(options: Iterable[str]) -> str:

@@ -1,0 +1,171 @@
+"""The hierarchical visual fuser: layer queries attend to global tokens and weigh the vision layers of their group.
+
+Source: DEHVF, equations 5 and 6.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from einops import rearrange, repeat
+from pydantic import Field
+from torch import Tensor, nn
+
+from dehvf_kit.components.fuser.base import Fuser, FuserConfig
+from dehvf_kit.config import BuildContext, Misfit
+from dehvf_kit.ops.activations import ActivationName, activation
+from dehvf_kit.ops.attention import Backend, attention
+from dehvf_kit.shapes import Cost, Levels
+
+
+class CrossAttentionFuserConfig(FuserConfig):
+    """Per image, decoder layer and role: softmax weights over the group's vision layers, from k cross-attention blocks.
+
+    The score of member i is q . F_i / sqrt(r), with no parameters of its own (**choice**: it serves groups of any size).
+    The activation inside the blocks is not named by the paper: GELU (**choice**).
+    """
+
+    takes: ClassVar[tuple[str, ...]] = (
+        "members: batch group member vision_hidden",
+        "levels: group member",
+        "queries: decoder_layer kv query",
+        "codes: batch layer patch code",
+    )
+    type: Literal["cross_attention"] = "cross_attention"
+    hidden_size: int = Field(64, ge=1, description="width r of the queries and of the projected global tokens")
+    num_blocks: int = Field(4, ge=1, description="cross-attention blocks k")
+    num_heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
+    intermediate_size: int = Field(256, ge=1, description="width of the blocks' feed-forward networks")
+    activation: ActivationName = "gelu"
+    attention_backend: Backend = Field("auto", description="auto, xformers or sdpa")
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        if self.hidden_size % self.num_heads:
+            raise Misfit(f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}", "num_heads")
+        query = context.axes.get("query")
+        if query is not None and query != self.hidden_size:
+            raise Misfit(
+                f"hidden_size is {self.hidden_size} but the queries it is wired to have {query}; make them equal",
+                "hidden_size",
+            )
+        return {}
+
+    def num_params(self, context: BuildContext) -> dict[str, int]:
+        r, inner = self.hidden_size, self.intermediate_size
+        block = 4 * (r * r + r) + (r * inner + inner) + (inner * r + r) + 4 * r
+        return {"input": context.size("vision_hidden") * r + r, "blocks": self.num_blocks * block}
+
+    def cost(self, context: BuildContext) -> Cost:
+        r, inner = self.hidden_size, self.intermediate_size
+        members = context.size("group") * context.size("member")
+        num_kv = context.size("kv")
+        queries = context.decoder.num_layers * num_kv
+        block = queries * (4 * r * r + 4 * r * inner + 4 * r * context.size("member")) + members * 4 * r * r
+        scores = 2 * queries * context.size("member") * r
+        weights = 2 * members * context.size("vision_hidden") * r + self.num_blocks * block + scores
+        return Cost(per_image=weights + self.mix_cost(context, num_kv))
+
+    def build(self, context: BuildContext) -> CrossAttentionFuser:
+        return CrossAttentionFuser(
+            context.size("vision_hidden"),
+            self.hidden_size,
+            self.num_blocks,
+            self.num_heads,
+            self.intermediate_size,
+            self.activation,
+            self.attention_backend,
+        )
+
+
+class CrossAttentionFuser(Fuser):
+    """Weights alpha[l, p] = softmax_i(q . F_i / sqrt(r)) after k blocks q <- LN(q + CA(q, F, F)); q <- LN(q + FFN(q)).
+
+    All decoder layers and roles of all groups go through the blocks in one pass. The weights are computed in float32.
+    Shapes: members [batch, group, member, vision_hidden], queries [decoder_layer, kv, query], codes
+    [batch, layer, patch, code] -> fused [batch, decoder_layer, kv, patch, code] and weights
+    [batch, decoder_layer, kv, member], which are non-negative and sum to one over `member`.
+    Cost: k blocks of width r on decoder_layer * kv queries, and the mix. Source: DEHVF, equations 5 and 6.
+    """
+
+    def __init__(
+        self,
+        vision_hidden_size: int,
+        hidden_size: int = 64,
+        num_blocks: int = 4,
+        num_heads: int = 4,
+        intermediate_size: int = 256,
+        activation_name: str = "gelu",
+        attention_backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.input = nn.Linear(vision_hidden_size, hidden_size)
+        self.blocks = nn.ModuleList(
+            CrossAttentionBlock(hidden_size, num_heads, intermediate_size, activation_name, attention_backend)
+            for _ in range(num_blocks)
+        )
+
+    def forward(self, members: Tensor, levels: Levels, queries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.weigh(members, levels, queries)
+        return self.mix(weights, codes, levels), weights
+
+    def weigh(self, members: Tensor, levels: Levels, queries: Tensor) -> Tensor:
+        """The weights alone: [batch, decoder_layer, kv, member]."""
+        batch, num_groups, num_members, _ = members.shape
+        num_kv = queries.shape[1]
+        keys = self.input(members.to(self.input.weight.dtype))
+        keys = rearrange(keys, "batch group member query -> (batch group) member query")
+        mask = None
+        if not levels.full:
+            mask = repeat(levels.mask, "group member -> (batch group) member", batch=batch)
+
+        table = queries.new_zeros(num_groups * levels.largest, num_kv, queries.shape[-1])
+        by_group = table.index_copy(0, levels.place, queries)
+        q = repeat(
+            by_group, "(group place) kv query -> (batch group) (place kv) query", batch=batch, group=num_groups
+        )
+        for block in self.blocks:
+            q = block(q, keys, mask)
+
+        scores = (q @ keys.transpose(1, 2)).float() / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, :], -math.inf)
+        weights = rearrange(
+            scores.softmax(-1),
+            "(batch group) (place kv) member -> batch (group place) kv member",
+            batch=batch,
+            kv=num_kv,
+        )
+        return weights[:, levels.place]
+
+
+class CrossAttentionBlock(nn.Module):
+    """q <- LN(q + CrossAttention(q, F, F)); q <- LN(q + FFN(q)), with biases everywhere.
+
+    Shapes: q [row, place, r], keys [row, member, r], mask [row, member] or None -> [row, place, r].
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, intermediate_size: int, activation_name: str, backend: Backend
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.backend: Backend = backend
+        self.to_query, self.to_key, self.to_value, self.to_output = (
+            nn.Linear(hidden_size, hidden_size) for _ in range(4)
+        )
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.ffn_norm = nn.LayerNorm(hidden_size)
+        self.activation = activation(activation_name)
+
+    def forward(self, q: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        heads = [
+            rearrange(tensor, "row place (head width) -> row place head width", head=self.num_heads)
+            for tensor in (self.to_query(q), self.to_key(keys), self.to_value(keys))
+        ]
+        attended = rearrange(attention(*heads, mask=mask, backend=self.backend), "row place head width -> row place (head width)")
+        q = self.attention_norm(q + self.to_output(attended))
+        return self.ffn_norm(q + self.fc2(self.activation(self.fc1(q))))

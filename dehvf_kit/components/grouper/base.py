@@ -1,0 +1,95 @@
+"""What all groupers share: cutting layers into runs, and handing each group its members' global tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dehvf_kit.config import BuildContext, ComponentConfig
+from dehvf_kit.shapes import Levels
+
+
+def runs(count: int, num_groups: int) -> list[list[int]]:
+    """0 .. count-1 in `num_groups` runs of neighbours whose lengths differ by at most one, the longer ones first."""
+    base, longer = divmod(count, num_groups)
+    starts = [group * base + min(group, longer) for group in range(num_groups + 1)]
+    return [list(range(starts[group], starts[group + 1])) for group in range(num_groups)]
+
+
+class GrouperConfig(ComponentConfig):
+    """Parent of the groupers: says which vision layers each group holds."""
+
+    role: ClassVar[str] = "grouper"
+    takes: ClassVar[tuple[str, ...]] = ("globals: batch layer vision_hidden",)
+    gives: ClassVar[tuple[str, ...]] = ("members: batch group member vision_hidden", "levels: group member")
+
+    def members_of(self, num_layers: int) -> list[list[int]]:
+        """Members of each group as 0-based vision layers."""
+        raise NotImplementedError(f"{type(self).__name__}.members_of")
+
+    def check(self, context: BuildContext, num_layers: int) -> None:
+        """Raises: Misfit where these groups cannot be cut from `num_layers` vision layers or the decoder's layers."""
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        num_layers = context.vision.num_layers if context.vision else context.size("layer")
+        self.check(context, num_layers)
+        groups = self.members_of(num_layers)
+        return {"group": len(groups), "member": max(len(group) for group in groups)}
+
+    def vision_layers(self, num_layers: int) -> tuple[int, ...]:
+        return tuple(sorted({layer for group in self.members_of(num_layers) for layer in group}))
+
+    def build_grouper(self, context: BuildContext) -> Grouper:
+        num_layers = context.vision.num_layers if context.vision else context.size("layer")
+        place = {layer: position for position, layer in enumerate(context.layers or range(num_layers))}
+        groups = [[place[layer] for layer in group] for group in self.members_of(num_layers)]
+        return Grouper(groups, context.decoder.num_layers)
+
+
+class Grouper(nn.Module):
+    """Gathers the global tokens of each group's vision layers.
+
+    Shapes: globals [batch, layer, vision_hidden] -> members [batch, group, member, vision_hidden] and the `Levels` that
+    say where each member came from. Groups shorter than the longest repeat their first member there, masked in `Levels`.
+    Cost: a gather. No parameters. Source: DEHVF, equations 3 and 4.
+    """
+
+    def __init__(self, groups: list[list[int]], num_decoder_layers: int) -> None:
+        super().__init__()
+        self.levels = LevelTable(groups, [len(run) for run in runs(num_decoder_layers, len(groups))])
+
+    def forward(self, globals: Tensor) -> tuple[Tensor, Levels]:
+        levels = self.levels()
+        return globals[:, levels.index], levels
+
+
+class LevelTable(nn.Module):
+    """A `Levels` record that moves between devices with its module; not saved, since the recipe implies it.
+
+    groups: positions along the `layer` axis of each group's members; readers: decoder layers of each group.
+    """
+
+    index: Tensor
+    mask: Tensor
+    group_of_layer: Tensor
+    place: Tensor
+
+    def __init__(self, groups: list[list[int]], readers: list[int]) -> None:
+        super().__init__()
+        self.groups, self.readers = groups, readers
+        size = max(len(group) for group in groups)
+        self.largest = max(readers)
+        self.full = all(len(group) == size for group in groups)
+        buffers = {
+            "index": [group + [group[0]] * (size - len(group)) for group in groups],
+            "mask": [[place < len(group) for place in range(size)] for group in groups],
+            "group_of_layer": [group for group, count in enumerate(readers) for _ in range(count)],
+            "place": [group * self.largest + within for group, count in enumerate(readers) for within in range(count)],
+        }
+        for name, rows in buffers.items():
+            self.register_buffer(name, torch.tensor(rows), persistent=False)
+
+    def forward(self) -> Levels:
+        return Levels(self.index, self.mask, self.group_of_layer, self.place, self.largest, self.full)

@@ -1,0 +1,211 @@
+"""The memory injector: writes the fused picture into the feed-forward network of every decoder layer.
+
+Source: DEHVF, equations 10 to 13; the factored form is method.md's identity, proved by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
+from dehvf_kit.backbones.memory_hooks import FfnHooks, hook_ffns
+from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.errors import DecoderError, ShapeError
+from dehvf_kit.ops.ffn_memory import (
+    Form,
+    LayerMemory,
+    build_keys_values,
+    built_memory,
+    choose_form,
+    factored_memory,
+)
+from dehvf_kit.shapes import KV, Cost, Readout
+
+
+class FfnMemoryInjectorConfig(ComponentConfig):
+    """FFN'(x) = FFN(x) + output_scale * dropout(act(x K^T)) M with the decoder's own activation and ungated slots.
+
+    `visual_in` names the roles that the picture is written into; `form` picks how the product is computed (`auto` counts
+    FLOPs per call); scales and dropout as in the official MemVP runs, which DEHVF follows (**choice**).
+    """
+
+    role: ClassVar[str] = "injector"
+    takes: ClassVar[tuple[str, ...]] = (
+        "fused?: batch decoder_layer kv patch code",
+        "readout?: code decoder_hidden",
+        "position_keys?: slot decoder_hidden",
+        "position_values?: slot decoder_hidden",
+        "has_image?: batch",
+    )
+    attaches: ClassVar[str] = "decoder"
+    type: Literal["ffn_memory"] = "ffn_memory"
+    visual_scale: float = Field(0.01, gt=0, description="scale of the projected picture")
+    output_scale: float = Field(0.1, gt=0, description="scale of what the memory adds to the FFN")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the slot activations, in training")
+    visual_in: tuple[Literal["key", "value"], ...] = Field(KV, min_length=1, description="roles the picture goes into")
+    form: Form = Field("auto", description="auto, factored or built")
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        wired = set(context.wires)
+        if "fused" in wired and "readout" not in wired:
+            raise Misfit("has fused codes but no readout; wire a projector's readout to it", "inputs")
+        if ("position_keys" in wired) != ("position_values" in wired):
+            raise Misfit("needs both position_keys and position_values, or neither", "inputs")
+        if not wired & {"fused", "position_keys"}:
+            raise Misfit("has nothing to inject; wire a fuser, a position table, or both", "inputs")
+        slots, patches = context.axes.get("slot"), context.axes.get("patch")
+        if slots is not None and patches is not None and patches > slots:
+            raise Misfit(f"{patches} patches do not fit into {slots} slots; set the position table's num_slots to {patches} or more")
+        return {}
+
+    def cost(self, context: BuildContext) -> Cost:
+        hidden, layers = context.decoder.hidden_size, context.decoder.num_layers
+        patches, code, slots = (context.axes.get(axis) or 0 for axis in ("patch", "code", "slot"))
+        roles = len(self.visual_in) if "fused" in context.wires else 0
+        return Cost(per_token=layers * (4 * hidden * slots + 2 * roles * code * (hidden + patches)))
+
+    def build(self, context: BuildContext) -> FfnMemoryInjector:
+        return FfnMemoryInjector(self.visual_scale, self.output_scale, self.dropout, tuple(self.visual_in), self.form)
+
+
+class FfnMemoryInjector(nn.Module):
+    """Holds the memory of the current batch and adds it in every FFN of the decoder it is attached to.
+
+    forward: fused [batch, decoder_layer, kv, patch, code], a readout, position tables [slot, decoder_hidden], has_image
+    [batch] (True: has one) sets the memory for the passes that follow, until it is set again. No parameters of its own.
+    Cost: per text token and layer 4 * hidden * slot + 4 * code * (hidden + patch) FLOPs in the factored form.
+    Raises: ShapeError for rows that are no multiple of the memory's batch, or more patches than slots.
+    Source: DEHVF, equations 10 to 13.
+    """
+
+    def __init__(
+        self,
+        visual_scale: float = 0.01,
+        output_scale: float = 0.1,
+        dropout: float = 0.1,
+        visual_in: tuple[str, ...] = KV,
+        form: Form = "auto",
+    ) -> None:
+        super().__init__()
+        self.visual_scale, self.output_scale, self.dropout = visual_scale, output_scale, dropout
+        self.visual_in, self.form = visual_in, form
+        self.memory: ActiveMemory | None = None
+        self.sites: list[FfnSite] = []
+        self._hooks: FfnHooks | None = None
+
+    def attach(self, decoder: nn.Module) -> None:
+        """Hook every FFN of the decoder. Raises: DecoderError if it has none or the injector is attached already."""
+        if self._hooks is not None:
+            raise DecoderError("this injector is attached to a decoder already; detach() it first")
+        self.sites = ffn_sites(decoder)
+        self._hooks = hook_ffns(decoder, self.sites, self._delta)
+
+    def detach(self) -> None:
+        """Take the hooks and the memory away: the decoder is bit-identical to before."""
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks, self.memory = None, None
+
+    def forward(
+        self,
+        fused: Tensor | None = None,
+        readout: Readout | None = None,
+        position_keys: Tensor | None = None,
+        position_values: Tensor | None = None,
+        has_image: Tensor | None = None,
+    ) -> ActiveMemory:
+        if fused is not None and position_keys is not None and fused.shape[3] > position_keys.shape[0]:
+            raise ShapeError(f"{fused.shape[3]} patches do not fit into {position_keys.shape[0]} memory slots")
+        self.memory = ActiveMemory(self, fused, readout, position_keys, position_values, has_image)
+        return self.memory
+
+    @contextmanager
+    def holding(self, memory: ActiveMemory | None) -> Iterator[None]:
+        """Inside, FFNs see this memory (gradient checkpointing runs them again during backward)."""
+        before, self.memory = self.memory, memory
+        try:
+            yield
+        finally:
+            self.memory = before
+
+    def _delta(self, index: int, x: Tensor) -> Tensor | None:
+        if self.memory is None:
+            return None
+        return self.memory.read(index, x, self.sites[index], self.dropout if self.training else 0.0)
+
+
+class ActiveMemory:
+    """One batch's memory for all decoder layers; casts to the decoder's dtype once, not once a layer."""
+
+    def __init__(
+        self,
+        injector: FfnMemoryInjector,
+        fused: Tensor | None,
+        readout: Readout | None,
+        position_keys: Tensor | None,
+        position_values: Tensor | None,
+        has_image: Tensor | None,
+    ) -> None:
+        self.visual_scale, self.output_scale, self.form = injector.visual_scale, injector.output_scale, injector.form
+        self.visual_in = injector.visual_in
+        codes = None if fused is None or readout is None else readout.activation(fused)
+        self._tensors: dict[str, Tensor | None] = {
+            "codes": codes,
+            "weight": None if codes is None else readout.weight,
+            "bias": None if codes is None else readout.bias,
+            "position_keys": position_keys,
+            "position_values": position_values,
+            "has_image": None if codes is None else has_image,
+        }
+        self.batch = 1 if codes is None else codes.shape[0]
+        self._cast: dict[tuple, dict[str, Tensor | None]] = {}
+
+    def layer(self, index: int, x: Tensor) -> LayerMemory:
+        """The memory of one site in the dtype and on the device of x."""
+        place = (x.dtype, x.device)
+        cast = self._cast.get(place)
+        if cast is None:
+            cast = {name: None if t is None else t.to(x.device, x.dtype) for name, t in self._tensors.items()}
+            self._cast[place] = cast
+        codes = cast["codes"]
+        kv = {"key": 0, "value": 0 if codes is None else codes.shape[2] - 1}
+        chosen = {role: None if codes is None or role not in self.visual_in else codes[:, index, kv[role]] for role in KV}
+        return LayerMemory(
+            chosen["key"],
+            chosen["value"],
+            cast["weight"],
+            cast["bias"],
+            cast["position_keys"],
+            cast["position_values"],
+            self.visual_scale,
+            cast["has_image"],
+        )
+
+    def read(self, index: int, x: Tensor, site: FfnSite, dropout: float) -> Tensor | None:
+        """What this memory adds to FFN(x) at one site. Shapes: x [rows, token, hidden], rows a multiple of the batch."""
+        rows, tokens, _ = x.shape
+        if rows % self.batch:
+            raise ShapeError(
+                f"decoder layer {site.layer_idx}: {rows} rows of text for {self.batch} images; "
+                "give one image a row (rows may only be repeated whole, as beams are)"
+            )
+        memory = self.layer(index, x)
+        grouped = x.reshape(self.batch, -1, x.shape[-1])
+        if self._form(memory, grouped.shape[1]) == "built":
+            added = built_memory(grouped, *build_keys_values(memory), site.activation, self.output_scale, dropout)
+        else:
+            added = factored_memory(grouped, memory, site.activation, self.output_scale, dropout)
+        return None if added is None else added.reshape(x.shape)
+
+    def _form(self, memory: LayerMemory, tokens: int) -> str:
+        if self.form != "auto":
+            return self.form
+        codes = memory.key_codes if memory.key_codes is not None else memory.value_codes
+        if codes is None:
+            return "factored"
+        return choose_form(tokens, codes.shape[1], codes.shape[2], memory.weight.shape[0])

@@ -1,0 +1,74 @@
+"""The projector from vision width to decoder width through a narrow bottleneck.
+
+Source: DEHVF, equation 10; MemVP's projector.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from dehvf_kit.config import BuildContext, ComponentConfig
+from dehvf_kit.ops.activations import ActivationName, activation
+from dehvf_kit.shapes import Cost, Readout
+
+
+class BottleneckMlpProjectorConfig(ComponentConfig):
+    """P(u) = fc2(SiLU(fc1(u))), vision width -> bottleneck -> decoder width, shared by all layers; Xavier weights, zero biases."""
+
+    role: ClassVar[str] = "projector"
+    takes: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
+    gives: ClassVar[tuple[str, ...]] = ("codes: batch layer patch code", "readout: code decoder_hidden")
+    type: Literal["bottleneck_mlp"] = "bottleneck_mlp"
+    bottleneck_size: int = Field(128, ge=1, description="width between the two linear maps")
+    activation: ActivationName = "silu"
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        return {"code": self.bottleneck_size}
+
+    def num_params(self, context: BuildContext) -> dict[str, int]:
+        vision, hidden = context.size("vision_hidden"), context.decoder.hidden_size
+        return {
+            "fc1": vision * self.bottleneck_size + self.bottleneck_size,
+            "fc2": self.bottleneck_size * hidden + hidden,
+        }
+
+    def cost(self, context: BuildContext) -> Cost:
+        patches = context.axes.get("patch") or 0
+        layers = len(context.layers) or context.size("layer")
+        return Cost(per_image=2 * layers * patches * context.size("vision_hidden") * self.bottleneck_size)
+
+    def build(self, context: BuildContext) -> BottleneckMlpProjector:
+        return BottleneckMlpProjector(
+            context.size("vision_hidden"), self.bottleneck_size, context.decoder.hidden_size, self.activation
+        )
+
+
+class BottleneckMlpProjector(nn.Module):
+    """fc1 once per vision layer; activation and fc2 are left to the reader of the codes.
+
+    Since fc1 is linear and fusion weights sum to one, fc1(sum a_i V_i) = sum a_i fc1(V_i): mixing the narrow codes is
+    exact and replaces one fc1 per decoder layer and role by one per vision layer.
+    Shapes: patches [batch, layer, patch, vision_hidden] -> codes [batch, layer, patch, code] and a `Readout`.
+    Cost: 2 * layer * patch * vision_hidden * code FLOPs an image. Source: DEHVF, equation 10.
+    """
+
+    def __init__(self, vision_hidden_size: int, bottleneck_size: int, decoder_hidden_size: int, activation_name: str = "silu") -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision_hidden_size, bottleneck_size)
+        self.fc2 = nn.Linear(bottleneck_size, decoder_hidden_size)
+        self.activation = activation(activation_name)
+        for linear in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Readout]:
+        codes = self.fc1(patches.to(self.fc1.weight.dtype))
+        return codes, Readout(self.activation, self.fc2.weight, self.fc2.bias)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """P applied whole: [..., vision_hidden] -> [..., decoder_hidden]."""
+        codes, readout = self(patches)
+        return nn.functional.linear(readout.activation(codes), readout.weight, readout.bias)

@@ -1,0 +1,37 @@
+"""The hooks a plugin may implement. A plugin is a module named by an entry point in the group `dehvf_kit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROJECT = "dehvf_kit"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Register = Callable[[type], None]
+RegisterSource = Callable[[str, Callable[[], Mapping[str, Any]], "Callable[[], Path]", str], None]
+
+
+@hookspec
+def register_components(register: Register) -> None:
+    """Call `register(ConfigClass)` for each config class: components, towers (roles `vision`, `decoder`) and data sets."""
+
+
+@hookspec
+def register_sources(register: RegisterSource) -> None:
+    """Call `register(name, config, path, summary)` for each base model the plugin can supply.
+
+    A recipe then says `model: name`. `config()` returns the transformers config as a dict, at once and without weights;
+    `path()` returns a local folder that `from_pretrained` reads, making it first if need be.
+    """
+
+
+@hookspec
+def register_ffn_overrides(register: Callable[..., None]) -> None:
+    """Call `register(model_type, ...)` for decoders whose feed-forward networks structure alone cannot tell."""

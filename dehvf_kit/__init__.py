@@ -1,3 +1,56 @@
-"""Eyes for a frozen language model: hierarchical visual features written into its feed-forward memory."""
+"""Eyes for a frozen language model: hierarchical visual features written into its feed-forward memory.
+
+Public names load on first use, so importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "load_recipe": "dehvf_kit.recipe",
+    "parse_recipe": "dehvf_kit.recipe",
+    "Recipe": "dehvf_kit.recipe",
+    "build": "dehvf_kit.build",
+    "load": "dehvf_kit.checkpoint",
+    "DehvfConfig": "dehvf_kit.model",
+    "DehvfModel": "dehvf_kit.model",
+    "DehvfProcessor": "dehvf_kit.processing",
+    "ffn_sites": "dehvf_kit.backbones.ffn_sites",
+    "FfnSite": "dehvf_kit.backbones.ffn_sites",
+    "hook_ffns": "dehvf_kit.backbones.memory_hooks",
+    "attach_memory": "dehvf_kit.backbones.memory_hooks",
+    "hookimpl": "dehvf_kit.hookspecs",
+    "ComponentConfig": "dehvf_kit.config",
+    "BuildContext": "dehvf_kit.config",
+    "Misfit": "dehvf_kit.config",
+    "DehvfError": "dehvf_kit.errors",
+    "RecipeError": "dehvf_kit.errors",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dehvf_kit' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
+    from dehvf_kit.backbones.memory_hooks import attach_memory, hook_ffns
+    from dehvf_kit.build import build
+    from dehvf_kit.checkpoint import load
+    from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
+    from dehvf_kit.errors import DehvfError, RecipeError
+    from dehvf_kit.hookspecs import hookimpl
+    from dehvf_kit.model import DehvfConfig, DehvfModel
+    from dehvf_kit.processing import DehvfProcessor
+    from dehvf_kit.recipe import Recipe, load_recipe, parse_recipe

@@ -1,0 +1,111 @@
+"""What decoder and vision towers share in a recipe: where a base model comes from, and how its config is read.
+
+A model is named by a source that a plugin supplies, by a local folder, or by a hub id. Nothing is downloaded unless the
+recipe says `download: true`, and no remote code runs unless it says `trust_remote_code: true`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from dehvf_kit.config import Settings
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.registry import Source
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class NoConfig(DehvfError):
+    """A base model's config is not on this machine, and the recipe does not carry it."""
+
+
+class TowerConfig(Settings):
+    """Parent of the tower configs: a base model in the transformers format."""
+
+    model: str = Field("", description="a name supplied by a plugin, a local folder, or a hub id")
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+    config: dict[str, Any] | None = Field(None, description="transformers config, for checks without the model at hand")
+    dtype: Dtype = Field("auto", description="dtype of the frozen weights; auto: as saved")
+    attn_implementation: str | None = Field(None, description="attention of transformers: sdpa, eager, flash_attention_2")
+    download: bool = Field(False, description="allow fetching from the hub what is not on this machine")
+    trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
+
+    def hub_arguments(self) -> dict[str, Any]:
+        """Keywords for `from_pretrained` that say where to look and what is allowed."""
+        return {
+            "revision": self.revision,
+            "local_files_only": not self.download,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def location(self, sources: Mapping[str, Source]) -> str:
+        """A folder or hub id for `from_pretrained`. Raises: DehvfError where no model is named."""
+        if self.model in sources:
+            return str(sources[self.model].path())
+        if not self.model:
+            raise DehvfError("no model is named; set `model:` to a local folder, a hub id or a name from `dehvf-kit list`")
+        return os.path.expanduser(self.model)
+
+    def hf_config(self, sources: Mapping[str, Source]) -> PretrainedConfig:
+        """The transformers config: from the recipe, a plugin, a local folder, or the hub's cache.
+
+        Raises: NoConfig where it is not on this machine, DehvfError where it cannot be read.
+        """
+        if self.config is not None:
+            return config_from_dict(self.config)
+        if self.model in sources:
+            return config_from_dict(sources[self.model].config())
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.location(sources), **self.hub_arguments())
+        except OSError as error:
+            raise NoConfig(
+                f"no config of '{self.model}' on this machine; give a local folder, write the config under `config:`, "
+                "or allow the download with `download: true`"
+            ) from error
+        except (ValueError, KeyError) as error:
+            raise DehvfError(f"the config of '{self.model}' cannot be read: {first_line(error)}") from error
+
+
+def config_from_dict(values: Mapping[str, Any]) -> PretrainedConfig:
+    """A transformers config from plain values with a `model_type`. Raises: DehvfError naming what is missing or wrong."""
+    from transformers import AutoConfig
+
+    fields = dict(values)
+    kind = fields.pop("model_type", None)
+    if kind is None:
+        raise DehvfError("a config needs `model_type`, for example llama or clip_vision_model")
+    try:
+        return AutoConfig.for_model(kind, **fields)
+    except Exception as error:  # transformers validates configs with exceptions of several kinds
+        raise DehvfError(f"transformers refuses this config of model_type '{kind}': {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its class name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def torch_dtype(name: Dtype) -> torch.dtype | Literal["auto"]:
+    """The torch dtype of a recipe's name."""
+    import torch
+
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
+def require_local(location: str, download: bool) -> None:
+    """Refuse a path that is plainly meant as a local folder and is not there. Raises: DehvfError."""
+    looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1
+    if looks_local and not Path(location).is_dir():
+        raise DehvfError(f"there is no folder '{location}'")

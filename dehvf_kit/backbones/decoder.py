@@ -1,0 +1,98 @@
+"""A decoder language model from transformers, of any family that has feed-forward networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from dehvf_kit.backbones.base import TowerConfig, first_line, require_local, torch_dtype
+from dehvf_kit.errors import DecoderError, DehvfError
+from dehvf_kit.registry import Source
+from dehvf_kit.shapes import DecoderSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class HfDecoderConfig(TowerConfig):
+    """A transformers decoder; its feed-forward networks are found by structure."""
+
+    role: ClassVar[str] = "decoder"
+    type: Literal["hf"] = "hf"
+
+    def spec(self, sources: Mapping[str, Source]) -> DecoderSpec:
+        """Sizes of the decoder, from its config alone."""
+        return decoder_spec(self.meta(sources))
+
+    def meta(self, sources: Mapping[str, Source]) -> PreTrainedModel:
+        """The decoder on the meta device: all its modules, none of its weights."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        config = self.hf_config(sources)
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        except Exception as error:  # a config's values can fail anywhere in a family's constructor
+            raise DehvfError(f"transformers cannot build a '{config.model_type}' decoder: {first_line(error)}") from error
+
+    def load(self, sources: Mapping[str, Source]) -> PreTrainedModel:
+        """The decoder with its weights. Raises: DehvfError where they are not on this machine."""
+        from transformers import AutoModelForCausalLM
+
+        location = self.location(sources)
+        require_local(location, self.download)
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=torch_dtype(self.dtype),
+                attn_implementation=self.attn_implementation,
+                **self.hub_arguments(),
+            )
+        except OSError as error:
+            raise DehvfError(
+                f"decoder '{self.model}' is not on this machine; give a local folder, or allow the download with "
+                f"decoder.download=true ({first_line(error)})"
+            ) from error
+
+    def tokenizer(self, sources: Mapping[str, Source]) -> PreTrainedTokenizerBase:
+        """The decoder's tokenizer, with a padding token. Raises: DehvfError where it is not on this machine."""
+        from transformers import AutoTokenizer
+
+        location = self.location(sources)
+        require_local(location, self.download)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(location, **self.hub_arguments())
+        except (OSError, ValueError) as error:
+            raise DehvfError(f"the tokenizer of '{self.model}' cannot be loaded: {first_line(error)}") from error
+        return prepare_tokenizer(tokenizer)
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Left padding for generation, and the end token as padding where a family has none (LLaMA)."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def decoder_spec(decoder: nn.Module) -> DecoderSpec:
+    """Sizes of a decoder that is in memory, on whichever device. Raises: DecoderError if its FFNs differ in width."""
+    from dehvf_kit.backbones.ffn_sites import ffn_sites
+
+    sites = ffn_sites(decoder)
+    widths = sorted({site.hidden_size for site in sites})
+    if len(widths) > 1:
+        raise DecoderError(f"{type(decoder).__name__}: its feed-forward networks have widths {widths}; one is needed")
+    config = getattr(decoder, "config", None)
+    text = config.get_text_config(decoder=True) if config is not None else None
+    return DecoderSpec(
+        hidden_size=widths[0],
+        num_layers=len(sites),
+        vocab_size=getattr(text, "vocab_size", 0) or 0,
+        intermediate_size=getattr(text, "intermediate_size", None),
+        num_parameters=sum(parameter.numel() for parameter in decoder.parameters()),
+        activation=sites[0].activation_name,
+        model_type=getattr(config, "model_type", type(decoder).__name__),
+    )

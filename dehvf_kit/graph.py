@@ -1,0 +1,309 @@
+"""Nodes, typed ports and wires: finds the wiring, resolves every axis size, reports every fault at once.
+
+Nothing here imports torch. A port is `"name: axis axis ..."`; `name?` may stay unconnected, `name*` takes several wires.
+Each vision encoder offers `patches`, `globals` and `tower`; the batch offers `has_image`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.errors import Fault, did_you_mean, listing
+from dehvf_kit.shapes import DecoderSpec, VisionSpec
+
+BATCH = "batch"
+DECODER = "decoder"
+TOWER_PORTS = ("patches: batch layer patch vision_hidden", "globals: batch layer vision_hidden", "tower: layer vision_hidden")
+BATCH_PORTS = ("has_image: batch",)
+
+Sizes = Mapping[str, "int | None"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One end of a wire: its name, its named axes, and whether it is optional or takes many wires."""
+
+    name: str
+    axes: tuple[str, ...]
+    optional: bool = False
+    many: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Port:
+        name, _, axes = text.partition(":")
+        name = name.strip()
+        return cls(name.rstrip("?*"), tuple(axes.split()), optional=name.endswith("?"), many=name.endswith("*"))
+
+    def __str__(self) -> str:
+        return f"{self.name} [{' '.join(self.axes)}]"
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A producer's port, written `node.port`."""
+
+    node: str
+    port: str
+
+    def __str__(self) -> str:
+        return f"{self.node}.{self.port}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A component in its place: what it is, and the wires the recipe spells out for it."""
+
+    name: str
+    config: ComponentConfig
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def takes(self) -> dict[str, Port]:
+        return {port.name: port for port in map(Port.parse, self.config.takes)}
+
+    @property
+    def gives(self) -> dict[str, Port]:
+        return {port.name: port for port in map(Port.parse, self.config.gives)}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A checked graph: nodes in the order they run, their wires, what each learned from them, and every port's sizes."""
+
+    nodes: Mapping[str, Node]
+    order: tuple[str, ...]
+    wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]
+    contexts: Mapping[str, BuildContext]
+    sizes: Mapping[tuple[str, str], Sizes]
+    layers: Mapping[str, tuple[int, ...]]
+
+    def edges(self) -> Iterator[tuple[Wire, str, str]]:
+        """All wires as (producer, node, input port)."""
+        for name in self.order:
+            for port, wires in self.wires[name].items():
+                for wire in wires:
+                    yield wire, name, port
+
+    def shape(self, wire: Wire, axes: tuple[str, ...]) -> str:
+        """`batch layer=24 patch=256 vision_hidden=1024`."""
+        sizes = self.sizes[wire.node, wire.port]
+        return " ".join(axis if sizes.get(axis) is None else f"{axis}={sizes[axis]}" for axis in axes)
+
+
+def check_graph(
+    nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec
+) -> tuple[Graph | None, list[Fault]]:
+    """Wire and resolve. Returns the graph and no faults, or None and everything that is wrong."""
+    checker = _Checker(nodes, towers, decoder)
+    graph = checker.run()
+    return (None, checker.faults) if checker.faults else (graph, [])
+
+
+class _Checker:
+    def __init__(self, nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec) -> None:
+        self.nodes, self.towers, self.decoder = nodes, towers, decoder
+        self.faults: list[Fault] = []
+        self.ports: dict[Wire, Port] = {Wire(BATCH, p.name): p for p in map(Port.parse, BATCH_PORTS)}
+        for tower in towers:
+            self.ports |= {Wire(tower, p.name): p for p in map(Port.parse, TOWER_PORTS)}
+        for name, node in nodes.items():
+            self.ports |= {Wire(name, port): p for port, p in node.gives.items()}
+        self.sizes: dict[tuple[str, str], Sizes] = {(BATCH, "has_image"): {"batch": None}}
+
+    def fault(self, path: str, message: str) -> None:
+        self.faults.append(Fault(path, message))
+
+    def run(self) -> Graph | None:
+        for name in self.nodes:
+            if name in self.towers or name in (BATCH, DECODER):
+                self.fault(f"graph.{name}", f"'{name}' is the name of a source already; rename the node")
+        wires = {name: self._wire(node) for name, node in self.nodes.items()}
+        order = self._order(wires)
+        if order is None or self.faults:
+            return None
+        layers = self._layers(wires)
+        for tower, spec in self.towers.items():
+            sizes = {"layer": len(layers[tower]), "patch": spec.num_patches, "vision_hidden": spec.hidden_size}
+            for port in map(Port.parse, TOWER_PORTS):
+                self.sizes[tower, port.name] = {"batch": None, **sizes}
+        contexts = {}
+        failed: set[str] = set()
+        for name in order:
+            if any(wire.node in failed for ports in wires[name].values() for wire in ports):
+                failed.add(name)
+                continue
+            context = self._resolve(self.nodes[name], wires[name], wires, layers)
+            if context is None:
+                failed.add(name)
+            else:
+                contexts[name] = context
+        self._unread(wires)
+        return None if self.faults else Graph(self.nodes, order, wires, contexts, self.sizes, layers)
+
+    def _wire(self, node: Node) -> dict[str, tuple[Wire, ...]]:
+        path = f"graph.{node.name}.inputs"
+        for port in node.inputs:
+            if port not in node.takes:
+                self.fault(f"{path}.{port}", f"no input port is named '{port}'{did_you_mean(port, node.takes)} Ports: {listing(node.takes)}")
+        wires: dict[str, tuple[Wire, ...]] = {}
+        for name, port in node.takes.items():
+            found = self._written(node, port) if name in node.inputs else self._found(node, port)
+            if found:
+                wires[name] = found
+        return wires
+
+    def _written(self, node: Node, port: Port) -> tuple[Wire, ...]:
+        path, given = f"graph.{node.name}.inputs.{port.name}", node.inputs[port.name]
+        if len(given) != 1 and not port.many:
+            self.fault(path, f"takes one wire, {len(given)} were given: {', '.join(given)}")
+            return ()
+        return tuple(wire for text in given if (wire := self._find(path, text, port)) is not None)
+
+    def _find(self, path: str, text: str, port: Port) -> Wire | None:
+        producer, dot, output = text.partition(".")
+        wire = Wire(producer, output if dot else port.name)
+        producers = {known.node for known in self.ports}
+        if wire.node not in producers:
+            self.fault(path, f"no node or encoder is named '{wire.node}'{did_you_mean(wire.node, producers)} Known: {listing(producers)}")
+            return None
+        if wire not in self.ports:
+            outputs = [known.port for known in self.ports if known.node == wire.node]
+            self.fault(path, f"'{wire.node}' has no output port '{wire.port}'{did_you_mean(wire.port, outputs)} It gives: {listing(outputs)}")
+            return None
+        if self.ports[wire].axes != port.axes:
+            self.fault(path, f"{wire} gives [{' '.join(self.ports[wire].axes)}], which does not fit {port}")
+            return None
+        return wire
+
+    def _found(self, node: Node, port: Port) -> tuple[Wire, ...]:
+        path = f"graph.{node.name}.inputs.{port.name}"
+        fits = [wire for wire, known in self.ports.items() if wire.port == port.name and wire.node != node.name and known.axes == port.axes]
+        if port.many:
+            fits = [wire for wire in fits if not self._depends(wire.node, node.name, set())]
+        if len(fits) == 1 or (port.many and fits):
+            return tuple(fits)
+        if len(fits) > 1:
+            self.fault(path, f"several nodes give {port}: {', '.join(map(str, fits))}; write one under `inputs:`")
+        elif not port.optional:
+            others = [str(wire) for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
+            hint = f"; of that shape there is {', '.join(others)}" if others else ""
+            self.fault(path, f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`")
+        return ()
+
+    def _depends(self, name: str, on: str, seen: set[str]) -> bool:
+        """Whether a node reads, through written wires or any depth of them, from another."""
+        if name not in self.nodes or name in seen:
+            return False
+        seen.add(name)
+        producers = {text.partition(".")[0] for texts in self.nodes[name].inputs.values() for text in texts}
+        return on in producers or any(self._depends(producer, on, seen) for producer in producers)
+
+    def _order(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> tuple[str, ...] | None:
+        waiting = {
+            name: {wire.node for found in ports.values() for wire in found if wire.node in self.nodes}
+            for name, ports in wires.items()
+        }
+        order: list[str] = []
+        while waiting:
+            ready = [name for name, needs in waiting.items() if not needs - set(order)]
+            if not ready:
+                break
+            order += ready
+            waiting = {name: needs for name, needs in waiting.items() if name not in ready}
+        if not waiting:
+            return tuple(order)
+        cycle = _cycle(waiting)
+        self.fault("graph", f"nodes read from each other in a circle: {' <- '.join(cycle)}; cut one of these wires")
+        return None
+
+    def _layers(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> dict[str, tuple[int, ...]]:
+        """Vision layers read of each tower: what its readers ask for, or all where none has a say."""
+        read: dict[str, set[int]] = {tower: set() for tower in self.towers}
+        for name, node in self.nodes.items():
+            for tower in self._towers_of(wires[name]):
+                try:
+                    asked = node.config.vision_layers(self.towers[tower].num_layers)
+                except (ZeroDivisionError, ValueError):
+                    asked = None
+                read[tower] |= {layer for layer in asked or () if 0 <= layer < self.towers[tower].num_layers}
+        return {
+            tower: tuple(sorted(found)) or tuple(range(self.towers[tower].num_layers)) for tower, found in read.items()
+        }
+
+    def _towers_of(self, ports: Mapping[str, tuple[Wire, ...]]) -> list[str]:
+        return sorted({wire.node for wires in ports.values() for wire in wires if wire.node in self.towers})
+
+    def _resolve(
+        self,
+        node: Node,
+        ports: Mapping[str, tuple[Wire, ...]],
+        wires: Mapping[str, Mapping[str, tuple[Wire, ...]]],
+        layers: Mapping[str, tuple[int, ...]],
+    ) -> BuildContext | None:
+        axes: dict[str, int | None] = {
+            "decoder_layer": self.decoder.num_layers,
+            "decoder_hidden": self.decoder.hidden_size,
+        }
+        origin = dict.fromkeys(axes, DECODER)
+        for name, found in ports.items():
+            if node.takes[name].many:
+                continue
+            for axis, size in self.sizes[found[0].node, found[0].port].items():
+                known = axes.get(axis)
+                if known is not None and size is not None and known != size:
+                    self.fault(
+                        f"graph.{node.name}.inputs.{name}",
+                        f"axis '{axis}' is {size} from {found[0]} but {known} from {origin[axis]}; they must agree",
+                    )
+                    return None
+                if known is None:
+                    axes[axis] = size
+                    origin[axis] = str(found[0])
+        towers = self._towers_of(ports) or self._upstream(node.name, wires)
+        tower = towers[0] if len(towers) == 1 else None
+        context = BuildContext(
+            axes,
+            self.decoder,
+            {name: tuple(self.sizes[wire.node, wire.port] for wire in found) for name, found in ports.items()},
+            self.towers[tower] if tower else None,
+            layers[tower] if tower else (),
+        )
+        try:
+            added = node.config.resolve(context)
+        except Misfit as error:
+            self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
+            return None
+        axes |= added
+        for name, port in node.gives.items():
+            self.sizes[node.name, name] = {axis: axes.get(axis) for axis in port.axes}
+        return context
+
+    def _upstream(self, name: str, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> list[str]:
+        """All encoders a node reads from, through other nodes."""
+        found: set[str] = set()
+        for ports in wires[name].values():
+            for wire in ports:
+                found |= {wire.node} if wire.node in self.towers else set()
+                if wire.node in self.nodes:
+                    found |= set(self._upstream(wire.node, wires))
+        return sorted(found)
+
+    def _unread(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> None:
+        read = {wire.node for ports in wires.values() for found in ports.values() for wire in found}
+        for name, node in self.nodes.items():
+            if not node.config.attaches and name not in read:
+                self.fault(f"graph.{name}", "nothing reads its outputs; remove the node, or wire it to one that does")
+
+
+def _cycle(waiting: Mapping[str, set[str]]) -> list[str]:
+    """One circle among nodes that wait for each other."""
+    path = [next(iter(waiting))]
+    while True:
+        following = sorted(name for name in waiting[path[-1]] if name in waiting)[0]
+        if following in path:
+            return [*path[path.index(following) :], following]
+        path.append(following)
+
+

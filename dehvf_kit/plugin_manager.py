@@ -1,0 +1,86 @@
+"""Loads the built-ins, the installed plugins and `--plugin` files, all through the same hooks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pluggy
+
+from dehvf_kit import builtin_plugin, hookspecs
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.hookspecs import PROJECT
+from dehvf_kit.registry import Registry
+
+
+@dataclass
+class Plugins:
+    """What is loaded: the registry, each plugin's origin, and the plugins that failed with the reason."""
+
+    registry: Registry = field(default_factory=Registry)
+    origins: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(PROJECT))
+
+
+@lru_cache(maxsize=1)
+def plugins() -> Plugins:
+    """The plugins of this process, loaded once. A plugin that fails to load is recorded, not fatal."""
+    loaded = Plugins()
+    loaded.manager.add_hookspecs(hookspecs)
+    _add(loaded, builtin_plugin, "built-in", "dehvf-kit")
+    for entry in sorted(entry_points(group=PROJECT), key=lambda entry: entry.name):
+        origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+        try:
+            module = entry.load()
+        except Exception as error:  # whatever a stranger's plugin raises must not stop the kit
+            loaded.broken[entry.name] = f"{origin}: {type(error).__name__}: {error}"
+            continue
+        try:
+            _add(loaded, module, entry.name, origin)
+        except (DehvfError, pluggy.PluginValidationError) as error:
+            loaded.broken[entry.name] = f"{origin}: {error}"
+    return loaded
+
+
+def load_plugin_file(path: str | Path) -> None:
+    """Load a one-file plugin (`--plugin my_file.py`). Raises: DehvfError if it is missing or cannot be loaded."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise DehvfError(f"--plugin {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(f"dehvf_kit_plugin_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise DehvfError(f"--plugin {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file is the user's own code
+        raise DehvfError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+    try:
+        _add(plugins(), module, file.stem, str(path))
+    except pluggy.PluginValidationError as error:
+        raise DehvfError(f"--plugin {path}: {error}") from error
+
+
+def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
+    """Register one plugin and call its hooks. Raises: PluginValidationError for a misspelt hook, DehvfError for duplicates."""
+    from dehvf_kit.backbones.ffn_overrides import register_ffn_override
+
+    manager = loaded.manager
+    manager.register(module, name=name)
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError:
+        manager.unregister(module)
+        raise
+    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
+    hooks = {hook: manager.subset_hook_caller(hook, others) for hook in ("register_components", "register_sources", "register_ffn_overrides")}
+    hooks["register_components"](register=loaded.registry.register)
+    hooks["register_sources"](register=loaded.registry.register_source)
+    hooks["register_ffn_overrides"](register=register_ffn_override)
+    loaded.origins[name] = origin

@@ -1,0 +1,89 @@
+"""Reads YAML without surprises: duplicate keys, aliases and anything but plain data are refused, with their line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dehvf_kit.errors import Fault, RecipeError, did_you_mean
+
+MAX_BYTES = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, stricter."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem=f"alias '*{event.anchor}'; a recipe has no aliases, use `extends:`", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is no text; quote it", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' stands twice, first on line {seen[key]}; keep one", problem_mark=key_node.start_mark
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, source: str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises: RecipeError naming the line, for anything that is not a plain mapping."""
+    if path.is_dir():
+        raise RecipeError([Fault("", "is a folder; name a .yaml file")], source)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RecipeError([Fault("", f"has {path.stat().st_size} bytes; a recipe has at most {MAX_BYTES}")], source)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise RecipeError([Fault("", f"there is no such file{did_you_mean(path.name, near)}")], source) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([Fault("", f"cannot be read: {error}")], source) from error
+    loaded = parse_yaml(text, source)
+    if loaded is None:
+        raise RecipeError([Fault("", "is empty; a recipe is a mapping with `decoder`, `vision` and `graph`")], source)
+    if not isinstance(loaded, dict):
+        raise RecipeError([Fault("", f"holds {_kind(loaded)}; a recipe is a mapping of sections")], source)
+    return loaded
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Plain data from YAML text. Raises: RecipeError naming line and column."""
+    try:
+        return _plain(yaml.load(text, Loader=_Loader))  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError([Fault(where, f"not valid YAML: {problem}")], source) from error
+    except (RecursionError, ValueError, OverflowError) as error:
+        raise RecipeError([Fault("", f"not valid YAML: {type(error).__name__}: {str(error)[:120]}")], source) from error
+
+
+def _plain(value: Any) -> Any:
+    """Refuse values that JSON does not know, such as dates and infinities."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise ValueError(f"{value!r} is {_kind(value)}; quote it to make it a text")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")

@@ -37,11 +37,11 @@ def converted_folder(name: str, source: Path, converter_version: int, convert: C
     root = cache_root()
     key = f"{name}-{_file_hash(source)}-v{converter_version}"
     target = root / key
+    _remove_leftovers(root, key)
     if target.is_dir():
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(root, key)
         working = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
         try:
             print(f"dehvf-kit-demo: converting {source.name} to {target} (once)", file=sys.stderr, flush=True)
@@ -70,7 +70,7 @@ def _remove_leftovers(root: Path, key: str) -> None:
     for leftover in root.glob(f".{key}-*"):
         try:
             newest = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
-        except FileNotFoundError:  # its process just ended
+        except OSError:  # its process just ended, or it is another user's
             continue
         if time.time() - newest > LEFTOVER_AGE_S:
             shutil.rmtree(leftover, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -98,15 +99,20 @@ def test_of_two_processes_the_first_wins(root: Path, source: Path) -> None:
     assert list(root.iterdir()) == [folder]
 
 
-def test_killed_process_is_cleaned_up_after(root: Path, source: Path) -> None:
+@pytest.mark.parametrize("converted", [True, False])
+def test_killed_process_is_cleaned_up_after(root: Path, source: Path, converted: bool) -> None:
     folder = converted_folder("name", source, 1, copy)
     old, fresh = root / f".{folder.name}-old", root / f".{folder.name}-fresh"
-    folder.rename(old)
-    fresh.mkdir()
+    for leftover in (old, fresh):
+        leftover.mkdir()
+        (leftover / "copy").write_bytes(b"half")
     day_ago = time.time() - 86400
     for path in (old / "copy", old):
         os.utime(path, (day_ago, day_ago))
+    if not converted:
+        shutil.rmtree(folder)
     assert converted_folder("name", source, 1, copy) == folder
+    assert (folder / "copy").read_bytes() == b"weights"
     assert sorted(root.iterdir()) == sorted([folder, fresh])  # the fresh one may be another process at work
 
 

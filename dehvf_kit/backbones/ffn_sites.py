@@ -1,18 +1,23 @@
 """Lists the places where memory can be added to a model: the feed-forward network (FFN) of each layer.
 
 A site says where the FFN's input x is (after its norm) and where FFN(x) itself comes out (before the residual is
-added). Sites are found by structure (`ffn_structure`), never by the model's name, so language decoders and vision
-towers are read alike. Reading a model runs nothing and touches no weight's values.
+added). Sites are found by structure (`ffn_structure`, `ffn_parts`), never by the model's name, so language decoders
+and vision towers are read alike; `ffn_overrides` says what structure cannot tell. Reading a model runs nothing and
+touches no weight's values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
-from dehvf_kit.backbones.ffn_structure import find_activation, is_ffn, is_norm, linear_shape, mixes_tokens
+from dehvf_kit.backbones.ffn_overrides import FfnOverride, ffn_override
+from dehvf_kit.backbones.ffn_parts import FfnPart, ffn_parts, inside
+from dehvf_kit.backbones.ffn_structure import activation_name, find_activation, norm_width
 from dehvf_kit.errors import DecoderError, listing
 
 
@@ -20,9 +25,10 @@ from dehvf_kit.errors import DecoderError, listing
 class FfnSite:
     """One layer's FFN.
 
-    `layer_idx` is the layer's place in its list (0 first), `path` the module whose output is FFN(x), as a path inside
-    the model it was read from, `hidden_size` the width of its input and output. `entry` is the module whose first
-    input is x, `exit` is `path`; they differ only where a layer holds the FFN's two projections directly.
+    `layer_idx` is the layer's place in the decoder (0 first), `path` the module that is the FFN, or whose output is
+    FFN(x) where no module is, as a path inside the model it was read from; `hidden_size` the width of its input and
+    output. The private rest is for `hook_ffns`: the module whose first input is x (`entry`), the one whose output is
+    FFN(x) (`exit`, or whose input it is, `before_exit`), and whether states come as [tokens, rows, hidden].
     """
 
     layer_idx: int
@@ -33,40 +39,73 @@ class FfnSite:
     layer_path: str = field(repr=False)
     entry: str = field(repr=False)
     exit: str = field(repr=False)
+    before_exit: bool = field(default=False, repr=False)
+    tokens_first: bool = field(default=False, repr=False)
 
 
 def ffn_sites(model: nn.Module) -> list[FfnSite]:
     """The FFN of every layer of a decoder or vision tower, in the order they run.
 
+    One site a layer as a rule; none for layers without an FFN; two where attention runs between two FFNs of one
+    layer. FFN branches that run side by side (a mixture beside a shared MLP) count once. A layer that runs several
+    times in a pass is one site, a module shared by several layers one site for each of them.
     Raises: DecoderError if no layer holds an FFN, saying what was looked for and found; or if several stacks of
     layers hold one and nothing tells which is meant. Cost: milliseconds, whatever the size; nothing is run.
     """
+    config = _text_config(model)
+    override = ffn_override(getattr(config, "model_type", None)) or FfnOverride()
     root, root_path = _decoder_of(model)
-    stacks: dict[str, list[FfnSite]] = {}
-    for path, stack in _layer_stacks(root, root_path):
-        sites = [site for idx, layer in enumerate(stack) for site in _layer_sites(layer, f"{path}.{idx}", idx, model)]
+    stacks = list(_layer_stacks(root, root_path))
+    if override.layers:
+        stacks = [(path, stack) for path, stack in _layer_stacks(model, "") if path.endswith(override.layers)]
+    found: dict[str, list[FfnSite]] = {}
+    for path, stack in stacks:
+        sites = [site for idx, layer in enumerate(stack) for site in _sites(layer, f"{path}.{idx}", idx, config, override)]
         if sites:
-            stacks[path] = sites
-    if not stacks:
-        kinds = {type(layer).__name__ for _, stack in _layer_stacks(root, root_path) for layer in stack}
+            found[path] = sites
+    if not found:
+        kinds = {type(layer).__name__ for _, stack in stacks for layer in stack}
         raise DecoderError(
             f"{type(model).__name__}: no layer holds a feed-forward network. Looked for: a list of layers, each with a "
             "module (or two linear layers) that maps hidden size -> wider -> hidden size through an activation, token "
-            f"by token. Found lists of: {listing(kinds)}. Memory can only be added where there is an FFN."
+            f"by token. Found lists of: {listing(kinds)}. Memory can only be added where there is an FFN; if there is "
+            "one, describe it with register_ffn_override."
         )
-    if len(stacks) > 1:
-        raise DecoderError(
-            f"{type(model).__name__}: several stacks of layers hold feed-forward networks: {listing(stacks)}. "
-            "Pass the sub-model that is meant (for example model.get_submodule of its parent)."
-        )
-    return next(iter(stacks.values()))
+    chosen = _main_stacks(model, found, config) if len(found) > 1 else list(found)
+    return _in_one_count(found, dict(stacks), chosen)
+
+
+def _main_stacks(model: nn.Module, found: dict[str, list[FfnSite]], config: Any) -> list[str]:
+    """Of several stacks with FFNs, those that belong to the decoder itself and not to a tower beside it."""
+    owners = {path: _owner(model, path) for path in found}
+    own = [path for path, owner in owners.items() if type(getattr(owner, "config", None)) is type(config)]
+    if own and len({id(owners[path]) for path in own}) == 1 and len({found[path][0].hidden_size for path in own}) == 1:
+        return own
+    raise DecoderError(
+        f"{type(model).__name__}: several stacks of layers hold feed-forward networks: {listing(found)}. Pass the "
+        "sub-model that is meant, or name the stack with register_ffn_override(model_type, layers=...)."
+    )
+
+
+def _in_one_count(found: dict[str, list[FfnSite]], stacks: dict[str, nn.ModuleList], chosen: list[str]) -> list[FfnSite]:
+    """The sites of the chosen stacks, their layers counted through."""
+    sites, offset = [], 0
+    for path in chosen:
+        sites += [FfnSite(**{**vars(site), "layer_idx": site.layer_idx + offset}) for site in found[path]]
+        offset += len(stacks[path])
+    return sites
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def _decoder_of(model: nn.Module) -> tuple[nn.Module, str]:
     """The part of a model to search and its path: the text decoder of a language model, else the model itself."""
     get_decoder = getattr(model, "get_decoder", None)
     part = get_decoder() if callable(get_decoder) else None
-    if isinstance(part, nn.Module):
+    if isinstance(part, nn.Module) and any(isinstance(module, nn.ModuleList) for module in part.modules()):
         for path, module in model.named_modules():
             if module is part:
                 return part, path
@@ -76,61 +115,75 @@ def _decoder_of(model: nn.Module) -> tuple[nn.Module, str]:
 def _layer_stacks(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.ModuleList]]:
     """The outermost module lists below a module, with their paths."""
     for name, child in root.named_children():
-        path = f"{root_path}.{name}" if root_path else name
-        if isinstance(child, nn.ModuleList):
+        path = inside(root_path, name)
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(list(child.children())) > 0:
             yield path, child
         else:
             yield from _layer_stacks(child, path)
 
 
-def _layer_sites(layer: nn.Module, layer_path: str, layer_idx: int, model: nn.Module) -> list[FfnSite]:
+def _owner(model: nn.Module, path: str) -> nn.Module:
+    """The innermost module on a path that has a configuration of its own."""
+    owner, part = model, model
+    for name in path.split("."):
+        part = part.get_submodule(name)
+        owner = part if hasattr(part, "config") else owner
+    return owner
+
+
+def _sites(layer: nn.Module, layer_path: str, idx: int, config: Any, override: FfnOverride) -> list[FfnSite]:
     """The FFN sites of one layer, one as a rule; none for layers without FFN (state-space, convolution)."""
-    for hidden_size in _hidden_sizes(layer, model):
-        found = _ffn_modules(layer, layer_path, hidden_size) or _linear_pair(layer, layer_path, hidden_size)
+    for hidden_size in _hidden_sizes(layer, config):
         sites = []
-        for entry, exit_path, holder in found:
-            activation = find_activation(holder, layer)
-            if activation is None:
-                continue
-            sites.append(FfnSite(layer_idx, exit_path, hidden_size, *activation, layer_path, entry, exit_path))
+        for part in _parts(layer, hidden_size, override):
+            activation = _activation(layer.get_submodule(part.holder), layer, hidden_size, config, override)
+            sites.append(
+                FfnSite(
+                    idx,
+                    inside(layer_path, part.path),
+                    hidden_size,
+                    *activation,
+                    layer_path,
+                    inside(layer_path, part.entry),
+                    inside(layer_path, part.exit),
+                    part.before_exit,
+                    override.tokens_first,
+                )
+            )
         if sites:
             return sites
     return []
 
 
-def _hidden_sizes(layer: nn.Module, model: nn.Module) -> list[int]:
-    """Widths a layer's FFN may have, likeliest first: those of its norms, then the configuration's."""
-    sizes: dict[int, None] = {}
-    for part in layer.modules():
-        shape = getattr(part, "normalized_shape", None)
-        if is_norm(part):
-            widths = [weight.shape[0] for weight in part.parameters(recurse=False) if weight.ndim == 1]
-            sizes.update(dict.fromkeys(widths or (shape or ())[-1:]))
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("hidden_size", "d_model", "n_embd", "embed_dim"):
-        if isinstance(getattr(text, name, None), int):
-            sizes[getattr(text, name)] = None
-    return list(sizes)
-
-
-def _ffn_modules(layer: nn.Module, path: str, hidden_size: int) -> list[tuple[str, str, nn.Module]]:
-    """The outermost FFN modules below a layer as (entry, exit, holder)."""
-    found = []
-    for name, child in layer.named_children():
-        child_path = f"{path}.{name}"
-        if is_ffn(child, hidden_size):
-            found.append((child_path, child_path, child))
-        elif not mixes_tokens(type(child)):
-            found.extend(_ffn_modules(child, child_path, hidden_size))
-    return found
-
-
-def _linear_pair(layer: nn.Module, path: str, hidden_size: int) -> list[tuple[str, str, nn.Module]]:
-    """Two linear layers held by the layer itself, hidden -> wider and wider -> hidden (OPT, BART)."""
-    linears = [(name, linear_shape(child)) for name, child in layer.named_children()]
-    linears = [(name, shape) for name, shape in linears if shape is not None]
-    for (up, up_shape), (down, down_shape) in zip(linears, linears[1:], strict=False):
-        if up_shape[0] == hidden_size == down_shape[1] and up_shape[1] == down_shape[0]:
-            return [(f"{path}.{up}", f"{path}.{down}", layer)]
+def _parts(layer: nn.Module, hidden_size: int, override: FfnOverride) -> list[FfnPart]:
+    if override.entry is None or override.exit is None:
+        return ffn_parts(layer, hidden_size)
+    held = {path for path, _ in layer.named_modules()}
+    if {override.entry, override.exit} <= held:
+        holder = override.entry if override.entry == override.exit else ""
+        return [FfnPart(override.exit, override.entry, override.exit, holder)]
     return []
+
+
+def _activation(
+    ffn: nn.Module, layer: nn.Module, hidden_size: int, config: Any, override: FfnOverride
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    given = override.activation or find_activation(ffn, layer, hidden_size) or _configured_activation(config)
+    if isinstance(given, str):
+        return ACT2FN[given], given
+    return given if isinstance(given, tuple) else (given, activation_name(given))
+
+
+def _configured_activation(config: Any) -> str:
+    for name in ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act"):
+        if getattr(config, name, None) in ACT2FN:
+            return getattr(config, name)
+    return "silu"
+
+
+def _hidden_sizes(layer: nn.Module, config: Any) -> list[int]:
+    """Widths a layer's FFN may have, likeliest first: its own norms', the configuration's, inner norms'."""
+    sizes = [norm_width(part) for part in layer.children()]
+    sizes += [getattr(config, name, None) for name in ("hidden_size", "d_model", "n_embd", "embed_dim")]
+    sizes += [norm_width(part) for part in layer.modules()]
+    return list(dict.fromkeys(size for size in sizes if isinstance(size, int)))

@@ -1,105 +1,21 @@
 """Adds memory to a frozen model's feed-forward networks: FFN'(x) = FFN(x) + output_scale * act(x K^T) V.
 
-`hook_ffns` adds whatever a function returns at each site; `attach_memory` adds plain key/value memory. Both leave the
-model's own modules and weights alone: removing the hooks gives back the very model there was.
+`attach_memory` adds plain key/value memory; `hook_ffns` (of `ffn_hooks`) adds whatever a function returns at each site.
 Source: the DEHVF paper, section on memory injection; Geva et al., arXiv:2012.14913 (an FFN is a key/value memory).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from dehvf_kit.backbones.ffn_hooks import FfnHooks, hook_ffns
 from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
-from dehvf_kit.errors import DecoderError, ShapeError
+from dehvf_kit.errors import ShapeError
 
-Delta = Callable[[int, Tensor], "Tensor | None"]
-
-
-class FfnHooks:
-    """The hooks that `hook_ffns` placed; `remove()` takes them all away, a second call does nothing.
-
-    Keep the hooks until the backward pass is over where gradient checkpointing is on: it runs the FFNs once more.
-    """
-
-    def __init__(self, handles: list[RemovableHandle]) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Take the hooks away: the model is then what it was before, bit for bit."""
-        while self._handles:
-            self._handles.pop().remove()
-
-
-def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHooks:
-    """Add `delta(index_into_sites, x)` where FFN(x) comes out, at each site.
-
-    Shapes: x is [rows, tokens, hidden_size], also where the model flattens rows and tokens; the tensor returned has
-    x's shape. None leaves the FFN's output object as it is. Raises: DecoderError if a site's path is not in the model.
-    """
-    handles: list[RemovableHandle] = []
-    for index, site in enumerate(sites):
-        try:
-            layer, entry, exit_module = (model.get_submodule(path) for path in (site.layer_path, site.entry, site.exit))
-        except AttributeError as error:
-            FfnHooks(handles).remove()
-            raise DecoderError(
-                f"{type(model).__name__}: site {index} names '{site.path}', which the model does not have ({error}). "
-                "Give the sites that ffn_sites lists for this very model."
-            ) from error
-        handles.extend(_hook_site(layer, entry, exit_module, index, delta))
-    return FfnHooks(handles)
-
-
-def _hook_site(
-    layer: nn.Module, entry: nn.Module, exit_module: nn.Module, index: int, delta: Delta
-) -> list[RemovableHandle]:
-    if entry is exit_module:
-
-        def add_to_ffn(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-            return _add(output, delta(index, _first(args, kwargs)))
-
-        return [entry.register_forward_hook(add_to_ffn, with_kwargs=True)]
-
-    layout: list[torch.Size] = []
-    pending: list[Tensor] = []
-
-    def note_layout(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        layout[:] = [_first(args, kwargs).shape]
-
-    def take_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        pending[:] = [_first(args, kwargs)]
-
-    def add_to_output(module: nn.Module, args: tuple, output: Any) -> Any:
-        x = pending.pop()
-        if x.ndim == 2 and layout and layout[0].numel() == x.numel():
-            x = x.view(layout[0])
-        return _add(output, delta(index, x))
-
-    return [
-        layer.register_forward_pre_hook(note_layout, with_kwargs=True),
-        entry.register_forward_pre_hook(take_input, with_kwargs=True),
-        exit_module.register_forward_hook(add_to_output),
-    ]
-
-
-def _first(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """A call's first tensor, whether given by place or by name."""
-    return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-
-
-def _add(output: Any, addition: Tensor | None) -> Any:
-    """FFN output plus an addition of as many elements; of a tuple, the first member is the FFN's output."""
-    if addition is None:
-        return output
-    if isinstance(output, tuple):
-        return (_add(output[0], addition), *output[1:])
-    return output + addition.reshape(output.shape).to(output.dtype)
-
+__all__ = ["FfnHooks", "MemoryHandle", "attach_memory", "hook_ffns", "read_memory"]
 
 class MemoryHandle:
     """Memory attached to a decoder; `detach()` gives the untouched decoder back, a second call does nothing."""

@@ -215,7 +215,7 @@ def test_flattened_inputs_come_as_rows_and_tokens():
 
 
 def test_sites_of_another_model_are_refused():
-    with pytest.raises(DecoderError, match=r"GPT2LMHeadModel: site 0 names 'model.layers.0.mlp'"):
+    with pytest.raises(DecoderError, match=r"GPT2LMHeadModel: site 0 .model.layers.0.mlp. is not in the model"):
         hook_ffns(tiny("gpt2"), ffn_sites(tiny("llama")), lambda index, x: None)
 
 

@@ -26,7 +26,7 @@ class FuserConfig(ComponentConfig):
 
     def mix_cost(self, context: BuildContext, num_kv: int) -> int:
         """FLOPs an image of the weighted sum."""
-        patches, layers = context.axes.get("patch") or 0, len(context.layers) or context.size("layer")
+        patches, layers = context.axes.get("patch") or 0, context.size("layer")
         return 2 * context.decoder.num_layers * num_kv * layers * patches * context.size("code")
 
 

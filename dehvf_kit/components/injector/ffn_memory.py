@@ -74,10 +74,11 @@ class FfnMemoryInjectorConfig(ComponentConfig):
 
 
 class FfnMemoryInjector(nn.Module):
-    """Holds the memory of the current batch and adds it in every FFN of the decoder it is attached to.
+    """Adds the memory it holds in every FFN of the decoder it is attached to.
 
-    forward: fused [batch, decoder_layer, kv, patch, code], a readout, position tables [slot, decoder_hidden], has_image
-    [batch] (True: has one) sets the memory for the passes that follow, until it is set again. No parameters of its own.
+    forward: fused [batch, decoder_layer, kv, patch, code], a readout, position tables [slot, decoder_hidden] and has_image
+    [batch] (True: has one) -> the batch's memory; `with injector.holding(memory):` lets the decoder read it. No
+    parameters of its own.
     Cost: per text token and layer 4 * hidden * slot + 4 * code * (hidden + patch) FLOPs in the factored form.
     Raises: ShapeError for rows that are no multiple of the memory's batch, or more patches than slots.
     Source: DEHVF, equations 10 to 13.
@@ -121,12 +122,11 @@ class FfnMemoryInjector(nn.Module):
     ) -> ActiveMemory:
         if fused is not None and position_keys is not None and fused.shape[3] > position_keys.shape[0]:
             raise ShapeError(f"{fused.shape[3]} patches do not fit into {position_keys.shape[0]} memory slots")
-        self.memory = ActiveMemory(self, fused, readout, position_keys, position_values, has_image)
-        return self.memory
+        return ActiveMemory(self, fused, readout, position_keys, position_values, has_image)
 
     @contextmanager
     def holding(self, memory: ActiveMemory | None) -> Iterator[None]:
-        """Inside, FFNs see this memory (gradient checkpointing runs them again during backward)."""
+        """Inside, the decoder's FFNs read this memory."""
         before, self.memory = self.memory, memory
         try:
             yield

@@ -37,7 +37,7 @@ class BottleneckMlpProjectorConfig(ComponentConfig):
 
     def cost(self, context: BuildContext) -> Cost:
         patches = context.axes.get("patch") or 0
-        layers = len(context.layers) or context.size("layer")
+        layers = context.size("layer")
         return Cost(per_image=2 * layers * patches * context.size("vision_hidden") * self.bottleneck_size)
 
     def build(self, context: BuildContext) -> BottleneckMlpProjector:

@@ -1,0 +1,98 @@
+"""Recipe -> DehvfModel, step by step: towers, graph on their sizes, components, attachment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dehvf_kit.backbones.decoder import decoder_spec, prepare_tokenizer
+from dehvf_kit.backbones.vision import VisionTower
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.graph import Graph
+from dehvf_kit.model import DehvfModel
+from dehvf_kit.plugin_manager import plugins
+from dehvf_kit.processing import DehvfProcessor, picture_processor
+from dehvf_kit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+Vision = nn.Module | Mapping[str, nn.Module]
+
+
+def build(
+    recipe: Recipe,
+    decoder: PreTrainedModel | None = None,
+    vision: Vision | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: BaseImageProcessor | None = None,
+) -> DehvfModel:
+    """Build a recipe's model on its base models, or on modules that are already in memory.
+
+    vision: one module, or one by name where the recipe has several encoders. A base model handed over without its
+    tokenizer gives a model without a processor. The initial weights follow `training.seed`.
+    Raises: RecipeError where the graph does not fit the towers, DehvfError where a base model is not on this machine.
+    """
+    sources = plugins().registry.sources
+    towers = _towers(recipe, vision, meta=False)
+    if decoder is None:
+        decoder = recipe.decoder.load(sources)
+        tokenizer = tokenizer or recipe.decoder.tokenizer(sources)
+    processor = None
+    if tokenizer is not None:
+        pictures = image_processor or picture_processor({name: tower.image for name, tower in recipe.vision.items()})
+        processor = DehvfProcessor(pictures, prepare_tokenizer(tokenizer), prompt=prompt_of(recipe))
+    return assemble(recipe, decoder, towers, processor)
+
+
+def build_on_meta(recipe: Recipe) -> DehvfModel:
+    """The recipe's model with real components on base models without weights: for counting, drawing and checking."""
+    return assemble(recipe, recipe.decoder.meta(plugins().registry.sources), _towers(recipe, None, meta=True), None)
+
+
+def assemble(recipe: Recipe, decoder: nn.Module, towers: Mapping[str, VisionTower], processor: Any) -> DehvfModel:
+    """Components wired onto towers. Raises: RecipeError where they do not fit."""
+    graph = recipe.check({name: tower.spec for name, tower in towers.items()}, decoder_spec(decoder))
+    for name, tower in towers.items():
+        tower.layers = graph.layers[name]
+    nodes = build_nodes(graph, recipe.training.seed)
+    device = next(decoder.parameters()).device
+    if device.type != "meta":
+        for node in nodes.values():
+            node.to(device)
+    return DehvfModel(decoder, towers, graph, nodes, recipe, processor)
+
+
+def build_nodes(graph: Graph, seed: int = 0) -> dict[str, nn.Module]:
+    """The graph's components with float32 weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        return {name: graph.nodes[name].config.build(graph.contexts[name]) for name in graph.order}
+
+
+def prompt_of(recipe: Recipe) -> dict[str, Any] | None:
+    """The prompt settings that travel with an adapter."""
+    return recipe.data.prompt.model_dump() if recipe.data is not None else None
+
+
+def _towers(recipe: Recipe, vision: Vision | None, meta: bool) -> dict[str, VisionTower]:
+    sources = plugins().registry.sources
+    given: Mapping[str, nn.Module] = {}
+    if vision is not None:
+        given = vision if isinstance(vision, Mapping) else dict.fromkeys(recipe.vision, vision)
+        if not isinstance(vision, Mapping) and len(recipe.vision) > 1:
+            raise DehvfError(f"the recipe has {len(recipe.vision)} encoders; hand them over by name: {', '.join(recipe.vision)}")
+        if set(given) != set(recipe.vision):
+            raise DehvfError(f"vision handed over for {sorted(given)}; the recipe names {sorted(recipe.vision)}")
+    towers = {}
+    for name, config in recipe.vision.items():
+        model = given.get(name)
+        if model is None:
+            model = config.meta(sources) if meta else config.load(sources)
+        towers[name] = model if isinstance(model, VisionTower) else config.tower(model)
+    return towers
+
+

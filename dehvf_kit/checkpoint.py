@@ -1,0 +1,296 @@
+"""Adapters on disk: trained weights alone, the resolved recipe, and the identity of the base models they belong to.
+
+A folder holds `adapter_model.safetensors`, `adapter_config.json`, `config.json` (which tells transformers whose it is),
+`generation_config.json`, the processor's files and a card `README.md`. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dehvf_kit import __version__
+from dehvf_kit.errors import AdapterError, did_you_mean, listing
+from dehvf_kit.recipe import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from dehvf_kit.model import DehvfModel
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FORMAT = 1
+PROBED_TENSORS, PROBED_VALUES = 16, 4
+ARCHITECTURE_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+    "patch_size",
+)
+
+
+def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
+    """Write an adapter; every file appears whole or not at all. Raises: AdapterError where the folder cannot be written."""
+    if model.recipe is None:
+        raise AdapterError("this model was made without a recipe; save the components' state_dict yourself")
+    if folder.exists() and not folder.is_dir():
+        raise AdapterError(f"{folder}: is a file; name a folder")
+    if not overwrite and (folder / WEIGHTS).exists():
+        raise AdapterError(f"{folder}: holds an adapter already; name another folder")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trainable_parameters().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if model.processor is not None:
+            model.processor.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        _write(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+        config = adapter_config(model)
+        _write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        _write_text(folder / "README.md", card(model, config))
+        _write_text(folder / "config.json", json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n")
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    _write(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
+
+
+def _write(path: Path, write: Any) -> None:
+    """Write beside the target, flush, rename."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(name)
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def adapter_config(model: DehvfModel) -> dict[str, Any]:
+    """What an adapter says of itself."""
+    import transformers
+
+    recipe = model.recipe.resolved()
+    bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
+    bases |= {name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()}
+    return {
+        "format": FORMAT,
+        "kit": "dehvf-kit",
+        "versions": {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "trainable_parameters": model.num_trainable_parameters(),
+        "bases": bases,
+        "base_model_name_or_path": model.recipe.decoder.model,
+        "recipe": recipe,
+    }
+
+
+def identity(model: nn.Module, name: str) -> dict[str, Any]:
+    """What tells a base model from another: its name, its architecture, and a probe of its weights.
+
+    The probe holds a few values of a few tensors, spread over the model; None for a model without weights (meta device).
+    """
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    fields = {key: getattr(config, key) for key in ARCHITECTURE_FIELDS if getattr(config, key, None) is not None}
+    return {
+        "name": name,
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "probe": _probe(model),
+    }
+
+
+def _probe(model: nn.Module) -> dict[str, list[float]] | None:
+    tensors = sorted(((name, p) for name, p in model.named_parameters() if p.is_floating_point()), key=lambda item: item[0])
+    if not tensors or any(parameter.device.type == "meta" for _, parameter in tensors):
+        return None
+    step = max(1, len(tensors) // PROBED_TENSORS)
+    return {name: _values(parameter) for name, parameter in tensors[::step]}
+
+
+def _values(parameter: Tensor) -> list[float]:
+    flat = parameter.detach().reshape(-1)
+    places = torch.linspace(0, flat.numel() - 1, PROBED_VALUES).long()
+    return [float(value) for value in flat[places.to(flat.device)].float().cpu()]
+
+
+# Largest relative error of rounding a weight to each dtype: half a unit in the last place.
+ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 0.0}
+
+
+def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> None:
+    """Raises: AdapterError where a base model is not the one an adapter was trained on."""
+    found = identity(model, "")
+    wanted = saved.get("architecture", {})
+    for key in wanted:
+        if found["architecture"].get(key) != wanted[key]:
+            raise AdapterError(
+                f"{what}: the adapter was trained on {_called(saved)} with {key} {wanted[key]}; "
+                f"this one has {key} {found['architecture'].get(key)}"
+            )
+    if saved.get("probe") is None or found["probe"] is None:
+        return
+    tolerance = 0.0
+    if saved["dtype"] != found["dtype"]:
+        tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], found["dtype"]))
+    for name, values in saved["probe"].items():
+        if name not in found["probe"]:
+            raise AdapterError(f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none")
+        for expected, value in zip(values, found["probe"][name], strict=True):
+            if abs(expected - value) > tolerance * max(abs(expected), 2.0**-14):
+                raise AdapterError(
+                    f"{what}: other weights than the adapter was trained on ({_called(saved)}): '{name}' holds {value:.6g} "
+                    f"where {expected:.6g} is expected; load the base model it names"
+                )
+
+
+def _called(saved: Mapping[str, Any]) -> str:
+    return f"'{saved['name']}'" if saved.get("name") else "a model handed over in memory"
+
+
+def load(
+    folder: str | Path, decoder: Any = None, vision: Any = None, tokenizer: Any = None, dtype: Any = None
+) -> DehvfModel:
+    """Restore an adapter on its base models, or on `decoder` and `vision` that are in memory already.
+
+    vision: one module, or one by name for several encoders. dtype: another dtype for the frozen decoder.
+    Raises: AdapterError for a missing or unexpected weight, another base model, or files that are not an adapter.
+    """
+    from dehvf_kit.build import build
+
+    place = Path(folder)
+    config = read_config(place)
+    recipe = adapter_recipe(config, place)
+    if dtype not in (None, "auto"):
+        name = str(dtype).removeprefix("torch.")
+        recipe = _with_dtype(recipe, name)
+    if decoder is not None and tokenizer is None and (place / "tokenizer_config.json").is_file():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer)
+    bases = config["bases"]
+    check_identity(bases["decoder"], model.decoder, "decoder")
+    for name, tower in model.towers.items():
+        check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
+    restore(model, read_weights(place), str(place))
+    return model
+
+
+def _with_dtype(recipe: Recipe, name: str) -> Recipe:
+    from dataclasses import replace
+
+    return replace(recipe, decoder=recipe.decoder.model_copy(update={"dtype": name}))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`. Raises: AdapterError where it is missing, not ours, or of a newer format."""
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: there is no such folder")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder}: not an adapter of dehvf-kit, it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("kit") != "dehvf-kit":
+        raise AdapterError(f"{path}: not written by dehvf-kit")
+    if not isinstance(config.get("format"), int) or config["format"] > FORMAT:
+        raise AdapterError(f"{path}: format {config.get('format')}, this kit reads up to {FORMAT}; upgrade dehvf-kit")
+    for key in ("recipe", "bases"):
+        if not isinstance(config.get(key), dict):
+            raise AdapterError(f"{path}: '{key}' is missing")
+    return config
+
+
+def adapter_recipe(config: Mapping[str, Any], folder: Path) -> Recipe:
+    """The recipe an adapter was built from, with its defaults filled in."""
+    recipe = {key: value for key, value in config["recipe"].items() if value is not None}
+    return parse_recipe(recipe, f"{folder / CONFIG}: recipe")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The trained weights. Raises: AdapterError where the file is missing, cut short or altered."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise AdapterError(f"{folder}: incomplete, it has no {WEIGHTS}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path}: cannot be read: {error}") from error
+
+
+def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put weights into a model, all of them and no others. Raises: AdapterError naming what is missing, left over or misshapen."""
+    wanted = model.trainable_parameters()
+    missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    if missing or unexpected:
+        parts = [f"missing: {listing(missing)}"] if missing else []
+        parts += [f"unexpected: {listing(unexpected)}{did_you_mean(unexpected[0], wanted)}"] if unexpected else []
+        raise AdapterError(f"{where}: weights do not fit the recipe; {'; '.join(parts)}")
+    for name, parameter in wanted.items():
+        if parameter.shape != weights[name].shape:
+            raise AdapterError(f"{where}: '{name}' is {tuple(weights[name].shape)}, the recipe makes it {tuple(parameter.shape)}")
+        if not torch.isfinite(weights[name]).all():
+            raise AdapterError(f"{where}: '{name}' holds values that are not finite")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(weights[name])
+
+
+def card(model: DehvfModel, config: Mapping[str, Any]) -> str:
+    """A model card: what it is, what it belongs to, how to use it."""
+    recipe = model.recipe
+    bases = "\n".join(f"- {name}: {base['name'] or 'a model handed over in memory'}" for name, base in config["bases"].items())
+    rows = "\n".join(
+        f"| {name} | {model.graph.nodes[name].config.type} | {sum(p.numel() for p in node.parameters()):,} |"
+        for name, node in model.nodes.items()
+    )
+    return f"""---
+library_name: dehvf-kit
+pipeline_tag: image-text-to-text
+---
+
+# {recipe.name}
+
+{recipe.description or "A DEHVF adapter."}
+
+An adapter of dehvf-kit {config["versions"]["dehvf-kit"]}: {config["trainable_parameters"]:,} trained parameters that give a
+frozen decoder eyes. It holds no base weights.
+
+Base models:
+
+{bases}
+
+| component | type | parameters |
+|---|---|---|
+{rows}
+
+```python
+import dehvf_kit
+
+model = dehvf_kit.load("path/to/this/folder")
+inputs = model.processor(images="picture.png", text="what is in the picture?")
+print(model.processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
+```
+
+The resolved recipe stands in `adapter_config.json`.
+"""

@@ -14,7 +14,7 @@ _HOME = {
     "load_recipe": "dehvf_kit.recipe",
     "parse_recipe": "dehvf_kit.recipe",
     "Recipe": "dehvf_kit.recipe",
-    "build": "dehvf_kit.build",
+    "build": "dehvf_kit.builder",
     "load": "dehvf_kit.checkpoint",
     "DehvfConfig": "dehvf_kit.model",
     "DehvfModel": "dehvf_kit.model",
@@ -46,7 +46,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
     from dehvf_kit.backbones.memory_hooks import attach_memory, hook_ffns
-    from dehvf_kit.build import build
+    from dehvf_kit.builder import build
     from dehvf_kit.checkpoint import load
     from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
     from dehvf_kit.errors import DehvfError, RecipeError

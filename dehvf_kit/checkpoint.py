@@ -173,7 +173,7 @@ def load(
     vision: one module, or one by name for several encoders. dtype: another dtype for the frozen decoder.
     Raises: AdapterError for a missing or unexpected weight, another base model, or files that are not an adapter.
     """
-    from dehvf_kit.build import build
+    from dehvf_kit.builder import build
 
     place = Path(folder)
     config = read_config(place)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,9 +201,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         if pixel_values is not None and vision_features is not None:
             raise ShapeError("give pixel_values or vision_features, not both")
         values: dict[tuple[str, str], Any] = {}
-        if pixel_values is not None and self._reads_pictures():
+        if pixel_values is not None and self.reads_pictures:
             vision_features = self.vision_features(pixel_values)
-        if vision_features is not None and self._reads_pictures():
+        if vision_features is not None and self.reads_pictures:
             features, has_image = self._place(self._by_tower(vision_features, "vision_features"), rows, has_image)
             for name, tensor in features.items():
                 values[name, "globals"], values[name, "patches"] = tensor[:, :, 0], tensor[:, :, 1:]
@@ -220,7 +221,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             values |= {(name, port): value for port, value in zip(ports, results, strict=False)}
         return outputs
 
-    def _reads_pictures(self) -> bool:
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether anything in the graph reads a picture's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
 
     def _place(
@@ -295,8 +298,28 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if labels is not None:
             kwargs["labels"] = labels
+        if labels is not None and isinstance(kwargs.get("logits_to_keep"), Tensor):
+            return self._answer_loss(memory, inputs, attention_mask, kwargs)
         with self._holding(memory):
             return self.decoder(**inputs, attention_mask=attention_mask, **kwargs)
+
+    def _answer_loss(self, memory: Mapping[str, Any], inputs: Any, attention_mask: Any, kwargs: dict[str, Any]) -> CausalLMOutputWithPast:
+        """Loss and logits [batch, position, vocabulary] of the positions in `logits_to_keep` alone, before answer tokens."""
+        labels, keep = kwargs.pop("labels"), kwargs["logits_to_keep"]
+        items = kwargs.pop("num_items_in_batch", None)
+        takes = inspect.signature(self.decoder.forward).parameters
+        if "logits_to_keep" not in takes:
+            kwargs.pop("logits_to_keep")
+        with self._holding(memory):
+            output = self.decoder(**inputs, attention_mask=attention_mask, **kwargs)
+        if output.logits.shape[1] != len(keep):
+            output.logits = output.logits[:, keep]
+        targets = labels[:, keep + 1]
+        loss = nn.functional.cross_entropy(
+            output.logits.float().flatten(0, 1), targets.flatten(), reduction="mean" if items is None else "sum"
+        )
+        output.loss = loss if items is None else loss / items
+        return output
 
     @torch.no_grad()
     def generate(

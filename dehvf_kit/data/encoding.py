@@ -1,0 +1,118 @@
+"""Samples -> token ids, labels and pictures -> padded batches. Loss is taken on the answer and the end token alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.errors import DataError
+from dehvf_kit.processing import DehvfProcessor
+
+if TYPE_CHECKING:
+    from dehvf_kit.data.features import FeatureStore
+
+IGNORED = -100
+
+
+def open_picture(sample: Sample) -> Image.Image:
+    """A sample's picture in RGB. Raises: DataError naming the sample and the file."""
+    try:
+        with Image.open(sample.image) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"sample '{sample.id}': there is no picture '{sample.image}'") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"sample '{sample.id}': picture '{sample.image}' cannot be read: {error}") from error
+
+
+class EncodedSamples(Dataset):
+    """Training samples ready to batch: `input_ids`, `labels`, and the picture's pixel values or cached features.
+
+    The prompt keeps its end where prompt and answer are longer than `max_length`.
+    Raises: DataError for an answer that leaves no room for a prompt token.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: DehvfProcessor,
+        prompt: PromptConfig,
+        max_length: int,
+        pictures: bool = True,
+        features: FeatureStore | None = None,
+    ) -> None:
+        self.samples, self.processor, self.pictures, self.features = samples, processor, pictures, features
+        self.prompt, self.max_length = prompt, max_length
+        tokenizer = processor.tokenizer
+        questions = [processor.with_prompt(sample.question) for sample in samples]
+        answers = [prompt.answer.replace("{answer}", sample.answer) for sample in samples]
+        special = not prompt.chat
+        prompt_ids = tokenizer(questions, add_special_tokens=special)["input_ids"] if samples else []
+        answer_ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if samples else []
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.tokens = [
+            self._join(sample, before, [*after, *end])
+            for sample, before, after in zip(samples, prompt_ids, answer_ids, strict=True)
+        ]
+
+    def _join(self, sample: Sample, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        room = self.max_length - len(answer)
+        if room < 1:
+            raise DataError(f"sample '{sample.id}': its answer has {len(answer)} tokens, max_length is {self.max_length}")
+        prompt = prompt[-room:]
+        return prompt + answer, [IGNORED] * len(prompt) + answer
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        input_ids, labels = self.tokens[index]
+        item: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "length": len(input_ids)}
+        if self.pictures and sample.image is not None:
+            if self.features is not None:
+                item["vision_features"] = self.features.read(sample)
+            else:
+                item["pixel_values"] = self.processor.image_processor(open_picture(sample), return_tensors="pt")["pixel_values"]
+        return item
+
+
+class Collator:
+    """Pads on the right to the batch's longest sample and names the positions whose logits the loss needs."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], pictures and has_image [batch]."""
+        longest = max(len(item["input_ids"]) for item in items)
+        input_ids = torch.full((len(items), longest), self.pad_token_id)
+        labels = torch.full((len(items), longest), IGNORED)
+        attention_mask = torch.zeros(len(items), longest, dtype=torch.long)
+        for row, item in enumerate(items):
+            length = len(item["input_ids"])
+            input_ids[row, :length] = torch.tensor(item["input_ids"])
+            labels[row, :length] = torch.tensor(item["labels"])
+            attention_mask[row, :length] = 1
+        batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch["logits_to_keep"] = (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
+        for key in ("pixel_values", "vision_features"):
+            found = [item[key] for item in items if key in item]
+            if found:
+                batch[key] = stack(found)
+        if "pixel_values" in batch or "vision_features" in batch:
+            batch["has_image"] = torch.tensor(["pixel_values" in item or "vision_features" in item for item in items])
+        return batch
+
+
+def stack(values: Sequence[Any]) -> Any:
+    """One tensor [picture, ...] from tensors with a leading axis of one; a mapping of them for several encoders."""
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    return {name: torch.cat([value[name] for value in values]) for name in values[0]}

@@ -1,0 +1,29 @@
+"""One thread (two make these tiny models slower), no network, and a registry that a test's plugins do not outlive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from dehvf_kit.plugin_manager import plugins
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_plugins() -> Iterator[None]:
+    """Plugins loaded inside the test are forgotten after it."""
+    plugins.cache_clear()
+    yield
+    plugins.cache_clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         self.generation_config = _generation_config(decoder, recipe)
         self.generation = self.generation_config
         self._was_trainable = [p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad]
-        self._was_training = [module for module in (decoder, *self.towers.values()) if module.training]
+        inner = (decoder, *(tower.model for tower in self.towers.values()))
+        self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
+        self._checkpointing = False
         self.attached = False
         for tower in (decoder, *self.towers.values()):
             tower.requires_grad_(False)
@@ -113,10 +115,12 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
     def detach(self) -> None:
         """Take everything off the towers: decoder and encoders are bit-identical to before, and trainable as before."""
         self._unhook()
+        if self._checkpointing:
+            self.activation_checkpointing_disable()
         for parameter in self._was_trainable:
             parameter.requires_grad_(True)
-        for module in self._was_training:
-            module.train()
+        for module, training in self._was_training:
+            module.training = training
         self._was_trainable, self._was_training = [], []
 
     def train(self, mode: bool = True) -> DehvfModel:
@@ -170,6 +174,8 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             if len(names) != 1:
                 raise ShapeError(f"{what}: one tensor for {len(names)} encoders; give a mapping with {', '.join(names)}")
             return {names[0]: given}
+        if not isinstance(given, Mapping):
+            raise ShapeError(f"{what} is a {type(given).__name__}; give a tensor, or a mapping with {', '.join(names)}")
         if set(given) != set(names):
             raise ShapeError(f"{what}: given for {sorted(given)}; wants {sorted(names)}")
         return dict(given)
@@ -200,10 +206,22 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             raise DehvfError("this model was detached from its decoder; build or load it again")
         if pixel_values is not None and vision_features is not None:
             raise ShapeError("give pixel_values or vision_features, not both")
+        if has_image is not None:
+            has_image = torch.as_tensor(has_image).bool()
+            if has_image.shape != (rows,):
+                raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
+        if not self.reads_pictures:
+            pixel_values = vision_features = None
+        elif pixel_values is not None and not any(map(len, self._by_tower(pixel_values, "pixel_values").values())):
+            pixel_values = None
+        if self.reads_pictures and pixel_values is None and vision_features is None and has_image is not None:
+            if has_image.any():
+                raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no pictures were given")
+            has_image = None
         values: dict[tuple[str, str], Any] = {}
-        if pixel_values is not None and self.reads_pictures:
+        if pixel_values is not None:
             vision_features = self.vision_features(pixel_values)
-        if vision_features is not None and self.reads_pictures:
+        if vision_features is not None:
             features, has_image = self._place(self._by_tower(vision_features, "vision_features"), rows, has_image)
             for name, tensor in features.items():
                 values[name, "globals"], values[name, "patches"] = tensor[:, :, 0], tensor[:, :, 1:]
@@ -217,8 +235,11 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
                 continue
             outputs[name] = node(**arguments)
             ports = list(self.graph.nodes[name].gives)
-            results = outputs[name] if len(ports) > 1 else (outputs[name],)
-            values |= {(name, port): value for port, value in zip(ports, results, strict=False)}
+            results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
+            if not isinstance(results, tuple) or len(results) != len(ports):
+                given = f"{len(results)} values" if isinstance(results, tuple) else f"a {type(results).__name__}"
+                raise DehvfError(f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port")
+            values |= {(name, port): value for port, value in zip(ports, results, strict=True)}
         return outputs
 
     @property
@@ -236,11 +257,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
                 raise ShapeError(
                     f"vision_features of '{name}' is {tuple(tensor.shape)}; wants [images, {layers}, 1 + patches, {width}]"
                 )
-            if has_image is not None and has_image.shape != (rows,):
-                raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
             if tensor.shape[0] == rows:
                 continue
-            owners = None if has_image is None else has_image.bool().nonzero().squeeze(1)
+            owners = None if has_image is None else has_image.nonzero().squeeze(1).to(tensor.device)
             if owners is None or len(owners) != tensor.shape[0]:
                 flagged = "" if owners is None else f", of which {len(owners)} have a picture by has_image"
                 raise ShapeError(f"{tensor.shape[0]} pictures for {rows} rows of text{flagged}")
@@ -262,17 +281,10 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             arguments[port] = found if node.takes[port].many else found[0]
         return arguments
 
-    @contextlib.contextmanager
-    def _holding(self, memory: Mapping[str, Any]) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for name, state in memory.items():
-                stack.enter_context(self.nodes[name].holding(state))
-            yield
-
     def _checkpoint_contexts(self) -> tuple[Any, Any]:
         """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
         held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
-        return contextlib.nullcontext(), self._holding(held)
+        return contextlib.nullcontext(), _Holding(self.nodes, held)
 
     def forward(
         self,
@@ -300,7 +312,7 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             kwargs["labels"] = labels
         if labels is not None and isinstance(kwargs.get("logits_to_keep"), Tensor):
             return self._answer_loss(memory, inputs, attention_mask, kwargs)
-        with self._holding(memory):
+        with _Holding(self.nodes, memory):
             return self.decoder(**inputs, attention_mask=attention_mask, **kwargs)
 
     def _answer_loss(self, memory: Mapping[str, Any], inputs: Any, attention_mask: Any, kwargs: dict[str, Any]) -> CausalLMOutputWithPast:
@@ -310,7 +322,7 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         takes = inspect.signature(self.decoder.forward).parameters
         if "logits_to_keep" not in takes:
             kwargs.pop("logits_to_keep")
-        with self._holding(memory):
+        with _Holding(self.nodes, memory):
             output = self.decoder(**inputs, attention_mask=attention_mask, **kwargs)
         if output.logits.shape[1] != len(keep):
             output.logits = output.logits[:, keep]
@@ -343,7 +355,7 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         memory = self.memory(text.shape[0], pixel_values, vision_features, has_image)
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
-        with self._holding(memory):
+        with _Holding(self.nodes, memory):
             return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -356,11 +368,13 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             )
         settings |= {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
         self.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+        self._checkpointing = True
         self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
         """Keep the decoder's activations for backward again."""
         self.decoder.activation_checkpointing_disable()
+        self._checkpointing = False
         self.train(self.training)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -406,13 +420,36 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
 _ABSENT = object()
 
 
+class _Holding(contextlib.AbstractContextManager[None]):
+    """Inside, the decoder reads a batch's memory. It may be entered again, as each backward over a kept graph does."""
+
+    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any]) -> None:
+        self.nodes, self.memory = nodes, memory
+        self.open: list[contextlib.ExitStack] = []
+
+    def __enter__(self) -> None:
+        self.open.append(contextlib.ExitStack())
+        for name, state in self.memory.items():
+            self.open[-1].enter_context(self.nodes[name].holding(state))
+
+    def __exit__(self, *error: object) -> None:
+        self.open.pop().close()
+
+
+# Settings of a base model that say nothing without sampling or beams; transformers refuses to save them then.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty")
+
+
 def _generation_config(decoder: nn.Module, recipe: Recipe | None) -> GenerationConfig:
     known = getattr(decoder, "generation_config", None)
     config = GenerationConfig(**known.to_dict()) if known is not None else GenerationConfig()
     if recipe is not None:
         wanted = recipe.generation.model_dump()
         if not wanted["do_sample"]:
-            wanted |= {"temperature": None, "top_p": None, "top_k": None}
+            wanted |= dict.fromkeys(_SAMPLING)
+        if wanted["num_beams"] == 1:
+            wanted |= dict.fromkeys(_BEAMS)
         for name, value in wanted.items():
             setattr(config, name, value)
     return config

@@ -161,6 +161,8 @@ class VisionTower(nn.Module):
         """
         dtype = next(self.model.parameters()).dtype
         rows, columns = (pixels // side for pixels, side in zip(pixel_values.shape[-2:], self.patch_size, strict=True))
+        if not rows or not columns:
+            raise VisionError(f"an image of {tuple(pixel_values.shape[-2:])} pixels is smaller than a patch of {self.patch_size}")
         arguments = self._arguments(pixel_values)
         features = []
         for tokens in self._run(pixel_values.to(dtype), arguments):

@@ -54,6 +54,8 @@ class FfnMemoryInjectorConfig(ComponentConfig):
         wired = set(context.wires)
         if "fused" in wired and "readout" not in wired:
             raise Misfit("has fused codes but no readout; wire a projector's readout to it", "inputs")
+        if "readout" in wired and "fused" not in wired:
+            raise Misfit("has a readout but no fused codes; wire a fuser to it, or remove the projector", "inputs")
         if ("position_keys" in wired) != ("position_values" in wired):
             raise Misfit("needs both position_keys and position_values, or neither", "inputs")
         if not wired & {"fused", "position_keys"}:
@@ -203,9 +205,9 @@ class ActiveMemory:
         return None if added is None else added.reshape(x.shape)
 
     def _form(self, memory: LayerMemory, tokens: int) -> str:
-        if self.form != "auto":
-            return self.form
         codes = memory.key_codes if memory.key_codes is not None else memory.value_codes
         if codes is None:
             return "factored"
+        if self.form != "auto":
+            return self.form
         return choose_form(tokens, codes.shape[1], codes.shape[2], memory.weight.shape[0])

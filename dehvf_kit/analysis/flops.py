@@ -1,0 +1,160 @@
+"""Forward FLOPs counted from configs and weight shapes: components, decoder and vision encoders. A multiply-add is two.
+
+Matrix products are counted, nothing else (no norms, activations, rotations or biases), and attention over the whole
+square of tokens, not the causal half: the conventions of `torch.utils.flop_counter`, which the tests compare with.
+For T tokens a transformer with matrix weights W (embedding tables excluded), A attention layers and attention width
+a = heads * head width costs 2 * W * T + 4 * A * a * T^2. Of a mixture of experts, the share of the experts that a token
+visits is counted. State-space and linear-attention layers count by their weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dehvf_kit.backbones.vision import VisionTower, vision_config
+from dehvf_kit.graph import Graph
+from dehvf_kit.shapes import Cost
+
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
+
+
+@dataclass(frozen=True)
+class TransformerFlops:
+    """What a transformer costs. weights: matrix weights a token passes, without the output head's `head`."""
+
+    weights: int
+    head: int
+    attention_layers: int
+    attention_width: int
+
+    def forward(self, tokens: int, logits: int | None = None) -> int:
+        """One pass over `tokens` tokens with logits for `logits` of them (None: all)."""
+        attention = 4 * self.attention_layers * self.attention_width * tokens**2
+        return 2 * self.weights * tokens + 2 * self.head * (tokens if logits is None else logits) + attention
+
+    @property
+    def per_token(self) -> int:
+        """One token, its attention to others left out."""
+        return 2 * (self.weights + self.head)
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """One sample of `tokens` text tokens through the decoder, vision encoders left out.
+
+    text: without a picture; memory: with the picture in memory, components included; prepended: with its patches put
+    before the text, as LLaVA does (no projector counted, logits for the text alone), None where their number varies.
+    """
+
+    tokens: int
+    text: int
+    memory: int
+    prepended: int | None
+
+
+@dataclass(frozen=True)
+class FlopReport:
+    """Costs of a recipe: each encoder a picture, each component, and a sample at several text lengths."""
+
+    vision: Mapping[str, int]
+    components: Mapping[str, Cost]
+    decoder_per_token: int
+    samples: tuple[TextCost, ...]
+
+
+def flop_report(
+    graph: Graph, decoder: nn.Module, towers: Mapping[str, VisionTower], lengths: tuple[int, ...] = (64, 128)
+) -> FlopReport:
+    """Count a checked graph on its towers, which may be on the meta device."""
+    components = component_costs(graph)
+    counted = decoder_flops(decoder)
+    outside = [cost for name, cost in components.items() if graph.nodes[name].config.attaches != "vision"]
+    fixed = sum(cost.per_step + cost.per_image for cost in outside)
+    per_token = sum(cost.per_token for cost in outside)
+    sizes = [tower.spec.num_patches for tower in towers.values()]
+    patches = None if None in sizes else sum(size or 0 for size in sizes)
+    samples = tuple(
+        TextCost(
+            length,
+            counted.forward(length),
+            counted.forward(length) + fixed + per_token * length,
+            None if patches is None else counted.forward(patches + length, logits=length),
+        )
+        for length in lengths
+    )
+    vision = {name: vision_flops(tower) for name, tower in towers.items()}
+    return FlopReport(vision, components, counted.per_token, samples)
+
+
+def component_costs(graph: Graph) -> dict[str, Cost]:
+    """Each node's own count, in the order the nodes run."""
+    return {name: graph.nodes[name].config.cost(graph.contexts[name]) for name in graph.order}
+
+
+def decoder_flops(decoder: nn.Module) -> TransformerFlops:
+    """Count a decoder language model of any family from the shapes of its weights."""
+    config = decoder.config.get_text_config(decoder=True)
+    head = decoder.get_output_embeddings()
+    share = _expert_share(config)
+    weights = sum(
+        _matrix_weights(module, share if ".experts" in f".{path}" else 1.0)
+        for path, module in decoder.named_modules()
+        if module is not head
+    )
+    width, layers = _attention(config)
+    return TransformerFlops(int(weights), int(_matrix_weights(head, 1.0)) if head is not None else 0, layers, width)
+
+
+def vision_flops(tower: VisionTower) -> int:
+    """One picture through an encoder's patch embedding and all its blocks; pooling heads left out."""
+    config = vision_config(tower.model.config)
+    patches = tower.spec.num_patches or 0
+    weights = sum(int(_matrix_weights(module, 1.0)) for block in tower.blocks for module in block.modules())
+    width, layers = _attention(config)
+    counted = TransformerFlops(weights, 0, layers, width)
+    rows, columns = tower.patch_size or (0, 0)
+    embedding = 2 * patches * getattr(config, "num_channels", 3) * rows * columns * tower.spec.hidden_size
+    return embedding + counted.forward(patches + _prefix_tokens(tower.model, config))
+
+
+def _matrix_weights(module: nn.Module, share: float) -> float:
+    """Numbers in a module's own matrices; `share` applies to stacks of experts [expert, out, in]."""
+    if isinstance(module, nn.Embedding):
+        return 0.0
+    count = 0.0
+    for name, parameter in module.named_parameters(recurse=False):
+        matrix = parameter.ndim == 2 and name == "weight"
+        experts = parameter.ndim == 3 and share != 1.0
+        if matrix or experts:
+            count += parameter.numel() * share
+    return count
+
+
+def _expert_share(config: Any) -> float:
+    """Part of a mixture's experts that one token visits; 1 where there is no mixture."""
+    experts = next((value for name in EXPERT_COUNTS if (value := getattr(config, name, None))), None)
+    visited = next((value for name in EXPERTS_A_TOKEN if (value := getattr(config, name, None))), None)
+    return visited / experts if isinstance(experts, int) and isinstance(visited, int) else 1.0
+
+
+def _attention(config: Any) -> tuple[int, int]:
+    """Width of attention (heads * head width) and the layers that have it."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return 0, 0
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return width, sum("attention" in kind and "linear" not in kind for kind in kinds)
+    return width, config.num_hidden_layers
+
+
+def _prefix_tokens(model: nn.Module, config: Any) -> int:
+    """Class and register tokens in front of the patches."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    return int(bool(names & {"cls_token", "class_embedding"})) + (getattr(config, "num_register_tokens", 0) or 0)

@@ -1,0 +1,83 @@
+"""What all commands print with: tables for terminals, plain text for pipes, and quiet libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TextIO, cast
+
+from rich.console import Console
+from rich.table import Table
+
+PIPE_WIDTH = 110
+
+
+def stdout() -> Console:
+    """A console on standard output; where that is no terminal, wide enough not to fold lines."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    width = None if "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(file=cast(IO[str], _Trimmed(sys.stdout)), width=width, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+class _Trimmed:
+    """A text stream that drops the blanks tables leave at the ends of lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+@contextmanager
+def waiting(text: str, plain: bool = False) -> Iterator[None]:
+    """A spinner on standard error while the block runs; without a terminal one line if `plain`, else nothing."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(text):
+            yield
+        return
+    if plain:
+        print(f"{text} ...", file=sys.stderr, flush=True)
+    yield
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' advice and bars off the screen, unless its own environment variable asks for them."""
+    if "TRANSFORMERS_VERBOSITY" in os.environ:
+        return
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
+
+
+def section(console: Console, title: str, note: str = "") -> None:
+    """A heading with an empty line above."""
+    console.print()
+    console.print(f"[bold]{title}[/]" + (f"  [dim]{note}[/]" if note else ""))
+
+
+def grid(*justify: str, indent: int = 2) -> Table:
+    """A table without lines; one column for each of `left` and `right`."""
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(width=max(0, indent - 2))
+    for place in justify:
+        table.add_column(justify=place, overflow="fold")  # type: ignore[arg-type]
+    return table

@@ -1,0 +1,193 @@
+"""The command line: arguments only. Each command's work stands in its own file, imported when it runs.
+
+A fault the user can mend is printed alone, without a traceback, and the exit status is 1; a wrong command line gives 2,
+an interrupt 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dehvf_kit import __version__
+from dehvf_kit.errors import DehvfError
+
+INTERRUPTED = 130
+DEMO_ADAPTER = Path("runs/demo/adapter")
+
+
+class Commands(TyperGroup):
+    """The group of all commands, which turns errors into messages."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DehvfError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    name="dehvf-kit",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Give eyes to a frozen language model: hierarchical visual features written into its feed-forward memory.",
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a .yaml file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions to ask at most.", show_default=False)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dehvf-kit {__version__} ({', '.join(_installed(name) for name in ('torch', 'transformers'))})")
+        raise typer.Exit
+
+
+def _installed(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"{name} missing"
+
+
+@app.callback()
+def before(
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE", help="Load a one-file plugin first; may be repeated."),
+    ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What happens before every command."""
+    if plugin:
+        from dehvf_kit.plugin_manager import load_plugin_file
+
+        for file in plugin:
+            load_plugin_file(file)
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Find every fault of a recipe at once; needs both base models' configs, never weights."""
+    from dehvf_kit.cli.check import run
+
+    run(recipe, overrides or [])
+
+
+@app.command()
+def show(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print a recipe with its parents merged and every default filled in, ready to be loaded again."""
+    from dehvf_kit.cli.show import run
+
+    run(recipe, overrides or [], as_json)
+
+
+@app.command(name="list")
+def list_installed(
+    role: Annotated[
+        str | None, typer.Argument(metavar="ROLE", help="Only this role, with every field.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List components, base models, data sets and plugins, and where each comes from."""
+    from dehvf_kit.cli.listing import run
+
+    run(role, as_json)
+
+
+@app.command()
+def build(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where the adapter goes.", show_default="runs/NAME"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that stands there.")] = False,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Write the adapter.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Build a recipe's adapter without base weights, save it, and print graph, parameters, FLOPs and memory."""
+    from dehvf_kit.cli.build import run
+
+    run(recipe, overrides or [], output, overwrite, save, as_json)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the run goes.", show_default="runs/NAME")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """Train a recipe's adapter on its data set."""
+    from dehvf_kit.cli.train import run
+
+    run(recipe, overrides or [], output, resume)
+
+
+@app.command(name="eval")
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A saved adapter's folder.", show_default=False)],
+    overrides: Overrides = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Score a trained adapter on the test split of its data set."""
+    from dehvf_kit.cli.evaluate import run
+
+    run(adapter, overrides or [], limit, as_json)
+
+
+@app.command()
+def generate(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
+    adapter: Annotated[Path, typer.Option("--adapter", "-a", metavar="DIR", help="A trained adapter.")] = DEMO_ADAPTER,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Length of the answer.", show_default="the recipe's")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question about a picture."""
+    from dehvf_kit.cli.generate import run
+
+    run(adapter, image, question, max_new_tokens, as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes.")] = Path(
+        "runs/demo"
+    ),
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Minutes of training, DEHVF alone.")] = 10.0,
+) -> None:
+    """Train and score the default recipe on real pictures, beside the same recipe without pictures."""
+    from dehvf_kit.cli.demo import run
+
+    run(output, minutes)
+
+
+def main() -> None:
+    """The entry point of `dehvf-kit`."""
+    app()

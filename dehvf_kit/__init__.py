@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dehvf_kit.auto_classes import register_with_transformers
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -16,7 +18,7 @@ _HOME = {
     "Recipe": "dehvf_kit.recipe",
     "build": "dehvf_kit.builder",
     "load": "dehvf_kit.checkpoint",
-    "DehvfConfig": "dehvf_kit.model",
+    "DehvfConfig": "dehvf_kit.model_config",
     "DehvfModel": "dehvf_kit.model",
     "DehvfProcessor": "dehvf_kit.processing",
     "ffn_sites": "dehvf_kit.backbones.ffn_sites",
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
     from dehvf_kit.errors import DehvfError, RecipeError
     from dehvf_kit.hookspecs import hookimpl
-    from dehvf_kit.model import DehvfConfig, DehvfModel
+    from dehvf_kit.model import DehvfModel
+    from dehvf_kit.model_config import DehvfConfig
     from dehvf_kit.processing import DehvfProcessor
     from dehvf_kit.recipe import Recipe, load_recipe, parse_recipe
+
+register_with_transformers()

@@ -127,8 +127,8 @@ def _probe(model: nn.Module) -> dict[str, list[float]] | None:
 
 def _values(parameter: Tensor) -> list[float]:
     flat = parameter.detach().reshape(-1)
-    places = torch.linspace(0, flat.numel() - 1, PROBED_VALUES).long()
-    return [float(value) for value in flat[places.to(flat.device)].float().cpu()]
+    places = [place * (flat.numel() - 1) // (PROBED_VALUES - 1) for place in range(PROBED_VALUES)]
+    return flat[places].float().cpu().tolist()
 
 
 # Largest relative error of rounding a weight to each dtype: half a unit in the last place.

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.vision import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.graph import BATCH, Graph
+from dehvf_kit.model_config import DehvfConfig
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
 
 Features = Tensor | Mapping[str, Tensor]
 SINGLE = "vision"
-
-
-class DehvfConfig(PretrainedConfig):
-    """Marks a folder as a DEHVF adapter; what was built stands in `adapter_config.json` beside it."""
-
-    model_type = "dehvf"
 
 
 class DehvfModel(PreTrainedModel, GenerationMixin):

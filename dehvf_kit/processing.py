@@ -53,12 +53,10 @@ class DehvfProcessor(ProcessorMixin):
     """
 
     attributes = ["image_processor", "tokenizer"]
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, prompt: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self.prompt = dict(prompt) if prompt else None
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(_as_trained(image_processor), tokenizer, **kwargs)
         if getattr(self, "chat_template", None) is None:
             self.chat_template = getattr(tokenizer, "chat_template", None)
 
@@ -115,6 +113,19 @@ class DehvfProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def _as_trained(image_processor: Any) -> Any:
+    """The PIL form of a CLIP image processor.
+
+    transformers loads the torchvision form where torchvision is installed, whose bicubic resize gives other pixel values
+    than the form an adapter was trained with.
+    """
+    if type(image_processor).__name__ != "CLIPImageProcessor":
+        return image_processor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil.from_dict(image_processor.to_dict())
 
 
 _TEXT_ARGUMENTS = {"return_tensors", "padding", "truncation", "max_length", "padding_side", "pad_to_multiple_of"}

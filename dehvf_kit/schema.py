@@ -2,7 +2,7 @@
 
 It is generated from the registered configs. The file in `recipes/` knows the built-ins alone, whatever is installed
 beside them; `--installed --output FILE` writes one with the plugins of this environment. Data sets mostly come with
-plugins, so a `data.type` that is not built in is let through. The wiring of a graph is beyond a schema: `dehvf-kit check`
+plugins, so a `data.type` that is not built in is let through. Wiring is beyond a schema: `dehvf-kit check`
 looks at that.
 """
 

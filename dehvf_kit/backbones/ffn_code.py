@@ -11,7 +11,7 @@ import inspect
 import textwrap
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def class_tree(cls: type) -> ast.AST:
     """The syntax tree of a class's source, empty where none is to be had (C extensions, exec)."""
     try:
@@ -20,7 +20,7 @@ def class_tree(cls: type) -> ast.AST:
         return ast.Module(body=[], type_ignores=[])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def called_names(cls: type) -> frozenset[str]:
     """The last name of everything a class's methods call: `nn.functional.silu(x)` gives `silu`."""
     names = set()
@@ -31,14 +31,14 @@ def called_names(cls: type) -> frozenset[str]:
     return frozenset(names)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def called_keywords(cls: type) -> frozenset[str]:
     """The names of all keyword arguments that a class's methods pass on."""
     nodes = ast.walk(class_tree(cls))
     return frozenset(word.arg for node in nodes if isinstance(node, ast.Call) for word in node.keywords if word.arg)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def forward_arguments(cls: type) -> tuple[str, ...]:
     """The names of a class's forward arguments, `self` left out."""
     try:
@@ -47,7 +47,7 @@ def forward_arguments(cls: type) -> tuple[str, ...]:
         return ()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def child_calls(cls: type) -> tuple[tuple[str, int], ...]:
     """The modules a forward calls, in source order, as (path below the module, number of arguments).
 
@@ -66,7 +66,7 @@ def child_calls(cls: type) -> tuple[tuple[str, int], ...]:
     return tuple((path, count) for _, _, path, count in sorted(calls))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def overwrites_input(cls: type) -> bool:
     """Whether a forward changes its first argument in place (`x *= noise`, `x.mul_(...)`), as some mixtures do."""
     first = forward_arguments(cls)[:1]

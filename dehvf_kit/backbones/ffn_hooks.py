@@ -109,7 +109,7 @@ def _hook_site(model: nn.Module, site: FfnSite, index: int, delta: Delta) -> lis
         return _add(args, addition(pending.pop()))
 
     handles = []
-    if not site.entry == site.layer_path:
+    if site.entry != site.layer_path:
         handles.append(layer.register_forward_pre_hook(note_layout, with_kwargs=True))
     if not read_first:
         return [*handles, entry.register_forward_hook(add_to_ffn, with_kwargs=True)]
@@ -120,7 +120,9 @@ def _hook_site(model: nn.Module, site: FfnSite, index: int, delta: Delta) -> lis
 
 
 def _overwrites(entry: nn.Module) -> bool:
-    return any(overwrites_input(type(part)) for part in entry.modules() if not type(part).__module__.startswith("torch"))
+    return any(
+        overwrites_input(type(part)) for part in entry.modules() if not type(part).__module__.startswith("torch")
+    )
 
 
 def _first(args: tuple, kwargs: dict[str, Any], names: Sequence[str] = ()) -> Tensor:

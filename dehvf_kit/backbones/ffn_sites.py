@@ -60,7 +60,9 @@ def ffn_sites(model: nn.Module) -> list[FfnSite]:
         stacks = [(path, stack) for path, stack in _layer_stacks(model, "") if path.endswith(override.layers)]
     found: dict[str, list[FfnSite]] = {}
     for path, stack in stacks:
-        sites = [site for idx, layer in enumerate(stack) for site in _sites(layer, f"{path}.{idx}", idx, config, override)]
+        sites = [
+            site for idx, layer in enumerate(stack) for site in _sites(layer, f"{path}.{idx}", idx, config, override)
+        ]
         if sites:
             found[path] = sites
     if not found:
@@ -87,7 +89,9 @@ def _main_stacks(model: nn.Module, found: dict[str, list[FfnSite]], config: Any)
     )
 
 
-def _in_one_count(found: dict[str, list[FfnSite]], stacks: dict[str, nn.ModuleList], chosen: list[str]) -> list[FfnSite]:
+def _in_one_count(
+    found: dict[str, list[FfnSite]], stacks: dict[str, nn.ModuleList], chosen: list[str]
+) -> list[FfnSite]:
     """The sites of the chosen stacks, their layers counted through."""
     sites, offset = [], 0
     for path in chosen:

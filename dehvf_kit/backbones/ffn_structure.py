@@ -25,7 +25,7 @@ NAMED_ACTIVATIONS = ("gelu", "silu", "swish", "relu", "mish", "activation")
 Activation = Callable[[Tensor], Tensor]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def mixes_tokens(cls: type) -> bool:
     """Whether a class itself (its children apart) lets one token's output depend on another token."""
     if issubclass(cls, MIXING_MODULES):
@@ -85,7 +85,7 @@ def is_activation(module: nn.Module) -> bool:
     return bare and any(name in cls.__name__.lower() for name in NAMED_ACTIVATIONS)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _activation_classes() -> frozenset[type]:
     return frozenset(entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
 

@@ -17,6 +17,7 @@ from dehvf_kit.errors import ShapeError
 
 __all__ = ["FfnHooks", "MemoryHandle", "attach_memory", "hook_ffns", "read_memory"]
 
+
 class MemoryHandle:
     """Memory attached to a decoder; `detach()` gives the untouched decoder back, a second call does nothing."""
 

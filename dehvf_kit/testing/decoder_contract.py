@@ -7,108 +7,43 @@ model fails the very same check (shown by running it, never by a list of names).
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
-from dehvf_kit.backbones.memory_hooks import MemoryHandle, attach_memory
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.backbones.memory_hooks import attach_memory
 from dehvf_kit.testing.reference import reference_memory
-
-BATCH, TOKENS, SLOTS, NEW_TOKENS, OUTPUT_SCALE = 2, 7, 3, 5, 0.5
-
-
-class Broken(DehvfError):
-    """The kit breaks an item of the contract."""
-
-
-class FamilyLimit(DehvfError):
-    """The untouched model fails the very same check; nothing can be said about the kit."""
-
-
-@dataclass
-class Subject:
-    """One decoder under test: `make` builds it afresh, with the same weights each time."""
-
-    make: Callable[[], nn.Module]
-    _fresh: list[nn.Module] = field(default_factory=list, repr=False)
-
-    def build(self) -> nn.Module:
-        """A fresh frozen copy in evaluation mode."""
-        return self.make().eval().requires_grad_(False)
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """One frozen copy that items share; they leave it as they found it."""
-        return self.build()
-
-    @cached_property
-    def sites(self) -> list[FfnSite]:
-        return ffn_sites(self.model)
-
-    @cached_property
-    def input_ids(self) -> Tensor:
-        vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
-        generator = torch.Generator().manual_seed(3)
-        return torch.randint(4, min(vocab_size, 90), (BATCH, TOKENS), generator=generator)
-
-    @cached_property
-    def needs_input_gradients(self) -> bool:
-        """Whether gradients only flow where the embeddings require them too (Reformer's reversible layers)."""
-        keys, values = self.memory()
-        with self.attached(self.model, [key.requires_grad_() for key in keys], values):
-            return not logits(self.model, self.input_ids).requires_grad
-
-    def memory(self, only: int | None = None, scale: float = 0.3) -> tuple[list[Tensor], list[Tensor]]:
-        """Random keys and values [BATCH, SLOTS, hidden_size] a site; `only` one site's are other than zero."""
-        generator = torch.Generator().manual_seed(5)
-        draws = [
-            scale * torch.randn(2, BATCH, SLOTS, site.hidden_size, generator=generator) * (only in (None, index))
-            for index, site in enumerate(self.sites)
-        ]
-        return [keys for keys, _ in draws], [values for _, values in draws]
-
-    @contextmanager
-    def attached(self, model: nn.Module, keys: list[Tensor], values: list[Tensor]) -> Iterator[MemoryHandle]:
-        handle = attach_memory(model, keys, values, output_scale=OUTPUT_SCALE)
-        try:
-            yield handle
-        finally:
-            handle.detach()
-
-
-def logits(model: nn.Module, input_ids: Tensor, **kwargs: Any) -> Tensor:
-    """The logits of one pass, the random numbers some models draw even in evaluation fixed."""
-    torch.manual_seed(0)
-    return model(input_ids=input_ids, **kwargs).logits
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative to the larger of the reference's largest value and 1."""
-    return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1))
+from dehvf_kit.testing.subject import (
+    BATCH,
+    OUTPUT_SCALE,
+    Broken,
+    FamilyLimit,
+    NotRun,
+    Subject,
+    attempt,
+    close,
+    distance,
+    generated,
+    logits,
+    no_cache,
+    require,
+    without_noise,
+)
 
 
 def _backward(subject: Subject, model: nn.Module) -> Tensor:
-    """A pass and its backward pass without cache; the logits come back."""
+    """A pass and its backward pass, without cache; the logits come back."""
     if subject.needs_input_gradients:
-        model.enable_input_require_grads()
-    given = logits(model, subject.input_ids, **_no_cache(model))
+        without_noise(model).train().enable_input_require_grads()
+    given = logits(model, subject.input_ids, **no_cache(model))
     given.float().square().mean().backward()
-    if subject.needs_input_gradients:
-        model.disable_input_require_grads()
     return given
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise Broken(message)
 
 
 @torch.no_grad()
@@ -129,7 +64,8 @@ def sites_are_token_by_token(subject: Subject) -> None:
             with _one_token_changed(model, site, changed) as seen:
                 logits(model, subject.input_ids)
             outputs.append(seen[0])
-        moved = (outputs[0] != outputs[1]).any(-1).nonzero().flatten().tolist()
+        moved = (outputs[0] - outputs[1]).abs().amax(-1)
+        moved = (moved > 1e-3 * moved.max()).nonzero().flatten().tolist()  # experts sum in another order: rounding
         require(bool(moved), f"{site.path}: the output does not depend on the input")
         if moved == [2, 3]:
             raise FamilyLimit("the FFN itself looks at the token before")
@@ -178,17 +114,20 @@ def each_layer_equals_the_reference(subject: Subject) -> None:
             expected = logits(model, subject.input_ids)
         place = "all sites" if index is None else subject.sites[index].path
         require(distance(given, before) > 1e-6, f"memory at {place} does not change the logits")
-        require(distance(given, expected) < 1e-4, f"memory at {place} is {distance(given, expected):.1e} off the reference")
+        require(
+            distance(given, expected) < 1e-4, f"memory at {place}: {distance(given, expected):.1e} off the reference"
+        )
 
 
 def only_memory_gets_gradients(subject: Subject) -> None:
     """Every key and value gets a gradient, no weight of the decoder does."""
     keys, values = subject.memory()
     tensors = [tensor.requires_grad_() for tensor in keys + values]
-    with subject.attached(subject.model, keys, values):
-        _backward(subject, subject.model)
+    model = subject.build()
+    with subject.attached(model, keys, values):
+        _backward(subject, model)
     require(all(t.grad is not None and bool(t.grad.any()) for t in tensors), "some memory gets no gradient")
-    require(all(p.grad is None for p in subject.model.parameters()), "a weight of the decoder gets a gradient")
+    require(all(p.grad is None for p in model.parameters()), "a weight of the decoder gets a gradient")
 
 
 @torch.no_grad()
@@ -214,20 +153,6 @@ def _cached_like_uncached(subject: Subject, way: dict[str, Any]) -> bool:
     if isinstance(cached, str) or isinstance(uncached, str):
         return False
     return torch.equal(cached[0], uncached[0]) and distance(cached[1], uncached[1]) < 1e-4
-
-
-def generated(model: nn.Module, input_ids: Tensor, **way: Any) -> tuple[Tensor, Tensor] | str:
-    """Generated token ids and the logits of each step, or the message of the error that generation ended in."""
-    torch.manual_seed(0)
-    way = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "pad_token_id": 0, **way}
-    mask = torch.ones_like(input_ids)
-    try:
-        output = model.generate(
-            input_ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **way
-        )
-    except Exception as error:  # noqa: BLE001 - whatever a model's own generate raises is compared, not handled
-        return f"{type(error).__name__}: {error}"
-    return output.sequences, torch.stack(output.logits)
 
 
 @torch.no_grad()
@@ -261,14 +186,14 @@ def left_padding_changes_nothing(subject: Subject) -> None:
     """A left-padded sample gives the logits it gives alone, told its positions or left to find them."""
     keys, values = subject.memory()
     for told in (True, False):
-        untouched = _attempt(lambda t=told: _padded_logits(subject.model, subject.input_ids, t))
-        if not _close(untouched, logits(subject.model, subject.input_ids[:1, 3:])[0]):
+        untouched = attempt(lambda t=told: _padded_logits(subject.model, subject.input_ids, t))
+        if not close(untouched, logits(subject.model, subject.input_ids[:1, 3:])[0]):
             continue
         with subject.attached(subject.model, keys, values):
-            padded = _attempt(lambda t=told: _padded_logits(subject.model, subject.input_ids, t))
+            padded = attempt(lambda t=told: _padded_logits(subject.model, subject.input_ids, t))
         with subject.attached(subject.model, [k[:1] for k in keys], [v[:1] for v in values]):
             alone = logits(subject.model, subject.input_ids[:1, 3:])[0]
-        require(_close(padded, alone), "left padding changes the logits")
+        require(close(padded, alone), "left padding changes the logits")
         return
     raise FamilyLimit("left padding changes the untouched model's logits")
 
@@ -280,41 +205,26 @@ def _padded_logits(model: nn.Module, input_ids: Tensor, told: bool) -> Tensor:
     return logits(model, ids, attention_mask=mask, **positions)[0, 3:]
 
 
-def _attempt(compute: Callable[[], Any]) -> Any:
-    """A result, or the message of the error it ended in (models refuse what they cannot do in many ways)."""
-    try:
-        return compute()
-    except DehvfError:
-        raise
-    except Exception as error:  # noqa: BLE001 - compared with the untouched model's, not handled
-        return f"{type(error).__name__}: {error}"
-
-
-def _close(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return False
-    return a.shape == b.shape and bool(torch.isfinite(a).all()) and distance(a, b) < tolerance
-
-
 def checkpointing_and_cache_change_nothing(subject: Subject) -> None:
-    """Loss and memory gradients in training: gradient checkpointing of either form and `use_cache` in all combinations."""
-    plain = _attempt(lambda: _training_step(subject, None, False, with_memory=True))
+    """Loss and memory gradients in training: checkpointing of either form, with and without `use_cache`."""
+    plain = attempt(lambda: _training_step(subject, None, False, with_memory=True))
     if isinstance(plain, str):
-        untouched = _attempt(lambda: _training_step(subject, None, False, with_memory=False))
+        untouched = attempt(lambda: _training_step(subject, None, False, with_memory=False))
         limit = isinstance(untouched, str)
         raise (FamilyLimit if limit else Broken)(f"training step: {untouched if limit else plain}")
     limits = []
     for form in (None, False, True):
         for use_cache in (False, True):
-            given = _attempt(lambda f=form, u=use_cache: _training_step(subject, f, u, with_memory=True))
-            if _close(given, plain):
+            given = attempt(lambda f=form, u=use_cache: _training_step(subject, f, u, with_memory=True))
+            if close(given, plain):
                 continue
             name = f"use_reentrant={form}, use_cache={use_cache}"
-            untouched_plain = _attempt(lambda: _training_step(subject, None, False, with_memory=False))
-            untouched = _attempt(lambda f=form, u=use_cache: _training_step(subject, f, u, with_memory=False))
-            if _close(untouched, untouched_plain):
+            untouched_plain = attempt(lambda: _training_step(subject, None, False, with_memory=False))
+            untouched = attempt(lambda f=form, u=use_cache: _training_step(subject, f, u, with_memory=False))
+            if close(untouched, untouched_plain):
                 raise Broken(f"{name}: {given if isinstance(given, str) else 'another loss or gradient'}")
-            limits.append(f"{name} ({str(untouched)[:80] if isinstance(untouched, str) else 'another loss or gradient'})")
+            reason = untouched[:80] if isinstance(untouched, str) else "another loss or gradient"
+            limits.append(f"{name} ({reason})")
     if limits:
         raise FamilyLimit("the untouched model trains otherwise with " + "; ".join(limits))
 
@@ -341,27 +251,20 @@ def _training_step(subject: Subject, reentrant: bool | None, use_cache: bool, wi
     if handle is not None:
         handle.detach()
     grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in trained]
-    return torch.cat([loss.detach().reshape(1), *(grad.reshape(-1) / grad.abs().max().clamp(min=1e-9) for grad in grads)])
-
-
-def without_noise(model: nn.Module) -> nn.Module:
-    """A model whose dropout, layer drop and routing noise are switched off, so that training passes can be compared."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and any(word in name for word in ("drop", "jitter")) or name == "p":
-                setattr(module, name, 0.0)
-    return model
+    return torch.cat(
+        [loss.detach().reshape(1), *(grad.reshape(-1) / grad.abs().max().clamp(min=1e-9) for grad in grads)]
+    )
 
 
 def half_precision_runs(subject: Subject) -> None:
     """In bfloat16, memory in bfloat16 or float32 gives finite logits and gradients."""
-    model = _attempt(lambda: subject.build().to(torch.bfloat16))
+    model = attempt(lambda: subject.build().to(torch.bfloat16))
     for dtype in (torch.bfloat16, torch.float32):
         keys, values = ([t.to(dtype).requires_grad_() for t in tensors] for tensors in subject.memory())
-        given = _attempt(lambda k=keys, v=values: _half_step(subject, model, k, v))
+        given = attempt(lambda k=keys, v=values: _half_step(subject, model, k, v))
         if isinstance(given, Tensor) and bool(torch.isfinite(given).all()):
             continue
-        untouched = _attempt(lambda: logits(model, subject.input_ids))
+        untouched = attempt(lambda: logits(model, subject.input_ids))
         if isinstance(untouched, str) or not bool(torch.isfinite(untouched).all()):
             raise FamilyLimit(f"the untouched model does not run in bfloat16: {str(untouched)[:80]}")
         raise Broken(f"bfloat16 with {dtype} memory: {given if isinstance(given, str) else 'not finite'}")
@@ -396,9 +299,9 @@ def deepcopy_keeps_the_memory(subject: Subject) -> None:
     """A deep copy of a decoder with memory computes the same."""
     model = subject.build()
     with subject.attached(model, *subject.memory()):
-        twin = _attempt(lambda: copy.deepcopy(model))
+        twin = attempt(lambda: copy.deepcopy(model))
         if isinstance(twin, str):
-            untouched = _attempt(lambda: copy.deepcopy(subject.model))
+            untouched = attempt(lambda: copy.deepcopy(subject.model))
             raise (FamilyLimit if isinstance(untouched, str) else Broken)(f"deepcopy: {twin}")
         same = torch.equal(logits(twin, subject.input_ids), logits(model, subject.input_ids))
     require(same, "a deep copy computes other logits")
@@ -410,19 +313,19 @@ def compiles(subject: Subject) -> None:
     model = subject.build()
     keys, values = subject.memory()
     with subject.attached(model, keys, values):
-        expected = logits(model, subject.input_ids, **_no_cache(model))
-        whole = _attempt(lambda: _compiled_logits(model, subject.input_ids, fullgraph=True))
-        if _close(whole, expected):
+        expected = logits(model, subject.input_ids, **no_cache(model))
+        whole = attempt(lambda: _compiled_logits(model, subject.input_ids, fullgraph=True))
+        if close(whole, expected):
             return
-        parts = _attempt(lambda: _compiled_logits(model, subject.input_ids, fullgraph=False))
-    untouched = _attempt(lambda: _compiled_logits(subject.model, subject.input_ids, fullgraph=True))
+        parts = attempt(lambda: _compiled_logits(model, subject.input_ids, fullgraph=False))
+    untouched = attempt(lambda: _compiled_logits(subject.model, subject.input_ids, fullgraph=True))
     if isinstance(untouched, Tensor):
         raise Broken(f"with memory the decoder no longer compiles to one graph: {str(whole)[:200]}")
-    if _close(parts, expected):
+    if close(parts, expected):
         return
-    untouched = _attempt(lambda: _compiled_logits(subject.model, subject.input_ids, fullgraph=False))
-    plain = logits(subject.model, subject.input_ids, **_no_cache(subject.model))
-    if _close(untouched, plain):
+    untouched = attempt(lambda: _compiled_logits(subject.model, subject.input_ids, fullgraph=False))
+    plain = logits(subject.model, subject.input_ids, **no_cache(subject.model))
+    if close(untouched, plain):
         raise Broken(f"torch.compile: {parts if isinstance(parts, str) else 'other logits'}")
     raise FamilyLimit("torch.compile fails on the untouched model")
 
@@ -430,13 +333,50 @@ def compiles(subject: Subject) -> None:
 def _compiled_logits(model: nn.Module, input_ids: Tensor, fullgraph: bool) -> Tensor:
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=fullgraph, dynamic=False)
-    return logits(compiled, input_ids, **_no_cache(model))
+    return logits(compiled, input_ids, **no_cache(model))
 
 
-def _no_cache(model: nn.Module) -> dict[str, Any]:
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+def quantised_base_equals_the_reference(subject: Subject) -> None:
+    """On a base in 8 bit and in 4 bit the sites are the same, and memory is what plain forward hooks compute."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise NotRun("bitsandbytes is not installed")
+    for bits in (8, 4):
+        model = attempt(lambda b=bits: quantised(subject.build(), b))
+        untouched = model if isinstance(model, str) else attempt(lambda m=model: logits(m, subject.input_ids))
+        if isinstance(untouched, str):
+            raise FamilyLimit(f"the untouched model does not run in {bits} bit: {untouched[:80]}")
+        paths = [site.path for site in ffn_sites(model)]
+        require(paths == [site.path for site in subject.sites], f"{bits} bit: other sites are found")
+        keys, values = subject.memory()
+        with torch.no_grad(), reference_memory(model, subject.sites, keys, values, OUTPUT_SCALE):
+            expected = logits(model, subject.input_ids)
+        with torch.no_grad(), subject.attached(model, keys, values):
+            given = logits(model, subject.input_ids)
+        require(distance(given, expected) < 1e-3, f"{bits} bit: {distance(given, expected):.1e} off the reference")
 
 
+def quantised(model: nn.Module, bits: int) -> nn.Module:
+    """A model on the CPU with every plain linear layer but the output head in 8 or 4 bit, by bitsandbytes."""
+    import bitsandbytes
+
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, linear in list(parent.named_children()):
+            if type(linear) is not nn.Linear or linear is head:
+                continue
+            sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+            if bits == 8:
+                other = bitsandbytes.nn.Linear8bitLt(*sizes, has_fp16_weights=False)
+                other.weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False)
+            else:
+                other = bitsandbytes.nn.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
+                other.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+            other.bias = linear.bias
+            setattr(parent, name, other)
+    return model.to("cpu")
+
+
+# Name of an item -> its check, in the order they are run and reported.
 CONTRACT: dict[str, Callable[[Subject], None]] = {
     "zero memory": zero_memory_changes_nothing,
     "token by token": sites_are_token_by_token,
@@ -450,4 +390,5 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
     "detach": detach_restores_the_model,
     "deepcopy": deepcopy_keeps_the_memory,
     "compile": compiles,
+    "8 and 4 bit": quantised_base_equals_the_reference,
 }

@@ -37,11 +37,17 @@ SIZES: tuple[tuple[re.Pattern[str], int | None], ...] = tuple(
         (r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size)(_.*)?|dff|d_ff|d_inner|dim_ff|mlp_dim|n_inner", 80),
         (r"feed_forward_size", 80),
         (r".*heads|n_head", NUM_HEADS),
-        (r"(.*_)?(hidden|embedding)_size(_.*)?|d_model|n_embd|emb_dim|embed_dim|.*_embed_dim|embedding_dim", HIDDEN_SIZE),
+        (
+            r"(.*_)?(hidden|embedding)_size(_.*)?|d_model|n_embd|emb_dim|embed_dim|.*_embed_dim|embedding_dim",
+            HIDDEN_SIZE,
+        ),
         (r"word_embed_proj_dim|lru_width|adapter_(in|out)_dim|adapter_input_size|out_hidden_size", HIDDEN_SIZE),
         (r".*_rank|hc_lowrank|d_rel|index_topk", 8),
         (r"(.*_)?sliding_window|.*window_size.*|attention_chunk_size|keep_window_size|local_attention(_.*)?", 64),
-        (r"max_position.*|n_positions|n_ctx|max_seq_len|max_.*_positions|context_length|rel_extent|model_max_length", 128),
+        (
+            r"max_position.*|n_positions|n_ctx|max_seq_len|max_.*_positions|context_length|rel_extent|model_max_length",
+            128,
+        ),
         (r".*chunk_size|block_size|.*chunk_length", 16),
         (r".*state_size|.*d_state", 8),
         (r"attn_layer_period|layer_group_size", 2),
@@ -100,7 +106,16 @@ def tiny_config(model_type: str, **settings: Any) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING:
         near = did_you_mean(model_type, CONFIG_MAPPING)
         raise DecoderError(f"tiny_config: transformers has no model type '{model_type}'{near}")
-    return _shrunk(AutoConfig.for_model(model_type), {**EXTRA_SETTINGS.get(model_type, {}), **settings})
+    return shrink_config(AutoConfig.for_model(model_type), **settings)
+
+
+def shrink_config(config: PretrainedConfig, **settings: Any) -> PretrainedConfig:
+    """A tiny configuration of the same architecture and the same switches as a real one.
+
+    Lists that say something of each layer are left to the configuration class, as the layers are fewer. `settings` go
+    over everything else. Raises: whatever the configuration class raises for sizes that it refuses.
+    """
+    return _shrunk(config, {**EXTRA_SETTINGS.get(config.model_type, {}), **settings})
 
 
 def tiny_decoder(model_type: str, seed: int = 0, **settings: Any) -> nn.Module:
@@ -146,6 +161,8 @@ def _shrunk(default: PretrainedConfig, settings: dict[str, Any]) -> PretrainedCo
             sizes[name] = _size(name, value, default)
         elif value is None and OPEN_SIZES.fullmatch(name):
             sizes[name] = _size(name, NUM_HEADS, default)
+        elif isinstance(value, (bool, str, float)) and name in type(default).__annotations__:
+            sizes[name] = value
     sizes = {name: size for name, size in sizes.items() if size is not None}
     sizes.update({name: value for name, value in settings.items() if not isinstance(sizes.get(name), PretrainedConfig)})
     return type(default)(**sizes)

@@ -1,0 +1,61 @@
+"""The contract on a representative dozen decoder types; the whole matrix is `python -m dehvf_kit.testing.matrix`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dehvf_kit.errors import DecoderError, DehvfError
+from dehvf_kit.testing import CONTRACT, Broken, check_decoder, run_contract, tiny_decoder
+
+# What each stands for: plain, fc1/fc2 in the layer, parallel, intermediate/output, residual handed to the FFN, fused
+# weights, mixtures (overwritten input, tuple result, shared experts), FFNs in some layers only, one shared FFN, two
+# FFNs a layer, tokens first, two stacks that run several times.
+DOZEN = [
+    "llama",
+    "opt",
+    "gpt_neox",
+    "bert",
+    "bloom",
+    "gpt2",
+    "mixtral",
+    "gpt_oss",
+    "deepseek_v3",
+    "nemotron_h",
+    "zamba",
+    "longcat_flash",
+    "xlnet",
+    "hrm_text",
+]
+COMPILED = {"llama", "opt", "mixtral"}
+
+
+@pytest.mark.parametrize("model_type", DOZEN)
+def test_contract(model_type):
+    items = [item for item in CONTRACT if item != "compile" or model_type in COMPILED]
+    check_decoder(model_type, items)
+
+
+def test_what_a_family_cannot_is_told_apart_from_what_the_kit_breaks():
+    results = {result.item: result for result in run_contract("xlnet", ["checkpointing", "zero memory"])}
+    assert results["checkpointing"].status == "family"
+    assert results["zero memory"].status == "pass"
+
+
+def test_a_broken_decoder_is_named_with_the_items_that_do_not_hold():
+    def make() -> torch.nn.Module:
+        model = tiny_decoder("llama")
+        model.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output * 0 + torch.rand(()))
+        return model
+
+    with pytest.raises(
+        Broken, match="(?s)LlamaForCausalLM: .* of 1 items of the contract do not hold.token by token: "
+    ):
+        check_decoder(make, ["token by token"])
+
+
+def test_wrong_names_are_refused():
+    with pytest.raises(DehvfError, match="no item 'zero memry'; did you mean 'zero memory'"):
+        run_contract("llama", ["zero memry"])
+    with pytest.raises(DecoderError, match="no model type 'lama'; did you mean 'llama'"):
+        tiny_decoder("lama")

@@ -1,0 +1,45 @@
+"""docs/support.md is written from a run, and not older than the code it speaks of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.testing.matrix import main, run_matrix
+from dehvf_kit.testing.support_page import is_stale, support_page
+
+PAGE = Path(__file__).parents[2] / "docs" / "support.md"
+
+
+def test_the_page_is_not_stale():
+    page = PAGE.read_text(encoding="utf-8")
+    if f"transformers {transformers.__version__}," not in page:
+        pytest.skip(f"the page was written for another transformers than {transformers.__version__}")
+    assert not is_stale(page), "run python -m dehvf_kit.testing.matrix and commit docs/support.md"
+
+
+def test_a_run_makes_a_page(tmp_path):
+    assert main(["mamba", "--processes", "1", "--output", str(tmp_path / "page.md")]) == 0
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "- mamba: no FFN" in page and not is_stale(page)
+    assert is_stale(page.replace("fingerprint: ", "fingerprint: 0"))
+
+
+def test_a_run_in_processes_keeps_the_order_and_says_why_a_type_is_not_in_the_table():
+    results = run_matrix(["mamba", "gpt2"], processes=1)
+    assert [result.status for result in results] == ["no FFN", "pass"]
+    page = support_page(results)
+    assert "| gpt2 | 2 of 2: `transformer.h.0.mlp` (gelu_new) | yes |" in page
+    assert "- mamba: no FFN" in page and "**1 of 1 keep the whole contract**" in page
+    assert not is_stale(page) and is_stale(page.replace("fingerprint: ", "fingerprint: 0"))
+
+
+def test_the_command_writes_the_page_and_refuses_unknown_types(tmp_path, monkeypatch):
+    monkeypatch.setattr("dehvf_kit.testing.matrix.run_matrix", lambda types, processes, on_result: [])
+    assert main(["llama", "--output", str(tmp_path / "page.md")]) == 0
+    assert "0 of 0 keep the whole contract" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    with pytest.raises(DehvfError, match="no decoder type is named 'lama'; did you mean 'llama'"):
+        main(["lama"])

@@ -61,7 +61,8 @@ class CrossAttentionFuserConfig(FuserConfig):
         r, inner = self.hidden_size, self.intermediate_size
         members = context.size("group") * context.size("member")
         num_kv = context.size("kv")
-        queries = context.decoder.num_layers * num_kv
+        places = math.ceil(context.decoder.num_layers / context.size("group"))
+        queries = context.size("group") * places * num_kv  # groups with fewer decoder layers are padded
         block = queries * (4 * r * r + 4 * r * inner + 4 * r * context.size("member")) + members * 4 * r * r
         scores = 2 * queries * context.size("member") * r
         weights = 2 * members * context.size("vision_hidden") * r + self.num_blocks * block + scores

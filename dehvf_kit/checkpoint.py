@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dehvf_kit import __version__
 from dehvf_kit.errors import AdapterError, did_you_mean, listing
-from dehvf_kit.recipe import Recipe, parse_recipe
+from dehvf_kit.recipe import Recipe, override, parse_recipe
 
 if TYPE_CHECKING:
     from dehvf_kit.model import DehvfModel
@@ -166,18 +166,24 @@ def _called(saved: Mapping[str, Any]) -> str:
 
 
 def load(
-    folder: str | Path, decoder: Any = None, vision: Any = None, tokenizer: Any = None, dtype: Any = None
+    folder: str | Path,
+    decoder: Any = None,
+    vision: Any = None,
+    tokenizer: Any = None,
+    dtype: Any = None,
+    overrides: Sequence[str] = (),
 ) -> DehvfModel:
     """Restore an adapter on its base models, or on `decoder` and `vision` that are in memory already.
 
-    vision: one module, or one by name for several encoders. dtype: another dtype for the frozen decoder.
+    vision: one module, or one by name for several encoders. dtype: another dtype for the frozen decoder;
+    overrides: `key=value` changes to the recipe, such as another test set.
     Raises: AdapterError for a missing or unexpected weight, another base model, or files that are not an adapter.
     """
     from dehvf_kit.builder import build
 
     place = Path(folder)
     config = read_config(place)
-    recipe = adapter_recipe(config, place)
+    recipe = adapter_recipe(config, place, overrides)
     if dtype not in (None, "auto"):
         name = str(dtype).removeprefix("torch.")
         recipe = _with_dtype(recipe, name)
@@ -221,9 +227,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def adapter_recipe(config: Mapping[str, Any], folder: Path) -> Recipe:
-    """The recipe an adapter was built from, with its defaults filled in."""
+def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe an adapter was built from, with its defaults filled in, and `key=value` changes to it."""
     recipe = {key: value for key, value in config["recipe"].items() if value is not None}
+    for text in overrides:
+        override(recipe, text)
     return parse_recipe(recipe, f"{folder / CONFIG}: recipe")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from dehvf_kit.shapes import Cost, DecoderSpec, VisionSpec
 
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 class Settings(BaseModel):
     """A frozen part of a recipe that refuses fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which pydantic would take for the number 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError(f"given {value}; wants a number")
+        return value
 
 
 class Misfit(Exception):
@@ -34,6 +44,7 @@ class BuildContext:
 
     axes: size of each axis its input ports carry, and `decoder_layer`, `decoder_hidden`, `kv`; None where it varies.
     wires: for each connected input port, one mapping of axis sizes per wire (ports that take many wires have several).
+    encoders: for each connected input port, the names of the encoders behind each of its wires.
     vision: the tower this node reads from (None where it reads from none or from several).
     layers: the vision layers of that tower that are read, as 0-based block indices (the `layer` axis in order).
     """
@@ -43,6 +54,7 @@ class BuildContext:
     wires: Mapping[str, tuple[Mapping[str, int | None], ...]] = field(default_factory=dict)
     vision: VisionSpec | None = None
     layers: tuple[int, ...] = ()
+    encoders: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def size(self, axis: str) -> int:
         """Size of an axis that must be known by now. Raises: Misfit if it is not."""

@@ -58,6 +58,12 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else "."
 
 
+def shown(value: object) -> str:
+    """A value as a message prints it: what Python writes, cut to one short line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def listing(options: Iterable[str]) -> str:
     """Options in one line, sorted: `a, b, c`; `none` where there are none."""
     return ", ".join(sorted(str(option) for option in options)) or "none"

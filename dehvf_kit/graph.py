@@ -6,7 +6,7 @@ Each vision encoder offers `patches`, `globals` and `tower`; the batch offers `h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
@@ -93,17 +93,25 @@ class Graph:
 
 
 def check_graph(
-    nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec
+    nodes: Mapping[str, Node],
+    towers: Mapping[str, VisionSpec],
+    decoder: DecoderSpec,
+    unsure: Set[str] = frozenset(),
 ) -> tuple[Graph | None, list[Fault]]:
-    """Wire and resolve. Returns the graph and no faults, or None and everything that is wrong."""
-    checker = _Checker(nodes, towers, decoder)
+    """Wire and resolve. Returns the graph and no faults, or None and everything that is wrong.
+
+    unsure: nodes and towers whose settings are not known to be right; their wires are checked, sizes behind them are not.
+    """
+    checker = _Checker(nodes, towers, decoder, unsure)
     graph = checker.run()
     return (None, checker.faults) if checker.faults else (graph, [])
 
 
 class _Checker:
-    def __init__(self, nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec) -> None:
-        self.nodes, self.towers, self.decoder = nodes, towers, decoder
+    def __init__(
+        self, nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec, unsure: Set[str]
+    ) -> None:
+        self.nodes, self.towers, self.decoder, self.unsure = nodes, towers, decoder, unsure
         self.faults: list[Fault] = []
         self.ports: dict[Wire, Port] = {Wire(BATCH, p.name): p for p in map(Port.parse, BATCH_PORTS)}
         for tower in towers:
@@ -111,6 +119,7 @@ class _Checker:
         for name, node in nodes.items():
             self.ports |= {Wire(name, port): p for port, p in node.gives.items()}
         self.sizes: dict[tuple[str, str], Sizes] = {(BATCH, "has_image"): {"batch": None}}
+        self.encoders: dict[str, frozenset[str]] = {}
 
     def fault(self, path: str, message: str) -> None:
         self.faults.append(Fault(path, message))
@@ -119,7 +128,7 @@ class _Checker:
         for name in self.nodes:
             if name in self.towers or name in (BATCH, DECODER):
                 self.fault(f"graph.{name}", f"'{name}' is the name of a source already; rename the node")
-        wires = {name: self._wire(node) for name, node in self.nodes.items()}
+        wires = self._wire()
         order = self._order(wires)
         if order is None or self.faults:
             return None
@@ -129,12 +138,13 @@ class _Checker:
             for port in map(Port.parse, TOWER_PORTS):
                 self.sizes[tower, port.name] = {"batch": None, **sizes}
         contexts = {}
-        failed: set[str] = set()
+        failed = set(self.nodes) if DECODER in self.unsure else set(self.unsure)
         for name in order:
-            if any(wire.node in failed for ports in wires[name].values() for wire in ports):
+            self.encoders[name] = frozenset().union(*(self._behind(wire) for ports in wires[name].values() for wire in ports))
+            if name in failed or any(wire.node in failed for ports in wires[name].values() for wire in ports):
                 failed.add(name)
                 continue
-            context = self._resolve(self.nodes[name], wires[name], wires, layers)
+            context = self._resolve(self.nodes[name], wires[name], layers)
             if context is None:
                 failed.add(name)
             else:
@@ -142,26 +152,38 @@ class _Checker:
         self._unread(wires)
         return None if self.faults else Graph(self.nodes, order, wires, contexts, self.sizes, layers)
 
-    def _wire(self, node: Node) -> dict[str, tuple[Wire, ...]]:
-        path = f"graph.{node.name}.inputs"
-        for port in node.inputs:
-            if port not in node.takes:
-                self.fault(f"{path}.{port}", f"no input port is named '{port}'{did_you_mean(port, node.takes)} Ports: {listing(node.takes)}")
-        wires: dict[str, tuple[Wire, ...]] = {}
-        for name, port in node.takes.items():
-            found = self._written(node, port) if name in node.inputs else self._found(node, port)
-            if found:
-                wires[name] = found
-        return wires
+    def _wire(self) -> dict[str, dict[str, tuple[Wire, ...]]]:
+        """Every node's wires: the written ones and single ones first, then what ports of many wires find."""
+        wires: dict[str, dict[str, tuple[Wire, ...]]] = {name: {} for name in self.nodes}
+        gathering = []
+        for name, node in self.nodes.items():
+            path = f"graph.{name}.inputs"
+            for port in node.inputs:
+                if port not in node.takes:
+                    hint = did_you_mean(port, node.takes)
+                    self.fault(f"{path}.{port}", f"no input port is named '{port}'{hint} Ports: {listing(node.takes)}")
+            for port in node.takes.values():
+                if port.name in node.inputs:
+                    wires[name][port.name] = self._written(node, port)
+                elif port.many:
+                    gathering.append((node, port))
+                else:
+                    wires[name][port.name] = self._found(node, port)
+        for node, port in gathering:
+            wires[node.name][port.name] = self._gathered(node, port, wires)
+        return {
+            name: {port: wires[name][port] for port in self.nodes[name].takes if wires[name][port]} for name in self.nodes
+        }
 
     def _written(self, node: Node, port: Port) -> tuple[Wire, ...]:
         path, given = f"graph.{node.name}.inputs.{port.name}", node.inputs[port.name]
         if len(given) != 1 and not port.many:
             self.fault(path, f"takes one wire, {len(given)} were given: {', '.join(given)}")
             return ()
-        return tuple(wire for text in given if (wire := self._find(path, text, port)) is not None)
+        return tuple(wire for text in given if (wire := self._find(node, port, text)) is not None)
 
-    def _find(self, path: str, text: str, port: Port) -> Wire | None:
+    def _find(self, node: Node, port: Port, text: str) -> Wire | None:
+        path = f"graph.{node.name}.inputs.{port.name}"
         producer, dot, output = text.partition(".")
         wire = Wire(producer, output if dot else port.name)
         producers = {known.node for known in self.ports}
@@ -173,32 +195,47 @@ class _Checker:
             self.fault(path, f"'{wire.node}' has no output port '{wire.port}'{did_you_mean(wire.port, outputs)} It gives: {listing(outputs)}")
             return None
         if self.ports[wire].axes != port.axes:
-            self.fault(path, f"{wire} gives [{' '.join(self.ports[wire].axes)}], which does not fit {port}")
+            fits = [other for other, known in self.ports.items() if known.axes == port.axes and other.node != node.name]
+            given = f"[{' '.join(self.ports[wire].axes)}]"
+            self.fault(path, f"{wire} gives {given}, which does not fit {port}; what fits: {listing(fits)}")
             return None
         return wire
 
     def _found(self, node: Node, port: Port) -> tuple[Wire, ...]:
         path = f"graph.{node.name}.inputs.{port.name}"
-        fits = [wire for wire, known in self.ports.items() if wire.port == port.name and wire.node != node.name and known.axes == port.axes]
-        if port.many:
-            fits = [wire for wire in fits if not self._depends(wire.node, node.name, set())]
-        if len(fits) == 1 or (port.many and fits):
+        fits = self._fitting(node, port)
+        if len(fits) == 1:
             return tuple(fits)
         if len(fits) > 1:
             self.fault(path, f"several nodes give {port}: {', '.join(map(str, fits))}; write one under `inputs:`")
         elif not port.optional:
-            others = [str(wire) for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
-            hint = f"; of that shape there is {', '.join(others)}" if others else ""
-            self.fault(path, f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`")
+            self._nothing_gives(node, port)
         return ()
 
-    def _depends(self, name: str, on: str, seen: set[str]) -> bool:
-        """Whether a node reads, through written wires or any depth of them, from another."""
-        if name not in self.nodes or name in seen:
-            return False
-        seen.add(name)
-        producers = {text.partition(".")[0] for texts in self.nodes[name].inputs.values() for text in texts}
-        return on in producers or any(self._depends(producer, on, seen) for producer in producers)
+    def _gathered(
+        self, node: Node, port: Port, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]
+    ) -> tuple[Wire, ...]:
+        """All that gives what a port of many wires takes, but for nodes that read from this one themselves."""
+        readers = _readers(node.name, wires)
+        fits = [wire for wire in self._fitting(node, port) if wire.node not in readers]
+        if not fits:
+            self._nothing_gives(node, port)
+        return tuple(fits)
+
+    def _fitting(self, node: Node, port: Port) -> list[Wire]:
+        return [
+            wire
+            for wire, known in self.ports.items()
+            if wire.port == port.name and wire.node != node.name and known.axes == port.axes
+        ]
+
+    def _nothing_gives(self, node: Node, port: Port) -> None:
+        others = [str(wire) for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
+        hint = f"; of that shape there is {', '.join(others)}" if others else ""
+        self.fault(
+            f"graph.{node.name}.inputs.{port.name}",
+            f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`",
+        )
 
     def _order(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> tuple[str, ...] | None:
         waiting = {
@@ -232,6 +269,10 @@ class _Checker:
             tower: tuple(sorted(found)) or tuple(range(self.towers[tower].num_layers)) for tower, found in read.items()
         }
 
+    def _behind(self, wire: Wire) -> frozenset[str]:
+        """The encoders a wire carries something of."""
+        return frozenset({wire.node}) if wire.node in self.towers else self.encoders.get(wire.node, frozenset())
+
     def _towers_of(self, ports: Mapping[str, tuple[Wire, ...]]) -> list[str]:
         return sorted({wire.node for wires in ports.values() for wire in wires if wire.node in self.towers})
 
@@ -239,7 +280,6 @@ class _Checker:
         self,
         node: Node,
         ports: Mapping[str, tuple[Wire, ...]],
-        wires: Mapping[str, Mapping[str, tuple[Wire, ...]]],
         layers: Mapping[str, tuple[int, ...]],
     ) -> BuildContext | None:
         axes: dict[str, int | None] = {
@@ -261,7 +301,7 @@ class _Checker:
                 if known is None:
                     axes[axis] = size
                     origin[axis] = str(found[0])
-        towers = self._towers_of(ports) or self._upstream(node.name, wires)
+        towers = self._towers_of(ports) or sorted(self.encoders[node.name])
         tower = towers[0] if len(towers) == 1 else None
         context = BuildContext(
             axes,
@@ -269,6 +309,7 @@ class _Checker:
             {name: tuple(self.sizes[wire.node, wire.port] for wire in found) for name, found in ports.items()},
             self.towers[tower] if tower else None,
             layers[tower] if tower else (),
+            {name: tuple(tuple(sorted(self._behind(wire))) for wire in found) for name, found in ports.items()},
         )
         try:
             added = node.config.resolve(context)
@@ -280,21 +321,25 @@ class _Checker:
             self.sizes[node.name, name] = {axis: axes.get(axis) for axis in port.axes}
         return context
 
-    def _upstream(self, name: str, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> list[str]:
-        """All encoders a node reads from, through other nodes."""
-        found: set[str] = set()
-        for ports in wires[name].values():
-            for wire in ports:
-                found |= {wire.node} if wire.node in self.towers else set()
-                if wire.node in self.nodes:
-                    found |= set(self._upstream(wire.node, wires))
-        return sorted(found)
-
     def _unread(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> None:
         read = {wire.node for ports in wires.values() for found in ports.values() for wire in found}
         for name, node in self.nodes.items():
             if not node.config.attaches and name not in read:
                 self.fault(f"graph.{name}", "nothing reads its outputs; remove the node, or wire it to one that does")
+
+
+def _readers(name: str, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> set[str]:
+    """All nodes that read from a node, through any number of wires."""
+    found: set[str] = set()
+    fresh = {name}
+    while fresh:
+        fresh = {
+            reader
+            for reader, ports in wires.items()
+            if any(wire.node in fresh for found_wires in ports.values() for wire in found_wires)
+        } - found
+        found |= fresh
+    return found
 
 
 def _cycle(waiting: Mapping[str, set[str]]) -> list[str]:

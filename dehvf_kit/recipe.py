@@ -7,6 +7,7 @@ Sections: `extends` (a parent recipe), `name`, `description`, `published`, `visi
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.config import ComponentConfig, Settings, settings_of
 from dehvf_kit.data.samples import DataConfig
-from dehvf_kit.errors import DehvfError, Fault, RecipeError, did_you_mean, listing
+from dehvf_kit.errors import DehvfError, Fault, RecipeError, did_you_mean, listing, shown
 from dehvf_kit.graph import BATCH, DECODER, Graph, Node, check_graph
 from dehvf_kit.plugin_manager import plugins
 from dehvf_kit.registry import Registry
@@ -123,8 +124,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     file = Path(path)
     source = str(path)
     raw = _read_with_parents(file, source, [])
-    for text in overrides:
-        _override(raw, text)
+    for text in [overrides] if isinstance(overrides, str) else overrides:
+        override(raw, text)
     return parse_recipe(raw, source)
 
 
@@ -145,30 +146,52 @@ def _read_with_parents(file: Path, source: str, seen: list[Path]) -> dict[str, A
     if parent is None:
         return raw
     if not isinstance(parent, str) or not parent:
-        raise RecipeError([Fault("extends", f"given {parent!r}; name one .yaml file, as a path beside this one")], source)
+        raise RecipeError([Fault("extends", f"given {shown(parent)}; name one .yaml file, as a path beside this one")], source)
     above = file.parent / parent
-    if not above.is_file():
+    if not os.path.isfile(above):
         near = sorted(path.name for path in above.parent.glob("*.yaml")) if above.parent.is_dir() else []
         raise RecipeError([Fault("extends", f"there is no recipe '{parent}'{did_you_mean(above.name, near)}")], source)
-    return merge(_read_with_parents(above, str(above), [*seen, place]), raw)
+    return merge(_read_with_parents(above, str(above), [*seen, place]), raw, source)
 
 
-def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
-    """A child recipe over its parent: mappings merge, null removes, a new `type` starts that mapping afresh."""
+def merge(
+    parent: Mapping[str, Any], child: Mapping[str, Any], source: str = "recipe", path: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A child recipe over its parent: mappings merge, lists and values replace, null removes.
+
+    A new `type` starts that mapping afresh (a node keeps its `role`), and so does going from one encoder to several by
+    name or back. Raises: RecipeError where null removes a node that the parent has not.
+    """
     merged = copy.deepcopy(dict(parent))
     for key, value in child.items():
         known = merged.get(key)
         if value is None:
+            if path == ("graph",) and key not in merged:
+                near = did_you_mean(key, merged)
+                raise RecipeError([Fault(f"graph.{key}", f"null removes a node, but none is named so{near} Nodes: {listing(merged)}")], source)
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(known, Mapping) and key not in ("inputs", "config"):
-            retyped = "type" in value and value["type"] != known.get("type")
-            merged[key] = dict(value) if retyped else merge(known, value)
+            retyped = "type" in value and value["type"] != known.get("type", value["type"])
+            if retyped:
+                role = {"role": known["role"]} if "role" in known else {}
+                merged[key] = role | copy.deepcopy(dict(value))
+            elif key == "vision" and not path and _by_name(value) != _by_name(known) and (_by_name(value) or "model" in value):
+                merged[key] = copy.deepcopy(dict(value))
+            else:
+                merged[key] = merge(known, value, source, (*path, str(key)))
         else:
             merged[key] = copy.deepcopy(value)
     return merged
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def _by_name(vision: Any) -> bool:
+    """Whether a `vision` section holds several encoders by name rather than one encoder's settings."""
+    if not isinstance(vision, Mapping) or not vision or set(vision) & {"image", "config"}:
+        return False
+    return all(isinstance(value, Mapping) for value in vision.values())
+
+
+def override(raw: dict[str, Any], text: str) -> None:
     """Apply one `section.field=value`; the value is read as YAML, so numbers, lists and null are typed."""
     key, equals, given = text.partition("=")
     steps = key.strip().split(".")
@@ -180,10 +203,12 @@ def _override(raw: dict[str, Any], text: str) -> None:
         change = {step: change}
     place: Any = raw
     for depth, step in enumerate(steps[:-1]):
-        place = place.get(step, {})
+        found = place.get(step)
+        place = {} if found is None else found
         if not isinstance(place, Mapping):
-            raise RecipeError([Fault(".".join(steps[: depth + 1]), f"is {place!r}, which has no field '{steps[depth + 1]}'")], f"override {text}")
-    merged = merge(raw, change)
+            message = f"is {shown(place)}, which has no field '{steps[depth + 1]}'"
+            raise RecipeError([Fault(".".join(steps[: depth + 1]), message)], f"override {text}")
+    merged = merge(raw, change, f"override {text}")
     raw.clear()
     raw.update(merged)
 
@@ -195,13 +220,16 @@ class _Parser:
         self.raw, self.source, self.registry = raw, source, registry
         self.faults: list[Fault] = []
         self.whole = True
+        self.unsure: set[str] = set()
 
     def fault(self, path: str, message: str) -> None:
         self.faults.append(Fault(path, message))
 
     def parse(self) -> Recipe:
         for key in self.raw:
-            if key not in SECTIONS:
+            if key == "extends":
+                self.fault(key, "only a recipe in a file can name a parent, on its own top level")
+            elif key not in SECTIONS:
                 self.fault(str(key), f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}")
         recipe = Recipe(
             name=self._text("name", Path(self.source).stem),
@@ -222,29 +250,48 @@ class _Parser:
         return recipe
 
     def _check_graph(self, recipe: Recipe) -> None:
-        """Graph faults too, where the towers' configs are at hand."""
-        sources = self.registry.sources
+        """Graph faults too: of its wires always, of its sizes where the towers' configs are at hand and sound."""
+        vision = {name: self._spec(name, tower, VisionSpec(1, 1, None)) for name, tower in recipe.vision.items()}
+        decoder = self._spec(DECODER, recipe.decoder, DecoderSpec(1, 1))
+        self.faults += check_graph(recipe.nodes, vision, decoder, self.unsure)[1]
+
+    def _spec(self, name: str, tower: TowerConfig, stand_in: Any) -> Any:
+        """A tower's sizes, or a stand-in and a note that they are not known."""
+        if name in self.unsure:
+            return stand_in
         try:
-            vision = {name: tower.spec(sources) for name, tower in recipe.vision.items()}
-            decoder = recipe.decoder.spec(sources)
+            return tower.spec(self.registry.sources)
         except NoConfig:
-            return
-        except DehvfError:
-            recipe.vision_specs(self.faults)
-            recipe.decoder_spec(self.faults)
-            return
-        self.faults += check_graph(recipe.nodes, vision, decoder)[1]
+            pass
+        except DehvfError as error:
+            several = isinstance(tower, type(stand_in)) or name not in (DECODER, "vision")
+            self.fault(f"vision.{name}" if several else name, str(error))
+        self.unsure.add(name)
+        return stand_in
 
     def _text(self, key: str, default: str) -> str:
         value = self.raw.get(key, default)
         if not isinstance(value, str):
-            self.fault(key, f"given {value!r}; wants a text")
+            self.fault(key, f"given {shown(value)}; wants a text")
             return default
         return value
 
+    def _name(self, path: str, name: Any) -> bool:
+        """Whether a name can be an attribute of the model; if not, that is a fault."""
+        from torch import nn
+
+        if not isinstance(name, str) or not name.isidentifier():
+            self.fault(path, f"'{name}' is no name; use letters, digits and _, and begin with a letter")
+        elif hasattr(nn.ModuleDict(), name):
+            self.fault(path, f"'{name}' means something to torch modules; choose another name")
+        else:
+            return True
+        self.whole = False
+        return False
+
     def _settings(self, key: str, schema: type[BaseModel]) -> Any:
         given = self.raw.get(key)
-        return self._validate(key, schema, {} if given is None else given)
+        return self._validate(key, schema, {} if given is None else given, None)
 
     def _vision(self) -> dict[str, TowerConfig]:
         given = self.raw.get("vision")
@@ -253,27 +300,29 @@ class _Parser:
             self.whole = False
             return {}
         if not isinstance(given, Mapping):
-            self.fault("vision", f"given {given!r}; wants a mapping with `model:`, or several of them by name")
+            self.fault("vision", f"given {shown(given)}; wants a mapping with `model:`, or several of them by name")
             self.whole = False
             return {}
-        several = bool(given) and all(isinstance(value, Mapping) for value in given.values()) and not set(given) & {"image", "config"}
+        several = _by_name(given)
         towers = dict(given) if several else {"vision": given}
         found = {}
         for name, tower in towers.items():
             if name in (BATCH, DECODER):
                 self.fault(f"vision.{name}", f"'{name}' is a reserved name; call the encoder something else")
+            elif not self._name(f"vision.{name}", name):
+                continue
             found[name] = self._typed(f"vision.{name}" if several else "vision", "vision", tower, "hf")
         return found
 
     def _nodes(self) -> dict[str, Node]:
         given = self.raw.get("graph")
         if not isinstance(given, Mapping) or not given:
-            self.fault("graph", "missing; name its nodes" if not given else f"given {given!r}; wants a mapping of nodes")
+            self.fault("graph", "missing; name its nodes" if not given else f"given {shown(given)}; wants a mapping of nodes")
             self.whole = False
             return {}
         nodes = {}
         for name, node in given.items():
-            found = self._node(str(name), node)
+            found = self._node(name, node) if self._name(f"graph.{name}", name) else None
             if found is not None:
                 nodes[name] = found
         return nodes
@@ -281,16 +330,17 @@ class _Parser:
     def _node(self, name: str, given: Any) -> Node | None:
         path = f"graph.{name}"
         if not isinstance(given, Mapping):
-            self.fault(path, f"given {given!r}; wants a mapping with `type:`")
+            self.fault(path, f"given {shown(given)}; wants a mapping with `type:`")
             self.whole = False
             return None
         fields = dict(given)
         role = fields.pop("role", name)
-        inputs = self._inputs(path, fields.pop("inputs", None))
+        inputs = self._inputs(name, fields.pop("inputs", None))
         roles = [known for known in self.registry.roles() if known not in ("vision", "decoder", "data")]
         if role not in roles:
             hint = did_you_mean(role, roles)
-            self.fault(path, f"'{role}' is no role{hint} Name the node after its role, or add `role:`. Roles: {listing(roles)}")
+            what = f"'{role}' is no role" if isinstance(role, str) else f"role is {shown(role)}, which is none"
+            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. Roles: {listing(roles)}")
             self.whole = False
             return None
         config = self._typed(path, role, fields)
@@ -298,17 +348,19 @@ class _Parser:
             return None
         return Node(name, config, inputs)
 
-    def _inputs(self, path: str, given: Any) -> dict[str, tuple[str, ...]]:
+    def _inputs(self, name: str, given: Any) -> dict[str, tuple[str, ...]]:
+        path = f"graph.{name}"
         if given is None:
             return {}
         if not isinstance(given, Mapping):
-            self.fault(f"{path}.inputs", f"given {given!r}; wants port: node or port: node.port")
+            self.fault(f"{path}.inputs", f"given {shown(given)}; wants a mapping of `port: node` or `port: node.port`")
             return {}
         found = {}
         for port, wires in given.items():
             texts = [wires] if isinstance(wires, str) else wires
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-                self.fault(f"{path}.inputs.{port}", f"given {wires!r}; wants a node's name, node.port, or a list of them")
+                self.fault(f"{path}.inputs.{port}", f"given {shown(wires)}; wants a node's name, node.port, or a list of them")
+                self.unsure.add(name)
                 continue
             found[port] = tuple(texts)
         return found
@@ -320,28 +372,30 @@ class _Parser:
             self.whole = False
             return None
         if not isinstance(given, Mapping):
-            self.fault(path, f"given {given!r}; wants a mapping with `type:`")
-            self.whole = False
+            self.fault(path, f"given {shown(given)}; wants a mapping with `{'model' if default else 'type'}:`")
+            self.whole = self.whole and role == "data"
             return None
         kind = given.get("type", default)
         if not isinstance(kind, str):
             types = listing(self.registry.types(role))
-            self.fault(f"{path}.type", f"missing; installed: {types}" if kind is None else f"given {kind!r}; installed: {types}")
-            self.whole = False
+            self.fault(f"{path}.type", f"missing; installed: {types}" if kind is None else f"given {shown(kind)}; installed: {types}")
+            self.whole = self.whole and role == "data"
             return None
         try:
             schema = self.registry.find(role, kind)
         except KeyError as error:
             self.fault(f"{path}.type", str(error.args[0]))
-            self.whole = False
+            self.whole = self.whole and role == "data"
             return None
-        return self._validate(path, schema, {**given, "type": kind})
+        return self._validate(path, schema, {**given, "type": kind}, None if role == "data" else path.split(".")[-1])
 
-    def _validate(self, path: str, schema: type[BaseModel], given: Any) -> Any:
-        """Validate, report each error, and go on with the faulty fields left out, so that later checks still run."""
+    def _validate(self, path: str, schema: type[BaseModel], given: Any, owner: str | None) -> Any:
+        """Validate, report each error, and go on with the faulty fields left out, so that later checks still run.
+
+        owner: the node or tower whose sizes are then in doubt; None for sections that the graph does not depend on.
+        """
         if not isinstance(given, Mapping):
-            self.fault(path, f"given {given!r}; wants a mapping of fields")
-            self.whole = False
+            self.fault(path, f"given {shown(given)}; wants a mapping of fields")
             return None
         try:
             return schema.model_validate(dict(given))
@@ -351,10 +405,12 @@ class _Parser:
                 place = [str(step) for step in detail["loc"]]
                 wrong.add(place[0] if place else "")
                 self.fault(".".join([path, *place]), _wording(detail, schema))
+        if owner is not None:
+            self.unsure.add(owner)
         try:
-            return schema.model_validate({key: value for key, value in given.items() if key not in wrong})
+            return schema.model_validate({key: value for key, value in given.items() if str(key) not in wrong})
         except ValidationError:
-            self.whole = False
+            self.whole = self.whole and owner is None
             return None
 
 
@@ -369,9 +425,38 @@ def _wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
         return "missing"
     if kind == "literal_error":
         options = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"given {given!r}{did_you_mean(given, options)} One of: {listing(options)}"
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"given {given!r}; wants {message}" if detail["msg"].startswith("Input should be") else message
+        return f"given {shown(given)}{did_you_mean(given, options)} One of: {listing(options)}"
+    if kind == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    if kind in _WANTED:
+        return f"given {shown(given)}; wants {_WANTED[kind].format(**detail.get('ctx', {}))}"
+    for ending, wanted in _KINDS.items():
+        if kind.startswith(ending):
+            return f"given {shown(given)}; wants {wanted}"
+    return f"given {shown(given)}; {detail['msg']}"
+
+
+# What fits, for pydantic's error types and for the beginnings of their names.
+_WANTED = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "finite_number": "a finite number",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+}
+_KINDS = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_": "a text",
+    "path_": "a path",
+    "list_": "a list",
+    "tuple_": "a list",
+    "model_": "a mapping of fields",
+    "dict_": "a mapping",
+}
 
 
 def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:

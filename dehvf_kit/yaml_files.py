@@ -48,7 +48,7 @@ def read_yaml(path: Path, source: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         near = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise RecipeError([Fault("", f"there is no such file{did_you_mean(path.name, near)}")], source) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError([Fault("", f"cannot be read: {error}")], source) from error
     loaded = parse_yaml(text, source)
     if loaded is None:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.errors import ShapeError
 from dehvf_kit.shapes import Cost, Levels
 
 
@@ -42,6 +43,17 @@ class ConcatLevelsMergerConfig(ComponentConfig):
         counts = {port: len(wires) for port, wires in context.wires.items()}
         if len(set(counts.values())) > 1:
             raise Misfit(f"ports have different numbers of wires: {counts}; name one node per encoder in each", "inputs")
+        orders = {port: [" and ".join(names) for names in found] for port, found in context.encoders.items()}
+        if len({tuple(names) for names in orders.values()}) > 1:
+            given = "; ".join(f"{port} from {', '.join(names)}" for port, names in orders.items())
+            raise Misfit(f"ports name the encoders in different orders: {given}; list them in one order", "inputs")
+        for members, levels in zip(context.wires["members"], context.wires["levels"], strict=True):
+            sizes = [(wire["group"], wire["member"]) for wire in (members, levels)]
+            if sizes[0] != sizes[1]:
+                raise Misfit(
+                    f"members come in groups and members {sizes[0]} but levels in {sizes[1]}; wire both to one grouper",
+                    "inputs",
+                )
         groups = {wire["group"] for wire in context.wires["levels"]}
         if len(groups) > 1:
             raise Misfit(f"encoders are cut into different numbers of groups: {sorted(groups)}; give all the same", "inputs")
@@ -63,8 +75,9 @@ class ConcatLevelsMergerConfig(ComponentConfig):
 
     def cost(self, context: BuildContext) -> Cost:
         per_image = 0
-        for wire in context.wires["patches"]:
-            per_image += 2 * (wire["layer"] or 0) * (wire["patch"] or 0) * (wire["vision_hidden"] or 0) * self.hidden_size
+        for patches, members in zip(context.wires["patches"], context.wires["members"], strict=True):
+            tokens = (patches["layer"] or 0) * (patches["patch"] or 0) + (members["group"] or 0) * (members["member"] or 0)
+            per_image += 2 * tokens * (patches["vision_hidden"] or 0) * self.hidden_size
         return Cost(per_image=per_image)
 
     def build(self, context: BuildContext) -> ConcatLevelsMerger:
@@ -78,7 +91,7 @@ class ConcatLevelsMerger(nn.Module):
     """Shapes, one list entry an encoder: patches [batch, layer, patch, vision_hidden], members
     [batch, group, member, vision_hidden], levels -> merged patches, members and levels, layers and members joined.
 
-    Cost: one linear map per encoder on every patch of every layer.
+    Cost: one linear map per encoder on every patch of every layer. Raises: ShapeError for a grid that is not square.
     """
 
     def __init__(self, vision_hidden_sizes: list[int], hidden_size: int, num_patches: int) -> None:
@@ -112,6 +125,8 @@ class ConcatLevelsMerger(nn.Module):
         if patch == self.num_patches:
             return patches
         side, target = math.isqrt(patch), math.isqrt(self.num_patches)
+        if side * side != patch:
+            raise ShapeError(f"merger: {patch} patches are no square grid; give square images")
         grid = rearrange(patches, "batch layer (row column) hidden -> (batch layer) hidden row column", row=side)
         grid = nn.functional.interpolate(grid, size=(target, target), mode="bilinear", align_corners=False)
         return rearrange(grid, "(batch layer) hidden row column -> batch layer (row column) hidden", batch=batch, layer=layer)

@@ -1,0 +1,30 @@
+"""`dehvf-kit demo`: the default recipe trained and scored on real pictures, beside the same recipe without pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dehvf_kit.cli.console import grid, quiet_transformers, stdout
+from dehvf_kit.cli.progress import reporting
+
+
+def run(output: Path, minutes: float) -> None:
+    """Run the demo and print what it found."""
+    print("demo: loading (a minute, the first time)", file=sys.stderr, flush=True)
+    from dehvf_kit.training.demo import run_demo
+
+    quiet_transformers()
+    with reporting() as report:
+        result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report)
+    summary = result.summary
+    table = grid("left", "right", "right", "right")
+    table.add_row("[bold]questions about pictures never seen[/]", "[bold]count[/]", "[bold]DEHVF[/]", "[bold]without pictures[/]")
+    scores, blind = summary["scores"], summary["blind_scores"]
+    for name in ["all", *scores["by_kind"]]:
+        row, other = (scores["all"], blind["all"]) if name == "all" else (scores["by_kind"][name], blind["by_kind"][name])
+        table.add_row(name, f"{row['questions']:,}", f"{row['accuracy']:.1%}", f"{other['accuracy']:.1%}")
+    stdout().print(table)
+    print(f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without pictures)")
+    print(f"adapter: {result.adapter}\nsummary: {output / 'summary.json'}\npage:    {result.page}")
+    print(f'ask it:  dehvf-kit generate PICTURE "what color is the shape?" --adapter {result.adapter}')

@@ -1,0 +1,33 @@
+"""`dehvf-kit generate`: one question about one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
+from dehvf_kit.errors import DataError
+
+
+def run(adapter: Path, image: Path, question: str, max_new_tokens: int | None, as_json: bool) -> None:
+    """Answer and print. Raises: AdapterError for what is no adapter, DataError for what is no picture."""
+    from dehvf_kit.data.samples import Sample
+
+    if not image.is_file():
+        raise DataError(f"there is no picture '{image}'")
+    if not question.strip():
+        raise DataError("the question is empty")
+    quiet_transformers()
+    with waiting(f"Loading {adapter}"):
+        from dehvf_kit.checkpoint import load
+        from dehvf_kit.data.encoding import open_picture
+        from dehvf_kit.scoring.answers import answer
+
+        sample = Sample(id=str(image), question=question, answer="", image=image)
+        open_picture(sample)
+        model = load(adapter)
+        limits = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        (found,) = answer(model, [sample], **limits)
+    if as_json:
+        print_json({"image": str(image), "question": question, "answer": found.prediction, "adapter": str(adapter)})
+        return
+    print(found.prediction)

@@ -1,0 +1,121 @@
+"""`check`, `show` and `list`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from cli.commands import Command
+from helpers import raw_recipe
+
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.plugin_manager import plugins
+from dehvf_kit.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_check_says_what_a_good_recipe_makes(command: Command, recipe: Path) -> None:
+    ended = command("check", recipe)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("tiny.yaml: ok: 7 components join clip_vision_model (8 x 24) to llama (4 x 32); ")
+    assert len(ended.out.splitlines()) == 1
+
+
+def test_check_lists_every_fault_at_once(command: Command, recipe: Path) -> None:
+    ended = command("check", recipe, "graph.fuser.type=crossattention", "graph.grouper.num_groups=0", "traning.seed=1")
+    lines = ended.err.splitlines()
+    assert (ended.code, ended.out, len(lines)) == (1, "", 3)
+    assert "tiny.yaml: traning: unknown section; did you mean 'training'?" in lines[0]
+    assert any("graph.fuser.type: " in line and "did you mean 'cross_attention'?" in line for line in lines)
+    assert any("graph.grouper.num_groups: given 0" in line for line in lines)
+
+
+def test_check_wants_both_configs(command: Command, recipe: Path) -> None:
+    """`load_recipe` lets a missing config pass (modules may be handed over); `check` does not."""
+    overrides = ["decoder.config=null", "decoder.model=nobody/nothing"]
+    load_recipe(recipe, overrides)
+    ended = command("check", recipe, *overrides)
+    assert ended.code == 1
+    assert ended.err.startswith("tiny.yaml: decoder: no config of 'nobody/nothing' on this machine")
+
+
+@pytest.mark.parametrize("name", ["llama7b_clip.yaml", "two_encoders.yaml", "ablations/penultimate_only_13b.yaml"])
+def test_show_prints_a_recipe_that_loads_as_the_same(command: Command, tmp_path: Path, name: str) -> None:
+    ended = command("show", RECIPES / name, "training.seed=3")
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(ended.out)
+    expected = load_recipe(RECIPES / name, ["training.seed=3"]).resolved()
+    assert load_recipe(shown).resolved() == expected
+    assert expected["training"]["seed"] == 3
+    assert "extends" not in yaml.safe_load(ended.out)
+
+
+def test_show_fills_in_every_default(command: Command, recipe: Path) -> None:
+    shown = yaml.safe_load(command("show", recipe).out)
+    assert shown["generation"]["num_beams"] == 1
+    assert shown["training"]["betas"] == [0.9, 0.95]
+    assert shown["graph"]["fuser"]["attention_backend"] == "auto"
+    assert shown["vision"]["apply_post_norm"] is True
+
+
+def test_show_as_json_is_the_same_data(command: Command, recipe: Path) -> None:
+    assert json.loads(command("show", recipe, "--json").out) == yaml.safe_load(command("show", recipe).out)
+
+
+def test_show_repeats_shared_settings_without_aliases(command: Command, recipe: Path) -> None:
+    sections = raw_recipe()
+    tower = sections["vision"]
+    del sections["graph"]["vision_adapter"]
+    sections["vision"] = {"left": tower, "right": tower}
+    sections["graph"]["grouper"]["inputs"] = {"globals": "left"}
+    sections["graph"]["projector"]["inputs"] = {"patches": "left"}
+    recipe.write_text(json.dumps(sections))
+    ended = command("show", recipe)
+    assert ended.code == 0 and "&id" not in ended.out
+
+
+def test_list_names_every_component_its_origin_and_a_line(command: Command) -> None:
+    found = json.loads(command("list", "--json").out)
+    entries = {(entry["role"], entry["type"]): entry for entry in found["components"]}
+    assert set(entries) == set(plugins().registry.configs)
+    assert all(entry["summary"] and entry["origin"] for entry in entries.values())
+    assert entries["fuser", "cross_attention"]["origin"] == "built-in"
+    assert {"name": "built-in", "origin": "dehvf-kit"} in found["plugins"]
+
+
+def test_list_prints_all_of_it(command: Command) -> None:
+    out = command("list").out
+    for role, kind in plugins().registry.configs:
+        assert f"\n{role}\n" in out and f"  {kind} " in out
+    assert not any(line.endswith(" ") for line in out.splitlines())
+
+
+def test_list_of_a_role_prints_ports_fields_defaults_and_descriptions(command: Command) -> None:
+    out = command("list", "fuser").out
+    assert "members: batch group member vision_hidden" in out
+    for line in ("num_blocks", "cross-attention blocks k", "one of silu, gelu"):
+        assert line in out, line
+    assert "required" in command("list", "grouper").out
+
+
+def test_list_suggests_a_role(command: Command) -> None:
+    ended = command("list", "fusser")
+    assert ended.code == 1
+    assert ended.err.startswith("list: no role is named 'fusser'; did you mean 'fuser'? Roles: ")
+
+
+@pytest.mark.usefixtures("own_plugins")
+def test_list_names_broken_plugins_with_the_reason(command: Command) -> None:
+    plugins().broken["theirs"] = "theirs 1.0: ImportError: no module named 'x'"
+    assert json.loads(command("list", "--json").out)["broken_plugins"][-1]["name"] == "theirs"
+    assert "no module named 'x'" in command("list").out
+
+
+def test_an_override_that_is_none_is_a_fault(command: Command, recipe: Path) -> None:
+    ended = command("show", recipe, "training.seed")
+    assert ended.code == 1 and "key=value" in ended.err
+    with pytest.raises(DehvfError):
+        load_recipe(recipe, ["training.seed"])

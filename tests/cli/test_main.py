@@ -1,0 +1,128 @@
+"""Start-up, exit statuses and messages, whatever the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli.commands import Command
+
+import dehvf_kit
+from dehvf_kit.cli import main as main_module
+from dehvf_kit.cli.main import app
+from dehvf_kit.errors import DehvfError
+
+VERBS = ["check", "show", "list", "build", "train", "eval", "generate", "demo"]
+HEAVY = ["torch", "transformers", "numpy", "pluggy", "yaml"]
+HELP = """
+import json, sys
+from dehvf_kit.cli.main import app
+ended = []
+for words in json.loads(sys.argv[1]):
+    try:
+        app(words)
+    except SystemExit as error:
+        ended.append(error.code)
+print(json.dumps({"ended": ended, "loaded": [name for name in json.loads(sys.argv[2]) if name in sys.modules]}))
+"""
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    words = json.dumps([["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
+    ended = subprocess.run(
+        [sys.executable, "-c", HELP, words, json.dumps(HEAVY)], capture_output=True, text=True, check=True
+    )
+    report = json.loads(ended.stdout.splitlines()[-1])
+    assert report == {"ended": [0] * (len(VERBS) + 2), "loaded": []}
+    assert f"dehvf-kit {dehvf_kit.__version__}" in ended.stdout
+    assert all(f" {verb} " in ended.stdout for verb in VERBS)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, dehvf_kit; print([name for name in sys.argv[1:] if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    ended = subprocess.run([sys.executable, "-m", "dehvf_kit", "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith("dehvf-kit ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["chekc"], ["check"], ["build", "r.yaml", "--nonsense"], ["generate", "a.png"], ["eval", "a", "--limit", "0"]],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_gives_two(command: Command, words: list[str]) -> None:
+    ended = command(*words)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Usage" in ended.err and "Traceback" not in ended.err
+
+
+def test_a_fault_is_its_message_alone(command: Command, tmp_path: Path) -> None:
+    ended = command("check", tmp_path / "none.yaml")
+    assert ended == (1, "", f"{tmp_path / 'none.yaml'}: there is no such file.\n")
+
+
+def test_an_interrupt_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dehvf_kit.cli.check.run", interrupted)
+    assert command("check", "r.yaml") == (130, "", "interrupted\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dehvf_kit.cli.check.run", broken)
+    with pytest.raises(ZeroDivisionError):
+        app(["check", "r.yaml"])
+
+
+@pytest.mark.usefixtures("own_plugins")
+def test_a_one_file_plugin_is_loaded_before_the_command(command: Command, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from typing import Literal\n"
+        "from dehvf_kit.components.fuser.mean import MeanFuserConfig\n"
+        "from dehvf_kit.hookspecs import hookimpl\n"
+        "class MyFuserConfig(MeanFuserConfig):\n"
+        "    'A fuser of my own.'\n"
+        "    type: Literal['mine'] = 'mine'\n"
+        "@hookimpl\n"
+        "def register_components(register):\n"
+        "    register(MyFuserConfig)\n"
+    )
+    ended = command("--plugin", plugin, "list", "fuser", "--json")
+    entries = {entry["type"]: entry for entry in json.loads(ended.out)["components"]}
+    assert entries["mine"]["origin"] == "mine"
+    assert entries["mine"]["summary"] == "A fuser of my own."
+    assert entries["mean"]["origin"] == "built-in"
+
+
+@pytest.mark.usefixtures("own_plugins")
+@pytest.mark.parametrize(("text", "says"), [(None, "there is no such file"), ("1/0", "ZeroDivisionError")])
+def test_a_faulty_plugin_file_is_a_message(command: Command, tmp_path: Path, text: str | None, says: str) -> None:
+    plugin = tmp_path / "mine.py"
+    if text is not None:
+        plugin.write_text(text)
+    ended = command("--plugin", plugin, "list")
+    assert ended.code == 1 and ended.out == ""
+    assert says in ended.err and len(ended.err.splitlines()) == 1
+
+
+def test_main_ends_with_the_commands_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty() -> None:
+        raise DehvfError("mend this")
+
+    monkeypatch.setattr(sys, "argv", ["dehvf-kit", "check", "r.yaml"])
+    monkeypatch.setattr("dehvf_kit.cli.check.run", lambda *_: faulty())
+    with pytest.raises(SystemExit) as ended:
+        main_module.main()
+    assert ended.value.code == 1

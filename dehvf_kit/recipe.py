@@ -264,8 +264,7 @@ class _Parser:
         except NoConfig:
             pass
         except DehvfError as error:
-            several = isinstance(tower, type(stand_in)) or name not in (DECODER, "vision")
-            self.fault(f"vision.{name}" if several else name, str(error))
+            self.fault(name if name in (DECODER, "vision") else f"vision.{name}", str(error))
         self.unsure.add(name)
         return stand_in
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dehvf_kit.config import Settings
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.errors import DehvfError, did_you_mean, shown
 from dehvf_kit.registry import Source
 
 if TYPE_CHECKING:
@@ -73,22 +73,26 @@ class TowerConfig(Settings):
                 f"no config of '{self.model}' on this machine; give a local folder, write the config under `config:`, "
                 "or allow the download with `download: true`"
             ) from error
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # whatever stands in a folder's config.json
             raise DehvfError(f"the config of '{self.model}' cannot be read: {first_line(error)}") from error
 
 
 def config_from_dict(values: Mapping[str, Any]) -> PretrainedConfig:
     """A transformers config from plain values with a `model_type`. Raises: DehvfError naming what is missing or wrong."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     fields = dict(values)
     kind = fields.pop("model_type", None)
     if kind is None:
         raise DehvfError("a config needs `model_type`, for example llama or clip_vision_model")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        near = did_you_mean(kind, CONFIG_MAPPING).removesuffix(".")
+        raise DehvfError(f"transformers has no model_type {shown(kind)}{near}")
     try:
         return AutoConfig.for_model(kind, **fields)
     except Exception as error:  # transformers validates configs with exceptions of several kinds
-        raise DehvfError(f"transformers refuses this config of model_type '{kind}': {first_line(error)}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DehvfError(f"transformers refuses this config of model_type '{kind}': {reason}") from error
 
 
 def first_line(error: BaseException) -> str:

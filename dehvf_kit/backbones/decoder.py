@@ -31,6 +31,8 @@ class HfDecoderConfig(TowerConfig):
         from transformers import AutoModelForCausalLM
 
         config = self.hf_config(sources)
+        if type(config) not in AutoModelForCausalLM._model_mapping and not self.trust_remote_code:
+            raise DehvfError(f"transformers has no causal language model of model_type '{config.model_type}'")
         try:
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)

@@ -130,9 +130,13 @@ class VisionTower(nn.Module):
         super().__init__()
         self.model = model
         try:
-            paths = list(dict.fromkeys(site.layer_path for site in ffn_sites(model)))
+            sites = ffn_sites(model)
         except DecoderError as error:
             raise VisionError(f"{type(model).__name__} is not a vision transformer the kit can read: {error}") from error
+        widths = sorted({site.hidden_size for site in sites})
+        if len(widths) > 1:
+            raise VisionError(f"{type(model).__name__}: its blocks have widths {widths}; the kit reads encoders of one width")
+        paths = list(dict.fromkeys(site.layer_path for site in sites))
         self.blocks = [model.get_submodule(path) for path in paths]
         self.post_norm = _final_norm(model, paths[0]) if apply_post_norm else None
         config = vision_config(model.config) if hasattr(model, "config") else None
@@ -145,7 +149,7 @@ class VisionTower(nn.Module):
         self.native_size = getattr(config, "image_size", None)
         self.layers: tuple[int, ...] = tuple(range(len(self.blocks)))
         self.spec = VisionSpec(
-            hidden_size=ffn_sites(model)[0].hidden_size,
+            hidden_size=widths[0],
             num_layers=len(self.blocks),
             num_patches=rows * columns,
             image_size=image_size,

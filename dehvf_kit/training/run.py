@@ -73,7 +73,7 @@ def train(
     config = recipe.training
     reads = model.reads_pictures
     if reads and config.cache_features:
-        features = features or FeatureStore(model)
+        features = FeatureStore(model) if features is None else features
         features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
     encoded = EncodedSamples(
         samples, model.processor, recipe.data.prompt, config.max_length, reads, features if config.cache_features else None

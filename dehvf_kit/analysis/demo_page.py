@@ -49,7 +49,10 @@ def write_page(
             "Columns: vision layers, counted from 1. Each row sums to one; darker is more.</p>",
             f"<div class='maps'>{''.join(_heat_map(weights, kv) for kv in range(weights.weights.shape[1]))}</div>",
         ]
-    parts += ["<h2>Some answers</h2>", f"<div class='cards'>{''.join(_cards(predictions, blind, examples))}</div></html>"]
+    parts += [
+        "<h2>Some answers</h2>",
+        f"<div class='cards'>{''.join(_cards(predictions, blind, examples))}</div></html>",
+    ]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -59,10 +62,16 @@ def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, score in scores.items():
         cells = [score["all"], *(score["by_kind"][kind] for kind in kinds)]
-        rows.append(f"<tr><td>{html.escape(name)}</td>" + "".join(f"<td class='n'>{cell['accuracy']:.1%}</td>" for cell in cells) + "</tr>")
+        rows.append(
+            f"<tr><td>{html.escape(name)}</td>"
+            + "".join(f"<td class='n'>{cell['accuracy']:.1%}</td>" for cell in cells)
+            + "</tr>"
+        )
     counts = next(iter(scores.values()))
     questions = [counts["all"], *(counts["by_kind"][kind] for kind in kinds)]
-    rows.append("<tr><td>questions</td>" + "".join(f"<td class='n'>{cell['questions']:,}</td>" for cell in questions) + "</tr>")
+    rows.append(
+        "<tr><td>questions</td>" + "".join(f"<td class='n'>{cell['questions']:,}</td>" for cell in questions) + "</tr>"
+    )
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
@@ -90,7 +99,9 @@ def _heat_map(weights: LayerWeights, kv: int) -> str:
                 continue
             x, y = left + column * CELL * 2, top + row * CELL
             shade = f"rgb({round(246 - 220 * value)},{round(249 - 190 * value)},{round(255 - 120 * value)})"
-            parts.append(f"<rect x='{x}' y='{y}' width='{CELL * 2 - 1}' height='{CELL - 1}' fill='{shade}'><title>{value:.3f}</title></rect>")
+            parts.append(
+                f"<rect x='{x}' y='{y}' width='{CELL * 2 - 1}' height='{CELL - 1}' fill='{shade}'><title>{value:.3f}</title></rect>"
+            )
     return "".join([*parts, "</svg>"])
 
 

@@ -59,7 +59,7 @@ class TextCost:
 
 @dataclass(frozen=True)
 class FlopReport:
-    """Costs of a recipe: each encoder a picture, each component, and a sample at several text lengths."""
+    """Costs of a recipe: each encoder that is read, a picture; each component; a sample at several text lengths."""
 
     vision: Mapping[str, int]
     components: Mapping[str, Cost]
@@ -76,6 +76,7 @@ def flop_report(
     outside = [cost for name, cost in components.items() if graph.nodes[name].config.attaches != "vision"]
     fixed = sum(cost.per_step + cost.per_image for cost in outside)
     per_token = sum(cost.per_token for cost in outside)
+    read = encoders_read(graph)
     sizes = [tower.spec.num_patches for tower in towers.values()]
     patches = None if None in sizes else sum(size or 0 for size in sizes)
     samples = tuple(
@@ -87,8 +88,13 @@ def flop_report(
         )
         for length in lengths
     )
-    vision = {name: vision_flops(tower) for name, tower in towers.items()}
+    vision = {name: vision_flops(tower) for name, tower in towers.items() if name in read}
     return FlopReport(vision, components, counted.per_token, samples)
+
+
+def encoders_read(graph: Graph) -> set[str]:
+    """The encoders whose features some node reads; the others never run."""
+    return {wire.node for wire, _, _ in graph.edges() if wire.port in ("patches", "globals")} & set(graph.layers)
 
 
 def component_costs(graph: Graph) -> dict[str, Cost]:

@@ -25,7 +25,9 @@ class LayerWeights:
     labels: list[str]
 
 
-def mean_weights(model: DehvfModel, samples: Sequence[Sample], features: FeatureStore, batch_size: int = 32) -> LayerWeights | None:
+def mean_weights(
+    model: DehvfModel, samples: Sequence[Sample], features: FeatureStore, batch_size: int = 32
+) -> LayerWeights | None:
     """Average weights over the distinct pictures of some samples; None for a graph without a fuser.
 
     Members that are the same vision layer add up. Labels count blocks from 1, as the paper's figures do.
@@ -53,6 +55,8 @@ def mean_weights(model: DehvfModel, samples: Sequence[Sample], features: Feature
 def _labels(model: DehvfModel, count: int) -> list[str]:
     several = len(model.towers) > 1
     labels = [
-        f"{name} {layer + 1}" if several else str(layer + 1) for name, tower in model.towers.items() for layer in tower.layers
+        f"{name} {layer + 1}" if several else str(layer + 1)
+        for name, tower in model.towers.items()
+        for layer in tower.layers
     ]
     return labels[:count]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from dehvf_kit.analysis.flops import FlopReport
+from dehvf_kit.analysis.flops import FlopReport, encoders_read
 from dehvf_kit.analysis.memory import MemoryReport
 from dehvf_kit.analysis.parameters import ParameterTable
 from dehvf_kit.analysis.units import ratio, si
@@ -41,10 +41,10 @@ def print_report(
 
 def _towers(console: Console, model: DehvfModel) -> None:
     section(console, "Base models", "frozen; their configs alone were read")
-    table = grid("left", "left", "left")
+    table, running = grid("left", "left", "left"), encoders_read(model.graph)
     for name, tower in model.towers.items():
         spec, read = tower.spec, len(model.graph.layers[name])
-        layers = f"{spec.num_layers} layers of {spec.hidden_size} ({read} read)"
+        layers = f"{spec.num_layers} layers of {spec.hidden_size} ({read if name in running else 'none'} read)"
         sizes = f"{layers}, {spec.num_patches} patches at {spec.image_size} px"
         table.add_row("", f"[cyan]{name}[/]", escape(model.recipe.vision[name].model or spec.model_type), sizes)
     spec = model.graph.contexts[model.graph.order[0]].decoder

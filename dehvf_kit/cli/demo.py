@@ -19,12 +19,18 @@ def run(output: Path, minutes: float) -> None:
         result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report)
     summary = result.summary
     table = grid("left", "right", "right", "right")
-    table.add_row("[bold]questions about pictures never seen[/]", "[bold]count[/]", "[bold]DEHVF[/]", "[bold]without pictures[/]")
+    table.add_row(
+        "[bold]questions about pictures never seen[/]", "[bold]count[/]", "[bold]DEHVF[/]", "[bold]without pictures[/]"
+    )
     scores, blind = summary["scores"], summary["blind_scores"]
     for name in ["all", *scores["by_kind"]]:
-        row, other = (scores["all"], blind["all"]) if name == "all" else (scores["by_kind"][name], blind["by_kind"][name])
-        table.add_row(name, f"{row['questions']:,}", f"{row['accuracy']:.1%}", f"{other['accuracy']:.1%}")
+        row, other = (
+            (scores["all"], blind["all"]) if name == "all" else (scores["by_kind"][name], blind["by_kind"][name])
+        )
+        table.add_row("", name, f"{row['questions']:,}", f"{row['accuracy']:.1%}", f"{other['accuracy']:.1%}")
     stdout().print(table)
-    print(f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without pictures)")
+    print(
+        f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without pictures)"
+    )
     print(f"adapter: {result.adapter}\nsummary: {output / 'summary.json'}\npage:    {result.page}")
     print(f'ask it:  dehvf-kit generate PICTURE "what color is the shape?" --adapter {result.adapter}')

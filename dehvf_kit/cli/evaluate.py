@@ -25,7 +25,9 @@ def run(adapter: Path, overrides: Sequence[str], limit: int | None, as_json: boo
     model = load(adapter, overrides=overrides)
     recipe = model.recipe
     if recipe.data is None:
-        raise DataError(f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE")
+        raise DataError(
+            f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE"
+        )
     samples = list(recipe.data.samples("test"))[:limit]
     if not samples:
         raise DataError(f"{adapter}: the test split of its data set is empty")
@@ -34,7 +36,9 @@ def run(adapter: Path, overrides: Sequence[str], limit: int | None, as_json: boo
         if model.reads_pictures and not model.image_is_trained:
             features = FeatureStore(model)
             features.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
-        predictions = answer(model, samples, features=features, progress=lambda done, total: report("asking", done, total))
+        predictions = answer(
+            model, samples, features=features, progress=lambda done, total: report("asking", done, total)
+        )
     file = adapter.parent / "predictions.jsonl"
     file.write_text("".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions), encoding="utf-8")
     scores = accuracy(predictions)
@@ -48,8 +52,8 @@ def run(adapter: Path, overrides: Sequence[str], limit: int | None, as_json: boo
 def show(scores: dict[str, Any]) -> None:
     """The scores as a table."""
     table = grid("left", "right", "left", "right")
-    table.add_row("[bold]questions[/]", "[bold]accuracy[/]", "[bold]95% interval[/]", "[bold]count[/]")
+    table.add_row("", "[bold]questions[/]", "[bold]accuracy[/]", "[bold]95% interval[/]", "[bold]count[/]")
     for name, row in [("all", scores["all"]), *scores["by_kind"].items()]:
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
-        table.add_row(name, f"{row['accuracy']:.1%}", interval, f"{row['questions']:,}")
+        table.add_row("", name, f"{row['accuracy']:.1%}", interval, f"{row['questions']:,}")
     stdout().print(table)

@@ -125,6 +125,12 @@ def test_the_injector_costs_what_it_adds_to_the_decoder(visual_in: list[str]) ->
     assert component_costs(model.graph)["injector"].per_token * 6 == counted(run) - alone
 
 
+def test_an_encoder_that_nothing_reads_costs_nothing() -> None:
+    graph = {"grouper": None, "layer_query": None, "projector": None, "fuser": None}
+    model = build_on_meta(dehvf_kit.parse_recipe(raw_recipe(graph=graph)))
+    assert flop_report(model.graph, model.decoder, model.towers).vision == {}
+
+
 def test_the_report_adds_up() -> None:
     recipe = dehvf_kit.parse_recipe(raw_recipe())
     model = build_on_meta(recipe)

@@ -27,14 +27,18 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bo
         from dehvf_kit.analysis.flops import flop_report
         from dehvf_kit.analysis.memory import memory_report
         from dehvf_kit.analysis.parameters import parameter_table
+        from dehvf_kit.backbones.base import NoConfig
         from dehvf_kit.builder import build_on_meta
         from dehvf_kit.recipe import load_recipe
 
         quiet_transformers()
         recipe = load_recipe(path, overrides)
-        recipe.check()
         folder = (output or default_folder(recipe.name)) if save else None
-        model = build_on_meta(recipe)
+        try:
+            model = build_on_meta(recipe)
+        except NoConfig:
+            recipe.check()  # says the same with the place in the recipe
+            raise
         if folder is not None:
             save_adapter(model, folder, overwrite)
         parameters = parameter_table(model.graph, recipe.published)

@@ -190,14 +190,42 @@ def load(
     if decoder is not None and tokenizer is None and (place / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place)
+        except Exception as error:  # whatever stands in the folder's files
+            raise AdapterError(f"{place}: its tokenizer cannot be loaded: {error}") from error
+    weights = read_weights(place)
+    bases = _bases(config, ["decoder", *recipe.vision], place)
     model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer)
-    bases = config["bases"]
-    check_identity(bases["decoder"], model.decoder, "decoder")
-    for name, tower in model.towers.items():
-        check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
-    restore(model, read_weights(place), str(place))
+    try:
+        check_identity(bases["decoder"], model.decoder, "decoder")
+        for name, tower in model.towers.items():
+            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
+        restore(model, weights, str(place))
+    except BaseException:
+        model.detach()
+        raise
     return model
+
+
+def _bases(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The identities of the base models. Raises: AdapterError where one is missing or garbled."""
+    for name in names:
+        base = config["bases"].get(name)
+        where = f"{folder / CONFIG}: bases: '{name}'"
+        if not isinstance(base, dict):
+            raise AdapterError(f"{where} is missing")
+        for key, kind in (("architecture", dict), ("dtype", str)):
+            if not isinstance(base.get(key), kind):
+                raise AdapterError(f"{where} has no '{key}'")
+        probe = base.get("probe")
+        if probe is not None and not (isinstance(probe, dict) and all(map(_is_values, probe.values()))):
+            raise AdapterError(f"{where} has a garbled 'probe'")
+    return dict(config["bases"])
+
+
+def _is_values(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == PROBED_VALUES and all(isinstance(v, float | int) for v in values)
 
 
 def _with_dtype(recipe: Recipe, name: str) -> Recipe:
@@ -219,7 +247,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("kit") != "dehvf-kit":
         raise AdapterError(f"{path}: not written by dehvf-kit")
-    if not isinstance(config.get("format"), int) or config["format"] > FORMAT:
+    if not isinstance(config.get("format"), int):
+        raise AdapterError(f"{path}: 'format' is missing")
+    if config["format"] > FORMAT:
         raise AdapterError(f"{path}: format {config.get('format')}, this kit reads up to {FORMAT}; upgrade dehvf-kit")
     for key in ("recipe", "bases"):
         if not isinstance(config.get(key), dict):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from dehvf_kit.backbones.ffn_overrides import FfnOverride, ffn_override
@@ -81,8 +82,13 @@ def _main_stacks(model: nn.Module, found: dict[str, list[FfnSite]], config: Any)
     """Of several stacks with FFNs, those that belong to the decoder itself and not to a tower beside it."""
     owners = {path: _owner(model, path) for path in found}
     own = [path for path, owner in owners.items() if type(getattr(owner, "config", None)) is type(config)]
-    if own and len({id(owners[path]) for path in own}) == 1 and len({found[path][0].hidden_size for path in own}) == 1:
-        return own
+    as_wide = [path for path in own if found[path][0].hidden_size == getattr(config, "hidden_size", None)]
+    chosen = as_wide or own
+    widths = {found[path][0].hidden_size for path in chosen}
+    # Beside a language model's own layers may stand towers; which part of a vision model is meant, nothing tells.
+    owned = chosen if getattr(model, "main_input_name", "input_ids") == "input_ids" else list(found)
+    if len(widths) == 1 and len({id(owners[path]) for path in owned}) == 1:
+        return chosen
     raise DecoderError(
         f"{type(model).__name__}: several stacks of layers hold feed-forward networks: {listing(found)}. Pass the "
         "sub-model that is meant, or name the stack with register_ffn_override(model_type, layers=...)."
@@ -127,11 +133,11 @@ def _layer_stacks(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.Mod
 
 
 def _owner(model: nn.Module, path: str) -> nn.Module:
-    """The innermost module on a path that has a configuration of its own."""
+    """The innermost model of its own (a transformers model with a configuration) on a path."""
     owner, part = model, model
     for name in path.split("."):
         part = part.get_submodule(name)
-        owner = part if hasattr(part, "config") else owner
+        owner = part if isinstance(part, PreTrainedModel) else owner
     return owner
 
 

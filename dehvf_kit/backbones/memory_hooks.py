@@ -69,7 +69,7 @@ def read_memory(x: Tensor, keys: Tensor, values: Tensor, activation: Callable[[T
             "rows must be a multiple of it (beams and return sequences repeat each row)"
         )
     tokens = x.reshape(batch, -1, hidden_size)
-    keys, values = keys.to(x.dtype), values.to(x.dtype)
+    keys, values = keys.to(x), values.to(x)
     return torch.matmul(activation(torch.matmul(tokens, keys.mT)), values).reshape(x.shape)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import datetime
 import hashlib
+import importlib.metadata
+import importlib.util
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +22,15 @@ from dehvf_kit.testing.decoder_contract import CONTRACT
 if TYPE_CHECKING:
     from dehvf_kit.testing.matrix import FamilyResult
 
-SOURCES = ("ffn_*.py", "memory_hooks.py"), ("decoder_contract.py", "reference.py", "subject.py", "tiny_models.py")
+KIT_SOURCES = ("ffn_*.py", "memory_hooks.py")
+TEST_SOURCES = ("decoder_contract.py", "*_items.py", "reference.py", "subject.py", "tiny_models.py")
 SYMBOLS = {"pass": "yes", "family": "family", "not run": "-", "broken": "**no**"}
 
 
 def fingerprint() -> str:
     """A digest of the code the page depends on, comments and docstrings left out, and of transformers' version."""
     digest = hashlib.sha256(transformers.__version__.encode())
-    for package, patterns in zip((backbones, testing), SOURCES, strict=True):
+    for package, patterns in ((backbones, KIT_SOURCES), (testing, TEST_SOURCES)):
         folder = Path(list(package.__path__)[0])
         for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
             digest.update(path.name.encode())
@@ -36,17 +39,14 @@ def fingerprint() -> str:
 
 
 def _code(source: str) -> str:
+    """Source without comments, docstrings and layout, the same under every Python that can run it."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = ""
-    return ast.dump(tree)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value.value = ""
+    return ast.unparse(tree)
 
 
 def is_stale(page: str) -> bool:
@@ -66,7 +66,8 @@ def support_page(results: Sequence[FamilyResult]) -> str:
         f"<!-- fingerprint: {fingerprint()} -->",
         "",
         f"Run on {datetime.date.today().isoformat()} with transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, on the CPU; every model tiny, with random weights.",
+        f"{torch.__version__}{_optional_versions()}, Python {platform.python_version()}, on the CPU; every model "
+        "tiny, with random weights.",
         "",
         f"- {len(results)} decoder types in transformers' causal-LM mapping, {len(ran)} of which have an FFN and can "
         "be built alone.",
@@ -96,6 +97,12 @@ def support_page(results: Sequence[FamilyResult]) -> str:
         "Not in the table", [f"- {result.model_type}: {result.note}" for result in results if result.note]
     )
     return "\n".join(lines) + "\n"
+
+
+def _optional_versions() -> str:
+    """Versions of the libraries that some items or families need, where they are installed."""
+    named = [name for name in ("bitsandbytes", "timm") if importlib.util.find_spec(name) is not None]
+    return "".join(f", {name} {importlib.metadata.version(name)}" for name in named)
 
 
 def _row(result: FamilyResult) -> str:

@@ -47,6 +47,27 @@ def test_vision_sites(config, path, hidden_size, activation_name):
     assert {(site.hidden_size, site.activation_name) for site in sites} == {(hidden_size, activation_name)}
 
 
+STACKS = [
+    (transformers.MllamaVisionModel, ["transformer.layers.0.mlp", "global_transformer.layers.0.mlp"]),
+    (transformers.VJEPA2Model, ["encoder.layer.0.mlp"]),
+]
+
+
+@pytest.mark.parametrize(("model_class", "first_paths"), STACKS, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_models_own_stacks_of_one_width_are_counted_through(model_class, first_paths):
+    with torch.device("meta"):
+        sites = ffn_sites(model_class(model_class.config_class()))
+    assert [site.layer_idx for site in sites] == list(range(len(sites)))
+    assert [site.path for site in sites if ".0." in site.path] == first_paths
+
+
+def test_stacks_that_nothing_tells_apart_are_refused():
+    with torch.device("meta"):
+        model = transformers.SamModel(transformers.SamConfig())
+    with pytest.raises(DecoderError, match="several stacks .* mask_decoder.transformer.layers, vision_encoder.layers"):
+        ffn_sites(model)
+
+
 def test_multimodal_model_yields_its_text_decoder():
     with torch.device("meta"):
         model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig())

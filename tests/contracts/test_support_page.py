@@ -21,13 +21,6 @@ def test_the_page_is_not_stale():
     assert not is_stale(page), "run python -m dehvf_kit.testing.matrix and commit docs/support.md"
 
 
-def test_a_run_makes_a_page(tmp_path):
-    assert main(["mamba", "--processes", "1", "--output", str(tmp_path / "page.md")]) == 0
-    page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "- mamba: no FFN" in page and not is_stale(page)
-    assert is_stale(page.replace("fingerprint: ", "fingerprint: 0"))
-
-
 def test_a_run_in_processes_keeps_the_order_and_says_why_a_type_is_not_in_the_table():
     results = run_matrix(["mamba", "gpt2"], processes=1)
     assert [result.status for result in results] == ["no FFN", "pass"]

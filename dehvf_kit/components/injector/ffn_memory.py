@@ -60,6 +60,11 @@ class FfnMemoryInjectorConfig(ComponentConfig):
             raise Misfit("needs both position_keys and position_values, or neither", "inputs")
         if not wired & {"fused", "position_keys"}:
             raise Misfit("has nothing to inject; wire a fuser, a position table, or both", "inputs")
+        if "position_keys" not in wired and set(self.visual_in) != set(KV):
+            raise Misfit(
+                "without position tables the role left out is zero and the memory adds nothing; name key and value both",
+                "visual_in",
+            )
         slots, patches = context.axes.get("slot"), context.axes.get("patch")
         if slots is not None and patches is not None and patches > slots:
             raise Misfit(f"{patches} patches do not fit into {slots} slots; set the position table's num_slots to {patches} or more")

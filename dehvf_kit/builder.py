@@ -84,7 +84,9 @@ def _towers(recipe: Recipe, vision: Vision | None, meta: bool) -> dict[str, Visi
     if vision is not None:
         given = vision if isinstance(vision, Mapping) else dict.fromkeys(recipe.vision, vision)
         if not isinstance(vision, Mapping) and len(recipe.vision) > 1:
-            raise DehvfError(f"the recipe has {len(recipe.vision)} encoders; hand them over by name: {', '.join(recipe.vision)}")
+            raise DehvfError(
+                f"the recipe has {len(recipe.vision)} encoders; hand them over by name: {', '.join(recipe.vision)}"
+            )
         if set(given) != set(recipe.vision):
             raise DehvfError(f"vision handed over for {sorted(given)}; the recipe names {sorted(recipe.vision)}")
     towers = {}
@@ -94,5 +96,3 @@ def _towers(recipe: Recipe, vision: Vision | None, meta: bool) -> dict[str, Visi
             model = config.meta(sources) if meta else config.load(sources)
         towers[name] = model if isinstance(model, VisionTower) else config.tower(model)
     return towers
-
-

@@ -57,7 +57,10 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
         config = adapter_config(model)
         _write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         _write_text(folder / "README.md", card(model, config))
-        _write_text(folder / "config.json", json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n")
+        _write_text(
+            folder / "config.json",
+            json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
+        )
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
@@ -118,7 +121,9 @@ def identity(model: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _probe(model: nn.Module) -> dict[str, list[float]] | None:
-    tensors = sorted(((name, p) for name, p in model.named_parameters() if p.is_floating_point()), key=lambda item: item[0])
+    tensors = sorted(
+        ((name, p) for name, p in model.named_parameters() if p.is_floating_point()), key=lambda item: item[0]
+    )
     if not tensors or any(parameter.device.type == "meta" for _, parameter in tensors):
         return None
     step = max(1, len(tensors) // PROBED_TENSORS)
@@ -152,7 +157,9 @@ def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> Non
         tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], found["dtype"]))
     for name, values in saved["probe"].items():
         if name not in found["probe"]:
-            raise AdapterError(f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none")
+            raise AdapterError(
+                f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none"
+            )
         for expected, value in zip(values, found["probe"][name], strict=True):
             if abs(expected - value) > tolerance * max(abs(expected), 2.0**-14):
                 raise AdapterError(
@@ -286,7 +293,9 @@ def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> Non
         raise AdapterError(f"{where}: weights do not fit the recipe; {'; '.join(parts)}")
     for name, parameter in wanted.items():
         if parameter.shape != weights[name].shape:
-            raise AdapterError(f"{where}: '{name}' is {tuple(weights[name].shape)}, the recipe makes it {tuple(parameter.shape)}")
+            raise AdapterError(
+                f"{where}: '{name}' is {tuple(weights[name].shape)}, the recipe makes it {tuple(parameter.shape)}"
+            )
         if not torch.isfinite(weights[name]).all():
             raise AdapterError(f"{where}: '{name}' holds values that are not finite")
     with torch.no_grad():
@@ -297,7 +306,9 @@ def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> Non
 def card(model: DehvfModel, config: Mapping[str, Any]) -> str:
     """A model card: what it is, what it belongs to, how to use it."""
     recipe = model.recipe
-    bases = "\n".join(f"- {name}: {base['name'] or 'a model handed over in memory'}" for name, base in config["bases"].items())
+    bases = "\n".join(
+        f"- {name}: {base['name'] or 'a model handed over in memory'}" for name, base in config["bases"].items()
+    )
     rows = "\n".join(
         f"| {name} | {model.graph.nodes[name].config.type} | {sum(p.numel() for p in node.parameters()):,} |"
         for name, node in model.nodes.items()

@@ -15,7 +15,11 @@ from dehvf_kit.shapes import DecoderSpec, VisionSpec
 
 BATCH = "batch"
 DECODER = "decoder"
-TOWER_PORTS = ("patches: batch layer patch vision_hidden", "globals: batch layer vision_hidden", "tower: layer vision_hidden")
+TOWER_PORTS = (
+    "patches: batch layer patch vision_hidden",
+    "globals: batch layer vision_hidden",
+    "tower: layer vision_hidden",
+)
 BATCH_PORTS = ("has_image: batch",)
 
 Sizes = Mapping[str, "int | None"]
@@ -140,7 +144,9 @@ class _Checker:
         contexts = {}
         failed = set(self.nodes) if DECODER in self.unsure else set(self.unsure)
         for name in order:
-            self.encoders[name] = frozenset().union(*(self._behind(wire) for ports in wires[name].values() for wire in ports))
+            self.encoders[name] = frozenset().union(
+                *(self._behind(wire) for ports in wires[name].values() for wire in ports)
+            )
             if name in failed or any(wire.node in failed for ports in wires[name].values() for wire in ports):
                 failed.add(name)
                 continue
@@ -172,7 +178,8 @@ class _Checker:
         for node, port in gathering:
             wires[node.name][port.name] = self._gathered(node, port, wires)
         return {
-            name: {port: wires[name][port] for port in self.nodes[name].takes if wires[name][port]} for name in self.nodes
+            name: {port: wires[name][port] for port in self.nodes[name].takes if wires[name][port]}
+            for name in self.nodes
         }
 
     def _written(self, node: Node, port: Port) -> tuple[Wire, ...]:
@@ -188,11 +195,17 @@ class _Checker:
         wire = Wire(producer, output if dot else port.name)
         producers = {known.node for known in self.ports}
         if wire.node not in producers:
-            self.fault(path, f"no node or encoder is named '{wire.node}'{did_you_mean(wire.node, producers)} Known: {listing(producers)}")
+            self.fault(
+                path,
+                f"no node or encoder is named '{wire.node}'{did_you_mean(wire.node, producers)} Known: {listing(producers)}",
+            )
             return None
         if wire not in self.ports:
             outputs = [known.port for known in self.ports if known.node == wire.node]
-            self.fault(path, f"'{wire.node}' has no output port '{wire.port}'{did_you_mean(wire.port, outputs)} It gives: {listing(outputs)}")
+            self.fault(
+                path,
+                f"'{wire.node}' has no output port '{wire.port}'{did_you_mean(wire.port, outputs)} It gives: {listing(outputs)}",
+            )
             return None
         if self.ports[wire].axes != port.axes:
             fits = [other for other, known in self.ports.items() if known.axes == port.axes and other.node != node.name]
@@ -350,5 +363,3 @@ def _cycle(waiting: Mapping[str, set[str]]) -> list[str]:
         if following in path:
             return [*path[path.index(following) :], following]
         path.append(following)
-
-

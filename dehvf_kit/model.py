@@ -60,7 +60,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         self.graph, self.recipe, self.processor = graph, recipe, processor
         self.generation_config = _generation_config(decoder, recipe)
         self.generation = self.generation_config
-        self._was_trainable = [p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad]
+        self._was_trainable = [
+            p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad
+        ]
         inner = (decoder, *(tower.model for tower in self.towers.values()))
         self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
         self._checkpointing = False
@@ -105,7 +107,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         return twin
 
     def _tower_of(self, name: str) -> str:
-        return next(wire.node for wires in self.graph.wires[name].values() for wire in wires if wire.node in self.towers)
+        return next(
+            wire.node for wires in self.graph.wires[name].values() for wire in wires if wire.node in self.towers
+        )
 
     def detach(self) -> None:
         """Take everything off the towers: decoder and encoders are bit-identical to before, and trainable as before."""
@@ -167,7 +171,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         names = list(self.towers)
         if isinstance(given, Tensor):
             if len(names) != 1:
-                raise ShapeError(f"{what}: one tensor for {len(names)} encoders; give a mapping with {', '.join(names)}")
+                raise ShapeError(
+                    f"{what}: one tensor for {len(names)} encoders; give a mapping with {', '.join(names)}"
+                )
             return {names[0]: given}
         if not isinstance(given, Mapping):
             raise ShapeError(f"{what} is a {type(given).__name__}; give a tensor, or a mapping with {', '.join(names)}")
@@ -186,8 +192,11 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
 
         Raises: ShapeError where pictures and rows do not match, DehvfError after `detach()`.
         """
-        return {name: out for name, out in self.run_graph(rows, pixel_values, vision_features, has_image).items()
-                if self.graph.nodes[name].config.attaches == "decoder"}
+        return {
+            name: out
+            for name, out in self.run_graph(rows, pixel_values, vision_features, has_image).items()
+            if self.graph.nodes[name].config.attaches == "decoder"
+        }
 
     def run_graph(
         self,
@@ -233,7 +242,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
             if not isinstance(results, tuple) or len(results) != len(ports):
                 given = f"{len(results)} values" if isinstance(results, tuple) else f"a {type(results).__name__}"
-                raise DehvfError(f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port")
+                raise DehvfError(
+                    f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port"
+                )
             values |= {(name, port): value for port, value in zip(ports, results, strict=True)}
         return outputs
 
@@ -310,7 +321,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         with _Holding(self.nodes, memory):
             return self.decoder(**inputs, attention_mask=attention_mask, **kwargs)
 
-    def _answer_loss(self, memory: Mapping[str, Any], inputs: Any, attention_mask: Any, kwargs: dict[str, Any]) -> CausalLMOutputWithPast:
+    def _answer_loss(
+        self, memory: Mapping[str, Any], inputs: Any, attention_mask: Any, kwargs: dict[str, Any]
+    ) -> CausalLMOutputWithPast:
         """Loss and logits [batch, position, vocabulary] of the positions in `logits_to_keep` alone, before answer tokens."""
         labels, keep = kwargs.pop("labels"), kwargs["logits_to_keep"]
         items = kwargs.pop("num_items_in_batch", None)
@@ -353,7 +366,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         with _Holding(self.nodes, memory):
             return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
         settings = dict(activation_checkpointing_kwargs or {})
         if settings.get("use_reentrant"):
@@ -372,7 +387,9 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         self._checkpointing = False
         self.train(self.training)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """The older name of `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
@@ -404,7 +421,14 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         save(self, Path(save_directory), **{key: value for key, value in kwargs.items() if key == "overwrite"})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, decoder: Any = None, vision: Any = None, **kwargs: Any) -> DehvfModel:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        decoder: Any = None,
+        vision: Any = None,
+        **kwargs: Any,
+    ) -> DehvfModel:
         """Restore an adapter on its base models, strictly; see `dehvf_kit.load`."""
         from dehvf_kit.checkpoint import load
 

@@ -79,7 +79,10 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
         manager.unregister(module)
         raise
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    hooks = {hook: manager.subset_hook_caller(hook, others) for hook in ("register_components", "register_sources", "register_ffn_overrides")}
+    hooks = {
+        hook: manager.subset_hook_caller(hook, others)
+        for hook in ("register_components", "register_sources", "register_ffn_overrides")
+    }
     hooks["register_components"](register=loaded.registry.register)
     hooks["register_sources"](register=loaded.registry.register_source)
     hooks["register_ffn_overrides"](register=register_ffn_override)

@@ -54,7 +54,9 @@ class DehvfProcessor(ProcessorMixin):
 
     attributes = ["image_processor", "tokenizer"]
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, prompt: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, prompt: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         self.prompt = dict(prompt) if prompt else None
         super().__init__(_as_trained(image_processor), tokenizer, **kwargs)
         if getattr(self, "chat_template", None) is None:
@@ -107,7 +109,9 @@ class DehvfProcessor(ProcessorMixin):
     def decode(self, *args: Any, **kwargs: Any) -> str:
         return self.tokenizer.decode(*args, **kwargs)
 
-    def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
 
     @property
@@ -139,11 +143,15 @@ def format_question(question: str, prompt: PromptConfig, tokenizer: PreTrainedTo
         text = before + question + after
     if not prompt.chat:
         return text
-    marked = tokenizer.apply_chat_template([{"role": "user", "content": "\0"}], tokenize=False, add_generation_prompt=True)
+    marked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "\0"}], tokenize=False, add_generation_prompt=True
+    )
     opening = marked.partition("\0")[0]
     if opening and question.startswith(opening):
         return question
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
 
 
 def _pictures(images: Any) -> list[Image]:

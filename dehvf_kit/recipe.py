@@ -56,9 +56,7 @@ class Recipe:
     generation: GenerationConfig
     source: str = "recipe"
 
-    def check(
-        self, vision: Mapping[str, VisionSpec] | None = None, decoder: DecoderSpec | None = None
-    ) -> Graph:
+    def check(self, vision: Mapping[str, VisionSpec] | None = None, decoder: DecoderSpec | None = None) -> Graph:
         """Wire the graph on these towers, or on what the recipe's configs say of them.
 
         Raises: RecipeError with every fault.
@@ -146,7 +144,9 @@ def _read_with_parents(file: Path, source: str, seen: list[Path]) -> dict[str, A
     if parent is None:
         return raw
     if not isinstance(parent, str) or not parent:
-        raise RecipeError([Fault("extends", f"given {shown(parent)}; name one .yaml file, as a path beside this one")], source)
+        raise RecipeError(
+            [Fault("extends", f"given {shown(parent)}; name one .yaml file, as a path beside this one")], source
+        )
     above = file.parent / parent
     if not os.path.isfile(above):
         near = sorted(path.name for path in above.parent.glob("*.yaml")) if above.parent.is_dir() else []
@@ -168,14 +168,26 @@ def merge(
         if value is None:
             if path == ("graph",) and key not in merged:
                 near = did_you_mean(key, merged)
-                raise RecipeError([Fault(f"graph.{key}", f"null removes a node, but none is named so{near} Nodes: {listing(merged)}")], source)
+                raise RecipeError(
+                    [
+                        Fault(
+                            f"graph.{key}", f"null removes a node, but none is named so{near} Nodes: {listing(merged)}"
+                        )
+                    ],
+                    source,
+                )
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(known, Mapping) and key not in ("inputs", "config"):
             retyped = "type" in value and value["type"] != known.get("type", value["type"])
             if retyped:
                 role = {"role": known["role"]} if "role" in known else {}
                 merged[key] = role | copy.deepcopy(dict(value))
-            elif key == "vision" and not path and _by_name(value) != _by_name(known) and (_by_name(value) or "model" in value):
+            elif (
+                key == "vision"
+                and not path
+                and _by_name(value) != _by_name(known)
+                and (_by_name(value) or "model" in value)
+            ):
                 merged[key] = copy.deepcopy(dict(value))
             else:
                 merged[key] = merge(known, value, source, (*path, str(key)))
@@ -196,7 +208,9 @@ def override(raw: dict[str, Any], text: str) -> None:
     key, equals, given = text.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps):
-        raise RecipeError([Fault(text, "an override is written key=value, for example training.batch_size=8")], "override")
+        raise RecipeError(
+            [Fault(text, "an override is written key=value, for example training.batch_size=8")], "override"
+        )
     value = parse_yaml(given, f"override {text}") if given else ""
     change: Any = value
     for step in reversed(steps):
@@ -295,7 +309,9 @@ class _Parser:
     def _vision(self) -> dict[str, TowerConfig]:
         given = self.raw.get("vision")
         if given is None:
-            self.fault("vision", "missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`")
+            self.fault(
+                "vision", "missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`"
+            )
             self.whole = False
             return {}
         if not isinstance(given, Mapping):
@@ -316,7 +332,9 @@ class _Parser:
     def _nodes(self) -> dict[str, Node]:
         given = self.raw.get("graph")
         if not isinstance(given, Mapping) or not given:
-            self.fault("graph", "missing; name its nodes" if not given else f"given {shown(given)}; wants a mapping of nodes")
+            self.fault(
+                "graph", "missing; name its nodes" if not given else f"given {shown(given)}; wants a mapping of nodes"
+            )
             self.whole = False
             return {}
         nodes = {}
@@ -358,7 +376,9 @@ class _Parser:
         for port, wires in given.items():
             texts = [wires] if isinstance(wires, str) else wires
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-                self.fault(f"{path}.inputs.{port}", f"given {shown(wires)}; wants a node's name, node.port, or a list of them")
+                self.fault(
+                    f"{path}.inputs.{port}", f"given {shown(wires)}; wants a node's name, node.port, or a list of them"
+                )
                 self.unsure.add(name)
                 continue
             found[port] = tuple(texts)
@@ -377,7 +397,10 @@ class _Parser:
         kind = given.get("type", default)
         if not isinstance(kind, str):
             types = listing(self.registry.types(role))
-            self.fault(f"{path}.type", f"missing; installed: {types}" if kind is None else f"given {shown(kind)}; installed: {types}")
+            self.fault(
+                f"{path}.type",
+                f"missing; installed: {types}" if kind is None else f"given {shown(kind)}; installed: {types}",
+            )
             self.whole = self.whole and role == "data"
             return None
         try:

@@ -60,7 +60,9 @@ class Registry:
     def find(self, role: str, kind: str) -> type[BaseModel]:
         """The config class of a role and type. Raises: KeyError with a message that names what is installed."""
         if role not in self.roles():
-            raise KeyError(f"no role is named '{role}'{did_you_mean(role, self.roles())} Roles: {listing(self.roles())}")
+            raise KeyError(
+                f"no role is named '{role}'{did_you_mean(role, self.roles())} Roles: {listing(self.roles())}"
+            )
         if (role, kind) not in self.configs:
             types = self.types(role)
             raise KeyError(f"no {role} is named '{kind}'{did_you_mean(kind, types)} Installed: {listing(types)}")

@@ -19,7 +19,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(problem=f"alias '*{event.anchor}'; a recipe has no aliases, use `extends:`", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"alias '*{event.anchor}'; a recipe has no aliases, use `extends:`",
+                problem_mark=event.start_mark,
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -28,10 +31,13 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is no text; quote it", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is no text; quote it", problem_mark=key_node.start_mark
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key '{key}' stands twice, first on line {seen[key]}; keep one", problem_mark=key_node.start_mark
+                    problem=f"key '{key}' stands twice, first on line {seen[key]}; keep one",
+                    problem_mark=key_node.start_mark,
                 )
             seen[key] = line
         return super().construct_mapping(node, deep)
@@ -85,5 +91,12 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+    }
     return names.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")

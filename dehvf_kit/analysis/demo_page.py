@@ -19,7 +19,8 @@ h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}p
 table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left}td.n,th.n{text-align:right}
 tr+tr td{border-top:1px solid #e4e7ee}.maps{display:flex;gap:2rem;flex-wrap:wrap}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:14px}
-.card{border:1px solid #e4e7ee;border-radius:8px;padding:10px}.card img{width:96px;height:96px;image-rendering:pixelated;border-radius:4px}
+.card{border:1px solid #e4e7ee;border-radius:8px;padding:10px}
+.card img{width:96px;height:96px;image-rendering:pixelated;border-radius:4px}
 .card p{margin:.3rem 0}.right{color:#15703c}.wrong{color:#b3261e}.blind{color:#5a6477;font-size:.87em}
 """
 
@@ -122,6 +123,7 @@ def _cards(predictions: Sequence[Prediction], blind: Sequence[Prediction], count
         told = "" if one.right else f" (it is {html.escape(one.answer)})"
         cards.append(
             f"<div class='card'><img src='data:image/png;base64,{data}' alt=''><p>{html.escape(one.question)}</p>"
-            f"<p class='{verdict}'><b>{answer}</b>{told}</p><p class='blind'>without pictures: {html.escape(other.prediction)}</p></div>"
+            f"<p class='{verdict}'><b>{answer}</b>{told}</p>"
+            f"<p class='blind'>without pictures: {html.escape(other.prediction)}</p></div>"
         )
     return cards

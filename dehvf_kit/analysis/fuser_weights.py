@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.encoding import stack
+from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model import DehvfModel
 

@@ -43,7 +43,9 @@ class FeatureStore:
             batch = waiting[start : start + batch_size]
             pictures = [open_picture(sample) for sample in batch]
             pixels = self.model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            moved = pixels.to(device) if isinstance(pixels, Tensor) else {name: t.to(device) for name, t in pixels.items()}
+            moved = (
+                pixels.to(device) if isinstance(pixels, Tensor) else {name: t.to(device) for name, t in pixels.items()}
+            )
             with torch.no_grad():
                 features = self.model.vision_features(moved)
             for row, sample in enumerate(batch):

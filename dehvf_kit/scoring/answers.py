@@ -69,7 +69,9 @@ def answer(
     return [found[place] for place in range(len(samples))]
 
 
-def _answers(model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]) -> list[str]:
+def _answers(
+    model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
+) -> list[str]:
     device = next(model.decoder.parameters()).device
     inputs = dict(model.processor(text=[sample.question for sample in batch], padding=True))
     with_picture = [sample for sample in batch if sample.image is not None]
@@ -86,7 +88,9 @@ def _answers(model: DehvfModel, batch: Sequence[Sample], features: FeatureStore 
 
 
 def _move(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else {name: tensor.to(device) for name, tensor in value.items()}
+    return (
+        value.to(device) if isinstance(value, Tensor) else {name: tensor.to(device) for name, tensor in value.items()}
+    )
 
 
 def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -107,4 +111,4 @@ def share(rights: Sequence[bool]) -> dict[str, Any]:
     z, p = 1.959964, right / count
     middle = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return {"accuracy": p, "questions": count, "low": middle - half, "high": middle + half}
+    return {"accuracy": p, "questions": count, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}

@@ -24,12 +24,18 @@ class TrainingConfig(Settings):
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
     warmup_epochs: float = Field(2.0, ge=0, description="epochs of linear warm-up before the half-cycle cosine to zero")
     max_grad_norm: float = Field(0.0, ge=0, description="clip gradients to this norm; 0: never")
-    max_length: int = Field(512, ge=2, description="tokens a sample, prompt and answer; longer prompts lose their start")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, adapters stay float32")
+    max_length: int = Field(
+        512, ge=2, description="tokens a sample, prompt and answer; longer prompts lose their start"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast, adapters stay float32"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
     group_by_length: bool = Field(False, description="batch samples of like length together")
     num_workers: int = Field(0, ge=0, description="processes that decode and resize pictures")
-    cache_features: bool = Field(False, description="run frozen encoders once per picture and keep the features in memory")
+    cache_features: bool = Field(
+        False, description="run frozen encoders once per picture and keep the features in memory"
+    )
     save_steps: int = Field(500, ge=1, description="steps between checkpoints")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
     seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")

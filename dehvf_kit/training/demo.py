@@ -54,9 +54,13 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     say(f"building {recipe.description}")
     model = build(recipe)
     train_samples, test_samples = list(recipe.data.samples("train")), list(recipe.data.samples("test"))
-    say(f"{model.num_trainable_parameters():,} trained parameters; {len(train_samples):,} training questions, {len(test_samples):,} test questions")
+    say(
+        f"{model.num_trainable_parameters():,} trained parameters; {len(train_samples):,} training questions, {len(test_samples):,} test questions"
+    )
     features = FeatureStore(model, torch.bfloat16)
-    features.fill(train_samples + test_samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
+    features.fill(
+        train_samples + test_samples, progress=lambda done, total: progress("reading pictures", done, total, "")
+    )
     steps, wanted = affordable_steps(recipe, model, train_samples, features, minutes)
     if steps < wanted:
         say(f"this machine makes {steps} of {wanted} steps in {minutes:g} minutes; training that long")
@@ -86,7 +90,15 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
         "Both models answer the same questions; the one without pictures learns from the words alone and was trained as long.",
     ]
     scores = {"DEHVF": accuracy(predictions), "without pictures": accuracy(blind_predictions)}
-    write_page(page, "dehvf-kit demo: a frozen language model that sees", facts, scores, weights, predictions, blind_predictions)
+    write_page(
+        page,
+        "dehvf-kit demo: a frozen language model that sees",
+        facts,
+        scores,
+        weights,
+        predictions,
+        blind_predictions,
+    )
     return DemoResult(summary, page, result.adapter)
 
 
@@ -94,7 +106,9 @@ def demo_recipe(name: str, overrides: list[str]) -> Recipe:
     """A recipe of the demo. Raises: DehvfError where the repository's recipes are not there."""
     path = RECIPES / name
     if not path.is_file():
-        raise DehvfError(f"the demo needs the repository's recipes/{name}; clone the repository and run `make demo` in it")
+        raise DehvfError(
+            f"the demo needs the repository's recipes/{name}; clone the repository and run `make demo` in it"
+        )
     return load_recipe(path, overrides)
 
 
@@ -120,7 +134,9 @@ def affordable_steps(
     return max(1, min(wanted, int(minutes * 60 / typical))), wanted
 
 
-def _ask(model: DehvfModel, samples: list[Sample], features: FeatureStore | None, progress: Progress) -> list[Prediction]:
+def _ask(
+    model: DehvfModel, samples: list[Sample], features: FeatureStore | None, progress: Progress
+) -> list[Prediction]:
     stage = "asking DEHVF" if features is not None else "asking without pictures"
     return answer(model, samples, SCORING_BATCH, features, lambda done, total: progress(stage, done, total, ""))
 
@@ -157,5 +173,8 @@ def _summary(
 
 def _write(output: Path, summary: dict[str, Any], predictions: list[Prediction], blind: list[Prediction]) -> None:
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    rows = [json.dumps({**one.row(), "without_pictures": other.prediction}) for one, other in zip(predictions, blind, strict=True)]
+    rows = [
+        json.dumps({**one.row(), "without_pictures": other.prediction})
+        for one, other in zip(predictions, blind, strict=True)
+    ]
     (output / "predictions.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -76,12 +76,19 @@ def train(
         features = FeatureStore(model) if features is None else features
         features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
     encoded = EncodedSamples(
-        samples, model.processor, recipe.data.prompt, config.max_length, reads, features if config.cache_features else None
+        samples,
+        model.processor,
+        recipe.data.prompt,
+        config.max_length,
+        reads,
+        features if config.cache_features else None,
     )
     set_seed(config.seed)
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     args = training_arguments(config, checkpoints, len(samples), tensorboard=tensorboard)
-    report = StepReport(lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}"))
+    report = StepReport(
+        lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
+    )
     trainer = DehvfTrainer(model, args, encoded, [report])
     _drop_printer(trainer)
     started = time.perf_counter()

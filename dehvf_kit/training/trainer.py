@@ -29,7 +29,9 @@ def num_steps(config: TrainingConfig, samples: int, processes: int = 1) -> tuple
     return total, min(round(per_epoch * config.warmup_epochs), total)
 
 
-def training_arguments(config: TrainingConfig, output: Path, samples: int, processes: int = 1, tensorboard: bool = False) -> TrainingArguments:
+def training_arguments(
+    config: TrainingConfig, output: Path, samples: int, processes: int = 1, tensorboard: bool = False
+) -> TrainingArguments:
     """The recipe's training section in transformers' terms."""
     total, warmup = num_steps(config, samples, processes)
     return TrainingArguments(
@@ -44,9 +46,10 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
         max_grad_norm=config.max_grad_norm,
+        use_cpu=not torch.cuda.is_available(),
         bf16=config.precision == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
         dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-import torch
 from einops import rearrange, repeat
 from pydantic import Field
 from torch import Tensor, nn
@@ -123,9 +122,7 @@ class CrossAttentionFuser(Fuser):
 
         table = queries.new_zeros(num_groups * levels.largest, num_kv, queries.shape[-1])
         by_group = table.index_copy(0, levels.place, queries)
-        q = repeat(
-            by_group, "(group place) kv query -> (batch group) (place kv) query", batch=batch, group=num_groups
-        )
+        q = repeat(by_group, "(group place) kv query -> (batch group) (place kv) query", batch=batch, group=num_groups)
         for block in self.blocks:
             q = block(q, keys, mask)
 
@@ -167,6 +164,8 @@ class CrossAttentionBlock(nn.Module):
             rearrange(tensor, "row place (head width) -> row place head width", head=self.num_heads)
             for tensor in (self.to_query(q), self.to_key(keys), self.to_value(keys))
         ]
-        attended = rearrange(attention(*heads, mask=mask, backend=self.backend), "row place head width -> row place (head width)")
+        attended = rearrange(
+            attention(*heads, mask=mask, backend=self.backend), "row place head width -> row place (head width)"
+        )
         q = self.attention_norm(q + self.to_output(attended))
         return self.ffn_norm(q + self.fc2(self.activation(self.fc1(q))))

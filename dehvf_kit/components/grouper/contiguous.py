@@ -31,7 +31,9 @@ class ContiguousGrouperConfig(GrouperConfig):
 
     def check(self, context: BuildContext, num_layers: int) -> None:
         if self.num_groups > num_layers:
-            raise Misfit(f"{self.num_groups} groups for {num_layers} vision layers; use at most {num_layers}", "num_groups")
+            raise Misfit(
+                f"{self.num_groups} groups for {num_layers} vision layers; use at most {num_layers}", "num_groups"
+            )
         if self.num_groups > context.decoder.num_layers:
             raise Misfit(
                 f"{self.num_groups} groups for {context.decoder.num_layers} decoder layers; "

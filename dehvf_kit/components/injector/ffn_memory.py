@@ -67,7 +67,9 @@ class FfnMemoryInjectorConfig(ComponentConfig):
             )
         slots, patches = context.axes.get("slot"), context.axes.get("patch")
         if slots is not None and patches is not None and patches > slots:
-            raise Misfit(f"{patches} patches do not fit into {slots} slots; set the position table's num_slots to {patches} or more")
+            raise Misfit(
+                f"{patches} patches do not fit into {slots} slots; set the position table's num_slots to {patches} or more"
+            )
         return {}
 
     def cost(self, context: BuildContext) -> Cost:
@@ -181,7 +183,9 @@ class ActiveMemory:
             self._cast[place] = cast
         codes = cast["codes"]
         kv = {"key": 0, "value": 0 if codes is None else codes.shape[2] - 1}
-        chosen = {role: None if codes is None or role not in self.visual_in else codes[:, index, kv[role]] for role in KV}
+        chosen = {
+            role: None if codes is None or role not in self.visual_in else codes[:, index, kv[role]] for role in KV
+        }
         return LayerMemory(
             chosen["key"],
             chosen["value"],

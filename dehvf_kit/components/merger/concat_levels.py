@@ -42,7 +42,9 @@ class ConcatLevelsMergerConfig(ComponentConfig):
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         counts = {port: len(wires) for port, wires in context.wires.items()}
         if len(set(counts.values())) > 1:
-            raise Misfit(f"ports have different numbers of wires: {counts}; name one node per encoder in each", "inputs")
+            raise Misfit(
+                f"ports have different numbers of wires: {counts}; name one node per encoder in each", "inputs"
+            )
         orders = {port: [" and ".join(names) for names in found] for port, found in context.encoders.items()}
         if len({tuple(names) for names in orders.values()}) > 1:
             given = "; ".join(f"{port} from {', '.join(names)}" for port, names in orders.items())
@@ -56,7 +58,9 @@ class ConcatLevelsMergerConfig(ComponentConfig):
                 )
         groups = {wire["group"] for wire in context.wires["levels"]}
         if len(groups) > 1:
-            raise Misfit(f"encoders are cut into different numbers of groups: {sorted(groups)}; give all the same", "inputs")
+            raise Misfit(
+                f"encoders are cut into different numbers of groups: {sorted(groups)}; give all the same", "inputs"
+            )
         for wire in context.wires["patches"]:
             patches = wire["patch"]
             if patches is None or math.isqrt(patches) ** 2 != patches:
@@ -76,7 +80,9 @@ class ConcatLevelsMergerConfig(ComponentConfig):
     def cost(self, context: BuildContext) -> Cost:
         per_image = 0
         for patches, members in zip(context.wires["patches"], context.wires["members"], strict=True):
-            tokens = (patches["layer"] or 0) * (patches["patch"] or 0) + (members["group"] or 0) * (members["member"] or 0)
+            tokens = (patches["layer"] or 0) * (patches["patch"] or 0) + (members["group"] or 0) * (
+                members["member"] or 0
+            )
             per_image += 2 * tokens * (patches["vision_hidden"] or 0) * self.hidden_size
         return Cost(per_image=per_image)
 
@@ -99,10 +105,13 @@ class ConcatLevelsMerger(nn.Module):
         self.maps = nn.ModuleList(nn.Linear(width, hidden_size) for width in vision_hidden_sizes)
         self.num_patches = num_patches
 
-    def forward(self, patches: list[Tensor], members: list[Tensor], levels: list[Levels]) -> tuple[Tensor, Tensor, Levels]:
+    def forward(
+        self, patches: list[Tensor], members: list[Tensor], levels: list[Levels]
+    ) -> tuple[Tensor, Tensor, Levels]:
         dtype = self.maps[0].weight.dtype
         merged = torch.cat(
-            [self._resample(project(tensor.to(dtype))) for project, tensor in zip(self.maps, patches, strict=True)], dim=1
+            [self._resample(project(tensor.to(dtype))) for project, tensor in zip(self.maps, patches, strict=True)],
+            dim=1,
         )
         tokens = torch.cat(
             [project(tensor.to(dtype)) for project, tensor in zip(self.maps, members, strict=True)], dim=2
@@ -129,4 +138,6 @@ class ConcatLevelsMerger(nn.Module):
             raise ShapeError(f"merger: {patch} patches are no square grid; give square images")
         grid = rearrange(patches, "batch layer (row column) hidden -> (batch layer) hidden row column", row=side)
         grid = nn.functional.interpolate(grid, size=(target, target), mode="bilinear", align_corners=False)
-        return rearrange(grid, "(batch layer) hidden row column -> batch layer (row column) hidden", batch=batch, layer=layer)
+        return rearrange(
+            grid, "(batch layer) hidden row column -> batch layer (row column) hidden", batch=batch, layer=layer
+        )

@@ -55,7 +55,9 @@ class BottleneckMlpProjector(nn.Module):
     Cost: 2 * layer * patch * vision_hidden * code FLOPs an image. Source: DEHVF, equation 10.
     """
 
-    def __init__(self, vision_hidden_size: int, bottleneck_size: int, decoder_hidden_size: int, activation_name: str = "silu") -> None:
+    def __init__(
+        self, vision_hidden_size: int, bottleneck_size: int, decoder_hidden_size: int, activation_name: str = "silu"
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(vision_hidden_size, bottleneck_size)
         self.fc2 = nn.Linear(bottleneck_size, decoder_hidden_size)

@@ -1,0 +1,163 @@
+"""The paper's optimisation rules, the loss on answers alone, and a run that survives being cut in two."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_model, tokens
+
+import dehvf_kit
+from dehvf_kit.builder import build
+from dehvf_kit.data.features import FeatureStore
+from dehvf_kit.errors import DataError, DehvfError
+from dehvf_kit.training.config import TrainingConfig
+from dehvf_kit.training.run import train
+from dehvf_kit.training.trainer import DehvfTrainer, learning_rate, num_steps, training_arguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "expected"),
+    [
+        ({"base_learning_rate": 0.02, "batch_size": 4}, 1, 0.02 * 4 / 256),
+        ({"base_learning_rate": 0.02, "batch_size": 4}, 8, 0.02 * 32 / 256),
+        ({"base_learning_rate": 0.02, "batch_size": 4, "gradient_accumulation": 4}, 2, 0.02 * 32 / 256),
+        ({"base_learning_rate": 0.009, "batch_size": 256}, 1, 0.009),
+    ],
+)
+def test_learning_rate_rule(settings: dict, processes: int, expected: float) -> None:
+    assert learning_rate(TrainingConfig(**settings), processes) == pytest.approx(expected, rel=1e-12)
+
+
+def test_steps_and_warm_up_count_epochs() -> None:
+    config = TrainingConfig(epochs=20, warmup_epochs=2, batch_size=4)
+    assert num_steps(config, 12_726) == (20 * 3182, 2 * 3182)
+    assert num_steps(config, 12_726, processes=8) == (20 * 398, 2 * 398)
+    assert num_steps(TrainingConfig(epochs=1, warmup_epochs=0.5, batch_size=4, max_steps=3), 100) == (3, 3)
+
+
+def test_schedule_is_half_a_cosine_after_linear_warm_up(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.warmup_epochs=2"])
+    args = training_arguments(recipe.training, tmp_path, samples=24)
+    model = build(recipe)
+    trainer = DehvfTrainer(model, args, recipe.data.samples("train"), [])
+    trainer.create_optimizer_and_scheduler(args.max_steps)
+    rates = []
+    for _ in range(args.max_steps):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    full = 0.2 * 4 / 256
+    assert rates[0] == 0 and rates[6] == pytest.approx(full / 2) and rates[12] == pytest.approx(full)
+    assert rates[18] == pytest.approx(full / 2) and trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_weight_decay_spares_biases_and_norms(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml")
+    model = build(recipe)
+    trainer = DehvfTrainer(model, training_arguments(recipe.training, tmp_path, 24), recipe.data.samples("train"), [])
+    trainer.create_optimizer()
+    decayed, spared = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.02 and spared["weight_decay"] == 0
+    assert all(parameter.ndim > 1 for parameter in decayed["params"]) and all(
+        parameter.ndim == 1 for parameter in spared["params"]
+    )
+    assert len(decayed["params"]) + len(spared["params"]) == len(model.trainable_parameters())
+
+
+def test_loss_of_answer_positions_equals_the_decoders_own() -> None:
+    model = tiny_model()
+    ids = tokens(3, 9)
+    labels = ids.clone()
+    labels[0, :5], labels[1, :7], labels[2, :6] = -100, -100, -100
+    whole = model(input_ids=ids, labels=labels)
+    keep = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
+    part = model(input_ids=ids, labels=labels, logits_to_keep=keep)
+    assert part.logits.shape[1] == len(keep) < ids.shape[1]
+    # Worst difference seen 0: the same rows go through the same head.
+    torch.testing.assert_close(part.loss, whole.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(part.logits, whole.logits[:, keep], rtol=1e-6, atol=1e-6)
+    summed = model(input_ids=ids, labels=labels, logits_to_keep=keep, num_items_in_batch=18)
+    torch.testing.assert_close(summed.loss * 18, whole.loss * int((labels[:, 1:] != -100).sum()), rtol=1e-6, atol=0)
+
+
+def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> None:
+    from dehvf_kit.scoring.answers import accuracy, answer
+
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.epochs=30", "graph.injector.dropout=0"])
+    seen: list[tuple[str, int, int]] = []
+    result = train(
+        recipe, tmp_path / "run", progress=lambda stage, done, total, note: seen.append((stage, done, total))
+    )
+    assert result.steps == 180 and result.samples == 720 and ("training", 180, 180) in seen
+    losses = [row["loss"] for row in result.log if "loss" in row]
+    assert losses[-1] < losses[0] / 2
+    model = dehvf_kit.load(result.adapter)
+    scores = accuracy(answer(model, recipe.data.samples("test")))
+    # Four colours: chance is 0.25.
+    assert scores["all"]["accuracy"] == 1.0 and scores["by_kind"]["colour"]["questions"] == 8
+    assert [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()] == result.log
+
+
+@pytest.mark.parametrize("settings", [[], ["training.cache_features=true"], ["training.gradient_accumulation=2"]])
+def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, settings: list[str]) -> None:
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", settings)
+    whole = train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "cut")
+    for name in ("adapter", f"checkpoints/checkpoint-{whole.steps}"):
+        shutil.rmtree(tmp_path / "cut" / name, ignore_errors=True)
+    train(recipe, tmp_path / "cut", resume=True)
+    one, other = (dehvf_kit.load(tmp_path / name / "adapter").trainable_parameters() for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_run_in_place_of_another_is_refused(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(
+        world / "tiny.yaml", ["training.max_steps=1", "training.epochs=1", "training.warmup_epochs=0"]
+    )
+    with pytest.raises(DehvfError, match="no checkpoint to resume from"):
+        train(recipe, tmp_path / "run", resume=True)
+    train(recipe, tmp_path / "run")
+    with pytest.raises(DehvfError, match="holds a run already"):
+        train(recipe, tmp_path / "run")
+
+
+def test_cached_features_train_like_fresh_ones(world: Path, tmp_path: Path) -> None:
+    fresh = train(dehvf_kit.load_recipe(world / "tiny.yaml"), tmp_path / "fresh")
+    cached = train(dehvf_kit.load_recipe(world / "tiny.yaml", ["training.cache_features=true"]), tmp_path / "cached")
+    one, other = (dehvf_kit.load(run.adapter).trainable_parameters() for run in (fresh, cached))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_features_of_a_trained_encoder_are_not_cached(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(
+        world / "tiny.yaml", ["graph.vision_adapter={type: parallel}", "training.cache_features=true"]
+    )
+    with pytest.raises(DataError, match="vision adapter is trained"):
+        train(recipe, tmp_path / "run")
+
+
+def test_handed_over_store_is_filled(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.cache_features=true", "training.max_steps=1"])
+    model = build(recipe)
+    store = FeatureStore(model)
+    train(recipe, tmp_path / "run", model, store)
+    assert len(store) == 24
+
+
+def test_recipe_without_data_is_refused(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["data=null"])
+    with pytest.raises(DataError, match="no `data` section"):
+        train(recipe, tmp_path / "run")
+
+
+def test_gradient_checkpointing_and_bfloat16_train(world: Path, tmp_path: Path) -> None:
+    settings = ["training.gradient_checkpointing=true", "training.precision=bfloat16", "training.max_steps=2"]
+    result = train(dehvf_kit.load_recipe(world / "tiny.yaml", settings), tmp_path / "run")
+    assert result.steps == 2
+    assert all(
+        parameter.dtype == torch.float32 for parameter in dehvf_kit.load(result.adapter).trainable_parameters().values()
+    )

@@ -149,7 +149,8 @@ def _read_with_parents(file: Path, source: str, seen: list[Path]) -> dict[str, A
         )
     above = file.parent / parent
     if not os.path.isfile(above):
-        near = sorted(path.name for path in above.parent.glob("*.yaml")) if above.parent.is_dir() else []
+        beside = above.parent.glob("*.yaml") if above.parent.is_dir() else ()
+        near = sorted(path.name for path in beside if path.resolve() != place)
         raise RecipeError([Fault("extends", f"there is no recipe '{parent}'{did_you_mean(above.name, near)}")], source)
     return merge(_read_with_parents(above, str(above), [*seen, place]), raw, source)
 
@@ -387,7 +388,7 @@ class _Parser:
     def _typed(self, path: str, role: str, given: Any, default: str | None = None) -> Any:
         """A config whose class is named by `type`."""
         if given is None:
-            self.fault(path, "missing")
+            self.fault(path, f"missing{_EXAMPLES.get(role, '')}")
             self.whole = False
             return None
         if not isinstance(given, Mapping):
@@ -423,7 +424,10 @@ class _Parser:
             return schema.model_validate(dict(given))
         except ValidationError as error:
             wrong = set()
-            for detail in error.errors():
+            details = error.errors()
+            for detail in details:
+                if any(detail["loc"] == other["loc"][: len(detail["loc"])] for other in details if other is not detail):
+                    continue  # what is inside says more
                 place = [str(step) for step in detail["loc"]]
                 wrong.add(place[0] if place else "")
                 self.fault(".".join([path, *place]), _wording(detail, schema))
@@ -434,6 +438,12 @@ class _Parser:
         except ValidationError:
             self.whole = self.whole and owner is None
             return None
+
+
+_EXAMPLES = {
+    "decoder": "; name a language model, for example `decoder: {model: huggyllama/llama-7b}`",
+    "vision": "; name an encoder, for example `{model: openai/clip-vit-large-patch14}`",
+}
 
 
 def _wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
@@ -451,7 +461,8 @@ def _wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if kind == "value_error":
         return detail["msg"].removeprefix("Value error, ")
     if kind in _WANTED:
-        return f"given {shown(given)}; wants {_WANTED[kind].format(**detail.get('ctx', {}))}"
+        limits = {name: f"{limit:g}" for name, limit in detail.get("ctx", {}).items() if isinstance(limit, (int, float))}
+        return f"given {shown(given)}; wants {_WANTED[kind].format(**limits)}"
     for ending, wanted in _KINDS.items():
         if kind.startswith(ending):
             return f"given {shown(given)}; wants {wanted}"
@@ -465,8 +476,8 @@ _WANTED = {
     "less_than": "less than {lt}",
     "less_than_equal": "{le} or less",
     "finite_number": "a finite number",
-    "too_short": "at least {min_length}",
-    "too_long": "at most {max_length}",
+    "too_short": "{min_length} or more of them",
+    "too_long": "{max_length} or fewer of them",
 }
 _KINDS = {
     "int_": "a whole number",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +69,43 @@ def read_yaml(path: Path, source: str) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> Any:
     """Plain data from YAML text. Raises: RecipeError naming line and column."""
     try:
-        return _plain(yaml.load(text, Loader=_Loader))  # noqa: S506 - a subclass of SafeLoader
+        loaded = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        faults = list(_odd_values(loaded, ()))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError([Fault(where, f"not valid YAML: {problem}")], source) from error
-    except (RecursionError, ValueError, OverflowError) as error:
-        raise RecipeError([Fault("", f"not valid YAML: {type(error).__name__}: {str(error)[:120]}")], source) from error
+        wording = next((ours for theirs, ours in _WORDINGS.items() if theirs in problem), problem)
+        raise RecipeError([Fault(where, f"not valid YAML: {wording}")], source) from error
+    except RecursionError as error:
+        raise RecipeError([Fault("", "is nested too deeply")], source) from error
+    except (ValueError, OverflowError) as error:
+        raise RecipeError([Fault("", f"not valid YAML: {str(error)[:120]}")], source) from error
+    if faults:
+        raise RecipeError(faults, source)
+    return loaded
 
 
-def _plain(value: Any) -> Any:
-    """Refuse values that JSON does not know, such as dates and infinities."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no finite number")
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    raise ValueError(f"{value!r} is {_kind(value)}; quote it to make it a text")
+# PyYAML's problems that say little to a reader of recipes, and what we say instead.
+_WORDINGS = {
+    "found character '\\t'": "a tab; indent with spaces",
+    "found another document": "a second document begins here; keep one a file",
+    "tag:yaml.org,2002:merge": "merge key `<<`; a recipe has none, use `extends:`",
+    "could not determine a constructor": "a tag (`!...`); write plain values only",
+    "<stream end>": "the text ends inside a bracket or a quote; close it",
+}
+
+
+def _odd_values(value: Any, path: tuple[str, ...]) -> Iterator[Fault]:
+    """Values that JSON does not know, such as dates and infinities."""
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _odd_values(item, (*path, str(key)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Fault(".".join(path), f"given {value}; wants a finite number")
+    elif not (value is None or isinstance(value, (str, int, float, bool))):
+        given = value if isinstance(value, date) else repr(value)
+        yield Fault(".".join(path), f"{given} is {_kind(value)}; quote it to make it a text")
 
 
 def _kind(value: Any) -> str:

@@ -73,6 +73,8 @@ class TowerConfig(Settings):
                 f"no config of '{self.model}' on this machine; give a local folder, write the config under `config:`, "
                 "or allow the download with `download: true`"
             ) from error
+        except DehvfError:
+            raise
         except Exception as error:  # whatever stands in a folder's config.json
             raise DehvfError(f"the config of '{self.model}' cannot be read: {first_line(error)}") from error
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from dehvf_kit.config import Settings
+from dehvf_kit.errors import shown
 
 Split = Literal["train", "test"]
 
@@ -31,6 +32,14 @@ class PromptConfig(Settings):
     question: str = Field("Question: {question}\nAnswer:", description="the prompt, without loss")
     answer: str = Field(" {answer}", description="what the model learns to say, followed by the end token")
     chat: bool = Field(False, description="put the prompt into the decoder's chat template")
+
+    @field_validator("question", "answer")
+    @classmethod
+    def _has_its_place(cls, value: str, info: ValidationInfo) -> str:
+        place = f"{{{info.field_name}}}"
+        if value.count(place) != 1:
+            raise ValueError(f"given {shown(value)}; wants `{place}` in it once, where the {info.field_name} goes")
+        return value
 
 
 class DataConfig(Settings):

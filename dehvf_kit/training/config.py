@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dehvf_kit.config import Settings
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(Settings):
@@ -21,7 +24,7 @@ class TrainingConfig(Settings):
     gradient_accumulation: int = Field(1, ge=1, description="batches summed before an optimiser step")
     base_learning_rate: float = Field(2e-2, gt=0, description="learning rate at an effective batch of 256")
     weight_decay: float = Field(0.02, ge=0, description="none on biases, norms and embeddings of one dimension")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas")
     warmup_epochs: float = Field(2.0, ge=0, description="epochs of linear warm-up before the half-cycle cosine to zero")
     max_grad_norm: float = Field(0.0, ge=0, description="clip gradients to this norm; 0: never")
     max_length: int = Field(

@@ -34,7 +34,8 @@ class ListedGrouperConfig(GrouperConfig):
                         "groups",
                     )
         if len(self.groups) > context.decoder.num_layers:
-            raise Misfit(f"{len(self.groups)} groups for {context.decoder.num_layers} decoder layers", "groups")
+            most = context.decoder.num_layers
+            raise Misfit(f"{len(self.groups)} groups for {most} decoder layers; use at most {most}", "groups")
 
     def build(self, context: BuildContext) -> Grouper:
         return self.build_grouper(context)

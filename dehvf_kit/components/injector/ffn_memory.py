@@ -172,30 +172,25 @@ class ActiveMemory:
             "has_image": None if codes is None else has_image,
         }
         self.batch = 1 if codes is None else codes.shape[0]
-        self._cast: dict[tuple, dict[str, Tensor | None]] = {}
+        self._cast: dict[tuple, tuple[dict[str, Tensor | None], list[dict[str, Tensor]]]] = {}
 
     def layer(self, index: int, x: Tensor) -> LayerMemory:
         """The memory of one site in the dtype and on the device of x."""
         place = (x.dtype, x.device)
         cast = self._cast.get(place)
         if cast is None:
-            cast = {name: None if t is None else t.to(x.device, x.dtype) for name, t in self._tensors.items()}
-            self._cast[place] = cast
-        codes = cast["codes"]
-        kv = {"key": 0, "value": 0 if codes is None else codes.shape[2] - 1}
-        chosen = {
-            role: None if codes is None or role not in self.visual_in else codes[:, index, kv[role]] for role in KV
-        }
-        return LayerMemory(
-            chosen["key"],
-            chosen["value"],
-            cast["weight"],
-            cast["bias"],
-            cast["position_keys"],
-            cast["position_values"],
-            self.visual_scale,
-            cast["has_image"],
-        )
+            tensors = {name: None if t is None else t.to(x.device, x.dtype) for name, t in self._tensors.items()}
+            cast = self._cast[place] = tensors, self._by_layer(tensors.pop("codes"))
+        shared, layers = cast
+        codes = layers[index] if layers else {}
+        return LayerMemory(codes.get("key"), codes.get("value"), visual_scale=self.visual_scale, **shared)
+
+    def _by_layer(self, codes: Tensor | None) -> list[dict[str, Tensor]]:
+        """Codes of each decoder layer and role. Taken apart at once: in backward, slices of the whole would each fill it."""
+        if codes is None:
+            return []
+        roles = [roles.unbind(1) for roles in codes.unbind(1)]
+        return [{role: kv[min(place, len(kv) - 1)] for place, role in enumerate(KV) if role in self.visual_in} for kv in roles]
 
     def read(self, index: int, x: Tensor, site: FfnSite, dropout: float) -> Tensor | None:
         """What this memory adds to FFN(x) at one site. Shapes: x [rows, token, hidden], rows a multiple of the batch."""

@@ -44,7 +44,8 @@ def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHo
     """Add `delta(index_into_sites, x)` where FFN(x) comes out, at each site.
 
     Shapes: x is [rows, tokens, hidden_size], also where the model flattens rows and tokens, puts tokens first or
-    keeps a grid; the tensor returned has x's shape. None leaves the FFN's output object as it is. A site that runs
+    keeps a grid; it is [tokens, hidden_size] only where the whole model packs its samples into one sequence. The
+    tensor returned has x's shape; None leaves the FFN's output object as it is. A site that runs
     several times in a pass is asked each time. A module shared by several sites is given a doorway at each of them
     (a shallow copy that holds the same parameters) until the hooks are removed.
     Raises: DecoderError if a site's path is not in the model; in the forward pass ShapeError for another shape.
@@ -70,17 +71,19 @@ def _check_paths(model: nn.Module, sites: Sequence[FfnSite]) -> None:
 
 def _hook_site(model: nn.Module, site: FfnSite, index: int, delta: Delta) -> list[RemovableHandle]:
     layer, entry, last = (model.get_submodule(path) for path in (site.layer_path, site.entry, site.exit))
-    read_first = entry is not last or site.before_exit or _overwrites(entry)
+    overwritten = _overwrites(entry)
+    read_first = entry is not last or site.before_exit or overwritten
     names = forward_arguments(type(entry))
     layout: list[torch.Size] = []
     pending: list[Tensor] = []
 
     def note_layout(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        layout[:] = [_first(args, kwargs).shape]
+        states = _first(args, kwargs)
+        layout[:] = [states.shape] if isinstance(states, Tensor) else []
 
     def take_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         x = _first(args, kwargs, names)
-        pending[:] = [x.clone() if entry is last else x]
+        pending[:] = [x.clone() if overwritten else x]
 
     def addition(x: Tensor) -> Tensor | None:
         """Delta for x in whatever layout the model keeps it, as a tensor of x's own layout."""
@@ -150,21 +153,20 @@ def _open_doorways(model: nn.Module, sites: Sequence[FfnSite], hooks: FfnHooks) 
     owners: dict[int, list[FfnSite]] = {}
     for site in sites:
         owners.setdefault(id(model.get_submodule(site.entry)), []).append(site)
-    for shared in owners.values():
-        if len({site.entry for site in shared}) > 1:
-            for site in shared:
-                for path in dict.fromkeys((site.entry, site.exit)):
-                    _copy_path(model, path, hooks, set(_shared_modules(model, shared)))
+    for places in owners.values():
+        shared = _shared_modules(model, places)
+        for path in dict.fromkeys(path for site in places for path in (site.entry, site.exit)):
+            _copy_path(model, path, hooks, shared)
 
 
-def _shared_modules(model: nn.Module, sites: Sequence[FfnSite]) -> set[int]:
-    """The identities of the modules that lie on more than one of several paths to a shared FFN."""
+def _shared_modules(model: nn.Module, places: Sequence[FfnSite]) -> set[int]:
+    """The identities of the modules that lie on the paths to one FFN from more than one place."""
     seen: dict[int, set[str]] = {}
-    for site in sites:
-        names = site.entry.split(".")
+    for path in {path for site in places for path in (site.entry, site.exit)}:
+        names = path.split(".")
         for depth in range(1, len(names) + 1):
-            path = ".".join(names[:depth])
-            seen.setdefault(id(model.get_submodule(path)), set()).add(path)
+            upper = ".".join(names[:depth])
+            seen.setdefault(id(model.get_submodule(upper)), set()).add(upper)
     return {identity for identity, paths in seen.items() if len(paths) > 1}
 
 

@@ -17,7 +17,7 @@ from dehvf_kit.errors import DecoderError
 class FfnOverride:
     """Where the FFNs of one `model_type` are, as far as structure does not say.
 
-    `layers`: the layer lists meant, as paths below the model, several in the order they run (`"model.layers"`).
+    `layers`: the layer lists meant, the end of their paths being enough (`"global_transformer.layers"`).
     `entry`, `exit`: paths below a layer of the modules whose input is x and whose output is FFN(x).
     `activation`: the FFN's activation, by transformers' name or as a callable.
     `tokens_first`: the model keeps its states as [tokens, rows, hidden].

@@ -125,7 +125,7 @@ def _own_activation(part: nn.Module) -> tuple[Activation, str] | None:
         if is_activation(child) and len(forward_arguments(type(child))) == 1:
             return child, activation_name(child)
     for name, value in vars(part).items():
-        if "act" in name and callable(value):
+        if "act" in name and callable(value) and _is_elementwise(value):
             return value, activation_name(value)
     calls = called_names(type(part))
     for name in FUNCTIONAL_ACTIVATIONS:
@@ -133,6 +133,15 @@ def _own_activation(part: nn.Module) -> tuple[Activation, str] | None:
             name = _composed(name, calls)
             return ACT2FN[name], name
     return None
+
+
+def _is_elementwise(function: Activation) -> bool:
+    """Whether a function maps a tensor to one of its shape."""
+    grid = torch.linspace(-1, 1, 3, device="cpu")
+    try:
+        return function(grid).shape == grid.shape
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
 
 
 def _composed(name: str, calls: frozenset[str]) -> str:

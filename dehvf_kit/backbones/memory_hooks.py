@@ -41,7 +41,8 @@ def attach_memory(
 
     Shapes: keys and values, one pair a site of `ffn_sites(decoder)`: [batch or 1, slots, hidden_size]; slots may
     differ between sites. A pass over `rows` sequences takes memory row // (rows / batch), the order in which
-    `generate` expands beams and return sequences. `activation` None: each FFN's own. Gradients flow to both.
+    `generate` expands beams and return sequences (MusicGen's guidance appends rows in another order: give it a memory
+    of batch 1). `activation` None: each FFN's own. Gradients flow to both.
     Cost: 4 * slots * hidden_size FLOPs a token and site; memory rows are never copied.
     Raises: DecoderError if the decoder has no FFN; ShapeError for a wrong number of tensors or shape, and, in the
     forward pass, for rows that are no multiple of the memory's batch.

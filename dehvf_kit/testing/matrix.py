@@ -22,6 +22,7 @@ from dehvf_kit.errors import DecoderError, DehvfError, did_you_mean
 from dehvf_kit.testing.report import ItemResult
 
 CANNOT_RUN, NO_FFN = "cannot be built", "no FFN"
+TYPES_PER_PROCESS = 24
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ def run_matrix(
     """
     results: dict[str, FamilyResult] = {}
     context = multiprocessing.get_context("spawn")
-    # A process is replaced now and then: what torch.compile keeps of each model would fill the memory.
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=12) as pool:
-        waiting = {pool.submit(family_result, model_type): model_type for model_type in model_types}
-        for done in as_completed(waiting):
-            results[waiting[done]] = done.result()
-            if on_result is not None:
-                on_result(done.result())
+    # Fresh processes now and then: what torch.compile keeps of each model would fill the memory.
+    round_size = TYPES_PER_PROCESS * processes
+    for start in range(0, len(model_types), round_size):
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            for done in as_completed(pool.submit(family_result, t) for t in model_types[start : start + round_size]):
+                result = done.result()
+                results[result.model_type] = result
+                if on_result is not None:
+                    on_result(result)
     return [results[model_type] for model_type in model_types]
 
 
@@ -80,6 +83,7 @@ def family_result(model_type: str) -> FamilyResult:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
         model = tiny_decoder(model_type)

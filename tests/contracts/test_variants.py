@@ -101,14 +101,28 @@ def test_one_module_in_two_layers_has_two_memories():
     assert torch.equal(model(IDS).logits, before)
 
 
-def test_a_shared_module_keeps_the_contract():
+def shared_zamba_block() -> nn.Module:
+    model = tiny_decoder("zamba")
+    model.model.layers[3].shared_transf = model.model.layers[1].shared_transf
+    return model
+
+
+def shared_bert_ffn() -> nn.Module:
+    model = tiny_decoder("bert")
+    first, second = model.bert.encoder.layer
+    second.intermediate, second.output = first.intermediate, first.output
+    return model
+
+
+def shared_opt_layer() -> nn.Module:
+    model = tiny_decoder("opt")
+    model.model.decoder.layers[1] = model.model.decoder.layers[0]
+    return model
+
+
+@pytest.mark.parametrize("make", [shared_zamba_block, shared_bert_ffn, shared_opt_layer])
+def test_a_shared_module_keeps_the_contract(make):
     """Checkpointing included, where the layers run once more in another order."""
-
-    def make() -> nn.Module:
-        model = tiny_decoder("zamba")
-        model.model.layers[3].shared_transf = model.model.layers[1].shared_transf
-        return model
-
     check_decoder(make, ["zero memory", "each layer", "gradients", "checkpointing", "detach", "deepcopy"])
 
 

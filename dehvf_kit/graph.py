@@ -132,6 +132,8 @@ class _Checker:
         for name in self.nodes:
             if name in self.towers or name in (BATCH, DECODER):
                 self.fault(f"graph.{name}", f"'{name}' is the name of a source already; rename the node")
+        if self.faults:
+            return None
         wires = self._wire()
         order = self._order(wires)
         if order is None or self.faults:

@@ -133,7 +133,10 @@ def parse_recipe(raw: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 
 def _read_with_parents(file: Path, source: str, seen: list[Path]) -> dict[str, Any]:
-    place = file.resolve()
+    try:
+        place = file.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeError([Fault("", f"cannot be read: {error}")], source) from error
     if place in seen:
         circle = " -> ".join(path.name for path in [*seen[seen.index(place) :], place])
         raise RecipeError([Fault("extends", f"recipes extend each other in a circle: {circle}")], source)

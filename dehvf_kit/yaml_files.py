@@ -91,7 +91,7 @@ _WORDINGS = {
     "found character '\\t'": "a tab; indent with spaces",
     "found another document": "a second document begins here; keep one a file",
     "tag:yaml.org,2002:merge": "merge key `<<`; a recipe has none, use `extends:`",
-    "could not determine a constructor": "a tag (`!...`); write plain values only",
+    "could not determine a constructor": "a tag such as `!name`; write plain values only",
     "<stream end>": "the text ends inside a bracket or a quote; close it",
 }
 

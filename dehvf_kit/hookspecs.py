@@ -35,3 +35,8 @@ def register_sources(register: RegisterSource) -> None:
 @hookspec
 def register_ffn_overrides(register: Callable[..., None]) -> None:
     """Call `register(model_type, ...)` for decoders whose feed-forward networks structure alone cannot tell."""
+
+
+@hookspec
+def register_vision_overrides(register: Callable[..., None]) -> None:
+    """Call `register(model_type, ...)` for vision encoders whose inputs or tokens structure alone cannot tell."""

@@ -70,6 +70,7 @@ def load_plugin_file(path: str | Path) -> None:
 def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
     """Register one plugin and call its hooks. Raises: PluginValidationError for a misspelt hook, DehvfError for duplicates."""
     from dehvf_kit.backbones.ffn_overrides import register_ffn_override
+    from dehvf_kit.backbones.vision_overrides import register_vision_override
 
     manager = loaded.manager
     manager.register(module, name=name)
@@ -81,9 +82,10 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
     hooks = {
         hook: manager.subset_hook_caller(hook, others)
-        for hook in ("register_components", "register_sources", "register_ffn_overrides")
+        for hook in ("register_components", "register_sources", "register_ffn_overrides", "register_vision_overrides")
     }
     hooks["register_components"](register=loaded.registry.register)
     hooks["register_sources"](register=loaded.registry.register_source)
     hooks["register_ffn_overrides"](register=register_ffn_override)
+    hooks["register_vision_overrides"](register=register_vision_override)
     loaded.origins[name] = origin

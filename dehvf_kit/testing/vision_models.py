@@ -44,7 +44,7 @@ EXTRA_VISION_SETTINGS: dict[str, dict[str, Any]] = {
     "bridgetower_vision_model": {"hidden_size": 64},
     "lw_detr_vit": {"image_size": 8 * PATCH, "num_windows": 4},
     "rf_detr_dinov2": {"image_size": 8 * PATCH, "num_windows": 2},
-    "vitpose_backbone": {"part_features": 8, "num_experts": 1},
+    "vitpose_backbone": {"part_features": 8, "num_experts": 1, "patch_size": (16, 16), "image_size": (96, 96)},
 }
 
 
@@ -106,7 +106,7 @@ def random_vision(config: PretrainedConfig, seed: int = 0) -> nn.Module:
         if not weight.is_floating_point():
             continue
         if weight.ndim > 1 or not bool(weight.any()) or not bool(torch.isfinite(weight).all()):
-            weight.normal_(std=0.2 if weight.ndim > 1 else 0.02)
+            weight.normal_(std=0.1 if weight.ndim > 1 else 0.02)
         elif "gate" in name or "lambda" in name or "scale" in name:
             weight.fill_(0.5)
     for buffer in model.buffers():

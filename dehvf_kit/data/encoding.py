@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,6 +72,11 @@ class EncodedSamples(Dataset):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Tokens alone: whoever only wants lengths opens no picture."""
+        for input_ids, labels in self.tokens:
+            yield {"input_ids": input_ids, "labels": labels}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]

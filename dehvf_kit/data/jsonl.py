@@ -34,8 +34,12 @@ class JsonlDataConfig(DataConfig):
 def read_jsonl(file: Path) -> Iterator[Sample]:
     """Samples of a JSON-lines file. Raises: DataError naming the line, for what is no object, lacks a field or repeats an id."""
     seen: set[str] = set()
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+    with file.open("rb") as lines:
+        for number, data in enumerate(lines, start=1):
+            try:
+                line = data.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}:{number}: not UTF-8: {error.reason} at byte {error.start}") from error
             if not line.strip():
                 continue
             sample = _sample(line, number, file)

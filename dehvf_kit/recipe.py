@@ -464,7 +464,9 @@ def _wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if kind == "value_error":
         return detail["msg"].removeprefix("Value error, ")
     if kind in _WANTED:
-        limits = {name: f"{limit:g}" for name, limit in detail.get("ctx", {}).items() if isinstance(limit, (int, float))}
+        limits = {
+            name: f"{limit:g}" for name, limit in detail.get("ctx", {}).items() if isinstance(limit, (int, float))
+        }
         return f"given {shown(given)}; wants {_WANTED[kind].format(**limits)}"
     for ending, wanted in _KINDS.items():
         if kind.startswith(ending):

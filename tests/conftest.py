@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from dehvf_kit import plugin_manager
 from dehvf_kit.plugin_manager import plugins
 
 
@@ -26,4 +27,14 @@ def own_plugins() -> Iterator[None]:
     """Plugins loaded inside the test are forgotten after it."""
     plugins.cache_clear()
     yield
+    plugins.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def builtins_alone() -> Iterator[None]:
+    """The built-ins alone, whatever plugins are installed: for messages that list what there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugin_manager, "entry_points", lambda group: [])
+        plugins.cache_clear()
+        yield
     plugins.cache_clear()

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 import dehvf_kit
 from dehvf_kit.errors import AdapterError, DehvfError
 
+pytestmark = pytest.mark.usefixtures("builtins_alone")
+
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -56,7 +58,9 @@ def test_same_logits_bit_for_bit(adapter, towers):
 
 def test_from_pretrained_is_the_same_door(adapter):
     model = dehvf_kit.DehvfModel.from_pretrained(adapter, decoder=tiny_decoder(), vision=tiny_vision())
-    assert torch.equal(model(tokens(), pixel_values=pixels()).logits, tiny_model()(tokens(), pixel_values=pixels()).logits)
+    assert torch.equal(
+        model(tokens(), pixel_values=pixels()).logits, tiny_model()(tokens(), pixel_values=pixels()).logits
+    )
 
 
 def test_the_folder_holds_the_adapter_alone(adapter):
@@ -64,10 +68,16 @@ def test_the_folder_holds_the_adapter_alone(adapter):
     weights = load_file(adapter / WEIGHTS)
     assert set(weights) == set(model.trainable_parameters())
     assert {file.name for file in adapter.iterdir()} == {
-        WEIGHTS, CONFIG, "config.json", "generation_config.json", "README.md",
+        WEIGHTS,
+        CONFIG,
+        "config.json",
+        "generation_config.json",
+        "README.md",
     }
     config = json.loads((adapter / CONFIG).read_text())
-    assert config["trainable_parameters"] == model.num_trainable_parameters() == sum(t.numel() for t in weights.values())
+    assert (
+        config["trainable_parameters"] == model.num_trainable_parameters() == sum(t.numel() for t in weights.values())
+    )
     assert config["recipe"] == model.recipe.resolved()
     assert set(config["versions"]) == {"dehvf-kit", "torch", "transformers"}
     assert set(config["bases"]) == {"decoder", "vision"}
@@ -142,13 +152,25 @@ BROKEN = {
     "NaN weight": (nan_weight, r"'projector\.fc1\.bias' holds values that are not finite"),
     "truncated weights": (truncated, r"adapter_model\.safetensors: cannot be read: "),
     "pickled weights": (pickled, r"adapter_model\.safetensors: cannot be read: "),
-    "empty weights": (lambda folder: (folder / WEIGHTS).write_bytes(b""), r"adapter_model\.safetensors: cannot be read: "),
+    "empty weights": (
+        lambda folder: (folder / WEIGHTS).write_bytes(b""),
+        r"adapter_model\.safetensors: cannot be read: ",
+    ),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), r"incomplete, it has no adapter_model\.safetensors"),
-    "no config": (lambda folder: (folder / CONFIG).unlink(), r"not an adapter of dehvf-kit, it has no adapter_config\.json"),
-    "config is no JSON": (lambda folder: (folder / CONFIG).write_text("{half"), r"adapter_config\.json: not valid JSON: "),
+    "no config": (
+        lambda folder: (folder / CONFIG).unlink(),
+        r"not an adapter of dehvf-kit, it has no adapter_config\.json",
+    ),
+    "config is no JSON": (
+        lambda folder: (folder / CONFIG).write_text("{half"),
+        r"adapter_config\.json: not valid JSON: ",
+    ),
     "config is binary": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"), "not valid JSON: "),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "not written by dehvf-kit"),
-    "another tool's adapter": (lambda folder: (folder / CONFIG).write_text('{"peft_type": "LORA"}'), "not written by dehvf-kit"),
+    "another tool's adapter": (
+        lambda folder: (folder / CONFIG).write_text('{"peft_type": "LORA"}'),
+        "not written by dehvf-kit",
+    ),
     "newer format": (
         lambda folder: change(folder, format=2),
         "format 2, this kit reads up to 1; upgrade dehvf-kit",
@@ -208,7 +230,11 @@ def _hooks(towers) -> int:
         ),
         ({"num_hidden_layers": 5}, {}, "with num_hidden_layers 4; this one has num_hidden_layers 5"),
         ({"vocab_size": 98}, {}, "with vocab_size 99; this one has vocab_size 98"),
-        ({"seed": 5}, {}, r"decoder: other weights than the adapter was trained on \(a model handed over in memory\): '"),
+        (
+            {"seed": 5},
+            {},
+            r"decoder: other weights than the adapter was trained on \(a model handed over in memory\): '",
+        ),
         ({}, {"seed": 5}, "vision: other weights than the adapter was trained on"),
         ({}, {"num_hidden_layers": 9}, "vision: .* with num_hidden_layers 8; this one has num_hidden_layers 9"),
         ({}, {"patch_size": 16}, "vision: .* with patch_size 8; this one has patch_size 16"),

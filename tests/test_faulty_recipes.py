@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 import dehvf_kit
 from dehvf_kit.errors import DehvfError, RecipeError
 
+pytestmark = pytest.mark.usefixtures("builtins_alone")
+
 GONE = object()
 SECTIONS = "Sections: name, description, published, vision, decoder, graph, training, data, generation"
 ROLES = "Roles: fuser, grouper, injector, layer_query, merger, position, projector, vision_adapter"
 FUSER = "Fields: activation, attention_backend, hidden_size, intermediate_size, num_blocks, num_heads, type"
 TOWER = "attn_implementation, config, download, dtype, {}model, revision, trust_remote_code, type"
+MERGED = ("patches", "members", "levels")
 NOTHING_READS = "nothing reads its outputs; remove the node, or wire it to one that does"
 MISSING = [
     "vision: missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`",
@@ -74,8 +77,14 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
         ["name: 2026-01-31 is a date; quote it to make it a text", "training.epochs: given nan; wants a finite number"],
     ),
     "missing sections": ("name: a\n", MISSING),
-    "parent missing": ("extends: llama.yaml\n", ["extends: there is no recipe 'llama.yaml'; did you mean 'llama7b.yaml'?"]),
-    "parent of itself": ("extends: recipe.yaml\n", ["extends: recipes extend each other in a circle: recipe.yaml -> recipe.yaml"]),
+    "parent missing": (
+        "extends: llama.yaml\n",
+        ["extends: there is no recipe 'llama.yaml'; did you mean 'llama7b.yaml'?"],
+    ),
+    "parent of itself": (
+        "extends: recipe.yaml\n",
+        ["extends: recipes extend each other in a circle: recipe.yaml -> recipe.yaml"],
+    ),
     "parents as a list": (
         "extends: [llama7b.yaml]\n",
         ["extends: given ['llama7b.yaml']; name one .yaml file, as a path beside this one"],
@@ -161,10 +170,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "node named after no role": (
         {"graph.fusr": {"type": "mean"}},
-        [
-            "graph.fusr: 'fusr' is no role; did you mean 'fuser'? "
-            f"Name the node after its role, or add `role:`. {ROLES}"
-        ],
+        [f"graph.fusr: 'fusr' is no role; did you mean 'fuser'? Name the node after its role, or add `role:`. {ROLES}"],
     ),
     "role as a list": (
         {"graph.extra": {"role": [], "type": "mean"}},
@@ -187,8 +193,14 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"vision": {"batch": {"config": {"model_type": "clip_vision_model", **VIT}, "image": {"size": 32}}}},
         ["vision.batch: 'batch' is a reserved name; call the encoder something else"],
     ),
-    "text for a number": ({"graph.fuser.num_heads": "two"}, ["graph.fuser.num_heads: given 'two'; wants a whole number"]),
-    "fraction for a number": ({"graph.fuser.num_heads": 2.5}, ["graph.fuser.num_heads: given 2.5; wants a whole number"]),
+    "text for a number": (
+        {"graph.fuser.num_heads": "two"},
+        ["graph.fuser.num_heads: given 'two'; wants a whole number"],
+    ),
+    "fraction for a number": (
+        {"graph.fuser.num_heads": 2.5},
+        ["graph.fuser.num_heads: given 2.5; wants a whole number"],
+    ),
     "yes for a number": ({"graph.fuser.num_heads": True}, ["graph.fuser.num_heads: given True; wants a number"]),
     "null for a number": ({"graph.fuser.num_heads": None}, ["graph.fuser.num_heads: given None; wants a whole number"]),
     "number for a choice": (
@@ -298,7 +310,9 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown output port": (
         {"graph.fuser.inputs": {"queries": "layer_query.query"}},
-        ["graph.fuser.inputs.queries: 'layer_query' has no output port 'query'; did you mean 'queries'? It gives: queries"],
+        [
+            "graph.fuser.inputs.queries: 'layer_query' has no output port 'query'; did you mean 'queries'? It gives: queries"
+        ],
     ),
     "incompatible ports": (
         {"graph.fuser.inputs": {"queries": "grouper.levels"}},
@@ -321,8 +335,8 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "circle": (
         {
-            "graph.one": {"role": "merger", "type": "concat_levels", "inputs": {p: ["two"] for p in ("patches", "members", "levels")}},
-            "graph.two": {"role": "merger", "type": "concat_levels", "inputs": {p: ["one"] for p in ("patches", "members", "levels")}},
+            "graph.one": {"role": "merger", "type": "concat_levels", "inputs": dict.fromkeys(MERGED, "two")},
+            "graph.two": {"role": "merger", "type": "concat_levels", "inputs": dict.fromkeys(MERGED, "one")},
             "graph.projector.inputs": {"patches": "vision"},
             "graph.fuser.inputs": {"members": "grouper", "levels": "grouper"},
         },
@@ -333,7 +347,9 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
             "graph.second": {"role": "grouper", "type": "listed", "groups": [[0], [1]]},
             "graph.fuser.inputs": {"members": "second", "levels": "grouper"},
         },
-        ["graph.fuser.inputs.levels: axis 'member' is 5 from grouper.levels but 1 from second.members; they must agree"],
+        [
+            "graph.fuser.inputs.levels: axis 'member' is 5 from grouper.levels but 1 from second.members; they must agree"
+        ],
     ),
     "unknown model_type": (
         {"decoder.config": {**LLAMA, "model_type": "lama"}},
@@ -457,6 +473,12 @@ def assert_reports(error: RecipeError, source: str, expected: list[str]) -> None
         assert not any(double in text for double in ("..", ";;", ". .", ".;", "?.", "?;", ";.")), f"punctuation: {text}"
 
 
+@pytest.fixture(autouse=True)
+def built_ins_alone(monkeypatch: pytest.MonkeyPatch, own_plugins: None) -> None:
+    """Messages list what is installed: here the built-ins, whatever plugins this environment has."""
+    monkeypatch.setattr("dehvf_kit.plugin_manager.entry_points", lambda group: [])
+
+
 def test_the_table_is_as_long_as_promised():
     assert len(TEXTS) + len(CHANGES) + len(OVERRIDES) >= 45
 
@@ -538,7 +560,9 @@ ODD = st.one_of(
     st.booleans(),
     st.integers(-9, 99),
     st.floats(),
-    st.sampled_from(["", "x", "vision", "batch", "decoder", "mean", "fuser.fused", "vision.patches", "../x", "a b", "\0"]),
+    st.sampled_from(
+        ["", "x", "vision", "batch", "decoder", "mean", "fuser.fused", "vision.patches", "../x", "a b", "\0"]
+    ),
     st.sampled_from([[], {}, [[]], [{}], [None], ["vision", "vision"], {"a": {"b": []}}, {"type": None}, {"model": 3}]),
 )
 

@@ -18,7 +18,9 @@ DECODER = DecoderSpec(hidden_size=32, num_layers=4)
 TOWERS = {"vision": VisionSpec(hidden_size=24, num_layers=8, num_patches=16)}
 
 
-def node(name: str, takes: tuple = (), gives: tuple = (), inputs: dict | None = None, attaches: str = "", **more: Any) -> Node:
+def node(
+    name: str, takes: tuple = (), gives: tuple = (), inputs: dict | None = None, attaches: str = "", **more: Any
+) -> Node:
     """A component with these ports; `more` are attributes of its config class."""
     fields = {"takes": takes, "gives": gives, "attaches": attaches, **more}
     types = {"takes": ClassVar[tuple], "gives": ClassVar[tuple], "attaches": ClassVar[str]}
@@ -200,7 +202,12 @@ def test_any_wiring_is_ordered_or_a_circle_that_is_one(reads):
     """Random wires between eight nodes: either producers come first, or the circle named really is one."""
     names = [f"n{index}" for index in range(len(reads))]
     nodes = [
-        node(name, ("x*: layer",), ("x: layer",), inputs={"x": [names[i % len(names)] for i in picks]} if picks else {"x": "seed"})
+        node(
+            name,
+            ("x*: layer",),
+            ("x: layer",),
+            inputs={"x": [names[i % len(names)] for i in picks]} if picks else {"x": "seed"},
+        )
         for name, picks in zip(names, reads, strict=True)
     ]
     graph, faults = checked(node("seed", (), ("x: layer",)), *nodes, node("end", ("x*: layer",), attaches="decoder"))

@@ -59,7 +59,9 @@ def test_equals_the_literal_reference_forward_and_gradients(variant, kind):
     expected = literal_logits(model, tiny_decoder(), input_ids, [features[0], None, features[2]])
 
     assert worst(logits, expected) < 1e-6
-    assert worst(expected, tiny_decoder()(input_ids=input_ids).logits) > 0.1, "the memory must matter for this to say anything"
+    assert worst(expected, tiny_decoder()(input_ids=input_ids).logits) > 0.1, (
+        "the memory must matter for this to say anything"
+    )
 
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
     trained = model.trainable_parameters()
@@ -113,7 +115,9 @@ def test_detach_gives_the_untouched_towers_back():
     assert torch.equal(decoder(input_ids=input_ids).logits, before)
     assert torch.equal(vision(pixel_values).last_hidden_state, seen)
     assert _hooks(decoder) + _hooks(vision) == hooks
-    assert all(torch.equal(weights[name], tensor) for name, tensor in (decoder.state_dict() | vision.state_dict()).items())
+    assert all(
+        torch.equal(weights[name], tensor) for name, tensor in (decoder.state_dict() | vision.state_dict()).items()
+    )
     with pytest.raises(DehvfError, match="this model was detached from its decoder; build or load it again"):
         model(input_ids)
 
@@ -186,7 +190,9 @@ def test_pictures_for_flagged_rows_equal_pictures_for_all():
     input_ids, pixel_values = tokens(), pixels()
     everywhere = model(input_ids, pixel_values=pixel_values, has_image=MIXED).logits
     flagged = model(input_ids, pixel_values=pixel_values[MIXED], has_image=MIXED).logits
-    by_features = model(input_ids, vision_features=model.vision_features(pixel_values)[MIXED], has_image=[1, 0, 1]).logits
+    by_features = model(
+        input_ids, vision_features=model.vision_features(pixel_values)[MIXED], has_image=[1, 0, 1]
+    ).logits
 
     assert worst(everywhere, flagged) < 2e-6
     assert worst(everywhere, by_features) < 2e-6
@@ -261,7 +267,10 @@ REFUSED = {
         lambda: {"vision_features": torch.zeros(3, 8, 17, 23)},
         r"vision_features of 'vision' is \(3, 8, 17, 23\); wants \[images, 8, 1 \+ patches, 24\]",
     ),
-    "features of too few layers": (lambda: {"vision_features": torch.zeros(3, 7, 17, 24)}, r"wants \[images, 8, 1 \+ patches"),
+    "features of too few layers": (
+        lambda: {"vision_features": torch.zeros(3, 7, 17, 24)},
+        r"wants \[images, 8, 1 \+ patches",
+    ),
     "more patches than slots": (
         lambda: {"vision_features": torch.zeros(3, 8, 26, 24)},
         "25 patches do not fit into 20 memory slots",
@@ -288,7 +297,13 @@ def test_every_node_is_trained_and_no_tower_is():
     model(input_ids, labels=input_ids, pixel_values=pixels(), has_image=MIXED).loss.backward()
 
     trained = model.trainable_parameters()
-    assert {name.split(".")[0] for name in trained} == {"vision_adapter", "layer_query", "projector", "fuser", "position"}
+    assert {name.split(".")[0] for name in trained} == {
+        "vision_adapter",
+        "layer_query",
+        "projector",
+        "fuser",
+        "position",
+    }
     assert all(parameter.requires_grad for parameter in trained.values())
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
     inside = {name for name, _ in model.named_parameters() if name.startswith("nodes.")}
@@ -330,7 +345,9 @@ def test_fuser_weights_sum_to_one_and_differ_by_image_role_and_layer():
     assert (weights >= 0).all()
     sizes = [len(group) for group in reference_groups(8, 3)]
     assert sizes == [4, 4, 3]
-    assert (weights[:, 3, :, 3] == 0).all() and (weights[:, :3] > 0).all(), "the short group's missing place weighs nothing"
+    assert (weights[:, 3, :, 3] == 0).all() and (weights[:, :3] > 0).all(), (
+        "the short group's missing place weighs nothing"
+    )
     for axis in range(3):
         assert (weights.select(axis, 0) - weights.select(axis, 1)).abs().max() > 1e-4
 
@@ -338,7 +355,9 @@ def test_fuser_weights_sum_to_one_and_differ_by_image_role_and_layer():
 def test_dropout_works_in_training_only():
     model = tiny_model(graph={"injector": {"dropout": 0.5}, "vision_adapter": {"dropout": 0.5}})
     input_ids, pixel_values = tokens(), pixels()
-    assert torch.equal(model(input_ids, pixel_values=pixel_values).logits, model(input_ids, pixel_values=pixel_values).logits)
+    assert torch.equal(
+        model(input_ids, pixel_values=pixel_values).logits, model(input_ids, pixel_values=pixel_values).logits
+    )
     model.train()
     assert not torch.equal(model(input_ids).logits, model(input_ids).logits), "in the memory"
     assert not torch.equal(model.vision_features(pixel_values), model.vision_features(pixel_values)), "in the adapter"
@@ -466,14 +485,19 @@ def test_two_encoders_of_other_width_and_grid_run_end_to_end():
 
     assert model.graph.layers == {"clip": tuple(range(8)), "dino": (0, 2)}
     features = model.vision_features(pictures)
-    assert {name: tuple(tensor.shape) for name, tensor in features.items()} == {"clip": (3, 8, 17, 24), "dino": (3, 2, 5, 16)}
+    assert {name: tuple(tensor.shape) for name, tensor in features.items()} == {
+        "clip": (3, 8, 17, 24),
+        "dino": (3, 2, 5, 16),
+    }
     assert torch.equal(model(input_ids, vision_features=features).logits, output.logits)
     for name, size in (("clip", 32), ("dino", 28)):
         changed = {**pictures, name: torch.cat([pictures[name][:2], pixels(1, seed=40, size=size)])}
         logits = model(input_ids, pixel_values=changed).logits
         assert torch.equal(logits[:2], output.logits[:2]) and worst(logits[2], output.logits[2]) > 1e-4, name
     assert [name for name, p in model.trainable_parameters().items() if p.grad is None or not p.grad.any()] == []
-    mixed = model(input_ids, pixel_values={name: value[MIXED] for name, value in pictures.items()}, has_image=MIXED).logits
+    mixed = model(
+        input_ids, pixel_values={name: value[MIXED] for name, value in pictures.items()}, has_image=MIXED
+    ).logits
     assert worst(mixed[MIXED], output.logits[MIXED]) < 2e-6, "worst measured: 9.0e-8"
 
 

@@ -112,7 +112,9 @@ def test_an_adapter_of_a_plugins_component_needs_the_plugin(own_plugins, tmp_pat
     expected = model(tokens(), pixel_values=pixels()).logits
     model.save_pretrained(tmp_path / "adapter")
     plugins.cache_clear()
-    with pytest.raises(RecipeError, match=r"adapter_config\.json: recipe: graph\.fuser\.type: no fuser is named 'last'"):
+    with pytest.raises(
+        RecipeError, match=r"adapter_config\.json: recipe: graph\.fuser\.type: no fuser is named 'last'"
+    ):
         dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
     load_plugin_file(file)
     again = dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
@@ -232,7 +234,9 @@ def test_a_component_that_returns_the_wrong_number_of_values_is_named(own_plugin
     )
     load_plugin_file(write(tmp_path, text))
     model = tiny_model(**CHANGES)
-    with pytest.raises(DehvfError, match="node 'fuser' returned a Tensor for its ports fused, more; return one value a port"):
+    with pytest.raises(
+        DehvfError, match="node 'fuser' returned a Tensor for its ports fused, more; return one value a port"
+    ):
         model(tokens(), pixel_values=pixels())
 
 

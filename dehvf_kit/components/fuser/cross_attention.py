@@ -43,7 +43,9 @@ class CrossAttentionFuserConfig(FuserConfig):
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if self.hidden_size % self.num_heads:
             fits = ", ".join(str(heads) for heads in range(1, self.hidden_size + 1) if not self.hidden_size % heads)
-            raise Misfit(f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; use one of {fits}", "num_heads")
+            raise Misfit(
+                f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; use one of {fits}", "num_heads"
+            )
         query = context.axes.get("query")
         if query is not None and query != self.hidden_size:
             raise Misfit(

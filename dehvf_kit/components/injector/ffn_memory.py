@@ -190,7 +190,10 @@ class ActiveMemory:
         if codes is None:
             return []
         roles = [roles.unbind(1) for roles in codes.unbind(1)]
-        return [{role: kv[min(place, len(kv) - 1)] for place, role in enumerate(KV) if role in self.visual_in} for kv in roles]
+        return [
+            {role: kv[min(place, len(kv) - 1)] for place, role in enumerate(KV) if role in self.visual_in}
+            for kv in roles
+        ]
 
     def read(self, index: int, x: Tensor, site: FfnSite, dropout: float) -> Tensor | None:
         """What this memory adds to FFN(x) at one site. Shapes: x [rows, token, hidden], rows a multiple of the batch."""

@@ -41,7 +41,10 @@ def test_equals_the_formula():
     merged, tokens, joined = module(patches, members, levels)
 
     assert merged.shape == (2, 7, 16, 6) and tokens.shape == (2, 2, 5, 6)
-    first, second = ([tensor @ m.weight.T + m.bias for tensor in (p, t)] for m, p, t in zip(module.maps, patches, members, strict=True))
+    first, second = (
+        [tensor @ m.weight.T + m.bias for tensor in (p, t)]
+        for m, p, t in zip(module.maps, patches, members, strict=True)
+    )
     assert worst(merged[:, :5], first[0]) < 2e-6
     for image in range(2):
         for layer in range(2):

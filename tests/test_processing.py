@@ -1,0 +1,200 @@
+"""Questions and pictures to model inputs, with the prompt the adapter was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_decoder, tiny_recipe, tiny_vision, worst
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+import dehvf_kit
+from dehvf_kit.backbones.vision import MEAN_STD, ImageConfig
+from dehvf_kit.errors import DataError
+from dehvf_kit.processing import DehvfProcessor, SeveralImageProcessor, picture_processor
+
+WORDS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "what",
+    "colour",
+    "is",
+    "it",
+    "?",
+    "Question",
+    "Answer",
+    ":",
+    "user",
+    "assistant",
+]
+CHAT = (
+    "{% for message in messages %}user {{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+PROMPT = {"question": "Question: {question}\nAnswer:", "answer": " {answer}", "chat": False}
+
+
+def tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
+    core = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    if chat:
+        made.chat_template = CHAT
+    return made
+
+
+def picture(size: tuple[int, int] = (40, 20), mode: str = "RGB") -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def processor(prompt: dict | None = PROMPT, chat: bool = False) -> DehvfProcessor:
+    made = tokenizer(chat)
+    made.padding_side, made.pad_token = "left", "<pad>"
+    return DehvfProcessor(ImageConfig(size=8).processor(), made, prompt=prompt)
+
+
+def model(**data):
+    recipe = tiny_recipe(data={"type": "jsonl", **data})
+    return dehvf_kit.build(recipe, decoder=tiny_decoder(), vision=tiny_vision(), tokenizer=tokenizer())
+
+
+def test_a_built_model_brings_its_processor():
+    built = model(prompt={"question": "Question: {question} Answer:"})
+    inputs = built.processor(images=picture(), text="what colour is it ?")
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+    words = [WORDS[index] for index in inputs["input_ids"][0].tolist()]
+    assert words == ["Question", ":", "what", "colour", "is", "it", "?", "Answer", ":"]
+    written = built.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    assert built.processor.batch_decode(written, skip_special_tokens=True)[0].startswith("Question : what")
+
+
+def test_padding_is_on_the_left_with_a_token_of_its_own_or_the_end():
+    inputs = model().processor(text=["what ?", "what colour is it ?"])
+    assert inputs["attention_mask"].tolist()[0][:3] == [0, 0, 0] and inputs["attention_mask"][1].all()
+    assert inputs["input_ids"][0, 0] == WORDS.index("</s>"), "LLaMA has no padding token"
+
+
+def test_without_a_tokenizer_there_is_no_processor():
+    assert dehvf_kit.build(tiny_recipe(), decoder=tiny_decoder(), vision=tiny_vision()).processor is None
+
+
+PROMPTS = {
+    "put into the prompt": (PROMPT, False, "what ?", "Question: what ?\nAnswer:"),
+    "left alone when it stands in it": (PROMPT, False, "Question: what ?\nAnswer:", "Question: what ?\nAnswer:"),
+    "half of the prompt is no prompt": (PROMPT, False, "Question: what ?", "Question: Question: what ?\nAnswer:"),
+    "an empty prompt": ({**PROMPT, "question": "{question}"}, False, "what ?", "what ?"),
+    "no prompt at all": (None, False, "what ?", "what ?"),
+    "chat": ({**PROMPT, "question": "{question}", "chat": True}, True, "what ?", "user what ? assistant"),
+    "chat around a prompt": ({**PROMPT, "chat": True}, True, "what ?", "user Question: what ?\nAnswer: assistant"),
+    "a chat already": ({**PROMPT, "chat": True}, True, "user what ? assistant", "user what ? assistant"),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_prompt(case):
+    prompt, chat, question, expected = PROMPTS[case]
+    made = processor(prompt, chat)
+    assert made.with_prompt(question) == expected
+    ids = made(text=question)["input_ids"]
+    assert torch.equal(ids, made(text=expected, apply_prompt=False)["input_ids"])
+
+
+CONVERSATION = [
+    {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "it ?"}]},
+    {"role": "assistant", "content": "it"},
+    {"role": "user", "content": "what colour ?"},
+]
+
+
+def test_a_conversation_asks_its_last_question_about_its_picture():
+    made = processor()
+    assert made.apply_chat_template(CONVERSATION) == "Question: what colour ?\nAnswer:"
+    assert made.apply_chat_template([CONVERSATION, CONVERSATION]) == ["Question: what colour ?\nAnswer:"] * 2
+    inputs = made.apply_chat_template(CONVERSATION, tokenize=True)
+    assert inputs["pixel_values"].shape == (1, 3, 8, 8)
+    assert torch.equal(inputs["input_ids"], made(text="what colour ?")["input_ids"])
+    assert "pixel_values" not in made.apply_chat_template(CONVERSATION[1:], tokenize=True)
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        [],
+        "what ?",
+        [{"content": "what ?"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "image"}]}],
+        [3],
+    ],
+)
+def test_a_conversation_that_is_none(conversation):
+    with pytest.raises(DataError, match="a conversation is a list of messages with `role` and `content`"):
+        processor().apply_chat_template(conversation)
+
+
+def test_a_picture_that_cannot_be_read(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    for image in (str(tmp_path / "none.png"), str(tmp_path / "text.png"), 3):
+        with pytest.raises(DataError, match="picture .* cannot be read: "):
+            processor()(images=image, text="what ?")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_pictures_of_every_mode_become_rgb(mode):
+    made = processor()
+    assert made(images=picture(mode=mode))["pixel_values"].shape == (1, 3, 8, 8)
+    assert made(images=[picture(), [picture(mode=mode)]])["pixel_values"].shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", MEAN_STD)
+def test_pixels_are_resized_scaled_and_normalised(name):
+    """Against PIL's bicubic resize and the formula. Worst error measured: 0."""
+    image = picture((40, 20))
+    found = ImageConfig(size=8, normalisation=name).processor()(image, return_tensors="pt")["pixel_values"][0]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[name])
+    small = torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
+    assert worst(found, ((small - mean) / std).float()) < 1e-5
+
+
+def test_crop_keeps_the_middle():
+    image = Image.new("RGB", (30, 10), "black")
+    image.paste("white", (10, 0, 20, 10))
+    crop = ImageConfig(size=10, resize="crop", normalisation="half").processor()(image, return_tensors="pt")[
+        "pixel_values"
+    ]
+    squash = ImageConfig(size=10, normalisation="half").processor()(image, return_tensors="pt")["pixel_values"]
+    assert (crop == 1).all() and not (squash == 1).all()
+
+
+def test_several_encoders_get_a_picture_each(tmp_path):
+    made = picture_processor({"clip": ImageConfig(size=8), "dino": ImageConfig(size=6, normalisation="half")})
+    assert isinstance(made, SeveralImageProcessor)
+    pixels = made([picture(), picture()])["pixel_values"]
+    assert {name: tuple(tensor.shape) for name, tensor in pixels.items()} == {
+        "clip": (2, 3, 8, 8),
+        "dino": (2, 3, 6, 6),
+    }
+    made.save_pretrained(tmp_path)
+    again = SeveralImageProcessor.from_pretrained(tmp_path)([picture()])["pixel_values"]
+    assert all(torch.equal(again[name], pixels[name][:1]) for name in pixels)
+
+
+def test_the_processor_travels_with_the_adapter(tmp_path: Path):
+    built = model(prompt={"question": "{question} Answer:"})
+    expected = built.processor(images=picture(), text="what ?")
+    built.save_pretrained(tmp_path)
+    loaded = dehvf_kit.load(tmp_path, decoder=tiny_decoder(), vision=tiny_vision())
+    found = loaded.processor(images=picture(), text="what ?")
+    assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+    alone = DehvfProcessor.from_pretrained(tmp_path)(images=picture(), text="what ?")
+    assert all(torch.equal(alone[name], expected[name]) for name in expected)

@@ -114,6 +114,25 @@ def list_installed(
 
 
 @app.command()
+def doctor(
+    decoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DECODER", help="A name from dehvf-kit list, a folder, a config.json or a hub id.", show_default=False
+        ),
+    ],
+    vision: Annotated[
+        str | None, typer.Argument(metavar="[VISION]", help="A vision encoder, named likewise.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where memory goes in a decoder, what a vision encoder yields, and run both contracts; needs no weights."""
+    from dehvf_kit.cli.doctor import run
+
+    raise typer.Exit(run(decoder, vision, as_json))
+
+
+@app.command()
 def build(
     recipe: RecipeFile,
     overrides: Overrides = None,

@@ -6,6 +6,7 @@ name. Nothing is downloaded.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
@@ -46,6 +47,8 @@ EXTRA_VISION_SETTINGS: dict[str, dict[str, Any]] = {
     "rf_detr_dinov2": {"image_size": 8 * PATCH, "num_windows": 2},
     "vitpose_backbone": {"part_features": 8, "num_experts": 1, "patch_size": (16, 16), "image_size": (96, 96)},
 }
+# Encoders that are no model of their own; the kit reads them when they are handed over (`model.vision_model`).
+INNER_ENCODERS = {"idefics_vision": ("transformers.models.idefics.vision", "IdeficsVisionTransformer")}
 
 
 def image_encoder_types() -> list[str]:
@@ -97,11 +100,19 @@ def tiny_vision(model_type: str, seed: int = 0, **settings: Any) -> nn.Module:
     return random_vision(config, seed)
 
 
+def build_vision(config: PretrainedConfig) -> nn.Module:
+    """An encoder of a configuration with the weights its class starts with; also those only a larger model holds."""
+    if config.model_type in INNER_ENCODERS:
+        path, name = INNER_ENCODERS[config.model_type]
+        return getattr(importlib.import_module(path), name)(config)
+    return vision_class(config)._from_config(config)
+
+
 @torch.no_grad()
 def random_vision(config: PretrainedConfig, seed: int = 0) -> nn.Module:
     """A random encoder of a configuration; see `tiny_vision`."""
     torch.manual_seed(seed)
-    model = vision_class(config)._from_config(config).eval()
+    model = build_vision(config).eval()
     for name, weight in model.named_parameters():
         if not weight.is_floating_point():
             continue

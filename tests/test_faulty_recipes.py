@@ -473,12 +473,6 @@ def assert_reports(error: RecipeError, source: str, expected: list[str]) -> None
         assert not any(double in text for double in ("..", ";;", ". .", ".;", "?.", "?;", ";.")), f"punctuation: {text}"
 
 
-@pytest.fixture(autouse=True)
-def built_ins_alone(monkeypatch: pytest.MonkeyPatch, own_plugins: None) -> None:
-    """Messages list what is installed: here the built-ins, whatever plugins this environment has."""
-    monkeypatch.setattr("dehvf_kit.plugin_manager.entry_points", lambda group: [])
-
-
 def test_the_table_is_as_long_as_promised():
     assert len(TEXTS) + len(CHANGES) + len(OVERRIDES) >= 45
 

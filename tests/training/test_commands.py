@@ -1,0 +1,91 @@
+"""train, eval and generate as they are typed, and transformers' own pipeline on the adapter they leave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import dehvf_kit
+from dehvf_kit.cli.main import app
+
+RECIPE_CHANGES = ["training.epochs=30", "graph.injector.dropout=0"]
+
+
+def say(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny recipe, made by the train command."""
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    result = say("train", world / "tiny.yaml", *RECIPE_CHANGES, "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert "180 steps" in result.stdout and f"adapter in {folder / 'adapter'}" in result.stdout
+    return folder
+
+
+def test_eval_scores_and_keeps_every_answer(run: Path) -> None:
+    result = say("eval", run / "adapter", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["all"] == {"accuracy": 1.0, "questions": 8, "low": pytest.approx(0.676, abs=1e-3), "high": 1.0}
+    rows = [json.loads(line) for line in Path(facts["predictions"]).read_text().splitlines()]
+    assert len(rows) == 8 and all(row["right"] for row in rows)
+    table = say("eval", run / "adapter", "--limit", 4)
+    assert "100.0%" in table.stdout and "colour" in table.stdout
+
+
+def test_generate_answers(run: Path, world: Path) -> None:
+    result = say("generate", world / "test1.png", "what colour is it ?", "--adapter", run / "adapter", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["answer"] == "green"
+    assert say("generate", world / "test2.png", "what colour is it ?", "-a", run / "adapter").stdout == "blue\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "nowhere.png", "what ?"], "there is no picture 'nowhere.png'"),
+        (["generate", "{world}/tiny.yaml", "what ?", "-a", "{run}/adapter"], "tiny.yaml' cannot be read"),
+        (["generate", "{world}/test0.png", "  "], "the question is empty"),
+        (["generate", "{world}/test0.png", "what ?", "-a", "nowhere"], "nowhere: there is no such folder"),
+        (["eval", "{world}"], "not an adapter of dehvf-kit"),
+        (["eval", "{run}/adapter", "data.test=nowhere.jsonl"], "data.test: there is no file 'nowhere.jsonl'"),
+        (["eval", "{run}/adapter", "data.tset=x"], "data.tset: unknown field; did you mean 'test'?"),
+        (["train", "{world}/tiny.yaml", "--output", "{run}"], "holds a run already"),
+        (["train", "{world}/tiny.yaml", "--resume", "--output", "nowhere"], "nowhere: holds no checkpoint to resume from"),
+    ],
+)
+def test_mistakes_get_a_message_and_no_traceback(run: Path, world: Path, words: list[str], message: str) -> None:
+    result = say(*(word.format(run=run, world=world) for word in words))
+    assert result.exit_code == 1
+    assert message in result.stderr and "Traceback" not in result.output
+
+
+def test_pipeline_of_transformers_answers_from_the_folder(run: Path, world: Path) -> None:
+    from transformers import pipeline
+
+    ask = pipeline("image-text-to-text", model=str(run / "adapter"))
+    (found,) = ask(images=str(world / "test3.png"), text="what colour is it ?", max_new_tokens=3)
+    assert found["generated_text"].split()[-1] == "white"
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "path": str(world / "test0.png")},
+                {"type": "text", "text": "what colour is it ?"},
+            ],
+        }
+    ]
+    (found,) = ask(text=chat, max_new_tokens=3, return_full_text=False)
+    assert found["generated_text"].strip() == "red"
+
+
+def test_moved_adapter_still_loads(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "adapter", tmp_path / "moved")
+    assert dehvf_kit.load(tmp_path / "moved").num_trainable_parameters() > 0

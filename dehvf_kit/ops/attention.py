@@ -47,12 +47,14 @@ def _xformers_refusal(query: Tensor, key: Tensor, masked: bool) -> str | None:
         return f"the tensors are on {query.device.type}, not on cuda"
     if masked:
         return "groups of different sizes need a mask"
-    from xformers.ops import fmha
-
+    trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     try:
-        fmha._dispatch_fw(fmha.Inputs(query=query, key=key, value=key), needs_gradient=query.requires_grad)
-    except (NotImplementedError, ValueError) as error:
-        return str(error).splitlines()[0]
+        from xformers.ops import fmha
+
+        fmha._dispatch_fw(fmha.Inputs(query=query, key=key, value=key), needs_gradient=trained)
+    except (NotImplementedError, ValueError, RuntimeError, ImportError, AttributeError) as error:
+        # its own dispatch refuses with the first two; the others are builds for another torch, CUDA or device
+        return str(error).strip().splitlines()[0]
     return None
 
 

@@ -1,0 +1,126 @@
+"""timm's vision transformers keep the kit's vision contract; nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from dehvf_kit_timm.check import check, family_names, faults, tiny
+from dehvf_kit_timm.vision import TimmVisionConfig
+from safetensors.torch import save_file
+
+from dehvf_kit import load_recipe
+from dehvf_kit.errors import DehvfError, VisionError
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "llama7b_clip.yaml"
+# What each stands for: plain, quick GELU with a norm before the blocks, registers, pooling head, RMS norms, one matrix
+# for attention and FFN (two makes), two FFNs a block, rotary, rotary with registers, two class tokens, post norm apart,
+# relative positions.
+DOZEN = [
+    "vit_base_patch16_224",
+    "vit_base_patch32_clip_quickgelu_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_base_patch16_siglip_224",
+    "aimv2_large_patch14_224",
+    "vit_base_patch16_xp_224",
+    "vit_dpwee_patch16_reg1_gap_256",
+    "vit_small_patch16_18x2_224",
+    "eva02_tiny_patch14_224",
+    "vit_small_patch16_dinov3",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",
+    "beit_base_patch16_224",
+]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that tries to fetch something fails."""
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("something was fetched from the hub")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+
+
+@pytest.mark.parametrize("name", DOZEN)
+def test_contract(name: str) -> None:
+    assert faults(name) == []
+
+
+@pytest.mark.slow
+def test_contract_of_every_name() -> None:
+    broken = {name: found for name, found in check(family_names()).items() if found}
+    assert broken == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    {
+        "vit_base_patch16_224": (12, 768, 196),
+        "vit_giant_patch14_dinov2.lvd142m": (40, 1536, 256),
+        "eva02_enormous_patch14_clip_224": (64, 1792, 256),
+    }.items(),
+)
+def test_the_spec_needs_the_name_alone(name: str, sizes: tuple[int, int, int]) -> None:
+    spec = TimmVisionConfig(model=name).spec({})
+    assert (spec.num_layers, spec.hidden_size, spec.num_patches) == sizes
+
+
+def test_a_recipe_names_a_timm_model() -> None:
+    recipe = load_recipe(RECIPE, ["vision={type: timm, model: vit_small_patch16_224}", "vision.config=null"])
+    spec = recipe.check().contexts["grouper"].vision
+    assert spec is not None and (spec.num_layers, spec.hidden_size, spec.num_patches) == (12, 384, 196)
+
+
+def test_weights_come_from_a_local_file(tmp_path: Path) -> None:
+    settings = {"embed_dim": 64, "num_heads": 4, "depth": 2}
+    source = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=10, **settings)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    given = {"model": "vit_tiny_patch16_224", "settings": settings, "checkpoint": str(tmp_path / "model.safetensors")}
+    loaded = TimmVisionConfig(**given, image={"size": 96}).load({})
+    assert torch.equal(loaded.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+    larger = TimmVisionConfig(**given, image={"size": 128}, dtype="bfloat16").load({})
+    assert larger.pos_embed.shape == (1, 65, 64) and larger.pos_embed.dtype == torch.bfloat16
+
+
+def test_nothing_is_downloaded_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = TimmVisionConfig(model="vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    with pytest.raises(DehvfError, match="are not on this machine; give a file as vision.checkpoint, or allow"):
+        config.load({})
+    with pytest.raises(DehvfError, match="there is no file"):
+        config.model_copy(update={"checkpoint": str(tmp_path / "none.safetensors")}).load({})
+    with pytest.raises(AssertionError, match="something was fetched"):
+        config.model_copy(update={"download": True}).load({})
+
+
+def test_other_structures_are_refused_with_the_reason() -> None:
+    for name in ("swin_tiny_patch4_window7_224", "convnext_tiny"):
+        with pytest.raises((VisionError, DehvfError), match="is no plain vision transformer|cannot build"):
+            TimmVisionConfig(model=name).spec({})
+    with pytest.raises(
+        DehvfError, match="timm has no model 'vit_bse_patch16_224'; did you mean 'vit_base_patch16_224'"
+    ):
+        TimmVisionConfig(model="vit_bse_patch16_224").spec({})
+    with pytest.raises(ValueError, match="means nothing to a timm model"):
+        TimmVisionConfig(model="vit_base_patch16_224", revision="main")
+
+
+def test_images_of_other_sizes_where_timm_takes_them() -> None:
+    config = TimmVisionConfig(
+        model="vit_tiny_patch16_224",
+        image={"size": 96},
+        settings={"embed_dim": 64, "num_heads": 4, "depth": 2, "dynamic_img_size": True},
+    )
+    tower = config.tower(config.create().eval())
+    with torch.no_grad():
+        assert tower(torch.rand(1, 3, 64, 128)).shape == (1, 2, 1 + 4 * 8, 64)
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    first, second = tiny("vit_base_patch16_224"), tiny("vit_base_patch16_224")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

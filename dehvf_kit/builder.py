@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,13 @@ def assemble(recipe: Recipe, decoder: nn.Module, towers: Mapping[str, VisionTowe
 
 
 def build_nodes(graph: Graph, seed: int = 0) -> dict[str, nn.Module]:
-    """The graph's components with float32 weights that depend on the seed alone."""
+    """The graph's components with float32 weights; each node's depend on the seed and its name alone."""
+    nodes = {}
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
-        return {name: graph.nodes[name].config.build(graph.contexts[name]) for name in graph.order}
+        for name in graph.order:
+            torch.manual_seed(seed + zlib.crc32(name.encode()))
+            nodes[name] = graph.nodes[name].config.build(graph.contexts[name])
+    return nodes
 
 
 def prompt_of(recipe: Recipe) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from dehvf_kit import __version__
 from dehvf_kit.errors import AdapterError, did_you_mean, listing
-from dehvf_kit.recipe import Recipe, override, parse_recipe
+from dehvf_kit.recipe import Recipe, parse_recipe
+from dehvf_kit.recipe_files import override
 
 if TYPE_CHECKING:
     from dehvf_kit.model import DehvfModel
@@ -47,7 +48,7 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
         raise AdapterError(f"{folder}: is a file; name a folder")
     if not overwrite and (folder / WEIGHTS).exists():
         raise AdapterError(f"{folder}: holds an adapter already; name another folder")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trainable_parameters().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if model.processor is not None:
@@ -285,7 +286,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> None:
     """Put weights into a model, all of them and no others. Raises: AdapterError naming what is missing, left over or misshapen."""
-    wanted = model.trainable_parameters()
+    wanted = model.named_trainable_parameters()
     missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if missing or unexpected:
         parts = [f"missing: {listing(missing)}"] if missing else []

@@ -137,13 +137,17 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
                     module.training = True
         return self
 
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, in the order of the graph."""
+        return list(self.nodes.parameters())
+
+    def named_trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name (`fuser.input.weight`), in the order of the graph."""
         return dict(self.nodes.named_parameters())
 
     def num_trainable_parameters(self) -> int:
         """How many numbers are trained."""
-        return sum(parameter.numel() for parameter in self.trainable_parameters().values())
+        return sum(parameter.numel() for parameter in self.trainable_parameters())
 
     @property
     def image_is_trained(self) -> bool:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from dehvf_kit import builtin_plugin
 from dehvf_kit.config import ComponentConfig
 from dehvf_kit.plugin_manager import plugins
-from dehvf_kit.recipe import Published
+from dehvf_kit.recipe_parser import Published
 from dehvf_kit.registry import Registry
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 

@@ -26,7 +26,8 @@ from transformers import (
 import dehvf_kit
 from dehvf_kit.config import BuildContext
 from dehvf_kit.model import DehvfModel
-from dehvf_kit.recipe import Recipe, merge
+from dehvf_kit.recipe import Recipe
+from dehvf_kit.recipe_files import merge
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
 
 VOCAB, HIDDEN, LAYERS = 99, 32, 4

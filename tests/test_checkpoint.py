@@ -48,9 +48,9 @@ def test_same_logits_bit_for_bit(adapter, towers):
     model = dehvf_kit.load(adapter, decoder=towers[0], vision=towers[1])
     try:
         assert torch.equal(model(tokens(), pixel_values=pixels()).logits, expected)
-        again = model.trainable_parameters()
-        assert list(again) == list(original.trainable_parameters())
-        assert all(torch.equal(again[name], weight) for name, weight in original.trainable_parameters().items())
+        again = model.named_trainable_parameters()
+        assert list(again) == list(original.named_trainable_parameters())
+        assert all(torch.equal(again[name], weight) for name, weight in original.named_trainable_parameters().items())
         assert model.recipe.resolved() == original.recipe.resolved()
     finally:
         model.detach()
@@ -66,7 +66,7 @@ def test_from_pretrained_is_the_same_door(adapter):
 def test_the_folder_holds_the_adapter_alone(adapter):
     model = tiny_model()
     weights = load_file(adapter / WEIGHTS)
-    assert set(weights) == set(model.trainable_parameters())
+    assert set(weights) == set(model.named_trainable_parameters())
     assert {file.name for file in adapter.iterdir()} == {
         WEIGHTS,
         CONFIG,

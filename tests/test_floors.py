@@ -18,12 +18,13 @@ ROOT = Path(__file__).parents[1] / "dehvf_kit"
 FLOORS = {
     0: ("shapes", "errors"),
     1: ("config", "hookspecs", "registry", "ops", "yaml_files"),
-    2: ("backbones", "components"),
+    2: ("backbones", "components", "recipe_files"),
     3: (
         "graph",
         "data",
         "training.config",
         "recipe",
+        "recipe_parser",
         "plugin_manager",
         "builtin_plugin",
         "processing",
@@ -47,6 +48,9 @@ FLOORS = {
 # Imports on one floor below the fourth, and the doors upward: each with its reason.
 ALLOWED = {
     ("components", "backbones"): "components hook towers by the sites that backbones list",
+    ("recipe", "recipe_parser"): "the parser fills its fields",
+    ("recipe_parser", "graph"): "it checks the graph too",
+    ("recipe_parser", "training.config"): "and the training section",
     ("recipe", "graph"): "a recipe is a graph",
     ("recipe", "data"): "and a data section",
     ("recipe", "training.config"): "and a training section",

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import dehvf_kit
 from dehvf_kit.errors import DehvfError, ShapeError
-from dehvf_kit.recipe import merge
+from dehvf_kit.recipe_files import merge
 
 VARIANTS = {
     "plain": {},
@@ -64,7 +64,7 @@ def test_equals_the_literal_reference_forward_and_gradients(variant, kind):
     )
 
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
-    trained = model.trainable_parameters()
+    trained = model.named_trainable_parameters()
     found = torch.autograd.grad((logits * weights).sum(), list(trained.values()), retain_graph=True)
     wanted = torch.autograd.grad((expected * weights).sum(), list(trained.values()))
     for name, ours, theirs in zip(trained, found, wanted, strict=True):
@@ -296,7 +296,7 @@ def test_every_node_is_trained_and_no_tower_is():
     input_ids = tokens()
     model(input_ids, labels=input_ids, pixel_values=pixels(), has_image=MIXED).loss.backward()
 
-    trained = model.trainable_parameters()
+    trained = model.named_trainable_parameters()
     assert {name.split(".")[0] for name in trained} == {
         "vision_adapter",
         "layer_query",
@@ -319,7 +319,7 @@ def test_parameter_order_and_initial_weights_follow_the_seed_alone():
         decoder, vision = tiny_decoder(), tiny_vision()
         torch.manual_seed(noise)
         models.append(dehvf_kit.build(tiny_recipe(), decoder=decoder, vision=vision))
-    first, second = (model.trainable_parameters() for model in models)
+    first, second = (model.named_trainable_parameters() for model in models)
     assert list(first) == list(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -367,7 +367,7 @@ def test_dropout_works_in_training_only():
 def gradients(loss: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
     model.zero_grad()
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.trainable_parameters().items()}
+    return {name: parameter.grad.clone() for name, parameter in model.named_trainable_parameters().items()}
 
 
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients():
@@ -414,7 +414,7 @@ def test_gradient_checkpointing_survives_a_second_backward():
     model.gradient_checkpointing_enable()
     ids = tokens(2)
     loss = model(ids, labels=ids, pixel_values=pixels(2), use_cache=False).loss
-    parameters = list(model.trainable_parameters().values())
+    parameters = list(model.named_trainable_parameters().values())
     first = torch.autograd.grad(loss, parameters, retain_graph=True)
     second = torch.autograd.grad(loss, parameters)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -436,7 +436,7 @@ def test_bfloat16_decoder_with_float32_components():
 
     assert output.logits.dtype == torch.bfloat16
     assert worst(output.logits.float(), model(input_ids, pixel_values=pixels(), has_image=MIXED).logits) < 0.03
-    assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in half.trainable_parameters().values())
+    assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in half.named_trainable_parameters().values())
 
 
 def test_an_adapted_decoder_compiles():
@@ -494,7 +494,7 @@ def test_two_encoders_of_other_width_and_grid_run_end_to_end():
         changed = {**pictures, name: torch.cat([pictures[name][:2], pixels(1, seed=40, size=size)])}
         logits = model(input_ids, pixel_values=changed).logits
         assert torch.equal(logits[:2], output.logits[:2]) and worst(logits[2], output.logits[2]) > 1e-4, name
-    assert [name for name, p in model.trainable_parameters().items() if p.grad is None or not p.grad.any()] == []
+    assert [name for name, p in model.named_trainable_parameters().items() if p.grad is None or not p.grad.any()] == []
     mixed = model(
         input_ids, pixel_values={name: value[MIXED] for name, value in pictures.items()}, has_image=MIXED
     ).logits

@@ -95,7 +95,7 @@ def test_a_new_fuser_and_a_new_role_work_from_a_recipe(own_plugins, tmp_path):
     output = model(input_ids, labels=input_ids, pixel_values=pixels())
     output.loss.backward()
 
-    assert "gain.gain" in model.trainable_parameters() and model.nodes.gain.gain.grad.any()
+    assert "gain.gain" in model.named_trainable_parameters() and model.nodes.gain.gain.grad.any()
     assert worst(output.logits, tiny_decoder()(input_ids=input_ids).logits) > 1e-3
     before = output.logits.detach()
     with torch.no_grad():

@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.graph import Graph
-from dehvf_kit.recipe import Published
+from dehvf_kit.recipe_parser import Published
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)

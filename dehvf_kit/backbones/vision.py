@@ -11,6 +11,7 @@ from torch import nn
 
 from dehvf_kit.backbones.base import TowerConfig, first_line, require_local, torch_dtype
 from dehvf_kit.backbones.vision_classes import vision_class, vision_config
+from dehvf_kit.backbones.vision_loading import load_encoder
 from dehvf_kit.backbones.vision_tower import VisionTower
 from dehvf_kit.config import Settings
 from dehvf_kit.errors import DehvfError
@@ -89,9 +90,10 @@ class HfVisionConfig(TowerConfig):
         require_local(location, self.download)
         try:
             config = vision_config(self.model_copy(update={"config": None}).hf_config(sources))
-            return vision_class(config).from_pretrained(
+            return load_encoder(
+                vision_class(config),
                 location,
-                config=config,
+                config,
                 dtype=torch_dtype(self.dtype),
                 attn_implementation=self.attn_implementation,
                 **{name: value for name, value in self.hub_arguments().items() if name != "trust_remote_code"},

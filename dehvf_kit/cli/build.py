@@ -84,7 +84,7 @@ def _same_weights(model: DehvfModel, folder: Path) -> bool:
         known = read_weights(folder)
     except AdapterError:
         return False
-    fresh = model.trainable_parameters()
+    fresh = model.named_trainable_parameters()
     return set(known) == set(fresh) and all(torch.equal(known[name], tensor.detach()) for name, tensor in fresh.items())
 
 

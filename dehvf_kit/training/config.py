@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from dehvf_kit.config import Settings
 
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

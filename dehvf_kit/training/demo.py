@@ -55,7 +55,8 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     model = build(recipe)
     train_samples, test_samples = list(recipe.data.samples("train")), list(recipe.data.samples("test"))
     say(
-        f"{model.num_trainable_parameters():,} trained parameters; {len(train_samples):,} training questions, {len(test_samples):,} test questions"
+        f"{model.num_trainable_parameters():,} trained parameters; {len(train_samples):,} training questions, "
+        f"{len(test_samples):,} test questions"
     )
     features = FeatureStore(model, torch.bfloat16)
     features.fill(

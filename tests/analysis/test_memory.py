@@ -37,7 +37,7 @@ def test_half_precision_halves_it() -> None:
 def test_training_state_is_three_times_the_adapter() -> None:
     model = tiny_model()
     report = report_of(model)
-    assert report.adapter == sum(parameter.nbytes for parameter in model.trainable_parameters().values())
+    assert report.adapter == sum(parameter.nbytes for parameter in model.named_trainable_parameters().values())
     assert report.gradients_and_optimiser == 3 * report.adapter
 
 

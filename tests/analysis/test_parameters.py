@@ -12,7 +12,7 @@ import dehvf_kit
 from dehvf_kit.analysis.parameters import agrees, parameter_table
 from dehvf_kit.builder import build_nodes
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe import Published
+from dehvf_kit.recipe_parser import Published
 
 GRAPHS: dict[str, dict[str, Any]] = {
     "dehvf": {},

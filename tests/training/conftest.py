@@ -59,7 +59,11 @@ graph:
   position: {{type: learned, num_slots: 16}}
   injector: {{type: ffn_memory, visual_scale: 1.0, output_scale: 1.0}}
 training: {{epochs: 4, warmup_epochs: 1, batch_size: 4, base_learning_rate: 0.2, save_steps: 6, logging_steps: 1}}
-data: {{type: jsonl, train: {folder}/train.jsonl, test: {folder}/test.jsonl, prompt: {{question: "{{question}}", answer: "{{answer}}"}}}}
+data:
+  type: jsonl
+  train: {folder}/train.jsonl
+  test: {folder}/test.jsonl
+  prompt: {{question: "{{question}}", answer: "{{answer}}"}}
 generation: {{max_new_tokens: 3}}
 """)
     return folder

@@ -65,7 +65,7 @@ def test_weight_decay_spares_biases_and_norms(world: Path, tmp_path: Path) -> No
     assert all(parameter.ndim > 1 for parameter in decayed["params"]) and all(
         parameter.ndim == 1 for parameter in spared["params"]
     )
-    assert len(decayed["params"]) + len(spared["params"]) == len(model.trainable_parameters())
+    assert len(decayed["params"]) + len(spared["params"]) == len(model.named_trainable_parameters())
 
 
 def test_loss_of_answer_positions_equals_the_decoders_own() -> None:
@@ -102,7 +102,10 @@ def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> N
     assert [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()] == result.log
 
 
-@pytest.mark.parametrize("settings", [[], ["training.cache_features=true"], ["training.gradient_accumulation=2"], ["training.group_by_length=true"]])
+@pytest.mark.parametrize(
+    "settings",
+    [[], ["training.cache_features=true"], ["training.gradient_accumulation=2"], ["training.group_by_length=true"]],
+)
 def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, settings: list[str]) -> None:
     recipe = dehvf_kit.load_recipe(world / "tiny.yaml", settings)
     whole = train(recipe, tmp_path / "whole")
@@ -110,7 +113,7 @@ def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, setti
     for name in ("adapter", f"checkpoints/checkpoint-{whole.steps}"):
         shutil.rmtree(tmp_path / "cut" / name, ignore_errors=True)
     train(recipe, tmp_path / "cut", resume=True)
-    one, other = (dehvf_kit.load(tmp_path / name / "adapter").trainable_parameters() for name in ("whole", "cut"))
+    one, other = (dehvf_kit.load(tmp_path / name / "adapter").named_trainable_parameters() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -128,7 +131,7 @@ def test_run_in_place_of_another_is_refused(world: Path, tmp_path: Path) -> None
 def test_cached_features_train_like_fresh_ones(world: Path, tmp_path: Path) -> None:
     fresh = train(dehvf_kit.load_recipe(world / "tiny.yaml"), tmp_path / "fresh")
     cached = train(dehvf_kit.load_recipe(world / "tiny.yaml", ["training.cache_features=true"]), tmp_path / "cached")
-    one, other = (dehvf_kit.load(run.adapter).trainable_parameters() for run in (fresh, cached))
+    one, other = (dehvf_kit.load(run.adapter).named_trainable_parameters() for run in (fresh, cached))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -159,5 +162,5 @@ def test_gradient_checkpointing_and_bfloat16_train(world: Path, tmp_path: Path) 
     result = train(dehvf_kit.load_recipe(world / "tiny.yaml", settings), tmp_path / "run")
     assert result.steps == 2
     assert all(
-        parameter.dtype == torch.float32 for parameter in dehvf_kit.load(result.adapter).trainable_parameters().values()
+        parameter.dtype == torch.float32 for parameter in dehvf_kit.load(result.adapter).named_trainable_parameters().values()
     )

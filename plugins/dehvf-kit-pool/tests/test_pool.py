@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dehvf_kit_pool import AveragePooler
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 import dehvf_kit
 from dehvf_kit.plugin_manager import plugins
-from dehvf_kit_pool import AveragePooler
 
 LLAMA = {
     "hidden_size": 16,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,11 @@ def _needed(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     )
 
 
-def _prefix(wanted: list[str], found: Iterable[str]) -> str | None:
-    """What stands before every wanted name among the names found, if one thing does: `model.visual.`."""
-    names = set(found)
-    ends = {name.removesuffix(wanted[0]) for name in names if name.endswith("." + wanted[0])}
-    fitting = [end for end in ends if all(end + name in names for name in wanted)]
-    return fitting[0] if len(fitting) == 1 else None
+def _prefix(wanted: Iterable[str], found: Iterable[str]) -> str | None:
+    """What stands before most of the wanted names among the names found (`model.visual.`); None where nothing does."""
+    names, counts = set(wanted), Counter[str]()
+    for name in found:
+        parts = name.split(".")
+        cuts = (".".join(parts[:length]) for length in range(1, len(parts)))
+        counts.update(f"{cut}." for cut in cuts if name[len(cut) + 1 :] in names)
+    return counts.most_common(1)[0][0] if counts else None

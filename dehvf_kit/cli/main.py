@@ -118,7 +118,9 @@ def doctor(
     decoder: Annotated[
         str,
         typer.Argument(
-            metavar="DECODER", help="A name from dehvf-kit list, a folder, a config.json or a hub id.", show_default=False
+            metavar="DECODER",
+            help="A name from dehvf-kit list, a folder, a config.json or a hub id.",
+            show_default=False,
         ),
     ],
     vision: Annotated[
@@ -130,6 +132,24 @@ def doctor(
     from dehvf_kit.cli.doctor import run
 
     raise typer.Exit(run(decoder, vision, as_json))
+
+
+@app.command()
+def support(
+    types: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TYPE]...", help="transformers model types to run now.", show_default=False),
+    ] = None,
+    run_now: Annotated[
+        bool, typer.Option("--run", help="Run every family again, about 25 minutes on 2 cores.")
+    ] = False,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Decoders run side by side.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Print which decoder and vision families keep the kit's contract, as last run; or run it on some, or all, now."""
+    from dehvf_kit.cli.support import run
+
+    run(types or [], run_now, processes, as_json)
 
 
 @app.command()

@@ -1,0 +1,27 @@
+"""`dehvf-kit support` prints the last run, runs some types, and knows what it does not know."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from dehvf_kit.cli.main import app
+
+
+def test_prints_the_pages_of_the_last_run() -> None:
+    result = CliRunner().invoke(app, ["support"])
+    assert result.exit_code == 0
+    assert "| llama |" in result.stdout and "| dinov2 |" in result.stdout
+
+
+def test_runs_an_encoder_now() -> None:
+    result = CliRunner().invoke(app, ["support", "vit", "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["decoders"] == [] and [one["status"] for one in facts["vision"]] == ["pass"]
+
+
+def test_unknown_type_gets_a_near_name() -> None:
+    result = CliRunner().invoke(app, ["support", "lama"])
+    assert result.exit_code == 1 and "did you mean 'llama'?" in result.stderr

@@ -36,6 +36,17 @@ class TokenLayout:
     global_token: int | None
     tokens_first: bool
 
+    def read(self, tokens: Tensor) -> Tensor:
+        """Tokens [image, token, hidden] -> [image, 1 + patch, hidden]: the global token, or the patches' mean, first."""
+        start, count = int(self.patches[0]), len(self.patches)
+        if torch.equal(self.patches, torch.arange(start, start + count)):
+            patches = tokens[:, start : start + count]
+        else:
+            patches = tokens[:, self.patches.to(tokens.device)]
+        place = self.global_token
+        first = patches.mean(1, keepdim=True) if place is None else tokens[:, place : place + 1]
+        return torch.cat([first, patches], dim=1)
+
 
 def first_tensor(value: Any) -> Tensor | None:
     """The states in what a block takes or gives: a tensor, or the first one of a tuple or mapping."""
@@ -112,7 +123,7 @@ def find_layout(
             f"{READABLE}"
         )
     others = (~reacts).nonzero().squeeze(1).tolist()
-    return TokenLayout(places[found.argsort()], others[0] if others else None, tokens_first)
+    return TokenLayout(places[found.argsort()].cpu(), others[0] if others else None, tokens_first)
 
 
 def _pictures(changed: Tensor, rows: int, columns: int, like: Tensor, patch_size: tuple[int, int]) -> Tensor:

@@ -99,11 +99,7 @@ class VisionTower(nn.Module):
                     f"{type(self.model).__name__} is hierarchical: a block yields {tokens.shape[1]} tokens an image, "
                     f"fewer than the first takes; {READABLE}"
                 )
-            tokens = tokens if norm is None else norm(tokens)
-            patches = tokens[:, layout.patches]
-            place = layout.global_token
-            first = patches.mean(1, keepdim=True) if place is None else tokens[:, place : place + 1]
-            features.append(torch.cat([first, patches], dim=1))
+            features.append(layout.read(tokens if norm is None else norm(tokens)))
         return torch.stack(features, dim=1)
 
     def layout(self, pixels: Tensor) -> TokenLayout:

@@ -1,7 +1,9 @@
-"""The contract every decoder must keep, tiny models to run it on, and the matrix over all families; for plugin authors.
+"""The contracts every decoder and every vision encoder must keep, and tiny models to run them on; for plugin authors.
 
-`check_decoder("llama")` or `check_decoder(make_my_decoder)` is a whole test; `tiny_decoder("gpt2")` builds a model
-with random weights and no download; `python -m dehvf_kit.testing.matrix` writes docs/support.md.
+`check_decoder("llama")` or `check_decoder(make_my_decoder)` is a whole test, `check_vision(make_my_encoder)` another;
+`tiny_decoder("gpt2")` and `tiny_vision("dinov2")` build models with random weights and no download.
+`python -m dehvf_kit.testing.matrix` writes docs/support.md, `python -m dehvf_kit.testing.vision_matrix`
+docs/support_vision.md.
 """
 
 from dehvf_kit.testing.decoder_contract import CONTRACT
@@ -9,19 +11,26 @@ from dehvf_kit.testing.reference import reference_memory
 from dehvf_kit.testing.report import ItemResult, check_decoder, run_contract
 from dehvf_kit.testing.subject import Broken, FamilyLimit, NotRun, Subject
 from dehvf_kit.testing.tiny_models import decoder_types, shrink_config, tiny_config, tiny_decoder
+from dehvf_kit.testing.vision_contract import VISION_CONTRACT, check_vision, run_vision_contract
+from dehvf_kit.testing.vision_models import image_encoder_types, tiny_vision
 
 __all__ = [
     "CONTRACT",
+    "VISION_CONTRACT",
     "Broken",
     "FamilyLimit",
     "ItemResult",
     "NotRun",
     "Subject",
     "check_decoder",
+    "check_vision",
     "decoder_types",
+    "image_encoder_types",
     "reference_memory",
     "run_contract",
+    "run_vision_contract",
     "shrink_config",
     "tiny_config",
     "tiny_decoder",
+    "tiny_vision",
 ]

@@ -66,11 +66,12 @@ def factored_memory(
     weights = activation(scores)
     if dropout:
         weights = F.dropout(weights, dropout)
+    weights = output_scale * weights
     output: Tensor | None = None
     if memory.position_values is not None:
-        output = weights @ (output_scale * memory.position_values)
+        output = weights @ memory.position_values
     if memory.value_codes is not None:
-        visual = _visual_values(weights[..., : memory.value_codes.shape[1]], memory, output_scale)
+        visual = _visual_values(weights[..., : memory.value_codes.shape[1]], memory)
         output = visual if output is None else output + visual
     return output
 
@@ -94,9 +95,9 @@ def _scores(x: Tensor, memory: LayerMemory) -> Tensor | None:
     return scores + (F.pad(visual, (0, missing)) if missing else visual)
 
 
-def _visual_values(weights: Tensor, memory: LayerMemory, output_scale: float) -> Tensor:
-    """output_scale * a M_visual for the weights [batch, token, patch] of the visual slots."""
-    scale = output_scale * memory.visual_scale
+def _visual_values(weights: Tensor, memory: LayerMemory) -> Tensor:
+    """a M_visual for the weights a [batch, token, patch] of the visual slots."""
+    scale = memory.visual_scale
     if memory.has_image is not None:
         weights = weights * memory.has_image[:, None, None]
     output = (scale * (weights @ memory.value_codes)) @ memory.weight.T

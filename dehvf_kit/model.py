@@ -18,7 +18,8 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.vision import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
-from dehvf_kit.graph import BATCH, Graph
+from dehvf_kit.graph import Graph
+from dehvf_kit.graph_run import Features, by_tower, one_a_row, run_nodes
 from dehvf_kit.model_config import DehvfConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from dehvf_kit.recipe import Recipe
 
-Features = Tensor | Mapping[str, Tensor]
 SINGLE = "vision"
 
 
@@ -160,7 +160,7 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         pixel_values [image, 3, height, width], or one such tensor per encoder by name; the result has the same form.
         Raises: ShapeError for other shapes.
         """
-        given = self._by_tower(pixel_values, "pixel_values")
+        given = by_tower(pixel_values, self.towers, "pixel_values")
         found = {}
         for name, tower in self.towers.items():
             pixels = given[name]
@@ -170,20 +170,6 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             with contextlib.nullcontext() if trained else torch.no_grad():
                 found[name] = tower(pixels)
         return found[SINGLE] if list(self.towers) == [SINGLE] else found
-
-    def _by_tower(self, given: Features, what: str) -> dict[str, Tensor]:
-        names = list(self.towers)
-        if isinstance(given, Tensor):
-            if len(names) != 1:
-                raise ShapeError(
-                    f"{what}: one tensor for {len(names)} encoders; give a mapping with {', '.join(names)}"
-                )
-            return {names[0]: given}
-        if not isinstance(given, Mapping):
-            raise ShapeError(f"{what} is a {type(given).__name__}; give a tensor, or a mapping with {', '.join(names)}")
-        if set(given) != set(names):
-            raise ShapeError(f"{what}: given for {sorted(given)}; wants {sorted(names)}")
-        return dict(given)
 
     def memory(
         self,
@@ -214,82 +200,37 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
             raise DehvfError("this model was detached from its decoder; build or load it again")
         if pixel_values is not None and vision_features is not None:
             raise ShapeError("give pixel_values or vision_features, not both")
+        if vision_features is not None and self.training and torch.is_grad_enabled() and self.image_is_trained:
+            raise DehvfError(
+                "vision_features in training: the vision adapter works inside the encoder and would get no gradient; "
+                "give pixel_values, or leave the vision adapter out of the recipe"
+            )
         if has_image is not None:
             has_image = torch.as_tensor(has_image).bool()
             if has_image.shape != (rows,):
                 raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
         if not self.reads_pictures:
             pixel_values = vision_features = None
-        elif pixel_values is not None and not any(map(len, self._by_tower(pixel_values, "pixel_values").values())):
+        elif pixel_values is not None and not any(
+            map(len, by_tower(pixel_values, self.towers, "pixel_values").values())
+        ):
             pixel_values = None
         if self.reads_pictures and pixel_values is None and vision_features is None and has_image is not None:
             if has_image.any():
                 raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no pictures were given")
             has_image = None
-        values: dict[tuple[str, str], Any] = {}
         if pixel_values is not None:
             vision_features = self.vision_features(pixel_values)
+        features = None
         if vision_features is not None:
-            features, has_image = self._place(self._by_tower(vision_features, "vision_features"), rows, has_image)
-            for name, tensor in features.items():
-                values[name, "globals"], values[name, "patches"] = tensor[:, :, 0], tensor[:, :, 1:]
-        for name in self.towers:
-            values[name, "tower"] = None
-        values[BATCH, "has_image"] = has_image
-        outputs = {}
-        for name, node in self.nodes.items():
-            arguments = self._arguments(name, values)
-            if arguments is None:
-                continue
-            outputs[name] = node(**arguments)
-            ports = list(self.graph.nodes[name].gives)
-            results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
-            if not isinstance(results, tuple) or len(results) != len(ports):
-                given = f"{len(results)} values" if isinstance(results, tuple) else f"a {type(results).__name__}"
-                raise DehvfError(
-                    f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port"
-                )
-            values |= {(name, port): value for port, value in zip(ports, results, strict=True)}
-        return outputs
+            given = by_tower(vision_features, self.towers, "vision_features")
+            features = one_a_row(given, self.towers, rows, has_image)
+        return run_nodes(self.graph, self.nodes, features, has_image)
 
     @property
     def reads_pictures(self) -> bool:
         """Whether anything in the graph reads a picture's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
-
-    def _place(
-        self, features: dict[str, Tensor], rows: int, has_image: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """One set of features a row; pictures may be given for the rows that have one only."""
-        for name, tensor in features.items():
-            layers, width = len(self.towers[name].layers), self.towers[name].spec.hidden_size
-            if tensor.ndim != 4 or tensor.shape[1] != layers or tensor.shape[3] != width:
-                raise ShapeError(
-                    f"vision_features of '{name}' is {tuple(tensor.shape)}; wants [images, {layers}, 1 + patches, {width}]"
-                )
-            if tensor.shape[0] == rows:
-                continue
-            owners = None if has_image is None else has_image.nonzero().squeeze(1).to(tensor.device)
-            if owners is None or len(owners) != tensor.shape[0]:
-                flagged = "" if owners is None else f", of which {len(owners)} have a picture by has_image"
-                raise ShapeError(f"{tensor.shape[0]} pictures for {rows} rows of text{flagged}")
-            features[name] = tensor.new_zeros(rows, *tensor.shape[1:]).index_copy(0, owners, tensor)
-        return features, has_image
-
-    def _arguments(self, name: str, values: Mapping[tuple[str, str], Any]) -> dict[str, Any] | None:
-        """A node's inputs, or None where one that it needs is absent from this batch (no picture in it)."""
-        node = self.graph.nodes[name]
-        arguments = {}
-        for port, wires in self.graph.wires[name].items():
-            found = [values.get((wire.node, wire.port), _ABSENT) for wire in wires]
-            if any(value is _ABSENT for value in found):
-                if not node.takes[port].optional:
-                    return None
-                continue
-            if wires[0].port == "tower":
-                continue
-            arguments[port] = found if node.takes[port].many else found[0]
-        return arguments
 
     def _checkpoint_contexts(self) -> tuple[Any, Any]:
         """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
@@ -438,9 +379,6 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
 
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         return load(pretrained_model_name_or_path, decoder=decoder, vision=vision, dtype=dtype)
-
-
-_ABSENT = object()
 
 
 class _Holding(contextlib.AbstractContextManager[None]):

@@ -21,6 +21,7 @@ FLOORS = {
     2: ("backbones", "components", "recipe_files"),
     3: (
         "graph",
+        "graph_run",
         "data",
         "training.config",
         "recipe",
@@ -59,6 +60,8 @@ ALLOWED = {
     ("builtin_plugin", "data"): "the table of contents",
     ("processing", "data"): "the prompt",
     ("model", "graph"): "the model runs the graph",
+    ("model", "graph_run"): "the model runs the graph",
+    ("graph_run", "graph"): "the graph that is run",
     ("model", "model_config"): "its config class",
     ("model", "recipe"): "for annotations",
     ("model", "checkpoint"): "save_pretrained and from_pretrained open the door upward when called",

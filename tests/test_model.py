@@ -598,3 +598,14 @@ def _hooks(module: torch.nn.Module) -> list[tuple[str, int]]:
     """Where hooks are and how many."""
     counts = [(name, len(part._forward_hooks) + len(part._forward_pre_hooks)) for name, part in module.named_modules()]
     return [(name, number) for name, number in counts if number]
+
+
+def test_features_made_beforehand_do_not_train_a_vision_adapter():
+    model = tiny_model()
+    features = model.vision_features(pixels())
+    model(input_ids=tokens(), vision_features=features)
+    model.train()
+    with pytest.raises(DehvfError, match="the vision adapter works inside the encoder"):
+        model(input_ids=tokens(), vision_features=features)
+    with torch.no_grad():
+        model(input_ids=tokens(), vision_features=features)

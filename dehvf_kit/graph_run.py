@@ -1,0 +1,100 @@
+"""Runs a checked graph's modules on one batch: features per encoder in, every node's output out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dehvf_kit.errors import DehvfError, ShapeError
+from dehvf_kit.graph import BATCH, Graph
+
+if TYPE_CHECKING:
+    from dehvf_kit.backbones.vision import VisionTower
+
+Features = Tensor | Mapping[str, Tensor]
+_ABSENT = object()
+
+
+def by_tower(given: Features, towers: Mapping[str, nn.Module], what: str) -> dict[str, Tensor]:
+    """One tensor per encoder, from a mapping or, where there is one encoder, from its tensor. Raises: ShapeError."""
+    names = list(towers)
+    if isinstance(given, Tensor):
+        if len(names) != 1:
+            raise ShapeError(f"{what}: one tensor for {len(names)} encoders; give a mapping with {', '.join(names)}")
+        return {names[0]: given}
+    if not isinstance(given, Mapping):
+        raise ShapeError(f"{what} is a {type(given).__name__}; give a tensor, or a mapping with {', '.join(names)}")
+    if set(given) != set(names):
+        raise ShapeError(f"{what}: given for {sorted(given)}; wants {sorted(names)}")
+    return dict(given)
+
+
+def one_a_row(
+    features: Mapping[str, Tensor], towers: Mapping[str, VisionTower], rows: int, has_image: Tensor | None
+) -> dict[str, Tensor]:
+    """Features [row, layer, 1 + patch, vision_hidden] of every encoder, zero in rows that have no picture.
+
+    Pictures may be given for all rows, or for those flagged in has_image [row] only. Raises: ShapeError where they do
+    not fit the encoder or the rows.
+    """
+    placed = {}
+    for name, tensor in features.items():
+        layers, width = len(towers[name].layers), towers[name].spec.hidden_size
+        if tensor.ndim != 4 or tensor.shape[1] != layers or tensor.shape[3] != width:
+            raise ShapeError(
+                f"vision_features of '{name}' is {tuple(tensor.shape)}; wants [images, {layers}, 1 + patches, {width}]"
+            )
+        if tensor.shape[0] != rows:
+            owners = None if has_image is None else has_image.nonzero().squeeze(1).to(tensor.device)
+            if owners is None or len(owners) != tensor.shape[0]:
+                flagged = "" if owners is None else f", of which {len(owners)} have a picture by has_image"
+                raise ShapeError(f"{tensor.shape[0]} pictures for {rows} rows of text{flagged}")
+            tensor = tensor.new_zeros(rows, *tensor.shape[1:]).index_copy(0, owners, tensor)
+        placed[name] = tensor
+    return placed
+
+
+def run_nodes(
+    graph: Graph, nodes: Mapping[str, nn.Module], features: Mapping[str, Tensor] | None, has_image: Tensor | None
+) -> dict[str, Any]:
+    """Every node's output by name: one value, or a tuple in the order of its ports.
+
+    A node that needs what this batch has not (features, where there is no picture) does not run.
+    Raises: DehvfError for a component that does not return one value a port.
+    """
+    values: dict[tuple[str, str], Any] = {(BATCH, "has_image"): has_image}
+    for name, tensor in (features or {}).items():
+        values[name, "globals"], values[name, "patches"] = tensor[:, :, 0], tensor[:, :, 1:]
+    outputs = {}
+    for name in graph.order:
+        arguments = _arguments(graph, name, values)
+        if arguments is None:
+            continue
+        outputs[name] = nodes[name](**arguments)
+        ports = list(graph.nodes[name].gives)
+        results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
+        if not isinstance(results, tuple) or len(results) != len(ports):
+            given = f"{len(results)} values" if isinstance(results, tuple) else f"a {type(results).__name__}"
+            raise DehvfError(
+                f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port"
+            )
+        values |= {(name, port): value for port, value in zip(ports, results, strict=True)}
+    return outputs
+
+
+def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -> dict[str, Any] | None:
+    """A node's inputs, or None where one that it needs is absent. A wire to a tower itself carries nothing at run time."""
+    node = graph.nodes[name]
+    arguments = {}
+    for port, wires in graph.wires[name].items():
+        if wires[0].port == "tower":
+            continue
+        found = [values.get((wire.node, wire.port), _ABSENT) for wire in wires]
+        if any(value is _ABSENT for value in found):
+            if not node.takes[port].optional:
+                return None
+            continue
+        arguments[port] = found if node.takes[port].many else found[0]
+    return arguments

@@ -219,7 +219,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes.")] = Path(
         "runs/demo"
     ),
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Minutes of training, DEHVF alone.")] = 10.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Minutes of training DEHVF, at most.")] = 7.0,
 ) -> None:
     """Train and score the default recipe on real pictures, beside the same recipe without pictures."""
     from dehvf_kit.cli.demo import run

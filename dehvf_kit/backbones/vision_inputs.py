@@ -51,6 +51,31 @@ def pair(size: Any) -> tuple[int, int] | None:
     return None
 
 
+def packing(model: nn.Module, override: VisionOverride) -> tuple[str, int] | None:
+    """How an encoder takes patches: the einops pattern, and how many are on a side of a block; None: whole pictures."""
+    takes = inspect.signature(model.forward).parameters
+    packed = next((name for name in PACKED if name in takes), None)
+    pattern = override.pixels or (PACKED[packed] if packed else None)
+    if pattern is None:
+        return None
+    own = getattr(getattr(model, "config", None), "spatial_merge_size", None) if packed else None
+    return pattern, override.merge or own or 1
+
+
+def check_size(model: nn.Module, size: tuple[int, int], patch_size: tuple[int, int], override: VisionOverride) -> None:
+    """Refuse pictures of a (height, width) that cannot be cut. Raises: VisionError saying which can."""
+    height, width = patch_size
+    if size[0] < height or size[1] < width:
+        raise VisionError(f"an image of {size} pixels is smaller than a patch of {patch_size}")
+    packed = packing(model, override)
+    merge = packed[1] if packed else 1
+    if packed and (size[0] % (height * merge) or size[1] % (width * merge)):
+        raise VisionError(
+            f"{type(model).__name__} wants image sides that are multiples of {height * merge} and {width * merge} "
+            f"pixels (a patch of {height} x {width}, in blocks of {merge} x {merge}); given {size}"
+        )
+
+
 def model_arguments(
     model: nn.Module, pixels: Tensor, patch_size: tuple[int, int], override: VisionOverride
 ) -> dict[str, Any]:
@@ -58,22 +83,18 @@ def model_arguments(
 
     Raises: VisionError where the forward needs something the kit does not know of, or the size does not fit.
     """
+    size = (pixels.shape[-2], pixels.shape[-1])
     takes = inspect.signature(model.forward).parameters
-    config = getattr(model, "config", None)
-    grid = (pixels.shape[-2] // patch_size[0], pixels.shape[-1] // patch_size[1])
-    packed = next((name for name in PACKED if name in takes), None)
+    grid = (size[0] // patch_size[0], size[1] // patch_size[1])
+    packed = packing(model, override)
     first = next(iter(takes))
-    pattern = override.pixels or (PACKED[packed] if packed else None)
     given: dict[str, Any] = {first: pixels}
-    if pattern is not None:
-        merge = override.merge or (getattr(config, "spatial_merge_size", None) or 1 if packed else 1)
-        given[first] = packed_patches(model, pixels, patch_size, merge, pattern)
-    images = len(pixels)
-    for name in takes:
-        if name in FILLED and packed is not None:
-            given[name] = FILLED[name](images, *grid).to(pixels.device)
-    native = pair(getattr(config, "image_size", None))
-    if "interpolate_pos_encoding" in takes and native not in (None, tuple(pixels.shape[-2:])):
+    if packed is not None:
+        given[first] = packed_patches(model, pixels, patch_size, packed[1], packed[0])
+    if any(name in takes for name in PACKED):
+        given |= {name: fill(len(pixels), *grid).to(pixels.device) for name, fill in FILLED.items() if name in takes}
+    native = pair(getattr(getattr(model, "config", None), "image_size", None))
+    if "interpolate_pos_encoding" in takes and native not in (None, size):
         given["interpolate_pos_encoding"] = True
     if override.arguments is not None:
         given |= override.arguments(model, pixels, grid)
@@ -88,16 +109,11 @@ def model_arguments(
 
 
 def packed_patches(model: nn.Module, pixels: Tensor, patch_size: tuple[int, int], merge: int, pattern: str) -> Tensor:
-    """Pictures [image, 3, height, width] as patches in the layout of `pattern`.
+    """Pictures [image, 3, height, width], sides multiples of a block's, as patches in the layout of `pattern`.
 
-    A still picture fills every frame `t` of a patch. Raises: VisionError where the size is no multiple of a block.
+    A still picture fills every frame `t` of a patch.
     """
     height, width = patch_size
-    if pixels.shape[-2] % (height * merge) or pixels.shape[-1] % (width * merge):
-        raise VisionError(
-            f"{type(model).__name__} wants image sides that are multiples of {height * merge} and {width * merge} "
-            f"pixels (a patch of {height} x {width}, in blocks of {merge} x {merge}); given {tuple(pixels.shape[-2:])}"
-        )
     frames = _frames(model, pixels.shape[1] * height * width)
     rows = pixels.shape[-2] // (height * merge)
     cut = pixels.reshape(len(pixels), -1, rows, merge, height, pixels.shape[-1] // (width * merge), merge, width)

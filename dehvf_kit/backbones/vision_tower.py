@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.ffn_sites import ffn_sites
 from dehvf_kit.backbones.vision_classes import vision_config
-from dehvf_kit.backbones.vision_inputs import model_arguments, pair, settings_for_a_pass
+from dehvf_kit.backbones.vision_inputs import check_size, model_arguments, pair, settings_for_a_pass
 from dehvf_kit.backbones.vision_layout import (
     READABLE,
     Enough,
@@ -61,12 +61,14 @@ class VisionTower(nn.Module):
         self.blocks = [model.get_submodule(path) for path in paths]
         self.apply_post_norm = apply_post_norm
         self.override = vision_override(getattr(config, "model_type", None))
-        self.patch_size = pair(getattr(config, "patch_size", None)) or _patch_size(model)
-        if self.patch_size is None:
+        patch_size = pair(getattr(config, "patch_size", None)) or _patch_size(model)
+        if patch_size is None:
             raise VisionError(f"{name}: its config names no patch_size, and it does not start with a patch embedding")
-        rows, columns = (image_size // side for side in self.patch_size)
-        if not rows or not columns:
+        self.patch_size: tuple[int, int] = patch_size
+        if image_size < min(self.patch_size):
             raise VisionError(f"an image of {image_size} pixels is smaller than a patch of {self.patch_size} pixels")
+        check_size(model, (image_size, image_size), self.patch_size, self.override)
+        rows, columns = (image_size // side for side in self.patch_size)
         self.native_size = getattr(config, "image_size", None)
         self.layers: tuple[int, ...] = tuple(range(len(self.blocks)))
         self._layouts: dict[tuple[int, int], TokenLayout] = {}
@@ -87,9 +89,7 @@ class VisionTower(nn.Module):
         tokens where the encoder has none. Raises: VisionError where a block does not yield one token a patch.
         """
         pixels = pixel_values.to(next(self.model.parameters()).dtype)
-        if any(size < side for size, side in zip(pixels.shape[-2:], self.patch_size, strict=True)):
-            size = tuple(pixels.shape[-2:])
-            raise VisionError(f"an image of {size} pixels is smaller than a patch of {self.patch_size}")
+        check_size(self.model, (pixels.shape[-2], pixels.shape[-1]), self.patch_size, self.override)
         layout, norm = self.layout(pixels), self.post_norm(pixels)
         features = []
         for states in self._run(pixels):

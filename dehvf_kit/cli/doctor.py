@@ -18,6 +18,7 @@ from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section,
 from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig
 
     from dehvf_kit.testing import ItemResult
@@ -108,7 +109,7 @@ def decoder_facts(name: str) -> dict[str, Any]:
 
 def vision_facts(name: str) -> dict[str, Any]:
     """What a vision encoder yields, from its config alone; `check` runs the contract."""
-    from dehvf_kit.backbones.vision import HfVisionConfig, ImageConfig, vision_config
+    from dehvf_kit.backbones.vision import HfVisionConfig, VisionTower, vision_config
     from dehvf_kit.backbones.vision_inputs import pair
     from dehvf_kit.plugin_manager import plugins
     from dehvf_kit.testing.vision_contract import VisionSubject, run_vision_contract
@@ -116,10 +117,11 @@ def vision_facts(name: str) -> dict[str, Any]:
 
     config, settings = read_config(name)
     config = vision_config(config)
+    tower_config = HfVisionConfig(**settings)
+    model = tower_config.meta(plugins().registry.sources)
     native = pair(getattr(config, "image_size", None))
-    image = ImageConfig(size=native[0] if native else IMAGE_SIZE)
-    tower_config = HfVisionConfig(**settings, image=image)
-    tower = tower_config.tower(tower_config.meta(plugins().registry.sources))
+    size = native[0] if native else _fitting_size(model, pair(getattr(config, "patch_size", None)) or (16, 16))
+    tower = VisionTower(model, size)
     spec, tiny = tower.spec, shrink_vision_config(config)
     subject = VisionSubject(lambda: random_vision(tiny))
     layout = subject.tower.layout(subject.pixels)
@@ -129,7 +131,7 @@ def vision_facts(name: str) -> dict[str, Any]:
         "model_type": spec.model_type,
         "class": type(tower.model).__name__,
         "image_size": spec.image_size,
-        "patch_size": list(tower.patch_size or ()),
+        "patch_size": list(tower.patch_size),
         "num_layers": spec.num_layers,
         "hidden_size": spec.hidden_size,
         "num_patches": spec.num_patches,
@@ -137,6 +139,16 @@ def vision_facts(name: str) -> dict[str, Any]:
         "final_norm": None if norm is None else type(norm).__name__,
         "check": lambda: run_vision_contract(subject.make),
     }
+
+
+def _fitting_size(model: nn.Module, patch_size: tuple[int, int]) -> int:
+    """The side nearest IMAGE_SIZE that an encoder of any size can cut into patches and blocks of them."""
+    from dehvf_kit.backbones.vision_inputs import packing
+    from dehvf_kit.backbones.vision_overrides import vision_override
+
+    packed = packing(model, vision_override(model.config.model_type))
+    step = max(patch_size) * (packed[1] if packed else 1)
+    return max(1, round(IMAGE_SIZE / step)) * step
 
 
 def _print(console: Console, parts: dict[str, dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from dehvf_kit.testing.report import ItemResult
 from dehvf_kit.testing.subject import Broken, FamilyLimit, NotRun, distance, require
 
 IMAGES = 3
+PROBE_SIZE = 5040 * 16  # a multiple of every patch and block in use, to read an encoder's own size
 # Where features are compared with a second computation of them, they may be this far off, relative to the largest
 # value. Worst measured over all encoders of transformers 5.23 (float32, CPU): 2.1e-7 among neighbours, 1.4e-7 after
 # the final norm, 0 against the models' own hidden states.
@@ -48,8 +49,8 @@ class VisionSubject:
     def size(self) -> tuple[int, int]:
         if self.image_size is not None:
             return self.image_size
-        probe = VisionTower(self.make(), 1 << 20)
-        height, width = probe.patch_size or (1, 1)
+        probe = VisionTower(self.make(), PROBE_SIZE)
+        height, width = probe.patch_size
         return pair(probe.native_size) or (6 * height, 6 * width)
 
     @cached_property
@@ -72,7 +73,7 @@ class VisionSubject:
 
     @property
     def grid(self) -> tuple[int, int]:
-        height, width = self.tower.patch_size or (1, 1)
+        height, width = self.tower.patch_size
         return self.size[0] // height, self.size[1] // width
 
 
@@ -94,7 +95,7 @@ def one_token_a_patch(subject: VisionSubject) -> None:
 def patches_in_image_order(subject: VisionSubject) -> None:
     """A change in the picture shows most at the patch where it was made, counted row by row."""
     tower, (rows, columns) = subject.tower, subject.grid
-    height, width = tower.patch_size or (1, 1)
+    height, width = tower.patch_size
     places = sorted({(0, 0), (0, columns - 1), (rows // 2, 1), (rows - 1, 0), (rows - 1, columns - 1)})
     before = tower(subject.pixels)[:, 0, 1:]
     for number, (row, column) in enumerate(places):
@@ -159,7 +160,7 @@ def post_norm_is_the_models_own(subject: VisionSubject) -> None:
 
 def _own_output(subject: VisionSubject, tower: VisionTower, **settings: Any) -> dict[str, Any]:
     """What the untouched model returns for the pictures, as a mapping."""
-    given = model_arguments(tower.model, subject.pixels, tower.patch_size or (1, 1), tower.override)
+    given = model_arguments(tower.model, subject.pixels, tower.patch_size, tower.override)
     try:
         with settings_for_a_pass(tower.model, tower.override):
             output = tower.model(**given, **settings)
@@ -214,22 +215,23 @@ def half_precision_runs(subject: VisionSubject) -> None:
     except DehvfError:
         raise
     except RuntimeError as error:
-        given = model_arguments(tower.model, subject.pixels.bfloat16(), tower.patch_size or (1, 1), tower.override)
+        given = model_arguments(tower.model, subject.pixels.bfloat16(), tower.patch_size, tower.override)
         try:
             tower.model(**given)
         except RuntimeError as own:
             raise FamilyLimit(f"the model itself does not run in bfloat16: {str(own)[:80]}") from error
         raise
     require(bool(torch.isfinite(features).all()), "features in bfloat16 are not finite")
+    # Worst measured over all encoders of transformers 5.23: 2.6% (Gemma 4), 0.9% without it.
     off = float((features.float() - subject.features).norm() / subject.features.norm())
-    require(off < 0.15, f"features in bfloat16 are {off:.0%} off those in float32")
+    require(off < 0.05, f"features in bfloat16 are {off:.0%} off those in float32")
 
 
 @torch.no_grad()
 def other_sizes(subject: VisionSubject) -> None:
     """A larger picture that is not square gives its own grid, in image order, where the family takes one."""
     tower = subject.build()
-    height, width = tower.patch_size or (1, 1)
+    height, width = tower.patch_size
     rows, columns = subject.grid[0] + 2, subject.grid[1] + 4
     other = VisionSubject(subject.make, (rows * height, columns * width))
     try:

@@ -25,7 +25,7 @@ from dehvf_kit.backbones.vision_overrides import described_types
 from dehvf_kit.backbones.vision_tower import VisionTower
 from dehvf_kit.errors import DehvfError, VisionError, did_you_mean
 from dehvf_kit.testing.report import ItemResult
-from dehvf_kit.testing.vision_contract import VisionSubject, run_vision_contract
+from dehvf_kit.testing.vision_contract import PROBE_SIZE, VisionSubject, run_vision_contract
 from dehvf_kit.testing.vision_models import build_vision, image_encoder_types, random_vision, tiny_vision_config
 
 PATCHES, LEVELS, CLIPS, OTHER, UNBUILT = (
@@ -98,7 +98,7 @@ def _without_tiny(model_type: str, reason: Exception) -> EncoderResult:
     try:
         with torch.device("meta"):
             model = build_vision(CONFIG_MAPPING[model_type]())
-        VisionTower(model, 1 << 20)
+        VisionTower(model, PROBE_SIZE)
     except VisionError as error:
         return EncoderResult(model_type, _kind(error), note=_line(error))
     except Exception as error:  # noqa: BLE001 - the reason goes into the page

@@ -43,6 +43,7 @@ PICTURE_SIZES: dict[str, Any] = {
 }
 EXTRA_VISION_SETTINGS: dict[str, dict[str, Any]] = {
     "bridgetower_vision_model": {"hidden_size": 64},
+    "llama4_vision_model": {"intermediate_size": 4 * HIDDEN_SIZE},
     "lw_detr_vit": {"image_size": 8 * PATCH, "num_windows": 4},
     "rf_detr_dinov2": {"image_size": 8 * PATCH, "num_windows": 2},
     "vitpose_backbone": {"part_features": 8, "num_experts": 1, "patch_size": (16, 16), "image_size": (96, 96)},

@@ -61,7 +61,7 @@ def faults(name: str) -> list[str]:
         return [f"{type(error).__name__}: {str(error)[:200]}"]
     if spec.num_layers < 2 or spec.hidden_size < 64 or not spec.num_patches:
         found.append(f"its spec is {spec}")
-    if off is not None and off > 1e-5:  # worst measured over all names: 0.0
+    if off is not None and off > 1e-6:  # worst measured: 0.0, over 26 names drawn at random
         found.append(f"patches are {off:.1e} off timm's own intermediates")
     return found
 

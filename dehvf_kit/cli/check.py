@@ -10,7 +10,7 @@ from dehvf_kit.cli.console import quiet_transformers, waiting
 
 def run(path: Path, overrides: Sequence[str]) -> None:
     """Check a recipe on both base models' configs. Raises: RecipeError listing every fault."""
-    with waiting(f"Checking {path}"):
+    with waiting(f"Checking {path}", plain=True):
         from dehvf_kit.analysis.parameters import parameter_table
         from dehvf_kit.recipe import load_recipe
 

@@ -20,7 +20,11 @@ def run(output: Path, minutes: float) -> None:
     summary = result.summary
     table = grid("left", "right", "right", "right")
     table.add_row(
-        "[bold]questions about pictures never seen[/]", "[bold]count[/]", "[bold]DEHVF[/]", "[bold]without pictures[/]"
+        "",
+        "[bold]questions about pictures never seen[/]",
+        "[bold]count[/]",
+        "[bold]DEHVF[/]",
+        "[bold]without pictures[/]",
     )
     scores, blind = summary["scores"], summary["blind_scores"]
     for name in ["all", *scores["by_kind"]]:

@@ -12,8 +12,8 @@ from dehvf_kit.cli.progress import reporting
 from dehvf_kit.errors import DataError
 
 
-def run(adapter: Path, overrides: Sequence[str], limit: int | None, as_json: bool) -> None:
-    """Ask, compare, print; predictions go to `predictions.jsonl` beside the adapter's folder.
+def run(adapter: Path, overrides: Sequence[str], limit: int | None, output: Path | None, as_json: bool) -> None:
+    """Ask, compare, print; with `output` every answer is kept, one JSON object a line.
 
     Raises: AdapterError for what is no adapter, DataError where it has no data set or a sample cannot be read.
     """
@@ -21,6 +21,8 @@ def run(adapter: Path, overrides: Sequence[str], limit: int | None, as_json: boo
     from dehvf_kit.data.features import FeatureStore
     from dehvf_kit.scoring.answers import accuracy, answer
 
+    if output is not None and output.exists():
+        raise DataError(f"{output}: exists already; name another --output")
     quiet_transformers()
     model = load(adapter, overrides=overrides)
     recipe = model.recipe
@@ -39,14 +41,19 @@ def run(adapter: Path, overrides: Sequence[str], limit: int | None, as_json: boo
         predictions = answer(
             model, samples, features=features, progress=lambda done, total: report("asking", done, total)
         )
-    file = adapter.parent / "predictions.jsonl"
-    file.write_text("".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions), encoding="utf-8")
+    if output is not None:
+        rows = [json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions]
+        try:
+            output.write_text("".join(rows), encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{output}: cannot be written: {error.strerror or error}") from error
     scores = accuracy(predictions)
     if as_json:
-        print_json({"adapter": str(adapter), **scores, "predictions": str(file)})
+        print_json({"adapter": str(adapter), **scores, "predictions": str(output) if output else None})
         return
     show(scores)
-    print(f"every answer: {file}")
+    if output is not None:
+        print(f"every answer: {output}")
 
 
 def show(scores: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ def run(adapter: Path, image: Path, question: str, max_new_tokens: int | None, a
     if not question.strip():
         raise DataError("the question is empty")
     quiet_transformers()
-    with waiting(f"Loading {adapter}"):
+    with waiting(f"Loading {adapter}", plain=True):
         from dehvf_kit.checkpoint import load
         from dehvf_kit.data.encoding import open_picture
         from dehvf_kit.scoring.answers import answer

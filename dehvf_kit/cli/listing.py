@@ -17,7 +17,7 @@ from dehvf_kit.plugin_manager import Plugins, plugins
 
 def run(role: str | None, as_json: bool) -> None:
     """List everything, or one role with its fields. Raises: DehvfError for a role nobody has."""
-    with waiting("Loading plugins"):
+    with waiting("Loading plugins", plain=True):
         loaded = plugins()
         quiet_transformers()
     roles = loaded.registry.roles()

@@ -190,12 +190,16 @@ def evaluate(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A saved adapter's folder.", show_default=False)],
     overrides: Overrides = None,
     limit: Limit = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Keep every answer, as JSON lines.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a trained adapter on the test split of its data set."""
     from dehvf_kit.cli.evaluate import run
 
-    run(adapter, overrides or [], limit, as_json)
+    run(adapter, overrides or [], limit, output, as_json)
 
 
 @app.command()

@@ -30,7 +30,7 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Print a recipe whole. Raises: RecipeError listing every fault."""
-    with waiting(f"Reading {path}"):
+    with waiting(f"Reading {path}", plain=True):
         from dehvf_kit.recipe import load_recipe
 
         quiet_transformers()

@@ -78,7 +78,9 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     blind_recipe = demo_recipe(BLIND, overrides)
     say(f"training the same recipe without pictures: {steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
-    blind_result = train(blind_recipe, output / "blind", blind, progress=progress)
+    blind_result = train(
+        blind_recipe, output / "blind", blind, progress=_renamed(progress, "training without pictures")
+    )
     blind_predictions = _ask(blind, test_samples, None, progress)
 
     seconds = time.perf_counter() - started
@@ -133,6 +135,11 @@ def affordable_steps(
     model.eval()
     typical = sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
     return max(1, min(wanted, int(minutes * 60 / typical))), wanted
+
+
+def _renamed(progress: Progress, stage: str) -> Progress:
+    """The same reports under another name."""
+    return lambda _, done, total, note: progress(stage, done, total, note)
 
 
 def _ask(

@@ -19,14 +19,14 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def test_check_says_what_a_good_recipe_makes(command: Command, recipe: Path) -> None:
     ended = command("check", recipe)
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.err) == (0, "Checking tiny.yaml ...\n")
     assert ended.out.startswith("tiny.yaml: ok: 7 components join clip_vision_model (8 x 24) to llama (4 x 32); ")
     assert len(ended.out.splitlines()) == 1
 
 
 def test_check_lists_every_fault_at_once(command: Command, recipe: Path) -> None:
     ended = command("check", recipe, "graph.fuser.type=crossattention", "graph.grouper.num_groups=0", "traning.seed=1")
-    lines = ended.err.splitlines()
+    _, *lines = ended.err.splitlines()
     assert (ended.code, ended.out, len(lines)) == (1, "", 3)
     assert "tiny.yaml: traning: unknown section; did you mean 'training'?" in lines[0]
     assert any("graph.fuser.type: " in line and "did you mean 'cross_attention'?" in line for line in lines)
@@ -39,7 +39,7 @@ def test_check_wants_both_configs(command: Command, recipe: Path) -> None:
     load_recipe(recipe, overrides)
     ended = command("check", recipe, *overrides)
     assert ended.code == 1
-    assert ended.err.startswith("tiny.yaml: decoder: no config of 'nobody/nothing' on this machine")
+    assert ended.err.splitlines()[1].startswith("tiny.yaml: decoder: no config of 'nobody/nothing' on this machine")
 
 
 @pytest.mark.parametrize("name", ["llama7b_clip.yaml", "two_encoders.yaml", "ablations/penultimate_only_13b.yaml"])
@@ -104,7 +104,7 @@ def test_list_of_a_role_prints_ports_fields_defaults_and_descriptions(command: C
 def test_list_suggests_a_role(command: Command) -> None:
     ended = command("list", "fusser")
     assert ended.code == 1
-    assert ended.err.startswith("list: no role is named 'fusser'; did you mean 'fuser'? Roles: ")
+    assert ended.err.splitlines()[1].startswith("list: no role is named 'fusser'; did you mean 'fuser'? Roles: ")
 
 
 @pytest.mark.usefixtures("own_plugins")

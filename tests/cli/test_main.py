@@ -65,7 +65,8 @@ def test_a_wrong_command_line_gives_two(command: Command, words: list[str]) -> N
 
 def test_a_fault_is_its_message_alone(command: Command, tmp_path: Path) -> None:
     ended = command("check", tmp_path / "none.yaml")
-    assert ended == (1, "", f"{tmp_path / 'none.yaml'}: there is no such file.\n")
+    file = tmp_path / "none.yaml"
+    assert ended == (1, "", f"Checking {file} ...\n{file}: there is no such file.\n")
 
 
 def test_an_interrupt_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 import dehvf_kit
 from dehvf_kit.cli.main import app
 
-RECIPE_CHANGES = ["training.epochs=30", "graph.injector.dropout=0"]
+RECIPE_CHANGES = ["training.epochs=50", "graph.injector.dropout=0"]
 
 
 def say(*words: object) -> Result:
@@ -25,17 +25,19 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands") / "run"
     result = say("train", world / "tiny.yaml", *RECIPE_CHANGES, "--output", folder)
     assert result.exit_code == 0, result.output
-    assert "180 steps" in result.stdout and f"adapter in {folder / 'adapter'}" in result.stdout
+    assert "300 steps" in result.stdout and f"adapter in {folder / 'adapter'}" in result.stdout
     return folder
 
 
-def test_eval_scores_and_keeps_every_answer(run: Path) -> None:
-    result = say("eval", run / "adapter", "--json")
+def test_eval_scores_and_keeps_every_answer(run: Path, tmp_path: Path) -> None:
+    result = say("eval", run / "adapter", "--json", "--output", tmp_path / "answers.jsonl")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts["all"] == {"accuracy": 1.0, "questions": 8, "low": pytest.approx(0.676, abs=1e-3), "high": 1.0}
     rows = [json.loads(line) for line in Path(facts["predictions"]).read_text().splitlines()]
     assert len(rows) == 8 and all(row["right"] for row in rows)
+    again = say("eval", run / "adapter", "--output", tmp_path / "answers.jsonl")
+    assert again.exit_code == 1 and "answers.jsonl: exists already" in again.stderr
     table = say("eval", run / "adapter", "--limit", 4)
     assert "100.0%" in table.stdout and "colour" in table.stdout
 

@@ -18,7 +18,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
 
 @pytest.mark.parametrize(
     ("model_type", "settings"),
-    {
+    [
         (
             "gemma4_text",
             (("enable_moe_block", True), ("num_experts", 4), ("top_k_experts", 2), ("moe_intermediate_size", 24)),
@@ -27,7 +27,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
         ("opt", (("do_layer_norm_before", False), ("word_embed_proj_dim", 16))),
         ("jamba", (("num_hidden_layers", 4),)),
         ("llama4_text", (("interleave_moe_layer_step", 2),)),
-    },
+    ],
     ids=lambda x: x if isinstance(x, str) else "-".join(name for name, _ in x),
 )
 def test_settings_keep_the_contract(model_type, settings):

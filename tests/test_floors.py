@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "dehvf_kit"
 FLOORS = {
-    0: ("shapes", "errors"),
+    0: ("shapes", "errors", "scores"),
     1: ("config", "hookspecs", "registry", "ops", "yaml_files"),
     2: ("backbones", "components", "recipe_files"),
     3: (
@@ -59,6 +59,7 @@ ALLOWED = {
     ("plugin_manager", "builtin_plugin"): "built-ins load by the same hooks",
     ("builtin_plugin", "data"): "the table of contents",
     ("processing", "data"): "the prompt",
+    ("data", "scoring"): "a data set's score opens the door upward when called",
     ("model", "graph"): "the model runs the graph",
     ("model", "graph_run"): "the model runs the graph",
     ("graph_run", "graph"): "the graph that is run",

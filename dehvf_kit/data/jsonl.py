@@ -34,29 +34,38 @@ class JsonlDataConfig(DataConfig):
 def read_jsonl(file: Path) -> Iterator[Sample]:
     """Samples of a JSON-lines file. Raises: DataError naming the line, for what is no object, lacks a field or repeats an id."""
     seen: set[str] = set()
+    for number, row in json_lines(file):
+        sample = _sample(row, number, file)
+        if sample.id in seen:
+            raise DataError(f"{file}:{number}: id '{sample.id}' appears twice")
+        seen.add(sample.id)
+        yield sample
+
+
+def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not blank. Raises: DataError naming a line that is no JSON object."""
+    if not file.is_file():
+        raise DataError(f"there is no file '{file}'")
     with file.open("rb") as lines:
         for number, data in enumerate(lines, start=1):
+            where = f"{file}:{number}"
             try:
                 line = data.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise DataError(f"{file}:{number}: not UTF-8: {error.reason} at byte {error.start}") from error
+                raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from error
             if not line.strip():
                 continue
-            sample = _sample(line, number, file)
-            if sample.id in seen:
-                raise DataError(f"{file}:{number}: id '{sample.id}' appears twice")
-            seen.add(sample.id)
-            yield sample
+            try:
+                row: Any = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: a line must be a JSON object, this one is {type(row).__name__}")
+            yield number, row
 
 
-def _sample(line: str, number: int, file: Path) -> Sample:
+def _sample(row: dict[str, Any], number: int, file: Path) -> Sample:
     where = f"{file}:{number}"
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a line must be a JSON object, this one is {type(row).__name__}")
     for name in ("question", "answer"):
         if not isinstance(row.get(name), str):
             raise DataError(f"{where}: '{name}' must be a text, given {row.get(name)!r}; fields: {', '.join(FIELDS)}")

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """One figure with its 95% interval, over `count` answers. `percent`: a share of one, printed in per cent."""
+    """One figure with its 95% interval, over `count` answers.
+
+    percent: a share of one, printed in per cent; others are printed times a hundred, as the field does. digits: decimals.
+    """
 
     name: str
     value: float
@@ -17,6 +20,7 @@ class Score:
     high: float
     count: int
     percent: bool = True
+    digits: int = 1
 
     def row(self) -> dict[str, Any]:
         """As plain data."""

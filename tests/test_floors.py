@@ -35,9 +35,11 @@ FLOORS = {
     4: (
         "builder",
         "checkpoint",
+        "fingerprint",
         "auto_classes",
         "data.encoding",
         "data.features",
+        "data.peek",
         "training",
         "scoring",
         "analysis",

@@ -40,6 +40,13 @@ class CocoCaptionsDataConfig(DataConfig):
         description="what stands around question and caption (choice: the paper's Table 6 does not survive as text)",
     )
 
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        file = place / "dataset_coco.json" if place.is_dir() else place
+        if file.name != "dataset_coco.json" or not file.is_file():
+            return None
+        return {"annotations": str(file), "images": str(file.parent), "restval": True}
+
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read("train" if split == "train" else self.test_split)
         refuse(str(self.annotations), reading.issues, PREPARE)

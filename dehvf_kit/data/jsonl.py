@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,13 @@ class JsonlDataConfig(DataConfig):
     type: Literal["jsonl"] = "jsonl"
     train: Path | None = Field(None, description="file of the training samples")
     test: Path | None = Field(None, description="file of the test samples")
+
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        return {"train": str(place)} if place.suffix == ".jsonl" and place.is_file() else None
+
+    def parts(self) -> Sequence[str]:
+        return [part for part in ("train", "test") if getattr(self, part) is not None]
 
     def samples(self, split: Split) -> list[Sample]:
         file = self.train if split == "train" else self.test

@@ -7,7 +7,7 @@ answer only. `<image>` is taken out of the text: the picture goes into the memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,13 @@ class LlavaDataConfig(DataConfig):
     test: Path | None = Field(None, description="file of the test conversations")
     images: Path | None = Field(None, description="folder of the pictures; the file's own where left out")
     turns: Literal["each", "first"] = Field("each", description="a sample for each answer, or for the first alone")
+
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        return {"train": str(place)} if place.suffix == ".json" and place.is_file() else None
+
+    def parts(self) -> Sequence[str]:
+        return [part for part in ("train", "test") if getattr(self, part) is not None]
 
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(split)

@@ -81,7 +81,7 @@ class DataConfig(Settings):
     """Parent of the data configs (role `data`): a class that yields samples of a split, in a fixed order.
 
     `samples` is all that a data set must have. The others say more of it: what it is made of and what is wrong with it
-    (`parts`, `read`, `published`), what its text looks like (`prompt_facts`), how its answers are scored (`score`).
+    (`recognise`, `parts`, `read`, `published`), what its text looks like (`prompt_facts`), how its answers are scored (`score`).
     """
 
     role: ClassVar[str] = "data"
@@ -90,6 +90,11 @@ class DataConfig(Settings):
     def samples(self, split: Split) -> Sequence[Sample]:
         """The samples of a split. Raises: DataError naming the file and place of what cannot be read."""
         raise NotImplementedError(f"{type(self).__name__}.samples")
+
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        """The settings under which a file or folder is this data set; None where it is not."""
+        return None
 
     def parts(self) -> Sequence[str]:
         """Names of the splits that `dehvf-kit prepare` reads."""

@@ -59,6 +59,10 @@ class ScienceQaDataConfig(DataConfig):
     def _format(cls, value: str) -> str:
         return check_format(value)
 
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        return {"path": str(place)} if (place / "problems.json").is_file() else None
+
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(self.train_split if split == "train" else self.test_split)
         refuse(self.path, reading.issues, PREPARE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,16 @@ class TableDataConfig(DataConfig):
     columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
     download: bool = Field(False, description="allow fetching a hub id that is not on this machine")
     revision: str | None = Field(None, description="hub branch, tag or commit")
+
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        if place.suffix == ".parquet" and place.is_file():
+            return {"train": str(place), "test": ""}
+        marks = ("dataset_dict.json", "*.parquet", "*/*.parquet")
+        return {"path": str(place)} if place.is_dir() and any(any(place.glob(mark)) for mark in marks) else None
+
+    def parts(self) -> Sequence[str]:
+        return [part for part in ("train", "test") if getattr(self, part)]
 
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(split)

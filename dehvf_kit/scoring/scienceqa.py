@@ -40,7 +40,7 @@ def score(problems: Sequence[Problem], results: Mapping[str, int]) -> Scores:
     for name, belongs in COLUMNS.items():
         mine = [problem for problem in problems if belongs(problem)]
         row = share([results.get(problem.id, UNANSWERED) == problem.answer for problem in mine])
-        scores.append(Score(name, row["accuracy"], row["low"], row["high"], row["questions"]))
+        scores.append(Score(name, row["accuracy"], row["low"], row["high"], row["questions"], digits=2))
     none = sum(results.get(problem.id, UNANSWERED) == UNANSWERED for problem in problems)
     beyond = sum(not UNANSWERED <= results.get(problem.id, UNANSWERED) < len(problem.choices) for problem in problems)
     notes = [f"{none:,} answers name no choice; they count as wrong"] if none else []

@@ -48,7 +48,7 @@ class PartReport:
             "pictures": self.pictures,
             "count": self.count,
             "published": None if published is None else {**vars(published), "equal": published.count == self.count},
-            **self.facts,
+            "facts": dict(self.facts),
             "sound": self.sound,
             "issues": {
                 kind: {"fatal": group[0].fatal, "count": len(group), "places": [str(issue) for issue in group]}

@@ -65,7 +65,12 @@ class ScienceQaDataConfig(DataConfig):
 
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(self.train_split if split == "train" else self.test_split)
-        refuse(self.path, reading.issues, PREPARE)
+        missing = [
+            Issue("missing picture", sample.id, str(sample.image))
+            for sample in reading.samples
+            if isinstance(sample.image, Path) and not sample.image.is_file()
+        ]
+        refuse(self.path, [*reading.issues, *missing], PREPARE)
         return list(reading.samples)
 
     def parts(self) -> Sequence[str]:
@@ -136,9 +141,7 @@ def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[
             continue
         picture = None
         if pictures and rows[key].get("image"):
-            picture = _picture(folder / "images", part, rows[key].get("split"), key, rows[key]["image"])
-            if picture is None:
-                issues.append(Issue("missing picture", f"{part}/{key}"))
+            picture = _picture(folder / "images", part, rows[key].get("split"), key, str(rows[key]["image"]))
         problems.append(_problem(key, rows[key], told.get(key, ""), picture))
     return problems, issues
 
@@ -165,12 +168,12 @@ def _captions(folder: Path) -> Mapping[str, str]:
     return found
 
 
-def _picture(images: Path, part: str, split: Any, key: str, name: str) -> Path | None:
-    """The first place of a picture's that is there."""
+def _picture(images: Path, part: str, split: Any, key: str, name: str) -> Path:
+    """The first place of a picture's that is there, or the upstream one where none is."""
     folders = dict.fromkeys([str(split or part), part])
     places = [images / folder / key / name for folder in folders]
     places += [images / key / name, *(images / f"{key}{ending}" for ending in (Path(name).suffix, ".png", ".jpg"))]
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def _table(

@@ -116,7 +116,7 @@ def choice_of(text: str, choices: Sequence[str]) -> int | None:
     letter = ""
     if said:
         letter = said[0] if text.lstrip().startswith(ANSWER_START) else said[-1]
-    elif alone:
+    elif alone and marked <= {alone[1] or alone[2]}:
         letter = alone[1] or alone[2]
     elif len(marked) == 1:
         letter = marked.pop()

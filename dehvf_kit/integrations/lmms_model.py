@@ -26,7 +26,12 @@ class DehvfLmm(lmms):
     is_simple = True
 
     def __init__(
-        self, pretrained: str, batch_size: int | str = 1, device: str | None = None, dtype: str = "auto"
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
     ) -> None:
         super().__init__()
         self.dehvf = load(pretrained, dtype=dtype)

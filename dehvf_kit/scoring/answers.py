@@ -39,9 +39,8 @@ def answer(
         batch = [samples[place] for place in places]
         for place, text in zip(places, _answers(model, batch, features, generation), strict=True):
             sample = samples[place]
-            said = (sample.answer_start + text).strip()
             found[place] = Prediction(
-                sample.id, sample.kind, sample.question, str(sample.image or ""), sample.answer, said
+                sample.id, sample.kind, sample.question, str(sample.image or ""), sample.answer, text.strip()
             )
         if progress is not None:
             progress(len(found), len(samples))
@@ -52,7 +51,7 @@ def _answers(
     model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
 ) -> list[str]:
     device = next(model.decoder.parameters()).device
-    inputs = _asked(model.processor, batch)
+    inputs, starts = _asked(model.processor, batch)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_pictures:
         inputs["has_image"] = torch.tensor([sample.image is not None for sample in batch])
@@ -63,19 +62,21 @@ def _answers(
             inputs["pixel_values"] = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     inputs = {name: _move(value, device) for name, value in inputs.items()}
     tokens = model.generate(**inputs, **generation)
-    return model.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+    rows = [start + row for start, row in zip(starts, said, strict=True)]
+    return model.processor.batch_decode(rows, skip_special_tokens=True)
 
 
-def _asked(processor: DehvfProcessor, batch: Sequence[Sample]) -> dict[str, Any]:
-    """Token ids of the prompts, each followed by the beginning of its answer where one is given; padded on the left."""
+def _asked(processor: DehvfProcessor, batch: Sequence[Sample]) -> tuple[dict[str, Any], list[list[int]]]:
+    """Model inputs of the prompts, each followed by the `answer_start` of its sample, padded on the left; and those starts."""
     if not any(sample.answer_start for sample in batch):
-        return dict(processor(text=[sample.question for sample in batch], padding=True))
+        return dict(processor(text=[sample.question for sample in batch], padding=True)), [[] for _ in batch]
     prompts = [processor.with_prompt(sample.question) for sample in batch]
-    starts = [sample.answer_start for sample in batch]
     special = not (processor.prompt and processor.prompt.get("chat"))
-    pairs = encode_pairs(processor.tokenizer, prompts, starts, special)
+    pairs = encode_pairs(processor.tokenizer, prompts, [sample.answer_start for sample in batch], special)
     rows = {"input_ids": [prompt + start for prompt, start in pairs]}
-    return dict(processor.tokenizer.pad(rows, padding_side="left", return_tensors="pt"))
+    inputs = processor.tokenizer.pad(rows, padding_side="left", return_tensors="pt")
+    return dict(inputs), [start for _, start in pairs]
 
 
 def _move(value: Any, device: torch.device) -> Any:

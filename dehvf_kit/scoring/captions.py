@@ -22,7 +22,7 @@ from dehvf_kit.errors import DataError, shown
 from dehvf_kit.scores import Score, Scores
 
 RESAMPLES = 1000
-NO_CAPTION = "captions are empty; they score as nothing"
+NO_CAPTION = "empty captions, which score as nothing"
 Captions = Mapping[str, Sequence[str]]
 
 
@@ -58,7 +58,7 @@ def score(references: Captions, captions: Mapping[str, str]) -> Scores:
             "tokeniser": "PTB (pycocoevalcap)",
         },
         [{"image_id": int(key) if key.isdecimal() else key, "caption": captions[key]} for key in ids],
-        [f"{empty:,} {NO_CAPTION}"] if empty else [],
+        [f"{NO_CAPTION}: {empty:,}"] if empty else [],
     )
 
 

@@ -43,9 +43,9 @@ def score(problems: Sequence[Problem], results: Mapping[str, int]) -> Scores:
         scores.append(Score(name, row["accuracy"], row["low"], row["high"], row["questions"], digits=2))
     none = sum(results.get(problem.id, UNANSWERED) == UNANSWERED for problem in problems)
     beyond = sum(not UNANSWERED <= results.get(problem.id, UNANSWERED) < len(problem.choices) for problem in problems)
-    notes = [f"{none:,} answers name no choice; they count as wrong"] if none else []
+    notes = [f"answers that name no choice, counted as wrong: {none:,}"] if none else []
     notes += (
-        [f"{beyond:,} answers name a choice that their question does not have; they count as wrong"] if beyond else []
+        [f"answers that name a choice their question does not have, counted as wrong: {beyond:,}"] if beyond else []
     )
     facts = {score.name: score.row() for score in scores}
     return Scores(

@@ -17,15 +17,16 @@ from dehvf_kit.recipe import Recipe
 
 
 def peek_samples(recipe: Recipe, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """What training makes of samples, as plain data. Needs the decoder's tokenizer; no weights are loaded.
+    """What training makes of samples, as plain data; a graph that reads no features gets no picture.
 
-    `cut`: tokens lost at the beginning because of `training.max_length`. Raises: DataError for a picture that cannot be read.
+    Needs the decoder's tokenizer; no weights are loaded. `cut`: tokens lost at the beginning because of `training.max_length`. Raises: DataError for a picture that cannot be read.
     """
     tokenizer = prepare_tokenizer(recipe.decoder.tokenizer(plugins().registry.sources))
     pictures = picture_processor({name: tower.image for name, tower in recipe.vision.items()})
     processor = DehvfProcessor(pictures, tokenizer, prompt=prompt_of(recipe))
     length = recipe.training.max_length
-    encoded = EncodedSamples(samples, processor, recipe.data.prompt, length)
+    reads = any(wire.node in recipe.vision and wire.port != "tower" for wire, _, _ in recipe.check().edges())
+    encoded = EncodedSamples(samples, processor, recipe.data.prompt, length, reads)
     whole = EncodedSamples(samples, processor, recipe.data.prompt, 1_000_000, False)
     return [_peek(sample, encoded[n], len(whole.tokens[n][0]), processor) for n, sample in enumerate(samples)]
 

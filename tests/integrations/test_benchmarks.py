@@ -109,6 +109,28 @@ def test_peek_shows_tokens_mask_and_picture(base: Path, tmp_path: Path, command:
     assert f"prompt fingerprint {found['fingerprint']['hash']}" in text
 
 
+def test_a_blind_graph_gets_no_picture(base: Path, tmp_path: Path, command: Command) -> None:
+    file = recipe(base, f"{{type: scienceqa, path: {scienceqa(tmp_path / 'sqa')}}}")
+    blind = [f"graph.{node}=null" for node in ("grouper", "layer_query", "projector", "fuser")]
+    found = json.loads(command("data", file, *blind, "--peek", 2, "--json").out)
+    assert [one["picture"] for one in found["peek"]] == [None, None]
+
+
+def test_in_a_chat_template_the_answer_stands_in_the_models_turn(base: Path, tmp_path: Path) -> None:
+    data = f"{{type: scienceqa, path: {scienceqa(tmp_path / 'sqa')}, prompt: {{chat: true, question: '{{question}}'}}}}"
+    found = dehvf_kit.load_recipe(recipe(base, data.replace("'}}", "', answer: '{answer}'}}")))
+    model = dehvf_kit.build(found)
+    model.processor.tokenizer.chat_template = "{% for m in messages %}Question {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}Response : {% endif %}"
+    samples = found.data.samples("train")[:2]
+    trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, pictures=False).tokens
+    inputs, _ = _asked(model.processor, samples)
+    text = model.processor.tokenizer.decode(trained[0][0])
+    assert text.startswith("Question Question :") and text.endswith("Response : Response : The answer is B . <eos>")
+    asked = inputs["input_ids"][0].tolist()
+    asked = asked[inputs["attention_mask"][0].tolist().index(1) :]
+    assert trained[0][0][: len(asked)] == asked
+
+
 def test_another_prompt_is_refused_field_by_field(trained: Path, command: Command) -> None:
     words = ["data.captions=true", "data.format=QCM-LEA", "vision.image.normalisation=clip"]
     ended = command("eval", trained, *words)

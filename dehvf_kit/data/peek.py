@@ -19,7 +19,8 @@ from dehvf_kit.recipe import Recipe
 def peek_samples(recipe: Recipe, samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """What training makes of samples, as plain data; a graph that reads no features gets no picture.
 
-    Needs the decoder's tokenizer; no weights are loaded. `cut`: tokens lost at the beginning because of `training.max_length`. Raises: DataError for a picture that cannot be read.
+    Needs the decoder's tokenizer; no weights are loaded.
+    `cut`: tokens lost at the beginning because of `training.max_length`. Raises: DataError for a picture that cannot be read.
     """
     tokenizer = prepare_tokenizer(recipe.decoder.tokenizer(plugins().registry.sources))
     pictures = picture_processor({name: tower.image for name, tower in recipe.vision.items()})

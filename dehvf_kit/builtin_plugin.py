@@ -21,7 +21,11 @@ def register_components(register: Register) -> None:
     from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjectorConfig
     from dehvf_kit.components.projector.linear import LinearProjectorConfig
     from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapterConfig
+    from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
     from dehvf_kit.data.jsonl import JsonlDataConfig
+    from dehvf_kit.data.llava import LlavaDataConfig
+    from dehvf_kit.data.scienceqa import ScienceQaDataConfig
+    from dehvf_kit.data.table import TableDataConfig
 
     for config in (
         HfVisionConfig,
@@ -39,5 +43,9 @@ def register_components(register: Register) -> None:
         LearnedPositionConfig,
         FfnMemoryInjectorConfig,
         JsonlDataConfig,
+        TableDataConfig,
+        ScienceQaDataConfig,
+        CocoCaptionsDataConfig,
+        LlavaDataConfig,
     ):
         register(config)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from dehvf_kit import __version__
 from dehvf_kit.errors import AdapterError, did_you_mean, listing
+from dehvf_kit.fingerprint import KEY as FINGERPRINT
+from dehvf_kit.fingerprint import fingerprint
 from dehvf_kit.recipe import Recipe, parse_recipe
 from dehvf_kit.recipe_files import override
 
@@ -100,6 +102,7 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
         "bases": bases,
         "base_model_name_or_path": model.recipe.decoder.model,
         "recipe": recipe,
+        FINGERPRINT: fingerprint(model.recipe),
     }
 
 

@@ -241,6 +241,15 @@ class Parser:
             return None
 
 
+def parse_data(raw: Any, source: str, registry: Registry) -> Any:
+    """A recipe's `data` section alone. Raises: RecipeError listing every fault."""
+    parser = Parser({}, source, registry)
+    config = parser._typed("data", "data", raw)
+    if parser.faults:
+        raise RecipeError(parser.faults, source)
+    return config
+
+
 _EXAMPLES = {
     "decoder": "; name a language model, for example `decoder: {model: huggyllama/llama-7b}`",
     "vision": "; name an encoder, for example `{model: openai/clip-vit-large-patch14}`",

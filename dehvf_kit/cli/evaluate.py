@@ -7,23 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout
+from dehvf_kit.cli.console import print_json, quiet_transformers
 from dehvf_kit.cli.progress import reporting
+from dehvf_kit.cli.scores import as_text, refuse_existing, show, write_new
 from dehvf_kit.errors import DataError
 
 
-def run(adapter: Path, overrides: Sequence[str], limit: int | None, output: Path | None, as_json: bool) -> None:
-    """Ask, compare, print; with `output` every answer is kept, one JSON object a line.
+def run(
+    adapter: Path,
+    overrides: Sequence[str],
+    limit: int | None,
+    output: Path | None,
+    as_json: bool,
+    results: Path | None = None,
+    allow_prompt_mismatch: bool = False,
+) -> None:
+    """Ask, score as the data set says, print.
 
-    Raises: AdapterError for what is no adapter, DataError where it has no data set or a sample cannot be read.
+    output: every answer, one JSON object a line; results: the predictions in the benchmark's own layout.
+    Raises: AdapterError for what is no adapter or was trained on other prompts, DataError where it has no data set or a
+    sample cannot be read.
     """
     from dehvf_kit.checkpoint import load
     from dehvf_kit.data.features import FeatureStore
-    from dehvf_kit.scoring.answers import accuracy, answer
+    from dehvf_kit.scoring.answers import answer
 
-    if output is not None and output.exists():
-        raise DataError(f"{output}: exists already; name another --output")
+    refuse_existing(output, results)
     quiet_transformers()
+    mismatch = _mismatch(adapter, overrides, allow_prompt_mismatch)
     model = load(adapter, overrides=overrides)
     recipe = model.recipe
     if recipe.data is None:
@@ -42,25 +53,28 @@ def run(adapter: Path, overrides: Sequence[str], limit: int | None, output: Path
             model, samples, features=features, progress=lambda done, total: report("asking", done, total)
         )
     if output is not None:
-        rows = [json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions]
-        try:
-            output.write_text("".join(rows), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{output}: cannot be written: {error.strerror or error}") from error
-    scores = accuracy(predictions)
+        write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
+    scores = recipe.data.score(predictions)
+    if results is not None:
+        write_new(results, as_text(scores.results))
     if as_json:
-        print_json({"adapter": str(adapter), **scores, "predictions": str(output) if output else None})
+        files = {"predictions": str(output) if output else None, "results": str(results) if results else None}
+        print_json({"adapter": str(adapter), **scores.facts, **files, "prompt_mismatch": mismatch})
         return
     show(scores)
-    if output is not None:
-        print(f"every answer: {output}")
+    for label, file in (("every answer", output), ("results", results)):
+        if file is not None:
+            print(f"{label}: {file}")
 
 
-def show(scores: dict[str, Any]) -> None:
-    """The scores as a table."""
-    table = grid("left", "right", "left", "right")
-    table.add_row("", "[bold]questions[/]", "[bold]accuracy[/]", "[bold]95% interval[/]", "[bold]count[/]")
-    for name, row in [("all", scores["all"]), *scores["by_kind"].items()]:
-        interval = f"{row['low']:.1%} to {row['high']:.1%}"
-        table.add_row("", name, f"{row['accuracy']:.1%}", interval, f"{row['questions']:,}")
-    stdout().print(table)
+def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool) -> list[dict[str, Any]]:
+    """How the prompt differs from the one trained on; refused where it does, unless allowed."""
+    from dehvf_kit.checkpoint import adapter_recipe, read_config
+    from dehvf_kit.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
+
+    config = read_config(adapter)
+    trained = saved_fingerprint(config, adapter_recipe(config, adapter), str(adapter))
+    asked = fingerprint(adapter_recipe(config, adapter, overrides))
+    if not allowed:
+        check_fingerprint(trained, asked, str(adapter))
+    return [{"field": name, "trained": before, "now": now} for name, before, now in differences(trained, asked)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -83,6 +84,8 @@ def _field(name: str, info: FieldInfo) -> dict[str, Any]:
     default = None if required else info.get_default(call_default_factory=True)
     if isinstance(default, BaseModel):
         default = default.model_dump(mode="json")
+    if isinstance(default, Path):
+        default = str(default)
     return {
         "name": name,
         "required": required,

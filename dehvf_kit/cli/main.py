@@ -185,6 +185,40 @@ def train(
     run(recipe, overrides or [], output, resume)
 
 
+@app.command()
+def prepare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE|DATA... [KEY=VALUE]...",
+            help="Recipes, folders or files of data; fields to change.",
+            show_default=False,
+        ),
+    ],
+    open_pictures: Annotated[
+        bool, typer.Option("--open/--no-open", help="Decode every picture, not only look for its file.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Check data sets: counts beside the published splits, and every missing, broken or repeated thing at once."""
+    from dehvf_kit.cli.prepare import run
+
+    raise typer.Exit(run(words, open_pictures, as_json))
+
+
+@app.command()
+def data(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    peek: Annotated[int, typer.Option("--peek", min=1, help="Training samples to show.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Show training samples as the model will see them: tokens, where the loss is, and the picture."""
+    from dehvf_kit.cli.data import run
+
+    run(recipe, overrides or [], peek, as_json)
+
+
 @app.command(name="eval")
 def evaluate(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A saved adapter's folder.", show_default=False)],
@@ -194,12 +228,70 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Keep every answer, as JSON lines.", show_default=False),
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results", metavar="FILE", help="Keep the predictions as the benchmark's own scripts read them."
+        ),
+    ] = None,
+    allow_prompt_mismatch: Annotated[
+        bool,
+        typer.Option("--allow-prompt-mismatch", help="Go on where prompt or pictures differ from those trained on."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a trained adapter on the test split of its data set."""
     from dehvf_kit.cli.evaluate import run
 
-    run(adapter, overrides or [], limit, output, as_json)
+    run(adapter, overrides or [], limit, output, as_json, results, allow_prompt_mismatch)
+
+
+score_app = typer.Typer(no_args_is_help=True, help="Score predictions of any model on a benchmark.")
+app.add_typer(score_app, name="score")
+
+
+Predictions = Annotated[
+    Path, typer.Option("--predictions", metavar="FILE", help="The predictions.", show_default=False)
+]
+
+
+@score_app.command(name="scienceqa")
+def score_scienceqa(
+    predictions: Predictions,
+    folder: Annotated[
+        str, typer.Option("--data", metavar="FOLDER", help="Folder with problems.json.")
+    ] = "data/scienceqa",
+    split: Annotated[str, typer.Option("--split", help="test, val, minitest or minival.")] = "test",
+    missing_wrong: Annotated[
+        bool, typer.Option("--missing-wrong", help="Count questions without a prediction as wrong.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """ScienceQA's nine columns of {"results": {id: index}}."""
+    from dehvf_kit.cli.score import run_scienceqa
+
+    run_scienceqa(predictions, folder, split, missing_wrong, as_json)
+
+
+@score_app.command(name="coco")
+def score_coco(
+    predictions: Predictions,
+    references: Annotated[
+        Path,
+        typer.Option(
+            "--references",
+            metavar="FILE",
+            help="Karpathy's dataset_coco.json, or a COCO captions file.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[str, typer.Option("--split", help="Of dataset_coco.json: test or val.")] = "test",
+    as_json: Json = False,
+) -> None:
+    """BLEU, METEOR, ROUGE-L and CIDEr of [{"image_id", "caption"}]; needs the extra eval, and Java."""
+    from dehvf_kit.cli.score import run_coco
+
+    run_coco(predictions, references, split, as_json)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.data.tokens import encode_pairs
 from dehvf_kit.errors import DataError
 from dehvf_kit.processing import DehvfProcessor
 
@@ -23,7 +24,7 @@ IGNORED = -100
 def open_picture(sample: Sample) -> Image.Image:
     """A sample's picture in RGB. Raises: DataError naming the sample and the file."""
     try:
-        with Image.open(sample.image) as picture:
+        with sample.image.open("rb") as file, Image.open(file) as picture:
             return picture.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"sample '{sample.id}': there is no picture '{sample.image}'") from error
@@ -52,13 +53,10 @@ class EncodedSamples(Dataset):
         tokenizer = processor.tokenizer
         questions = [processor.with_prompt(sample.question) for sample in samples]
         answers = [prompt.answer.replace("{answer}", sample.answer) for sample in samples]
-        special = not prompt.chat
-        prompt_ids = tokenizer(questions, add_special_tokens=special)["input_ids"] if samples else []
-        answer_ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if samples else []
+        pairs = encode_pairs(tokenizer, questions, answers, special=not prompt.chat)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.tokens = [
-            self._join(sample, before, [*after, *end])
-            for sample, before, after in zip(samples, prompt_ids, answer_ids, strict=True)
+            self._join(sample, before, [*after, *end]) for sample, (before, after) in zip(samples, pairs, strict=True)
         ]
 
     def _join(self, sample: Sample, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:

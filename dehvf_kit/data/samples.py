@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from dehvf_kit.config import Settings
+from dehvf_kit.data.issues import Issue
 from dehvf_kit.errors import shown
+
+if TYPE_CHECKING:
+    from dehvf_kit.scores import Scores
 
 Split = Literal["train", "test"]
 
 
+class PictureFile(Hashable, Protocol):
+    """Where a picture's bytes are: a `Path`, or a cell of a table that answers to the same two names. `str` names it."""
+
+    def open(self, mode: str = "rb") -> IO[bytes]: ...
+
+    def read_bytes(self) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture (`image` is None without one); `kind` groups the scores (a question type)."""
+    """One question about one picture (`image` is None without one); `kind` groups the scores (a question type).
+
+    answer_start: the beginning of the answer that a model is given when it is asked, such as `The answer is`.
+    """
 
     id: str
     question: str
     answer: str
-    image: Path | None = None
+    image: Path | PictureFile | None = None
     kind: str = ""
+    answer_start: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """How large a split is by those who published it: `count` of what `unit` names, as `source` says."""
+
+    count: int
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What stands in a split: its samples, everything wrong with it, and its size in the unit of its published figure."""
+
+    samples: Sequence[Sample]
+    issues: Sequence[Issue] = ()
+    count: int | None = None
+    facts: Mapping[str, int] = field(default_factory=dict)
 
 
 class PromptConfig(Settings):
@@ -43,7 +78,11 @@ class PromptConfig(Settings):
 
 
 class DataConfig(Settings):
-    """Parent of the data configs (role `data`): a class that yields samples of a split, in a fixed order."""
+    """Parent of the data configs (role `data`): a class that yields samples of a split, in a fixed order.
+
+    `samples` is all that a data set must have. The others say more of it: what it is made of and what is wrong with it
+    (`recognise`, `parts`, `read`, `published`), what its text looks like (`prompt_facts`), how its answers are scored (`score`).
+    """
 
     role: ClassVar[str] = "data"
     prompt: PromptConfig = Field(default_factory=PromptConfig)
@@ -51,3 +90,33 @@ class DataConfig(Settings):
     def samples(self, split: Split) -> Sequence[Sample]:
         """The samples of a split. Raises: DataError naming the file and place of what cannot be read."""
         raise NotImplementedError(f"{type(self).__name__}.samples")
+
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        """The settings under which a file or folder is this data set; None where it is not."""
+        return None
+
+    def parts(self) -> Sequence[str]:
+        """Names of the splits that `dehvf-kit prepare` reads."""
+        return ("train", "test")
+
+    def read(self, part: str) -> Reading:
+        """One of `parts`, with everything wrong with it. Raises: DataError where nothing of it can be read."""
+        return Reading(self.samples(part))  # type: ignore[arg-type]
+
+    def published(self, part: str) -> Published | None:
+        """The published size of one of `parts`; None where there is none."""
+        return None
+
+    def prompt_facts(self) -> dict[str, Any]:
+        """What decides the text a model sees, short and readable: it travels with an adapter (`dehvf_kit/fingerprint.py`)."""
+        return {"question": self.prompt.question, "answer": self.prompt.answer, "chat": self.prompt.chat}
+
+    def score(self, predictions: Sequence[Any]) -> Scores:
+        """How good the answers to `samples("test")` are, or to some of them.
+
+        predictions: `dehvf_kit.scoring.predictions.Prediction`s. By default the share of answers equal to the reference.
+        """
+        from dehvf_kit.scoring.predictions import exact_match
+
+        return exact_match(predictions)

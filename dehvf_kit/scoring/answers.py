@@ -1,11 +1,8 @@
-"""Short answers: generate, tidy, compare with the reference."""
+"""Short answers: ask the model, keep what it says."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,32 +11,13 @@ from torch import Tensor
 from dehvf_kit.data.encoding import open_picture, stack
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.tokens import encode_pairs
 from dehvf_kit.model import DehvfModel
+from dehvf_kit.processing import DehvfProcessor
+from dehvf_kit.scoring.intervals import share
+from dehvf_kit.scoring.predictions import Prediction, accuracy, tidy
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answered question."""
-
-    id: str
-    kind: str
-    question: str
-    image: str
-    answer: str
-    prediction: str
-
-    @property
-    def right(self) -> bool:
-        return tidy(self.prediction) == tidy(self.answer)
-
-    def row(self) -> dict[str, Any]:
-        return {**asdict(self), "right": self.right}
-
-
-def tidy(text: str) -> str:
-    """An answer as it is compared: first line, lower case, no closing punctuation."""
-    lines = text.strip().splitlines()
-    return lines[0].strip().rstrip(".!").strip().lower() if lines else ""
+__all__ = ["Prediction", "accuracy", "answer", "share", "tidy"]
 
 
 def answer(
@@ -50,7 +28,7 @@ def answer(
     progress: Callable[[int, int], None] | None = None,
     **generation: Any,
 ) -> list[Prediction]:
-    """Ask the model every question and keep what it says, in the order of the samples.
+    """Ask the model every question and keep what it says, in the order of the samples, with the `answer_start` it was given.
 
     generation: keywords for `generate` beyond the recipe's own. Questions of like length share a batch.
     """
@@ -73,7 +51,7 @@ def _answers(
     model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
 ) -> list[str]:
     device = next(model.decoder.parameters()).device
-    inputs = dict(model.processor(text=[sample.question for sample in batch], padding=True))
+    inputs, starts = _asked(model.processor, batch)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_pictures:
         inputs["has_image"] = torch.tensor([sample.image is not None for sample in batch])
@@ -84,31 +62,24 @@ def _answers(
             inputs["pixel_values"] = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     inputs = {name: _move(value, device) for name, value in inputs.items()}
     tokens = model.generate(**inputs, **generation)
-    return model.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+    rows = [start + row for start, row in zip(starts, said, strict=True)]
+    return model.processor.batch_decode(rows, skip_special_tokens=True)
+
+
+def _asked(processor: DehvfProcessor, batch: Sequence[Sample]) -> tuple[dict[str, Any], list[list[int]]]:
+    """Model inputs of the prompts, each followed by the `answer_start` of its sample, padded on the left; and those starts."""
+    if not any(sample.answer_start for sample in batch):
+        return dict(processor(text=[sample.question for sample in batch], padding=True)), [[] for _ in batch]
+    prompts = [processor.with_prompt(sample.question) for sample in batch]
+    special = not (processor.prompt and processor.prompt.get("chat"))
+    pairs = encode_pairs(processor.tokenizer, prompts, [sample.answer_start for sample in batch], special)
+    rows = {"input_ids": [prompt + start for prompt, start in pairs]}
+    inputs = processor.tokenizer.pad(rows, padding_side="left", return_tensors="pt")
+    return dict(inputs), [start for _, start in pairs]
 
 
 def _move(value: Any, device: torch.device) -> Any:
     return (
         value.to(device) if isinstance(value, Tensor) else {name: tensor.to(device) for name, tensor in value.items()}
     )
-
-
-def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Share of right answers in all and by kind, each with its count and 95% Wilson interval."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for prediction in predictions:
-        if prediction.kind:
-            groups[prediction.kind].append(prediction.right)
-    everything = [prediction.right for prediction in predictions]
-    return {"all": share(everything), "by_kind": {kind: share(rights) for kind, rights in sorted(groups.items())}}
-
-
-def share(rights: Sequence[bool]) -> dict[str, Any]:
-    """{"accuracy", "questions", "low", "high"}: the share of True with its 95% Wilson interval."""
-    count, right = len(rights), sum(rights)
-    if not count:
-        return {"accuracy": math.nan, "questions": 0, "low": math.nan, "high": math.nan}
-    z, p = 1.959964, right / count
-    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return {"accuracy": p, "questions": count, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}

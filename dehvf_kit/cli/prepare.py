@@ -1,0 +1,98 @@
+"""`dehvf-kit prepare`: what data sets hold, beside what was published, and everything wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from dehvf_kit.cli.console import grid, print_json, section, stdout
+from dehvf_kit.cli.progress import reporting
+from dehvf_kit.errors import DataError
+
+SHOWN = 5
+
+
+def run(words: Sequence[str], open_pictures: bool, as_json: bool) -> int:
+    """Inspect, print, and return 1 where something would stop a run. Raises: RecipeError, DataError."""
+    from dehvf_kit.data.inspection import inspect_data
+
+    overrides = [word for word in words if "=" in word]
+    places = [word for word in words if "=" not in word]
+    if not places:
+        raise DataError("prepare: name a recipe, or a file or folder of data")
+    found: dict[str, list[Any]] = {}
+    kinds = {}
+    with reporting() as report:
+        for place in places:
+            config = data_of(Path(place), overrides)
+            kinds[place] = config.type
+            found[place] = inspect_data(config, open_pictures, report)
+    sound = all(part.sound for parts in found.values() for part in parts)
+    if as_json:
+        rows = {
+            place: {"type": kinds[place], "splits": [part.row() for part in parts]} for place, parts in found.items()
+        }
+        print_json({"sound": sound, "data": rows})
+        return int(not sound)
+    for place, parts in found.items():
+        show(place, kinds[place], parts)
+    print("\nnothing here would stop a run" if sound else "\nmend the faults above; --json lists every one")
+    return int(not sound)
+
+
+def data_of(place: Path, overrides: Sequence[str]) -> Any:
+    """The data config of a recipe, or of a file or folder of data. Raises: RecipeError, DataError."""
+    from dehvf_kit.data.inspection import recognise
+    from dehvf_kit.plugin_manager import plugins
+    from dehvf_kit.recipe import load_recipe
+    from dehvf_kit.recipe_files import override
+    from dehvf_kit.recipe_parser import parse_data
+
+    if place.suffix in (".yaml", ".yml"):
+        recipe = load_recipe(place, overrides)
+        if recipe.data is None:
+            raise DataError(f"{place}: has no `data` section")
+        return recipe.data
+    registry = plugins().registry
+    raw: dict[str, Any] = {
+        "data": recognise(place, [config for (role, _), config in registry.configs.items() if role == "data"])
+    }
+    for text in overrides:
+        override(raw, text)
+    return parse_data(raw["data"], str(place), registry)
+
+
+def show(place: str, kind: str, parts: Sequence[Any]) -> None:
+    """A table of splits, and below it the issues by kind."""
+    console = stdout()
+    section(console, escape(place), kind)
+    table = grid("left", "right", "right", "right", "left")
+    table.add_row("", "[bold]split[/]", "[bold]samples[/]", "[bold]with picture[/]", "[bold]pictures[/]", "")
+    for part in parts:
+        table.add_row(
+            "", part.name, f"{part.samples:,}", f"{part.with_picture:,}", f"{part.pictures:,}", escape(_beside(part))
+        )
+    console.print(table)
+    from dehvf_kit.data.issues import grouped
+
+    for part in parts:
+        for name, group in grouped(part.issues).items():
+            mark = "[red]fault[/]" if group[0].fatal else "[yellow]note[/]"
+            console.print(f"  {mark}  {part.name}: {len(group):,} x {escape(name)}")
+            for issue in group[:SHOWN]:
+                console.print(f"         {escape(str(issue))}")
+            if len(group) > SHOWN:
+                console.print(f"         [dim]and {len(group) - SHOWN:,} more[/]")
+
+
+def _beside(part: Any) -> str:
+    """A split's size beside the published one."""
+    if part.published is None:
+        return ""
+    published = part.published
+    if published.count == part.count:
+        return f"{part.count:,} {published.unit}, as published ({published.source})"
+    return f"{part.count:,} {published.unit}; {published.count:,} published ({published.source})"

@@ -1,0 +1,136 @@
+"""COCO captions in Karpathy's layout: `dataset_coco.json` beside the folders `train2014` and `val2014`.
+
+Source: Karpathy and Fei-Fei 2015, arXiv:1412.2306; captions by Chen et al. 2015, arXiv:1504.00325.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from dehvf_kit.data.issues import PREPARE, Issue, refuse
+from dehvf_kit.data.json_files import read_json
+from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
+from dehvf_kit.errors import DataError, shown
+
+if TYPE_CHECKING:
+    from dehvf_kit.scores import Scores
+
+SOURCE = "Karpathy and Fei-Fei 2015, arXiv:1412.2306"
+COUNTS = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
+USUAL_CAPTIONS = 5
+
+
+class CocoCaptionsDataConfig(DataConfig):
+    """COCO captions, Karpathy's split: a training sample for each caption, a test sample for each picture."""
+
+    type: Literal["coco_captions"] = "coco_captions"
+    annotations: Path = Field(Path("data/coco/dataset_coco.json"), description="Karpathy's file")
+    images: Path = Field(Path("data/coco"), description="folder that holds train2014 and val2014")
+    restval: bool = Field(
+        description="train on `restval` too: 113,287 pictures, the field's usual set, instead of 82,783"
+    )
+    test_split: Literal["test", "val"] = Field("test", description="what is scored")
+    question: str = Field("Generate caption of this image.", min_length=1, description="what is asked of every picture")
+    prompt: PromptConfig = Field(
+        default_factory=lambda: PromptConfig(question="Instruction: {question}\nResponse:", answer=" {answer}"),
+        description="what stands around question and caption (choice: the paper's Table 6 does not survive as text)",
+    )
+
+    @classmethod
+    def recognise(cls, place: Path) -> dict[str, Any] | None:
+        file = place / "dataset_coco.json" if place.is_dir() else place
+        if file.name != "dataset_coco.json" or not file.is_file():
+            return None
+        return {"annotations": str(file), "images": str(file.parent), "restval": True}
+
+    def samples(self, split: Split) -> list[Sample]:
+        reading = self.read("train" if split == "train" else self.test_split)
+        refuse(str(self.annotations), reading.issues, PREPARE)
+        return list(reading.samples)
+
+    def parts(self) -> Sequence[str]:
+        return ("train", "val", "test")
+
+    def read(self, part: str) -> Reading:
+        wanted = {"train", "restval"} if part == "train" and self.restval else {part}
+        samples, issues, pictures, references = [], [], 0, 0
+        for place, row in self._rows(wanted, issues):
+            captions = list(_captions(row, place, issues))
+            pictures, references = pictures + 1, references + len(captions)
+            picture = self.images / str(row.get("filepath", "")) / row["filename"]
+            image_id = str(row["cocoid"])
+            if part != "train":
+                captions = captions[:1]
+            for number, caption in enumerate(captions):
+                key = f"{image_id}/{number}" if part == "train" else image_id
+                samples.append(Sample(key, self.question, caption, picture))
+        return Reading(samples, issues, pictures, {"captions": references})
+
+    def published(self, part: str) -> Published | None:
+        count = COUNTS[part] + (COUNTS["restval"] if part == "train" and self.restval else 0)
+        return Published(count, "pictures", SOURCE)
+
+    def references(self) -> dict[str, list[str]]:
+        """Every caption of the pictures scored, by picture id; five each in the published file."""
+        issues: list[Issue] = []
+        found = {
+            str(row["cocoid"]): list(_captions(row, place, issues))
+            for place, row in self._rows({self.test_split}, issues)
+        }
+        refuse(str(self.annotations), issues, PREPARE)
+        return found
+
+    def score(self, predictions: Sequence[Any]) -> Scores:
+        """BLEU, METEOR, ROUGE-L and CIDEr of the captions given."""
+        from dehvf_kit.scoring.captions import score
+
+        references = self.references()
+        given = {one.id: one.prediction for one in predictions}
+        return score({key: references[key] for key in given}, given)
+
+    def _rows(self, wanted: set[str], issues: list[Issue]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """(place, row) of each usable picture of these splits."""
+        found = read_json(self.annotations)
+        rows = found.get("images") if isinstance(found, dict) else None
+        if not isinstance(rows, list):
+            raise DataError(f"{self.annotations}: wants an object with `images`, as in Karpathy's dataset_coco.json")
+        seen: set[str] = set()
+        for number, row in enumerate(rows):
+            place = f"images[{number}]"
+            if not isinstance(row, Mapping):
+                issues.append(Issue("not a picture", place, shown(row)))
+                continue
+            if row.get("split") not in wanted:
+                if row.get("split") not in COUNTS:
+                    issues.append(Issue("unknown split", place, shown(row.get("split"))))
+                continue
+            if not isinstance(row.get("cocoid"), int | str):
+                issues.append(Issue("picture without id", place))
+            elif not isinstance(row.get("filename"), str) or not row["filename"]:
+                issues.append(Issue("picture without file name", str(row["cocoid"])))
+            elif str(row["cocoid"]) in seen:
+                issues.append(Issue("id twice", str(row["cocoid"])))
+            else:
+                seen.add(str(row["cocoid"]))
+                yield str(row["cocoid"]), row
+
+
+def _captions(row: Mapping[str, Any], place: str, issues: list[Issue]) -> Iterator[str]:
+    """The captions of a picture, without the blanks and line breaks some of them end with."""
+    sentences = row.get("sentences")
+    count = 0
+    for sentence in sentences if isinstance(sentences, list) else []:
+        raw = sentence.get("raw") if isinstance(sentence, Mapping) else None
+        if not isinstance(raw, str) or not raw.strip():
+            issues.append(Issue("empty caption", place, fatal=False))
+            continue
+        count += 1
+        yield " ".join(raw.split())
+    if not count:
+        issues.append(Issue("picture without captions", place))
+    elif count < USUAL_CAPTIONS:
+        issues.append(Issue("fewer than five captions", place, str(count), fatal=False))

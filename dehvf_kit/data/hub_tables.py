@@ -1,0 +1,107 @@
+"""Tables in the format of the `datasets` library: a folder on this machine, or a data set of the hub.
+
+Nothing is fetched unless `download` is set. Needs the extra `data`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from dehvf_kit.errors import DataError, listing
+
+ALIASES = {"val": "validation", "validation": "val", "dev": "validation"}
+
+
+@dataclass(frozen=True)
+class TablePicture:
+    """The picture in one cell of a table; equal to itself alone, named by table, row and column."""
+
+    name: str
+    row: int
+    column: str
+    table: Any = field(compare=False, repr=False)
+
+    def read_bytes(self) -> bytes:
+        """The picture as saved. Raises: OSError where the cell holds none."""
+        cell = self.table[self.row][self.column]
+        data = cell.get("bytes") if isinstance(cell, Mapping) else cell
+        if not isinstance(data, bytes):
+            raise OSError("the cell holds no picture")
+        return data
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        return io.BytesIO(self.read_bytes())
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.row}].{self.column}"
+
+
+def library() -> Any:
+    """The `datasets` library. Raises: DataError naming the extra that brings it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("this table needs the library `datasets`; pip install 'dehvf-kit[data]'") from error
+    return datasets
+
+
+def open_table(source: str, split: str, download: bool = False, revision: str | None = None) -> Any:
+    """One split as a `datasets.Dataset`, its pictures left as bytes.
+
+    source: a folder written by `save_to_disk`, a folder of Parquet files (a clone of a hub data set), a .parquet file, or a
+    hub id. Raises: DataError where it is not on this machine and `download` is off, or has no such split.
+    """
+    datasets = library()
+    place = Path(source).expanduser()
+    if not place.exists():
+        place = _snapshot(source, download, revision)
+    try:
+        table = _load(datasets, place, split)
+    except DataError:
+        raise
+    except Exception as error:  # whatever stands in the folder's files
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"{source}: cannot be read as a table: {reason[0] if reason else type(error).__name__}"
+        ) from error
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _load(datasets: Any, place: Path, split: str) -> Any:
+    if place.is_file():
+        return datasets.load_dataset("parquet", data_files=str(place), split="train")
+    if (place / "state.json").is_file():
+        return datasets.load_from_disk(str(place))
+    read = datasets.load_from_disk if (place / "dataset_dict.json").is_file() else datasets.load_dataset
+    splits = read(str(place))
+    name = split if split in splits else ALIASES.get(split, split)
+    if name not in splits:
+        raise DataError(f"{place}: has no split '{split}'; it has {listing(splits)}")
+    return splits[name]
+
+
+def _snapshot(source: str, download: bool, revision: str | None) -> Path:
+    """The folder of a hub data set in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise DataError(f"there is no folder '{source}'")
+    try:
+        found = snapshot_download(source, repo_type="dataset", revision=revision, local_files_only=not download)
+    except Exception as error:  # no network, no such repository, not in the cache
+        if download:
+            raise DataError(
+                f"{source}: cannot be fetched from the hub: {str(error).strip().splitlines()[0]}"
+            ) from error
+        raise DataError(
+            f"there is no folder '{source}', and no data set of that name in the hub's cache; name a folder, or allow the "
+            "download by `download: true`"
+        ) from error
+    return Path(found)

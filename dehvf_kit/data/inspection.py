@@ -1,0 +1,133 @@
+"""Everything wrong with a data set, found at once: its files, its samples, its pictures, its size beside the published one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from dehvf_kit.data.issues import Issue, grouped
+from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
+from dehvf_kit.errors import DataError
+
+Progress = Callable[[str, int, int], None]
+THREADS = 4
+UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What was found in one split. count: its size in the unit of the published figure, where there is one."""
+
+    name: str
+    samples: int
+    with_picture: int
+    pictures: int
+    count: int
+    published: Published | None
+    facts: Mapping[str, int]
+    issues: Sequence[Issue]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing in it would stop a run."""
+        return not any(issue.fatal for issue in self.issues)
+
+    def row(self) -> dict[str, Any]:
+        """As plain data, with every issue."""
+        published = self.published
+        return {
+            "split": self.name,
+            "samples": self.samples,
+            "samples_with_picture": self.with_picture,
+            "pictures": self.pictures,
+            "count": self.count,
+            "published": None if published is None else {**vars(published), "equal": published.count == self.count},
+            "facts": dict(self.facts),
+            "sound": self.sound,
+            "issues": {
+                kind: {"fatal": group[0].fatal, "count": len(group), "places": [str(issue) for issue in group]}
+                for kind, group in grouped(self.issues).items()
+            },
+        }
+
+
+def inspect_data(config: DataConfig, open_pictures: bool = True, progress: Progress | None = None) -> list[PartReport]:
+    """A report for each of a data set's `parts`. open_pictures: decode every picture, not only look for its file.
+
+    A split that cannot be read at all is a report with that one issue; ids that stand in two splits are issues of the later.
+    """
+    reports, ids = [], {}
+    for part in config.parts():
+        try:
+            reading = config.read(part)
+        except DataError as error:
+            reading = Reading([], [Issue("cannot be read", part, str(error))])
+        issues = [*reading.issues, *_sample_issues(reading.samples)]
+        for sample in reading.samples:
+            earlier = ids.setdefault(sample.id, part)
+            if earlier != part:
+                issues.append(Issue("id in two splits", sample.id, f"{earlier} and {part}"))
+        pictures = {sample.image: sample for sample in reading.samples if sample.image is not None}
+        issues += _picture_issues(part, list(pictures.values()), open_pictures, progress)
+        with_picture = sum(sample.image is not None for sample in reading.samples)
+        count = len(reading.samples) if reading.count is None else reading.count
+        counts = (len(reading.samples), with_picture, len(pictures), count)
+        reports.append(PartReport(part, *counts, config.published(part), reading.facts, issues))
+    return reports
+
+
+def _sample_issues(samples: Sequence[Sample]) -> Iterator[Issue]:
+    for key, count in Counter(sample.id for sample in samples).items():
+        if count > 1:
+            yield Issue("id twice", key, f"{count} times")
+    for sample in samples:
+        if not sample.question.strip():
+            yield Issue("empty question", sample.id)
+        if not sample.answer.strip():
+            yield Issue("empty answer", sample.id, fatal=False)
+
+
+def _picture_issues(
+    part: str, samples: Sequence[Sample], open_pictures: bool, progress: Progress | None
+) -> Iterator[Issue]:
+    """A line for each picture that is not there or cannot be decoded, in the order of the samples."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda sample: _picture_issue(sample, open_pictures), samples)
+        for number, issue in enumerate(found, start=1):
+            if progress is not None and (number % 100 == 0 or number == len(samples)):
+                progress(f"reading pictures of {part}", number, len(samples))
+            if issue is not None:
+                yield issue
+
+
+def _picture_issue(sample: Sample, open_pictures: bool) -> Issue | None:
+    if isinstance(sample.image, Path) and not sample.image.is_file():
+        return Issue("missing picture", sample.id, str(sample.image))
+    if not open_pictures:
+        return None
+    try:
+        with sample.image.open("rb") as file, Image.open(file) as picture:
+            picture.load()
+    except UNREADABLE as error:
+        return Issue("broken picture", sample.id, f"{sample.image}: {error}")
+    return None
+
+
+def recognise(place: Path, configs: Sequence[type[DataConfig]]) -> dict[str, Any]:
+    """The data section of a recipe for a file or folder. Raises: DataError where no data set knows it as its own."""
+    if not place.exists():
+        raise DataError(f"there is no recipe, file or folder '{place}'")
+    for config in configs:
+        settings = config.recognise(place)
+        if settings is not None:
+            return {"type": config.model_fields["type"].default, **settings}
+    raise DataError(
+        f"{place}: no data set that the kit knows: a folder with problems.json (scienceqa) or dataset_coco.json "
+        "(coco_captions), a .json of conversations (llava), a .jsonl (jsonl), a .parquet or `datasets` folder (table)"
+    )

@@ -1,0 +1,169 @@
+"""COCO captions, LLaVA conversations and tables under any column names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from data.small_sets import coco, picture
+from pydantic import ValidationError
+
+from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
+from dehvf_kit.data.llava import LlavaDataConfig
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.table import TableDataConfig
+from dehvf_kit.errors import DataError
+
+
+def coco_config(folder: Path, **settings) -> CocoCaptionsDataConfig:
+    return CocoCaptionsDataConfig(
+        **{"annotations": folder / "dataset_coco.json", "images": folder, "restval": True, **settings}
+    )
+
+
+def test_coco_trains_on_every_caption_and_tests_on_every_picture(tmp_path: Path) -> None:
+    found = coco_config(coco(tmp_path / "coco"))
+    train, test = found.samples("train"), found.samples("test")
+    assert (len(train), len(test)) == (4 * 5, 3)
+    assert len(coco_config(tmp_path / "coco", restval=False).samples("train")) == 3 * 5
+    assert train[0] == Sample("1/0", found.question, "a green square", tmp_path / "coco/train2014/1.jpg")
+    assert [sample.id for sample in test] == ["7", "8", "9"] and all(sample.image.is_file() for sample in test)
+    assert found.references()["7"] == [
+        "a green square",
+        "the square is green",
+        "a green picture",
+        "one green square.",
+        "a square that is green",
+    ]
+
+
+def test_restval_must_be_stated() -> None:
+    with pytest.raises(ValidationError, match="restval"):
+        CocoCaptionsDataConfig()
+
+
+def test_coco_faults_are_named_at_once(tmp_path: Path) -> None:
+    file = coco(tmp_path / "coco") / "dataset_coco.json"
+    rows = json.loads(file.read_text())["images"]
+    rows[1]["cocoid"] = rows[0]["cocoid"]
+    rows[2]["sentences"] = [{"raw": " "}]
+    del rows[3]["filename"]
+    rows += [{**rows[0], "split": "tset"}, 7, {**rows[0], "cocoid": None}]
+    file.write_text(json.dumps({"images": rows}))
+    with pytest.raises(DataError) as caught:
+        coco_config(tmp_path / "coco").samples("train")
+    for text in (
+        "id twice: 1",
+        "picture without captions: 3",
+        "picture without file name: 4",
+        "unknown split: images[9] ('tset')",
+        "not a picture: images[10] (7)",
+        "picture without id: images[11]",
+    ):
+        assert text in str(caught.value), text
+
+
+TALK = [
+    {"from": "human", "value": "<image>\nWhat is it?"},
+    {"from": "gpt", "value": "A square."},
+    {"from": "human", "value": "Which colour?"},
+    {"from": "gpt", "value": "Red."},
+]
+
+
+def talks(folder: Path, *rows: object, lines: bool = False) -> Path:
+    file = folder / ("talks.jsonl" if lines else "talks.json")
+    file.write_text("\n".join(json.dumps(row) for row in rows) if lines else json.dumps(rows))
+    return file
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_conversation_is_a_sample_for_each_answer(tmp_path: Path, lines: bool) -> None:
+    file = talks(
+        tmp_path, {"id": "a", "image": "a.png", "conversations": TALK}, {"conversations": TALK[2:]}, lines=lines
+    )
+    assert LlavaDataConfig(train=file).samples("train") == [
+        Sample("a/0", "What is it?", "A square.", tmp_path / "a.png"),
+        Sample("a/1", "What is it?\nA square.\nWhich colour?", "Red.", tmp_path / "a.png"),
+        Sample("1/0", "Which colour?", "Red."),
+    ]
+    first = LlavaDataConfig(train=file, turns="first", images=tmp_path / "pictures").samples("train")
+    assert [sample.id for sample in first] == ["a/0", "1/0"] and first[0].image == tmp_path / "pictures/a.png"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"conversations": TALK[:1]}, "turns of human and gpt in pairs"),
+        ({"conversations": TALK[1:3]}, "turn 0 is not from human: 'gpt'"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, TALK[1]]}, "turn 0 is empty"),
+        ({"conversations": TALK, "image": 3}, "'image' must be a path, given 3"),
+        ("text", "wants `conversations`"),
+    ],
+)
+def test_what_is_no_conversation(tmp_path: Path, row: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        LlavaDataConfig(train=talks(tmp_path, row)).samples("train")
+
+
+def test_a_conversation_id_twice(tmp_path: Path) -> None:
+    row = {"id": "a", "conversations": TALK}
+    with pytest.raises(DataError, match="id twice: a"):
+        LlavaDataConfig(train=talks(tmp_path, row, row)).samples("train")
+
+
+COLUMNS = {"id": "question_id", "image": "file", "question": "ask", "answer": "answers", "kind": "about"}
+ROWS = [
+    {"question_id": 7, "file": "p/a.png", "ask": "Which colour?", "answers": ["red", "rose"], "about": "colour"},
+    {"question_id": 8, "file": None, "ask": "How many?", "answers": ["3"], "about": None},
+]
+
+
+def expected(folder: Path) -> list[Sample]:
+    return [Sample("7", "Which colour?", "red", folder / "p/a.png", "colour"), Sample("8", "How many?", "3")]
+
+
+def test_a_table_of_json_lines(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert TableDataConfig(train=str(file), columns=COLUMNS).samples("train") == expected(tmp_path)
+
+
+def test_a_parquet_table_with_paths_and_with_pictures_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = picture(tmp_path / "p/a.png").read_bytes()
+    file = tmp_path / "a.parquet"
+    datasets.Dataset.from_list(ROWS).to_parquet(str(file))
+    assert TableDataConfig(train=str(file), columns=COLUMNS).samples("train") == expected(tmp_path)
+    inside = [{**ROWS[0], "file": {"bytes": data, "path": None}}, {**ROWS[1], "question_id": 9}]
+    datasets.Dataset.from_list(inside).to_parquet(str(file))
+    first, second = TableDataConfig(train=str(file), columns=COLUMNS).samples("train")
+    assert first.image.read_bytes() == data and second.image is None and str(first.image).endswith("a.parquet[0].file")
+    with pytest.raises(DataError, match=r"has no column 'question'; it has about, answers, ask, file, question_id"):
+        TableDataConfig(train=str(file)).samples("train")
+
+
+def test_faulty_rows_of_a_table_are_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    rows = [ROWS[0], ROWS[0], {**ROWS[0], "question_id": 1, "ask": 3}, {**ROWS[0], "question_id": 2, "answers": []}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError) as caught:
+        TableDataConfig(train=str(file), columns=COLUMNS).samples("train")
+    for text in ("id twice: 7", "empty question: 1 (ask: 3)", "answer is no text: 2 (answers: [])"):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": "no.jsonl"}, "there is no file 'no.jsonl'"),
+        ({"train": "no.parquet"}, "there is no file 'no.parquet'"),
+        ({"path": "./nowhere"}, "there is no folder './nowhere'"),
+    ],
+)
+def test_a_table_that_is_not_there(settings: dict, message: str) -> None:
+    pytest.importorskip("datasets", reason="needs the extra `data`")
+    with pytest.raises(DataError, match=message):
+        TableDataConfig(**settings).samples("train")

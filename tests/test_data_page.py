@@ -1,0 +1,38 @@
+"""docs/data.md names every data set of the kit, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+from dehvf_kit.cli.main import app
+from dehvf_kit.data.scienceqa import ScienceQaDataConfig
+from dehvf_kit.data.scienceqa_prompt import Problem, prompt, reply
+from dehvf_kit.schema import builtin_registry
+
+PAGE = (Path(__file__).parents[1] / "docs/data.md").read_text()
+
+
+def test_every_data_set_stands_on_the_page() -> None:
+    assert set(builtin_registry().types("data")) == set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) - {"type"}
+
+
+def test_its_commands_and_options_exist() -> None:
+    verbs = get_command(app).commands
+    for words in re.findall(r"^dehvf-kit (.*?)(?:\s+#.*)?$", PAGE, re.MULTILINE):
+        verb, *rest = words.split()
+        command = verbs[verb]
+        if hasattr(command, "commands"):
+            command = command.commands[rest[0]]
+        known = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= known, words
+
+
+def test_its_prompt_is_the_default() -> None:
+    (block,) = re.findall(r"```text\n(.*?)\n```", PAGE, re.DOTALL)
+    config = ScienceQaDataConfig()
+    problem = Problem("1", "{question}", ("...", "..."), 1, "{hint, or N/A}")
+    text = prompt(problem, config.format, config.captions, config.response) + reply(problem, config.format)
+    assert text == block

@@ -81,12 +81,18 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 def decoder_spec(decoder: nn.Module) -> DecoderSpec:
     """Sizes of a decoder that is in memory, on whichever device. Raises: DecoderError if its FFNs differ in width."""
+    from dehvf_kit.backbones.attention_sites import attention_sites
     from dehvf_kit.backbones.ffn_sites import ffn_sites
 
     sites = ffn_sites(decoder)
     widths = sorted({site.hidden_size for site in sites})
     if len(widths) > 1:
         raise DecoderError(f"{type(decoder).__name__}: its feed-forward networks have widths {widths}; one is needed")
+    try:
+        attention = attention_sites(decoder)[0]
+        heads = attention.num_heads, attention.num_key_value_heads, attention.head_dim
+    except DecoderError:
+        heads = 0, 0, 0
     config = getattr(decoder, "config", None)
     text = config.get_text_config(decoder=True) if config is not None else None
     return DecoderSpec(
@@ -97,4 +103,7 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         num_parameters=sum(parameter.numel() for parameter in decoder.parameters()),
         activation=sites[0].activation_name,
         model_type=getattr(config, "model_type", type(decoder).__name__),
+        num_heads=heads[0],
+        num_key_value_heads=heads[1],
+        head_dim=heads[2],
     )

@@ -84,7 +84,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
                 elif place == "vision":
                     node.attach(self.towers[self._tower_of(name)].model)
                 elif place == "input":
-                    node.attach(self.decoder, self.tokenizer)
+                    node.attach(self.decoder, self._tokenizer)
         except Exception:
             self.detach()
             raise

@@ -327,6 +327,8 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         kwargs = config.update(**kwargs)
         with Holding(self.nodes, self._attached_to("decoder", outputs)):
             if extended is not None:
+                if input_ids is None:
+                    raise ShapeError("give input_ids: this model puts tokens among them, which embeddings alone do not show")
                 return extended.generate(self.decoder, input_ids, config, kwargs)
             return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
 

@@ -70,12 +70,14 @@ class ComponentConfig(Settings):
     takes, gives: ports as `"name: axis axis ..."`; `name?` is optional, `name*` takes any number of wires.
     attaches: "decoder" or "vision" for a component whose module hooks itself onto a tower (`module.attach(tower)`);
     "input" for one whose forward returns `InputTokens` for the decoder's input (`module.attach(decoder, tokenizer)`).
+    counts_positions: True where its output depends on where a token stands in its row, not only on who stands before it.
     """
 
     role: ClassVar[str] = ""
     takes: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
     attaches: ClassVar[str] = ""
+    counts_positions: ClassVar[bool] = False
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         """Sizes of the axes this node adds to its outputs. Raises: Misfit where its settings and its wires disagree."""

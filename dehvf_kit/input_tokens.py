@@ -61,7 +61,7 @@ class ExtendedInputs:
         self._first = (real != 0).long().argmax(1, keepdim=True)
         self._source = source = self._sources(text, mask, bos_token_id)
         self.attention_mask = torch.cat([real.long(), mask.long()], 1).gather(1, source)
-        self.position_ids = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+        self.position_ids = positions(self.attention_mask)
         self.input_ids: Tensor | None = None
         if text.ndim == 2:
             padding = text.new_full((rows, self.count), placeholder)
@@ -181,6 +181,11 @@ def _one_block(inserted: Sequence[InputTokens], rows: int, device: torch.device)
     keep = mask.any(0)
     block = block.gather(1, order[..., None].expand_as(block))
     return block[:, keep], mask[:, keep]
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Each token's place in its own row [batch, token], padding not counted, as `generate` numbers them."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def bos_token(tokenizer: Any, decoder: nn.Module) -> int | None:

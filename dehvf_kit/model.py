@@ -20,7 +20,7 @@ from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.graph import Graph
 from dehvf_kit.graph_run import Features, by_tower, one_a_row, run_nodes
 from dehvf_kit.holding import Holding, RecomputedLayers
-from dehvf_kit.input_tokens import ExtendedInputs, bos_token
+from dehvf_kit.input_tokens import ExtendedInputs, bos_token, positions
 from dehvf_kit.loss import answer_loss
 from dehvf_kit.model_config import DehvfConfig, generation_config
 
@@ -255,6 +255,11 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         return run_nodes(self.graph, self.nodes, features, has_image)
 
     @property
+    def _counts_positions(self) -> bool:
+        """Whether a component's output depends on where a token stands in its row: then padding must not be counted."""
+        return any(self.graph.nodes[name].config.counts_positions for name in self.nodes)
+
+    @property
     def reads_pictures(self) -> bool:
         """Whether anything in the graph reads a picture's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
@@ -289,6 +294,8 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             given = extended.arguments(self.decoder, inputs_embeds, given)
         else:
             given |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+            if self._counts_positions and attention_mask is not None and given.get("position_ids") is None:
+                given["position_ids"] = positions(attention_mask)[:, -text.shape[1] :]
         with contextlib.ExitStack() as stack:
             stack.enter_context(Holding(self.nodes, self._attached_to("decoder", outputs)))
             if extended is not None and inputs_embeds is None:

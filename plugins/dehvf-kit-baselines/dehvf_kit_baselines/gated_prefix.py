@@ -33,6 +33,7 @@ class GatedPrefixConfig(ComponentConfig):
         "has_image?: batch",
     )
     attaches: ClassVar[str] = "decoder"
+    counts_positions: ClassVar[bool] = True  # queries are rotated, the prompts' keys are not
     type: Literal["gated_prefix"] = "gated_prefix"
     num_prompts: int = Field(10, ge=1, description="prompts in each layer")
     num_layers: int | None = Field(30, ge=1, description="layers that have prompts, from the top; null: all")

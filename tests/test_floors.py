@@ -38,6 +38,7 @@ FLOORS = {
     4: (
         "builder",
         "checkpoint",
+        "memvp_checkpoint",
         "auto_classes",
         "data.encoding",
         "data.features",

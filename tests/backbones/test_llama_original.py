@@ -167,3 +167,17 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
         HfDecoderConfig(model=str(scaled)).tokenizer({})
     (folder / "config.json").write_text("{}")
     assert not is_original(folder) and not is_original(tmp_path / "nowhere")
+
+
+def test_the_tokenizer_beside_it_begins_with_bos(tmp_path: Path) -> None:
+    """Meta put tokenizer.model into the folder above; its pieces are sentencepiece's own, after the id that LLaMA begins with."""
+    trainer = pytest.importorskip("sentencepiece")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("what color is the shape\nis there a red circle\nthe picture shows a blue square\n" * 20)
+    settings = {"vocab_size": WORDS, "model_type": "bpe", "minloglevel": 2}
+    trainer.SentencePieceTrainer.train(input=str(lines), model_prefix=str(tmp_path / "tokenizer"), **settings)
+    pieces = trainer.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    tokenizer = HfDecoderConfig(model=str(write(tmp_path / "7B", weights(), 1))).tokenizer({})
+    question = "is there a blue shape"
+    assert tokenizer(question)["input_ids"] == [1, *pieces.encode(question)]
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token is not None

@@ -103,7 +103,10 @@ def generate(model, **settings):
     return model.generate(**{**fixed, **settings})
 
 
-@pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}], ids=["greedy", "beams", "several"])
+WAYS = {"greedy": {}, "beams": {"num_beams": 3}, "several": {"num_beams": 4, "num_return_sequences": 2}}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_generation_equals_uncached(kind: str, way: dict) -> None:
     model = talkative(kind)

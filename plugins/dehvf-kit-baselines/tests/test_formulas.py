@@ -178,7 +178,10 @@ def reference(kind: str, model, input_ids: Tensor, pixel_values: Tensor, has_ima
     base, vision = decoder(), encoder()
     own = iter(pixel_values)
     return torch.stack(
-        [LITERAL[kind](model, base, vision, row, next(own) if seen else None) for row, seen in zip(input_ids, has_image, strict=True)]
+        [
+            LITERAL[kind](model, base, vision, row, next(own) if seen else None)
+            for row, seen in zip(input_ids, has_image, strict=True)
+        ]
     )
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from dehvf_kit import BuildContext, ComponentConfig
 from dehvf_kit.backbones.attention_sites import attention_sites
 from dehvf_kit.errors import DecoderError
+from dehvf_kit.shapes import Cost
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
 
 NAME = "dehvf"  # of the adapter inside peft's layers
@@ -40,6 +41,9 @@ class LoraConfig(ComponentConfig):
     def num_params(self, context: BuildContext) -> dict[str, int]:
         sizes = projection_sizes(context)
         return {name: context.decoder.num_layers * self.rank * sum(sizes[name]) for name in self.targets}
+
+    def cost(self, context: BuildContext) -> Cost:
+        return Cost(per_token=2 * sum(self.num_params(context).values()))
 
     def build(self, context: BuildContext) -> Lora:
         sizes = projection_sizes(context)

@@ -28,7 +28,7 @@ def recipe(model_type: str = "clip_vision_model") -> dehvf_kit.Recipe:
 
 
 def test_the_global_token_is_clips_embedding() -> None:
-    """Worst difference seen: 5e-7 on values up to 1."""
+    """No difference seen: the same maps on the same token, in a batch of another shape."""
     torch.manual_seed(1)
     clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP)).eval()
     expected = clip(pixels()).image_embeds

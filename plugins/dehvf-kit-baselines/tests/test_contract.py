@@ -18,7 +18,7 @@ KINDS = list(GRAPHS)
 INPUT = ["lavin", "llava_lora"]
 MIXED = torch.tensor([True, False, True])
 NEW = 6
-# Float32 sums of other lengths and orders. Worst seen 5e-6 on logits up to 15.
+# Float32 sums of other lengths and orders. Worst seen 7.8e-6.
 CLOSE = 3e-5
 
 
@@ -145,7 +145,7 @@ def test_lengths_and_dictionaries_count_the_text_alone(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_of_the_answers_alone_give_the_same_loss(kind: str) -> None:
-    """Right padding, as in training. Worst differences seen: loss 5e-7, logits 4e-6."""
+    """Right padding, as in training. No difference seen; other machines may multiply fewer rows in another order."""
     model = rival(kind)
     input_ids = ids(3, 8)
     mask = torch.ones_like(input_ids)
@@ -216,7 +216,7 @@ def test_only_the_components_get_gradients(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
-    """Worst relative difference seen 2e-6 of a tensor's largest number."""
+    """No difference seen; a recomputed layer may be summed in another order elsewhere."""
     found = []
     for recomputed in (False, True):
         model = rival(kind)

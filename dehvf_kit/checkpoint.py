@@ -92,8 +92,9 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
     import transformers
 
     recipe = model.recipe.resolved()
-    bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
-    bases |= {name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()}
+    with model.unhooked():
+        bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
+        bases |= {name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()}
     return {
         "format": FORMAT,
         "kit": "dehvf-kit",
@@ -209,9 +210,10 @@ def load(
     bases = _bases(config, ["decoder", *recipe.vision], place)
     model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer)
     try:
-        check_identity(bases["decoder"], model.decoder, "decoder")
-        for name, tower in model.towers.items():
-            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
+        with model.unhooked():
+            check_identity(bases["decoder"], model.decoder, "decoder")
+            for name, tower in model.towers.items():
+                check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
         restore(model, weights, str(place))
     except BaseException:
         model.detach()

@@ -68,13 +68,16 @@ class ComponentConfig(Settings):
     """Parent of all component configs. A subclass names its role (the node's place), its `type`, and its ports.
 
     takes, gives: ports as `"name: axis axis ..."`; `name?` is optional, `name*` takes any number of wires.
-    attaches: "decoder" or "vision" for a component whose module hooks itself onto a tower (`module.attach(tower)`).
+    attaches: "decoder" or "vision" for a component whose module hooks itself onto a tower (`module.attach(tower)`);
+    "input" for one whose forward returns `InputTokens` for the decoder's input (`module.attach(decoder, tokenizer)`).
+    counts_positions: True where its output depends on where a token stands in its row, not only on who stands before it.
     """
 
     role: ClassVar[str] = ""
     takes: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
     attaches: ClassVar[str] = ""
+    counts_positions: ClassVar[bool] = False
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         """Sizes of the axes this node adds to its outputs. Raises: Misfit where its settings and its wires disagree."""
@@ -91,6 +94,10 @@ class ComponentConfig(Settings):
     def cost(self, context: BuildContext) -> Cost:
         """Forward FLOPs of this node."""
         return Cost()
+
+    def input_tokens(self, context: BuildContext) -> int:
+        """Tokens that this node puts into the decoder's input for a sample with a picture."""
+        return 0
 
     def build(self, context: BuildContext) -> nn.Module:
         """The module; its forward takes the connected input ports as keywords and returns the output ports in order."""

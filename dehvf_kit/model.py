@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,10 @@ from dehvf_kit.backbones.vision import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.graph import Graph
 from dehvf_kit.graph_run import Features, by_tower, one_a_row, run_nodes
-from dehvf_kit.model_config import DehvfConfig
+from dehvf_kit.holding import Holding, RecomputedLayers
+from dehvf_kit.input_tokens import ExtendedInputs, bos_token, positions
+from dehvf_kit.loss import answer_loss
+from dehvf_kit.model_config import DehvfConfig, generation_config
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 SINGLE = "vision"
 
 
-class DehvfModel(PreTrainedModel, GenerationMixin):
+class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
     """A frozen decoder that sees: visual memory in every feed-forward network, written by a graph of small components.
 
     decoder: any transformers causal language model; towers: vision encoders by name; graph and nodes: the wired
@@ -58,7 +60,7 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         self.towers = nn.ModuleDict(towers)
         self.nodes = nn.ModuleDict({name: nodes[name] for name in graph.order})
         self.graph, self.recipe, self.processor = graph, recipe, processor
-        self.generation_config = _generation_config(decoder, recipe)
+        self.generation_config = generation_config(decoder, recipe)
         self.generation = self.generation_config
         self._was_trainable = [
             p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad
@@ -81,6 +83,8 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
                     node.attach(self.decoder)
                 elif place == "vision":
                     node.attach(self.towers[self._tower_of(name)].model)
+                elif place == "input":
+                    node.attach(self.decoder, self._tokenizer)
         except Exception:
             self.detach()
             raise
@@ -92,19 +96,33 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
                 node.detach()
         self.attached = False
 
+    @contextlib.contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """Inside, the towers are as they were before: without hooks, and without modules that a component put there."""
+        attached = self.attached
+        self._unhook()
+        try:
+            yield
+        finally:
+            if attached:
+                self._attach()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DehvfModel:
         """A copy with hooks of its own: hooks are bound to their module, so they are placed anew on both."""
         attached = self.attached
-        self._unhook()
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        nn.Module.__init__(twin)
-        for name, value in self.__dict__.items():
-            twin.__dict__[name] = copy.deepcopy(value, memo)
+        with self.unhooked():
+            twin = self.__class__.__new__(self.__class__)
+            memo[id(self)] = twin
+            nn.Module.__init__(twin)
+            for name, value in self.__dict__.items():
+                twin.__dict__[name] = copy.deepcopy(value, memo)
         if attached:
-            self._attach()
             twin._attach()
         return twin
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", None)
 
     def _tower_of(self, name: str) -> str:
         return next(
@@ -182,11 +200,20 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
 
         Raises: ShapeError where pictures and rows do not match, DehvfError after `detach()`.
         """
-        return {
-            name: out
-            for name, out in self.run_graph(rows, pixel_values, vision_features, has_image).items()
-            if self.graph.nodes[name].config.attaches == "decoder"
-        }
+        return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image))
+
+    def _attached_to(self, place: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: out for name, out in outputs.items() if self.graph.nodes[name].config.attaches == place}
+
+    def _extended(
+        self, outputs: Mapping[str, Any], text: Tensor, attention_mask: Tensor | None, cache: Any
+    ) -> ExtendedInputs | None:
+        """The text with the tokens that components put into it; None without such, or where a cache holds them already."""
+        inserted = [out for out in self._attached_to("input", outputs).values() if out is not None]
+        if not inserted or (cache is not None and cache.get_seq_length() > 0):
+            return None
+        pad = getattr(self._tokenizer, "pad_token_id", None)
+        return ExtendedInputs(inserted, text, attention_mask, bos_token(self._tokenizer, self.decoder), pad or 0)
 
     def run_graph(
         self,
@@ -228,14 +255,14 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         return run_nodes(self.graph, self.nodes, features, has_image)
 
     @property
+    def _counts_positions(self) -> bool:
+        """Whether a component's output depends on where a token stands in its row: then padding must not be counted."""
+        return any(self.graph.nodes[name].config.counts_positions for name in self.nodes)
+
+    @property
     def reads_pictures(self) -> bool:
         """Whether anything in the graph reads a picture's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
-
-    def _checkpoint_contexts(self) -> tuple[Any, Any]:
-        """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
-        held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
-        return contextlib.nullcontext(), _Holding(self.nodes, held)
 
     def forward(
         self,
@@ -248,42 +275,37 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The decoder's own output, with the pictures in its feed-forward memory.
+        """The decoder's own output, with the pictures in its feed-forward memory, or wherever the components put them.
 
         Shapes: input_ids and attention_mask [batch, token]; pixel_values [batch, 3, height, width] (or only the pictures
         of the rows flagged in has_image [batch]); vision_features as `vision_features()` returns them; labels
-        [batch, token] with -100 where no loss is taken. Further keywords go to the decoder.
+        [batch, token] with -100 where no loss is taken. Further keywords go to the decoder. Tokens that a component puts into
+        the input have no logits here: column i predicts what follows text token i.
         """
         text = input_ids if input_ids is not None else inputs_embeds
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
-        memory = self.memory(text.shape[0], pixel_values, vision_features, has_image)
-        inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image)
+        given = {**kwargs, "attention_mask": attention_mask}
         if labels is not None:
-            kwargs["labels"] = labels
-        if labels is not None and isinstance(kwargs.get("logits_to_keep"), Tensor):
-            return self._answer_loss(memory, inputs, attention_mask, kwargs)
-        with _Holding(self.nodes, memory):
-            return self.decoder(**inputs, attention_mask=attention_mask, **kwargs)
-
-    def _answer_loss(
-        self, memory: Mapping[str, Any], inputs: Any, attention_mask: Any, kwargs: dict[str, Any]
-    ) -> CausalLMOutputWithPast:
-        """Loss and logits [batch, position, vocabulary] of the positions in `logits_to_keep` alone, before answer tokens."""
-        labels, keep = kwargs.pop("labels"), kwargs["logits_to_keep"]
-        items = kwargs.pop("num_items_in_batch", None)
-        takes = inspect.signature(self.decoder.forward).parameters
-        if "logits_to_keep" not in takes:
-            kwargs.pop("logits_to_keep")
-        with _Holding(self.nodes, memory):
-            output = self.decoder(**inputs, attention_mask=attention_mask, **kwargs)
-        if output.logits.shape[1] != len(keep):
-            output.logits = output.logits[:, keep]
-        targets = labels[:, keep + 1]
-        loss = nn.functional.cross_entropy(
-            output.logits.float().flatten(0, 1), targets.flatten(), reduction="mean" if items is None else "sum"
-        )
-        output.loss = loss if items is None else loss / items
+            given["labels"] = labels
+        extended = self._extended(outputs, text, attention_mask, kwargs.get("past_key_values"))
+        if extended is not None:
+            given = extended.arguments(self.decoder, inputs_embeds, given)
+        else:
+            given |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+            if self._counts_positions and attention_mask is not None and given.get("position_ids") is None:
+                given["position_ids"] = positions(attention_mask)[:, -text.shape[1] :]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Holding(self.nodes, self._attached_to("decoder", outputs)))
+            if extended is not None and inputs_embeds is None:
+                stack.enter_context(extended.embedded(self.get_input_embeddings()))
+            if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
+                labels, keep, items = (given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch"))
+                return answer_loss(self.decoder, labels, keep, items, given)
+            output = self.decoder(**given)
+        if extended is not None and output.logits.shape[1] == extended.length:
+            output.logits = output.logits[:, extended.count :]
         return output
 
     @torch.no_grad()
@@ -299,55 +321,23 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """transformers' `generate` of the decoder, with the pictures in its memory: written once, read at every token.
 
-        inputs or input_ids [batch, token]; pictures as in `forward`; every keyword of transformers' `generate`.
+        inputs or input_ids [batch, token]; pictures as in `forward`; every keyword of transformers' `generate`. Gives the
+        prompt and the new tokens; tokens that a component puts into the input are not among them.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         text = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
-        memory = self.memory(text.shape[0], pixel_values, vision_features, has_image)
+        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image)
+        extended = self._extended(outputs, text, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
-        with _Holding(self.nodes, memory):
+        with Holding(self.nodes, self._attached_to("decoder", outputs)):
+            if extended is not None:
+                if input_ids is None:
+                    raise ShapeError("give input_ids: this model puts tokens among them, which embeddings alone do not show")
+                return extended.generate(self.decoder, input_ids, config, kwargs)
             return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
-        settings = dict(activation_checkpointing_kwargs or {})
-        if settings.get("use_reentrant"):
-            raise DehvfError(
-                "reentrant gradient checkpointing cannot reach the memory, so the adapter would get no gradient; "
-                "use gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
-        settings |= {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
-        self.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
-        self._checkpointing = True
-        self.train(self.training)
-
-    def activation_checkpointing_disable(self) -> None:
-        """Keep the decoder's activations for backward again."""
-        self.decoder.activation_checkpointing_disable()
-        self._checkpointing = False
-        self.train(self.training)
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """The older name of `activation_checkpointing_enable`."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """The older name of `activation_checkpointing_disable`."""
-        self.activation_checkpointing_disable()
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules())
-
-    def enable_input_require_grads(self) -> None:
-        """Nothing to do: gradients reach the adapter through the memory, not through the input embeddings."""
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -379,38 +369,3 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
 
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         return load(pretrained_model_name_or_path, decoder=decoder, vision=vision, dtype=dtype)
-
-
-class _Holding(contextlib.AbstractContextManager[None]):
-    """Inside, the decoder reads a batch's memory. It may be entered again, as each backward over a kept graph does."""
-
-    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any]) -> None:
-        self.nodes, self.memory = nodes, memory
-        self.open: list[contextlib.ExitStack] = []
-
-    def __enter__(self) -> None:
-        self.open.append(contextlib.ExitStack())
-        for name, state in self.memory.items():
-            self.open[-1].enter_context(self.nodes[name].holding(state))
-
-    def __exit__(self, *error: object) -> None:
-        self.open.pop().close()
-
-
-# Settings of a base model that say nothing without sampling or beams; transformers refuses to save them then.
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_BEAMS = ("early_stopping", "length_penalty")
-
-
-def _generation_config(decoder: nn.Module, recipe: Recipe | None) -> GenerationConfig:
-    known = getattr(decoder, "generation_config", None)
-    config = GenerationConfig(**known.to_dict()) if known is not None else GenerationConfig()
-    if recipe is not None:
-        wanted = recipe.generation.model_dump()
-        if not wanted["do_sample"]:
-            wanted |= dict.fromkeys(_SAMPLING)
-        if wanted["num_beams"] == 1:
-            wanted |= dict.fromkeys(_BEAMS)
-        for name, value in wanted.items():
-            setattr(config, name, value)
-    return config

@@ -41,7 +41,10 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What the kit needs to know of a decoder; `num_layers` counts the layers that have a feed-forward network."""
+    """What the kit needs to know of a decoder; `num_layers` counts the layers that have a feed-forward network.
+
+    num_heads, num_key_value_heads, head_dim: of its attention, where that is of LLaMA's kind; 0 elsewhere.
+    """
 
     hidden_size: int
     num_layers: int
@@ -50,6 +53,9 @@ class DecoderSpec:
     num_parameters: int = 0
     activation: str = ""
     model_type: str = ""
+    num_heads: int = 0
+    num_key_value_heads: int = 0
+    head_dim: int = 0
 
 
 @dataclass(frozen=True)

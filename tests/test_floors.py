@@ -31,11 +31,15 @@ FLOORS = {
         "processing",
         "model",
         "model_config",
+        "input_tokens",
+        "loss",
+        "holding",
     ),
     4: (
         "builder",
         "checkpoint",
         "fingerprint",
+        "memvp_checkpoint",
         "auto_classes",
         "data.encoding",
         "data.features",
@@ -66,7 +70,11 @@ ALLOWED = {
     ("model", "graph_run"): "the model runs the graph",
     ("graph_run", "graph"): "the graph that is run",
     ("model", "model_config"): "its config class",
+    ("model", "input_tokens"): "what components put into the input",
+    ("model", "loss"): "the loss of the answers",
+    ("model", "holding"): "what the decoder reads while it runs",
     ("model", "recipe"): "for annotations",
+    ("model_config", "recipe"): "for annotations",
     ("model", "checkpoint"): "save_pretrained and from_pretrained open the door upward when called",
 }
 

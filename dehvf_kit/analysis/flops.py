@@ -47,7 +47,8 @@ class TransformerFlops:
 class TextCost:
     """One sample of `tokens` text tokens through the decoder, vision encoders left out.
 
-    text: without a picture; memory: with the picture in memory, components included; prepended: with its patches put
+    text: without a picture; memory: with the picture in memory, or in the input where a component puts it there, components
+    included; prepended: with its patches put
     before the text, as LLaVA does (no projector counted, logits for the text alone), None where their number varies.
     """
 
@@ -76,6 +77,7 @@ def flop_report(
     outside = [cost for name, cost in components.items() if graph.nodes[name].config.attaches != "vision"]
     fixed = sum(cost.per_step + cost.per_image for cost in outside)
     per_token = sum(cost.per_token for cost in outside)
+    inserted = sum(graph.nodes[name].config.input_tokens(graph.contexts[name]) for name in graph.order)
     read = encoders_read(graph)
     sizes = [tower.spec.num_patches for tower in towers.values()]
     patches = None if None in sizes else sum(size or 0 for size in sizes)
@@ -83,7 +85,7 @@ def flop_report(
         TextCost(
             length,
             counted.forward(length),
-            counted.forward(length) + fixed + per_token * length,
+            counted.forward(inserted + length, logits=length) + fixed + per_token * (inserted + length),
             None if patches is None else counted.forward(patches + length, logits=length),
         )
         for length in lengths

@@ -12,14 +12,27 @@ from dehvf_kit.shapes import DecoderSpec
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class HfDecoderConfig(TowerConfig):
-    """A transformers decoder; its feed-forward networks are found by structure."""
+    """A transformers decoder, or a folder with LLaMA as Meta released it; its parts are found by structure."""
 
     role: ClassVar[str] = "decoder"
     type: Literal["hf"] = "hf"
+
+    def original(self, sources: Mapping[str, Source]) -> str | None:
+        """The folder, where the model is LLaMA in its original layout (params.json, consolidated.*.pth)."""
+        from dehvf_kit.backbones.llama_original import is_original
+
+        location = self.location(sources) if self.model and self.model not in sources else ""
+        return location if location and is_original(location) else None
+
+    def hf_config(self, sources: Mapping[str, Source]) -> PretrainedConfig:
+        from dehvf_kit.backbones.llama_original import original_config
+
+        folder = None if self.config is not None else self.original(sources)
+        return super().hf_config(sources) if folder is None else original_config(folder)
 
     def spec(self, sources: Mapping[str, Source]) -> DecoderSpec:
         """Sizes of the decoder, from its config alone."""
@@ -45,6 +58,10 @@ class HfDecoderConfig(TowerConfig):
 
         location = self.location(sources)
         require_local(location, self.download)
+        if self.original(sources):
+            from dehvf_kit.backbones.llama_original import load_original
+
+            return load_original(location, torch_dtype(self.dtype), self.attn_implementation)
         try:
             return AutoModelForCausalLM.from_pretrained(
                 location,
@@ -64,6 +81,10 @@ class HfDecoderConfig(TowerConfig):
 
         location = self.location(sources)
         require_local(location, self.download)
+        if self.original(sources):
+            from dehvf_kit.backbones.llama_original import original_tokenizer
+
+            return prepare_tokenizer(original_tokenizer(location))
         try:
             tokenizer = AutoTokenizer.from_pretrained(location, **self.hub_arguments())
         except (OSError, ValueError) as error:
@@ -81,12 +102,18 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 def decoder_spec(decoder: nn.Module) -> DecoderSpec:
     """Sizes of a decoder that is in memory, on whichever device. Raises: DecoderError if its FFNs differ in width."""
+    from dehvf_kit.backbones.attention_sites import attention_sites
     from dehvf_kit.backbones.ffn_sites import ffn_sites
 
     sites = ffn_sites(decoder)
     widths = sorted({site.hidden_size for site in sites})
     if len(widths) > 1:
         raise DecoderError(f"{type(decoder).__name__}: its feed-forward networks have widths {widths}; one is needed")
+    try:
+        attention = attention_sites(decoder)[0]
+        heads = attention.num_heads, attention.num_key_value_heads, attention.head_dim
+    except DecoderError:
+        heads = 0, 0, 0
     config = getattr(decoder, "config", None)
     text = config.get_text_config(decoder=True) if config is not None else None
     return DecoderSpec(
@@ -97,4 +124,7 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         num_parameters=sum(parameter.numel() for parameter in decoder.parameters()),
         activation=sites[0].activation_name,
         model_type=getattr(config, "model_type", type(decoder).__name__),
+        num_heads=heads[0],
+        num_key_value_heads=heads[1],
+        head_dim=heads[2],
     )

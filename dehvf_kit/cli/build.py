@@ -42,9 +42,10 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bo
         if folder is not None:
             save_adapter(model, folder, overwrite)
         parameters = parameter_table(model.graph, recipe.published)
-        flops = flop_report(model.graph, model.decoder, model.towers)
         dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
-        memory = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
+        with model.unhooked():
+            flops = flop_report(model.graph, model.decoder, model.towers)
+            memory = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
     if as_json:
         print_json(facts(model, parameters, flops, memory, folder))
         return

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dehvf_kit.graph import Graph
     from dehvf_kit.model import DehvfModel
 
+_PLACES = {"decoder": " on every decoder layer", "vision": " on every vision block", "input": " in the decoder's input"}
+
 
 def print_report(
     console: Console,
@@ -58,7 +60,7 @@ def _graph(console: Console, graph: Graph) -> None:
     section(console, "Graph", "in the order it runs; input <- node.output \\[axes]")
     for name in graph.order:
         node = graph.nodes[name]
-        place = {"decoder": " on every decoder layer", "vision": " on every vision block"}.get(node.config.attaches, "")
+        place = _PLACES.get(node.config.attaches, "")
         kind = node.config.type if node.config.role == name else f"{node.config.role} {node.config.type}"
         console.print(f"  [cyan]{name}[/]  {kind}[dim]{place}[/]")
         table = grid("left", "left", "left", indent=4)

@@ -310,6 +310,20 @@ def generate(
     run(adapter, image, question, max_new_tokens, as_json)
 
 
+@app.command(name="import-memvp")
+def import_memvp(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="An official MemVP .pth file.", show_default=False)],
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", metavar="RECIPE", help="A MemVP recipe of the same sizes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the adapter goes.")],
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that stands there.")] = False,
+) -> None:
+    """Read an official MemVP adapter checkpoint into an adapter of the kit; needs no base weights, runs no pickle."""
+    from dehvf_kit.cli.import_memvp import run
+
+    run(checkpoint, recipe, overrides or [], output, overwrite)
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes.")] = Path(

@@ -1,0 +1,29 @@
+"""The methods DEHVF is compared with, as components: LaVIN, LLaMA-Adapter, visual tokens with LoRA. MemVP needs none."""
+
+from __future__ import annotations
+
+from dehvf_kit import hookimpl
+from dehvf_kit.hookspecs import Register
+
+
+@hookimpl
+def register_components(register: Register) -> None:
+    from dehvf_kit_baselines.clip_projection import ClipProjectionVisionConfig
+    from dehvf_kit_baselines.gated_prefix import GatedPrefixConfig
+    from dehvf_kit_baselines.lora import LoraConfig
+    from dehvf_kit_baselines.mixture_decoder import MixtureDecoderAdapterConfig
+    from dehvf_kit_baselines.mixture_vision import MixtureVisionAdapterConfig
+    from dehvf_kit_baselines.readers import GlobalTokensReaderConfig, PatchTokensReaderConfig
+    from dehvf_kit_baselines.visual_tokens import VisualTokensConfig
+
+    for config in (
+        ClipProjectionVisionConfig,
+        PatchTokensReaderConfig,
+        GlobalTokensReaderConfig,
+        VisualTokensConfig,
+        MixtureDecoderAdapterConfig,
+        MixtureVisionAdapterConfig,
+        GatedPrefixConfig,
+        LoraConfig,
+    ):
+        register(config)

@@ -1,0 +1,224 @@
+"""LLaMA-Adapter: learned prompts that the text attends to in the top layers, behind a gate that starts closed.
+
+Source: LLaMA-Adapter, arXiv:2303.16199. Its ScienceQA code was never released; what its paper leaves open is marked choice.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from dehvf_kit import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.backbones.attention_sites import PROJECTIONS, attention_sites
+from dehvf_kit.errors import DecoderError, ShapeError, listing
+from dehvf_kit.shapes import Cost, Readout
+from dehvf_kit_baselines.llama_attention import needs_llama_attention
+
+
+class GatedPrefixConfig(ComponentConfig):
+    """attention(x) + tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers; the picture's token is added to P."""
+
+    role: ClassVar[str] = "decoder_adapter"
+    takes: ClassVar[tuple[str, ...]] = (
+        "codes?: batch layer patch code",
+        "readout?: code decoder_hidden",
+        "has_image?: batch",
+    )
+    attaches: ClassVar[str] = "decoder"
+    counts_positions: ClassVar[bool] = True  # queries are rotated, the prompts' keys are not
+    type: Literal["gated_prefix"] = "gated_prefix"
+    num_prompts: int = Field(10, ge=1, description="prompts in each layer")
+    num_layers: int | None = Field(30, ge=1, description="layers that have prompts, from the top; null: all")
+
+    def top(self, context: BuildContext) -> int:
+        """How many layers have prompts."""
+        return context.decoder.num_layers if self.num_layers is None else self.num_layers
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        needs_llama_attention(context.decoder)
+        if self.top(context) > context.decoder.num_layers:
+            most = context.decoder.num_layers
+            raise Misfit(f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers")
+        if "codes" in context.wires and context.axes.get("patch") not in (None, 1):
+            raise Misfit(
+                f"adds one token of the picture to its prompts, {context.axes['patch']} were wired to it; use a reader of "
+                "type global_tokens with num_tokens 1",
+                "inputs",
+            )
+        return {}
+
+    def num_params(self, context: BuildContext) -> dict[str, int]:
+        top, spec = self.top(context), context.decoder
+        return {"prompts": top * self.num_prompts * spec.hidden_size, "gates": top * spec.num_heads}
+
+    def cost(self, context: BuildContext) -> Cost:
+        top, spec = self.top(context), context.decoder
+        projected = 4 * self.num_prompts * spec.hidden_size * spec.num_key_value_heads * spec.head_dim
+        read = context.axes.get("code") or 0
+        attended = 4 * self.num_prompts * spec.num_heads * spec.head_dim
+        return Cost(per_image=top * projected + 2 * read * spec.hidden_size, per_token=top * attended)
+
+    def build(self, context: BuildContext) -> GatedPrefix:
+        spec = context.decoder
+        return GatedPrefix(spec.num_layers, self.top(context), self.num_prompts, spec.hidden_size, spec.num_heads)
+
+
+class Prefix:
+    """A batch's prompts as keys and values of each layer [batch or 1, key head, prompt, head_dim]."""
+
+    def __init__(self, keys_values: dict[int, tuple[Tensor, Tensor]]) -> None:
+        self.keys_values = keys_values
+
+
+class GatedPrefix(nn.Module):
+    """forward: codes [batch, 1, 1, code], a readout and has_image [batch] -> the batch's `Prefix`.
+
+    The prompts' keys and values come from the decoder's own frozen maps, without rotation; queries are the text's, rotated.
+    Cost: 4 * prompt * attention width FLOPs a token and layer, and the prompts' keys and values once a batch.
+    Raises: ShapeError for rows that are no multiple of the batch.
+    """
+
+    def __init__(self, num_layers: int, top: int, num_prompts: int, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(torch.randn(top, num_prompts, hidden_size))
+        self.gates = nn.Parameter(torch.zeros(top, num_heads))
+        self.num_layers, self.first = num_layers, num_layers - top
+        self.memory: Prefix | None = None
+        self._attention: dict[int, _Attention] = {}
+
+    def attach(self, decoder: nn.Module) -> None:
+        """Hook the attention of the top layers. Raises: DecoderError for a decoder that is not of LLaMA's kind."""
+        sites = attention_sites(decoder)
+        if len(sites) != self.num_layers:
+            raise DecoderError(f"prompts built for {self.num_layers} layers; the decoder has {len(sites)}")
+        found = {layer: _Attention(decoder.get_submodule(site.path)) for layer, site in enumerate(sites)}
+        self._attention = {layer: one for layer, one in found.items() if layer >= self.first}
+        for layer, attention in self._attention.items():
+            attention.hook(lambda queries, layer=layer: self._added(layer, queries))
+
+    def detach(self) -> None:
+        """Take the hooks away: the decoder is bit-identical to before."""
+        for attention in self._attention.values():
+            attention.remove()
+        self._attention, self.memory = {}, None
+
+    def forward(
+        self, codes: Tensor | None = None, readout: Readout | None = None, has_image: Tensor | None = None
+    ) -> Prefix:
+        prompts = self.prompts[:, None]
+        if codes is not None and readout is not None:
+            token = F.linear(readout.activation(codes), readout.weight, readout.bias).flatten(1, 2)
+            if has_image is not None:
+                token = token * has_image.to(token)[:, None, None]
+            prompts = prompts + token[None]
+        return Prefix(
+            {
+                layer: attention.keys_values(prompts[layer - self.first])
+                for layer, attention in self._attention.items()
+            }
+        )
+
+    @contextmanager
+    def holding(self, memory: Prefix | None) -> Iterator[None]:
+        """Inside, the decoder's text attends to these prompts."""
+        before, self.memory = self.memory, memory
+        try:
+            yield
+        finally:
+            self.memory = before
+
+    def _added(self, layer: int, queries: Tensor) -> Tensor | None:
+        """tanh(gate) * attention to the prompts. Shapes: queries [rows, head, token, head_dim] -> the same."""
+        if self.memory is None:
+            return None
+        keys, values = self.memory.keys_values[layer]
+        rows, heads, tokens, width = queries.shape
+        batch, shared = keys.shape[:2]
+        if rows % batch:
+            raise ShapeError(f"{rows} rows of text for {batch} samples (rows may only be repeated whole, as beams are)")
+        grouped = queries.reshape(batch, rows // batch, shared, heads // shared, tokens, width)
+        grouped = grouped.permute(0, 2, 1, 3, 4, 5).reshape(batch, shared, -1, width)
+        found = F.scaled_dot_product_attention(grouped, keys, values, scale=self._attention[layer].scaling)
+        found = found.view(batch, shared, rows // batch, heads // shared, tokens, width)
+        found = found.permute(0, 2, 1, 3, 4, 5).reshape(queries.shape)
+        gate = self.gates[layer - self.first].tanh().to(found.dtype)
+        return gate[None, :, None, None] * found
+
+
+class _Attention:
+    """One layer's attention: its queries as they are after rotation, and its output before the output map.
+
+    Raises: DecoderError where the queries pass something else than a linear map and a rotation of all their width.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.rotate = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+        others = [name for name, child in module.named_children() if name not in PROJECTIONS and _has_weights(child)]
+        if self.rotate is None or others:
+            without = f"it has {listing(others)} besides" if others else "it knows no apply_rotary_pos_emb"
+            raise DecoderError(
+                f"{type(module).__name__}: prompts need attention of LLaMA's kind, {', '.join(PROJECTIONS)} and rotary "
+                f"positions on the whole of each head; {without}"
+            )
+        self.head_dim: int = module.head_dim
+        self.scaling = float(getattr(module, "scaling", self.head_dim**-0.5))
+        self._queries: Tensor | None = None
+        self._rotation: tuple[Tensor, Tensor] | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def keys_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompts [batch, prompt, hidden] -> keys and values [batch, key head, prompt, head_dim], not rotated."""
+        weight = self.module.k_proj.weight
+        prompts = prompts.to(weight.device, weight.dtype)
+        return tuple(
+            project(prompts).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.module.k_proj, self.module.v_proj)
+        )
+
+    def hook(self, added: Any) -> None:
+        """Add `added(rotated queries)` to the attention's output, before the output map."""
+
+        def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._rotation = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
+
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._queries = output
+
+        def finish(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            queries, rotation, self._queries, self._rotation = self._queries, self._rotation, None, None
+            more = added(self._rotated(queries, rotation))
+            return None if more is None else (args[0] + more.transpose(1, 2).reshape(args[0].shape), *args[1:])
+
+        self._handles = [
+            self.module.register_forward_pre_hook(start, with_kwargs=True),
+            self.module.q_proj.register_forward_hook(keep),
+            self.module.o_proj.register_forward_pre_hook(finish),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _rotated(self, queries: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """[rows, token, head * head_dim] -> [rows, head, token, head_dim], rotated as the decoder does it."""
+        if rotation is None or rotation[0].shape[-1] != self.head_dim:
+            raise DecoderError(
+                f"{type(self.module).__name__}: prompts need rotary positions on the whole of each head, given as "
+                "position_embeddings"
+            )
+        heads = queries.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return self.rotate(heads, heads, *rotation)[0]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())

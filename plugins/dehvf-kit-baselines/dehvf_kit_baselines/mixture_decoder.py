@@ -1,0 +1,148 @@
+"""LaVIN in the decoder: a mixture-of-modality adapter before the attention of every layer, routed by a modality token.
+
+In LaVIN's sequence the modality token stands first, attends to itself alone and is seen by itself alone. So what it is in
+each layer depends on the layer and the modality, not on the text: here the two tokens pass the decoder once a batch, on
+their own, and each sample takes the weights of its modality. The result is the same, and no mask or cache is touched.
+Source: LaVIN, arXiv:2305.15023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dehvf_kit import BuildContext, ComponentConfig
+from dehvf_kit.backbones.attention_sites import attention_sites
+from dehvf_kit.errors import DecoderError, ShapeError
+from dehvf_kit.shapes import Cost
+from dehvf_kit_baselines.llama_attention import before_attention, needs_llama_attention
+from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, check_groups, mixture_params
+
+
+class MixtureDecoderAdapterConfig(ComponentConfig):
+    """h = x + attention(adapter(norm x)) in every decoder layer, the adapter's two halves mixed by the sample's modality."""
+
+    role: ClassVar[str] = "decoder_adapter"
+    takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "has_image?: batch")
+    attaches: ClassVar[str] = "decoder"
+    type: Literal["mixture_of_modality"] = "mixture_of_modality"
+    width: int = Field(8, ge=1, description="width of the adapters")
+    groups: int = Field(2, ge=1, description="groups that the expanding maps are cut into")
+    temperature: float = Field(10.0, gt=0, description="of the router's softmax: LaVIN has 10 at 7B, 5 at 13B")
+    scale: float = Field(1.0, gt=0, description="scale of what an adapter adds")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the adapters, in training")
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        needs_llama_attention(context.decoder)
+        check_groups(context.decoder.hidden_size, self.width, self.groups)
+        return {}
+
+    def num_params(self, context: BuildContext) -> dict[str, int]:
+        hidden = context.decoder.hidden_size
+        return {
+            "modality": EXPERTS * hidden,
+            "adapters": context.decoder.num_layers * mixture_params(hidden, self.width, self.groups),
+        }
+
+    def cost(self, context: BuildContext) -> Cost:
+        hidden, layers = context.decoder.hidden_size, context.decoder.num_layers
+        maps = self.width * hidden + EXPERTS * self.width * hidden // self.groups
+        return Cost(per_token=2 * layers * maps)
+
+    def build(self, context: BuildContext) -> MixtureDecoderAdapter:
+        adapters = [
+            MixtureAdapter(
+                context.decoder.hidden_size, self.width, self.groups, self.temperature, self.scale, self.dropout
+            )
+            for _ in range(context.decoder.num_layers)
+        ]
+        return MixtureDecoderAdapter(context.decoder.hidden_size, adapters)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A batch's weights: those of each layer and modality [2, 2], and each row's modality [batch] (1: has a picture)."""
+
+    modality: Tensor
+    weights: Mapping[int, Tensor]
+
+    def of(self, layer: int, rows: int) -> Tensor:
+        """[rows, 2]. Raises: ShapeError for rows that are no multiple of the batch."""
+        batch = len(self.modality)
+        if rows % batch:
+            raise ShapeError(f"{rows} rows of text for {batch} samples (rows may only be repeated whole, as beams are)")
+        return self.weights[layer].index_select(0, self.modality).repeat_interleave(rows // batch, 0)
+
+
+class Recording(dict[int, Tensor]):
+    """What is held while the modality tokens pass the decoder: each layer's weights, as they come."""
+
+
+class MixtureDecoderAdapter(nn.Module):
+    """forward: codes (their presence says that the batch has pictures) and has_image [batch] -> the batch's `Routing`.
+
+    Cost: 2 * layer * hidden * width * (1 + 2 / groups) FLOPs a token, and two tokens through the decoder once a batch.
+    """
+
+    def __init__(self, hidden_size: int, adapters: list[MixtureAdapter]) -> None:
+        super().__init__()
+        self.modality = nn.Embedding(EXPERTS, hidden_size)
+        self.layers = nn.ModuleList(adapters)
+        self.memory: Routing | Recording | None = None
+        self._decoder: list[nn.Module] = []  # in a list: the decoder is no part of this module
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, decoder: nn.Module) -> None:
+        """Hook the attention of every layer. Raises: DecoderError for a decoder not of LLaMA's kind or another depth."""
+        sites = attention_sites(decoder)
+        if len(sites) != len(self.layers):
+            raise DecoderError(f"adapters built for {len(self.layers)} layers; the decoder has {len(sites)}")
+        self._decoder = [decoder]
+        for layer, site in enumerate(sites):
+            change = lambda x, layer=layer: self._adapt(layer, x)  # noqa: E731
+            self._handles.append(before_attention(decoder.get_submodule(site.path), change))
+
+    def detach(self) -> None:
+        """Take the hooks away: the decoder is bit-identical to before."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._decoder, self.memory = [], None
+
+    def forward(self, codes: Tensor | None = None, has_image: Tensor | None = None) -> Routing:
+        device = self.modality.weight.device
+        if codes is None:
+            modality = torch.zeros(1, dtype=torch.long, device=device)
+        elif has_image is None:
+            modality = torch.ones(codes.shape[0], dtype=torch.long, device=device)
+        else:
+            modality = has_image.long().to(device)
+        recording, decoder = Recording(), self._decoder[0]
+        tokens = self.modality.weight[:, None].to(decoder.get_input_embeddings().weight.dtype)
+        with self.holding(recording):
+            decoder.base_model(inputs_embeds=tokens, use_cache=False)
+        return Routing(modality, dict(recording))
+
+    @contextmanager
+    def holding(self, memory: Routing | Recording | None) -> Iterator[None]:
+        """Inside, the decoder's layers take this batch's weights."""
+        before, self.memory = self.memory, memory
+        try:
+            yield
+        finally:
+            self.memory = before
+
+    def _adapt(self, layer: int, x: Tensor) -> Tensor | None:
+        memory, adapter = self.memory, self.layers[layer]
+        if memory is None:
+            return None
+        if isinstance(memory, Recording):
+            memory[layer] = adapter.weigh(x[:, 0])
+            return adapter(x, memory[layer])
+        return adapter(x, memory.of(layer, x.shape[0]))

@@ -1,0 +1,84 @@
+"""Readers: which tokens of the encoder a method takes, handed on as the patches of one layer, so that a projector fits."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from dehvf_kit import BuildContext, ComponentConfig, Misfit
+
+
+class PatchTokensReaderConfig(ComponentConfig):
+    """The patch tokens of one vision layer, as LLaVA reads the penultimate one."""
+
+    role: ClassVar[str] = "reader"
+    takes: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
+    gives: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
+    type: Literal["patch_tokens"] = "patch_tokens"
+    layer: int = Field(-2, description="vision layer: 0 is the first block, -1 the last")
+
+    def vision_layers(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layer % num_layers,)
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        _check_layer(context, self.layer)
+        return {"layer": 1}
+
+    def build(self, context: BuildContext) -> Reader:
+        return Reader(_places(context, [self.layer]))
+
+
+class GlobalTokensReaderConfig(ComponentConfig):
+    """The global (class) tokens of vision layers spread evenly up to the last, as LaVIN reads every fourth of CLIP's 24."""
+
+    role: ClassVar[str] = "reader"
+    takes: ClassVar[tuple[str, ...]] = ("globals: batch layer vision_hidden",)
+    gives: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
+    type: Literal["global_tokens"] = "global_tokens"
+    num_tokens: int = Field(6, ge=1, description="layers read, of which the deepest is the last; 1: the last alone")
+
+    def chosen(self, num_layers: int) -> list[int]:
+        """0-based layers after blocks round(L / n), round(2 L / n), ..., L: 3, 7, ..., 23 of 24 for six."""
+        return [round((place + 1) * num_layers / self.num_tokens) - 1 for place in range(self.num_tokens)]
+
+    def vision_layers(self, num_layers: int) -> tuple[int, ...]:
+        return tuple(self.chosen(num_layers))
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        if context.vision is not None and self.num_tokens > context.vision.num_layers:
+            raise Misfit(
+                f"{self.num_tokens} tokens from {context.vision.num_layers} vision layers; use as many at most", "num_tokens"
+            )
+        return {"layer": 1, "patch": self.num_tokens}
+
+    def build(self, context: BuildContext) -> Reader:
+        num_layers = context.vision.num_layers if context.vision else context.size("layer")
+        return Reader(_places(context, self.chosen(num_layers)))
+
+
+class Reader(nn.Module):
+    """Shapes: patches [batch, layer, patch, vision_hidden] -> the layer at `places[0]` alone [batch, 1, patch, vision_hidden];
+    globals [batch, layer, vision_hidden] -> those at `places` as one layer's patches [batch, 1, places, vision_hidden].
+    """
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, patches: Tensor | None = None, globals: Tensor | None = None) -> Tensor:
+        return patches[:, self.places] if patches is not None else globals[:, self.places].unsqueeze(1)
+
+
+def _check_layer(context: BuildContext, layer: int) -> None:
+    count = context.vision.num_layers if context.vision else None
+    if count is not None and not -count <= layer < count:
+        raise Misfit(f"there is no vision layer {layer} of {count}; use {-count} to {count - 1}", "layer")
+
+
+def _places(context: BuildContext, layers: list[int]) -> list[int]:
+    """Positions of vision layers along the `layer` axis, which holds those that are read."""
+    if context.vision is None:
+        raise Misfit("a reader reads one encoder; wire it to one under `inputs:`")
+    return [context.layers.index(layer % context.vision.num_layers) for layer in layers]

@@ -1,0 +1,97 @@
+"""Pictures as tokens of the input: after the beginning-of-sequence token stand, where the recipe says so, a few words,
+then the projected tokens, then the text.
+
+Source: LLaVA, arXiv:2304.08485 (patches, no words); LaVIN, arXiv:2305.15023 ("Image: " and six class tokens, "Image: N/A").
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dehvf_kit import BuildContext, ComponentConfig, DehvfError, Misfit
+from dehvf_kit.input_tokens import InputTokens
+from dehvf_kit.shapes import Cost, Readout
+
+
+class VisualTokensConfig(ComponentConfig):
+    """The projected tokens of a picture in the decoder's input, without loss on them; no parameters of its own."""
+
+    role: ClassVar[str] = "visual_tokens"
+    takes: ClassVar[tuple[str, ...]] = (
+        "codes?: batch layer patch code",
+        "readout?: code decoder_hidden",
+        "has_image?: batch",
+    )
+    attaches: ClassVar[str] = "input"
+    type: Literal["visual_tokens"] = "visual_tokens"
+    words_before: str = Field("", description="text before a picture's tokens")
+    words_without: str = Field("", description="text in their place for a sample without picture")
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        if "codes" not in context.wires or "readout" not in context.wires:
+            raise Misfit("needs a picture's codes and readout; add a projector", "inputs")
+        return {}
+
+    def input_tokens(self, context: BuildContext) -> int:
+        """Tokens of a picture; the words before them, which only a tokenizer can count, are left out."""
+        return (context.axes.get("layer") or 0) * (context.axes.get("patch") or 0)
+
+    def cost(self, context: BuildContext) -> Cost:
+        width = (context.axes.get("code") or 0) * context.decoder.hidden_size
+        return Cost(per_image=2 * self.input_tokens(context) * width)
+
+    def build(self, context: BuildContext) -> VisualTokens:
+        return VisualTokens(self.words_before, self.words_without)
+
+
+class VisualTokens(nn.Module):
+    """Shapes: codes [batch, layer, patch, code] and a readout -> `InputTokens` of layer * patch tokens and the words.
+
+    Raises: DehvfError where there are words and no tokenizer. Cost: the readout.
+    """
+
+    def __init__(self, words_before: str = "", words_without: str = "") -> None:
+        super().__init__()
+        self.words = words_before, words_without
+        self._embedding: list[nn.Module] = []  # in a list: the decoder's own module is no part of this one
+        self._tokenizer: Any = None
+
+    def attach(self, decoder: nn.Module, tokenizer: Any) -> None:
+        """Learn where words become tokens."""
+        self._embedding, self._tokenizer = [decoder.get_input_embeddings()], tokenizer
+
+    def detach(self) -> None:
+        """Forget the decoder."""
+        self._embedding, self._tokenizer = [], None
+
+    def forward(
+        self, codes: Tensor | None = None, readout: Readout | None = None, has_image: Tensor | None = None
+    ) -> InputTokens | None:
+        before, without = (self._embed(words) for words in self.words)
+        if codes is None or readout is None:
+            return InputTokens(without[None]) if len(without) else None
+        rows = codes.shape[0]
+        tokens = nn.functional.linear(readout.activation(codes), readout.weight, readout.bias).flatten(1, 2)
+        device = tokens.device
+        seen = torch.ones(rows, dtype=torch.bool) if has_image is None else has_image.bool()
+        seen = seen.to(device)[:, None]
+        words = torch.cat([without, before]).to(tokens)
+        shown = torch.cat(
+            [(~seen).expand(-1, len(without)), seen.expand(-1, len(before) + tokens.shape[1])], dim=1
+        )
+        return InputTokens(torch.cat([words.expand(rows, -1, -1), tokens], 1), shown)
+
+    def _embed(self, words: str) -> Tensor:
+        """Words -> the decoder's own embeddings [token, decoder_hidden]."""
+        embedding = self._embedding[0]
+        device = embedding.weight.device
+        if not words:
+            return embedding.weight.new_zeros(0, embedding.weight.shape[1])
+        if self._tokenizer is None:
+            raise DehvfError(f"the words {words!r} need a tokenizer; hand one over to build(..., tokenizer=...)")
+        ids = self._tokenizer(words, add_special_tokens=False)["input_ids"]
+        return embedding(torch.tensor(ids, device=device)).detach()

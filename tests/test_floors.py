@@ -41,6 +41,7 @@ FLOORS = {
         "training",
         "scoring",
         "analysis",
+        "comparison",
         "schema",
         "testing",
     ),

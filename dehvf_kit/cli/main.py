@@ -203,6 +203,53 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...",
+            help="Recipes, .yaml files, and fields to change in all of them.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where runs and table go.")] = Path(
+        "runs/compare"
+    ),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe, with seeds 0, 1, ...")] = 3,
+    tune: Annotated[bool, typer.Option("--tune", help="Find each recipe's learning rate first, by one rule.")] = False,
+    rate_factors: Annotated[
+        str, typer.Option("--rate-factors", help="The grid of --tune, times each recipe's base learning rate.")
+    ] = "0.25,0.5,1,2,4",
+    rates: Annotated[
+        str, typer.Option("--rates", help="The grid of --tune in absolute base learning rates.", show_default=False)
+    ] = "",
+    fraction: Annotated[
+        float, typer.Option("--tune-fraction", min=0.001, max=1, help="Part of the steps that a tuning run makes.")
+    ] = 0.2,
+    validation: Annotated[
+        float, typer.Option("--validation", min=0.001, max=0.9, help="Training pictures that tuning is scored on.")
+    ] = 0.1,
+    side_by_side: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads a run.", show_default="cores / jobs")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", metavar="FIELD", help="Let a field differ between the recipes.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and score recipes on one data set under one budget, over several seeds; goes on where it was interrupted."""
+    from dehvf_kit.cli.compare import run
+
+    raise typer.Exit(
+        run(
+            words, output, seeds, tune, rate_factors, rates, fraction, validation, side_by_side, threads, allow or [],
+            as_json,
+        )  # fmt: skip
+    )
+
+
+@app.command()
 def generate(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def count_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> 
     return CountedFlops(forward // len(items), encoder // max(1, len(pictures)), counter.get_total_flops())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
     """FLOPs inside the block; attention by plain products, which are all seen."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -112,6 +114,7 @@ class PeakMemory:
             self.rest = torch.cuda.memory_allocated()
         elif STATM.is_file():
             self.how = "resident memory"
+            _give_back()
             self.rest = self.peak = _resident()
             self.stop = threading.Event()
             self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -139,6 +142,13 @@ def _resident() -> int:
     """Resident bytes of this process that are its own."""
     _, resident, shared, *_ = STATM.read_text().split()
     return (int(resident) - int(shared)) * resource.getpagesize()
+
+
+def _give_back() -> None:
+    """Hand what is free but still resident back to the system, where the C library can: else it hides what comes next."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _maximum() -> int:

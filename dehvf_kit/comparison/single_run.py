@@ -54,6 +54,12 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
     progress("loading the base models", 0, 1, "")
     model = build(recipe)
     features = _features(model, config.cache_features, [*learned, *asked], progress)
+    clock = StepClock(progress)
+    with PeakMemory() as memory:
+        trained = train(recipe, folder, model, features, samples=learned, progress=clock)
+    began = time.perf_counter()
+    predictions = answer(model, asked, SCORING_BATCH, features, lambda done, total: progress("asking", done, total, ""))
+    seconds = time.perf_counter() - began
     encoded = EncodedSamples(
         learned[: config.batch_size],
         model.processor,
@@ -63,12 +69,6 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         features,
     )
     flops = count_flops(model, encoded, config.batch_size)
-    clock = StepClock(progress)
-    with PeakMemory() as memory:
-        trained = train(recipe, folder, model, features, samples=learned, progress=clock)
-    began = time.perf_counter()
-    predictions = answer(model, asked, SCORING_BATCH, features, lambda done, total: progress("asking", done, total, ""))
-    seconds = time.perf_counter() - began
     write_text(folder / PREDICTIONS, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     write_json(

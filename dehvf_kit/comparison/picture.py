@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COSTS = (
-    ("trained parameters, M", lambda row: row["trained_parameters"] / 1e6),
-    ("GFLOPs a question, encoder left out", lambda row: row["flops"]["forward"] / 1e9),
-    ("seconds a training step", lambda row: row["seconds_per_step"]["mean"] if row["seconds_per_step"] else 0.0),
-    ("memory of a training step, MB", lambda row: row["step_memory"]["mean"] / 1e6),
+    ("trained\nparameters, M", lambda row: row["trained_parameters"] / 1e6),
+    ("GFLOPs a question,\nencoder left out", lambda row: row["flops"]["forward"] / 1e9),
+    ("seconds a\ntraining step", lambda row: row["seconds_per_step"]["mean"] if row["seconds_per_step"] else 0.0),
+    ("memory of a\ntraining step, MB", lambda row: row["step_memory"]["mean"] / 1e6),
 )
 
 
@@ -90,5 +90,5 @@ def _bars(axes: Axes, values: Sequence[float], title: str) -> None:
             color=INK,
         )
     axes.set_xlim(0, 1.3 * max([*values, 1e-9]))
-    axes.set_title(title, fontsize=8, loc="left", color=INK, wrap=True)
+    axes.set_title(title, fontsize=8, loc="left", color=INK)
     axes.tick_params(labelleft=False, left=False)

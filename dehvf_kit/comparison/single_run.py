@@ -29,7 +29,7 @@ from dehvf_kit.recipe import parse_recipe
 from dehvf_kit.scoring.answers import accuracy, answer
 from dehvf_kit.training.run import CHECKPOINTS, Progress, silent, train
 
-SCORING_BATCH = 64
+SCORING_BATCH = 32
 
 
 def run_job(file: Path, progress: Progress = silent) -> Path:

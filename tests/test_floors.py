@@ -42,6 +42,8 @@ FLOORS = {
         "scoring",
         "analysis",
         "comparison",
+        "planning",
+        "recipe_list",
         "schema",
         "testing",
     ),

@@ -38,10 +38,9 @@ def run(
     from dehvf_kit.comparison.compare import MethodRuns, Settings, compare
     from dehvf_kit.comparison.report import cells, table, write_report
     from dehvf_kit.plugin_manager import loaded_files
+    from dehvf_kit.recipe_list import load_all
 
-    overrides = [word for word in words if "=" in word]
-    files = [Path(word) for word in words if "=" not in word]
-    recipes = load_all(files, overrides)
+    recipes = load_all(words)
     tuning = tuning_of(rate_factors, rates, fraction, validation) if tune or rates else None
     threads = threads or max(1, (os.cpu_count() or 1) // side_by_side)
     settings = Settings(seeds, tuning, side_by_side, threads, tuple(allowed), tuple(map(str, loaded_files())))
@@ -68,23 +67,6 @@ def run(
     for error in found["errors"]:
         print(f"failed: {error}", file=sys.stderr)
     return int(bool(found["errors"]))
-
-
-def load_all(files: Sequence[Path], overrides: Sequence[str]) -> list:
-    """Every recipe with the same overrides. Raises: DehvfError with the faults of all of them."""
-    from dehvf_kit.recipe import load_recipe
-
-    if not files:
-        raise DehvfError("name at least one recipe, a .yaml file")
-    recipes, faults = [], []
-    for file in files:
-        try:
-            recipes.append(load_recipe(file, overrides))
-        except DehvfError as error:
-            faults.append(str(error))
-    if faults:
-        raise DehvfError("\n".join(faults))
-    return recipes
 
 
 def tuning_of(rate_factors: str, rates: str, fraction: float, validation: float) -> Tuning:

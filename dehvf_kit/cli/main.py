@@ -49,6 +49,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False),
 ]
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE... [KEY=VALUE]...",
+        help="Recipes, .yaml files, and fields to change in all of them.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions to ask at most.", show_default=False)]
 
@@ -204,14 +212,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE... [KEY=VALUE]...",
-            help="Recipes, .yaml files, and fields to change in all of them.",
-            show_default=False,
-        ),
-    ],
+    words: Words,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where runs and table go.")] = Path(
         "runs/compare"
     ),
@@ -247,6 +248,48 @@ def compare(
             as_json,
         )  # fmt: skip
     )
+
+
+@app.command()
+def plan(
+    words: Words,
+    gpu: Annotated[str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.")] = "a100-80gb",
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many of them.")] = 1,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.", show_default="the table's")
+    ] = None,
+    gpu_tflops: Annotated[
+        float | None, typer.Option("--gpu-tflops", min=0.1, help="Dense bfloat16 TFLOPS.", show_default="the table's")
+    ] = None,
+    gpu_bandwidth: Annotated[
+        float | None, typer.Option("--gpu-bandwidth", min=1, help="GB/s of its memory.", show_default="the table's")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", min=0.01, max=1, help="Part of the TFLOPS that is reached; assumed.")
+    ] = 0.3,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of a sample, prompt and answer.")] = 200,
+    answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens among them.")] = 8,
+    decode_batch: Annotated[int, typer.Option("--decode-batch", min=1, help="Questions answered at once.")] = 32,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Training samples.", show_default="the data's")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say how each figure is counted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what training and answering take on a GPU: FLOPs, memory, time; needs no weights and no GPU."""
+    from dehvf_kit.cli.plan import run
+
+    card = {"name": gpu, "memory_gb": gpu_memory, "tflops": gpu_tflops, "bandwidth_gbs": gpu_bandwidth}
+    work = {
+        "tokens": tokens,
+        "answer": answer,
+        "decode_batch": decode_batch,
+        "new_tokens": answer,
+        "gpus": gpus,
+        "samples": samples,
+        "utilisation": utilisation,
+    }
+    run(words, card, work, explain, as_json)
 
 
 @app.command()

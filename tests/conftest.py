@@ -9,8 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from cli.commands import Command, Ended
 
 from dehvf_kit import plugin_manager
+from dehvf_kit.cli.main import app
 from dehvf_kit.plugin_manager import plugins
 
 
@@ -38,3 +40,17 @@ def builtins_alone() -> Iterator[None]:
         plugins.cache_clear()
         yield
     plugins.cache_clear()
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`command("check", path)`: run it; a traceback would be the test's own."""
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run

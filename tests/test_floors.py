@@ -43,6 +43,7 @@ FLOORS = {
         "analysis",
         "comparison",
         "planning",
+        "reproduction",
         "recipe_list",
         "schema",
         "testing",

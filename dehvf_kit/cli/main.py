@@ -293,6 +293,29 @@ def plan(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="table1 to table4, figure2 to figure4.", show_default=False)
+    ],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where our runs lie.")] = Path("runs"),
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="DIR", help="For figure3 and figure4.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Questions whose pictures are averaged.", show_default=False)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw a figure (.png, .svg).", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a table or figure of the paper beside ours: what is counted now, what was run, and how to run the rest."""
+    from dehvf_kit.cli.reproduce import run
+
+    run(name, runs, adapter, limit, picture, as_json)
+
+
+@app.command()
 def generate(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],

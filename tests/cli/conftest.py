@@ -1,4 +1,4 @@
-"""Runs commands inside the test's process."""
+"""A recipe to run commands on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli.commands import Command, Ended
 from helpers import raw_recipe
-
-from dehvf_kit.cli.main import app
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`command("check", path)`: run it; a traceback would be the test's own."""
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), printed.out, printed.err)
-
-    return run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dehvf_kit.cli import main as main_module
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
 
-VERBS = ["check", "show", "list", "doctor", "build", "train", "eval", "compare", "plan", "generate", "demo"]
+VERBS = ["check", "show", "list", "doctor", "build", "train", "eval", "compare", "plan", "reproduce", "generate", "demo"]
 HEAVY = ["torch", "transformers", "numpy", "pluggy", "yaml"]
 HELP = """
 import json, sys

@@ -1,5 +1,5 @@
-"""Commands inside the test's process, as the tests of the command line have them."""
+"""The recipe that the tests of the command line run on."""
 
 from __future__ import annotations
 
-from cli.conftest import command, recipe  # noqa: F401 - fixtures
+from cli.conftest import recipe  # noqa: F401 - a fixture

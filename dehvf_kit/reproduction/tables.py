@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _recipe(row: Mapping[str, Any]) -> tuple[Recipe | None, str]:
     return recipe, ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _checked(file: Path) -> Recipe:
     recipe = load_recipe(file)
     recipe.check()

@@ -12,6 +12,7 @@ from dehvf_kit.errors import DehvfError, shown
 from dehvf_kit.recipe import Recipe
 
 GROUND = ("data", "vision", "decoder", "generation")
+OWN = ("apply_post_norm",)  # how a method reads the encoder's layers is its own
 BUDGET = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length", "precision", "group_by_length")
 
 
@@ -84,7 +85,7 @@ def _ground(recipe: Recipe) -> dict[str, object]:
     whole = recipe.resolved()
     ground = {section: whole[section] for section in GROUND}
     ground["training"] = {name: whole["training"][name] for name in BUDGET}
-    return dict(flat(ground))
+    return {key: value for key, value in flat(ground) if key.rpartition(".")[2] not in OWN}
 
 
 def _within(key: str, name: str) -> bool:

@@ -197,7 +197,7 @@ def draw_figure4(found: ReadLayers, file: Path) -> Path:
     plt = pyplot()
     weights = found.weights.weights
     layers, roles, columns = weights.shape
-    size = (1.4 + 0.28 * columns * roles + 0.6, 1.2 + 0.17 * layers)
+    size = (1.4 + 0.28 * columns * roles + 0.6, max(3.2, 1.2 + 0.17 * layers))
     figure, panels = plt.subplots(1, roles, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for kv, axes in enumerate(panels[0]):
         image = axes.imshow(weights[:, kv].numpy(), cmap="Blues", vmin=0, vmax=float(weights.max()), aspect="auto")

@@ -111,5 +111,10 @@ def test_every_difference_is_named_at_once(recipes: list[Path]) -> None:
 
 
 def test_what_a_method_may_choose_for_itself(recipes: list[Path]) -> None:
-    own = ["training.base_learning_rate=0.3", "training.weight_decay=0", "training.cache_features=false"]
+    own = [
+        "training.base_learning_rate=0.3",
+        "training.weight_decay=0",
+        "training.cache_features=false",
+        "vision.apply_post_norm=false",
+    ]
     require_one_ground([load_recipe(recipes[0]), load_recipe(recipes[1], own)])

@@ -232,10 +232,6 @@ class DehvfModel(PreTrainedModel, GenerationMixin):
         """Whether anything in the graph reads a picture's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
 
-    def holding(self, memory: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-        """Inside, the decoder reads what `memory()` returned."""
-        return _Holding(self.nodes, memory)
-
     def _checkpoint_contexts(self) -> tuple[Any, Any]:
         """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
         held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}

@@ -119,8 +119,37 @@ def fused_attention() -> Iterator[None]:
             return original(query, key, value, *args, **kwargs)
         return _Fused.apply(query, key, value)
 
-    functional.scaled_dot_product_attention = fused
+    with _replaced(functional, "scaled_dot_product_attention", fused):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = original
+        setattr(place, name, before)
+
+
+@contextlib.contextmanager
+def values_unknown() -> Iterator[None]:
+    """Inside, what asks for a value on the meta device goes the general way: masks are built out, selections keep everything.
+
+    Patches transformers' and torch's own questions for the time of the block; tensors with numbers are answered as ever.
+    """
+    from torch.fx.experimental import _config
+    from transformers import masking_utils
+
+    equal = torch.equal
+
+    def same_shape(one: Tensor, other: Tensor) -> bool:
+        known = one.device.type != "meta" and other.device.type != "meta"
+        return equal(one, other) if known else one.shape == other.shape
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(_replaced(masking_utils, "is_tracing", lambda *_: True))
+        patches.enter_context(_replaced(torch, "equal", same_shape))
+        patches.enter_context(_replaced(_config, "meta_nonzero_assume_all_nonzero", True))
+        yield

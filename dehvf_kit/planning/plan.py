@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload) -> Plan:
     steps = config.max_steps or max(1, round(-(-samples // a_step) * config.epochs))
     rate = gpu.tflops * 1e12 * work.utilisation
     seconds = config.gradient_accumulation * (train.forward + train.backward) / rate
-    read = (weights + work.decode_batch * work.tokens * decode.cache) / (
+    read = (weights + work.decode_batch * (decode.positions + work.new_tokens) * decode.cache) / (
         gpu.bandwidth_gbs * 1e9 * BANDWIDTH_UTILISATION
     )
     decode_seconds = (decode.encoder + decode.graph + decode.prompt) / rate

@@ -18,7 +18,7 @@ from dehvf_kit.backbones.vision import VisionTower
 from dehvf_kit.builder import build_on_meta
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
-from dehvf_kit.planning.accounting import LiveBytes, SavedBytes, counted_flops, fused_attention
+from dehvf_kit.planning.accounting import LiveBytes, SavedBytes, counted_flops, fused_attention, values_unknown
 from dehvf_kit.recipe import Recipe
 
 
@@ -36,8 +36,9 @@ class TrainCount:
 class DecodeCount:
     """Answering a batch. FLOPs: the encoder, the graph of components, the prompt, one more token for the whole batch.
 
-    cache: bytes of the key/value cache a position and sample; memory: bytes of what components hold a sample; peak:
-    bytes while the prompt is read.
+    cache: bytes of the key/value cache a position and sample, of which the prompt fills `positions`, those of tokens that a
+    component puts into the input among them; memory: bytes of what components hold a sample; peak: bytes while the
+    prompt is read.
     """
 
     encoder: int
@@ -45,6 +46,7 @@ class DecodeCount:
     prompt: int
     token: int
     cache: int
+    positions: int
     memory: int
     peak: int
 
@@ -74,14 +76,14 @@ def with_checkpointing(recipe: Recipe) -> Recipe:
 def count_training(recipe: Recipe, batch: int, tokens: int, answer: int) -> TrainCount:
     """Count a step on `batch` samples of `tokens` tokens each, `answer` of them learned, every one with a picture."""
     model, inputs = _training_inputs(recipe, batch, tokens, answer)
-    with counted_flops() as counter:
+    with values_unknown(), counted_flops() as counter:
         loss = model(**inputs).loss
         forward = counter.get_total_flops()
         loss.backward()
     backward = counter.get_total_flops() - forward
     model, inputs = _training_inputs(recipe, batch, tokens, answer)
     saved = SavedBytes(model)
-    with fused_attention(), LiveBytes(_own(model, inputs)) as live:
+    with values_unknown(), fused_attention(), LiveBytes(_own(model, inputs)) as live:
         with saved:
             loss = model(**inputs).loss
         kept = saved.forget()
@@ -92,7 +94,7 @@ def count_training(recipe: Recipe, batch: int, tokens: int, answer: int) -> Trai
 def training_flops(recipe: Recipe, tokens: int, answer: int) -> int:
     """Forward and backward of one sample."""
     model, inputs = _training_inputs(recipe, 1, tokens, answer)
-    with counted_flops() as counter:
+    with values_unknown(), counted_flops() as counter:
         model(**inputs).loss.backward()
     return counter.get_total_flops()
 
@@ -105,7 +107,7 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
     ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
     given: dict[str, Any] = {}
     encoder = 0
-    with torch.no_grad():
+    with torch.no_grad(), values_unknown():
         if model.reads_pictures:
             with counted_flops() as counter:
                 given["vision_features"] = model.vision_features(_pixels(model, batch))
@@ -114,23 +116,21 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
             memory = model.memory(batch, **given)
         graph = counter.get_total_flops()
         cache = DynamicCache(config=model.decoder.config)
-        with counted_flops() as counter, model.holding(memory):
-            model.decoder(input_ids=ids, attention_mask=_mask(model, ids), past_key_values=cache, logits_to_keep=1)
-        prompt = counter.get_total_flops()
+        asked = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "logits_to_keep": 1, **given}
+        with counted_flops() as counter:
+            model(input_ids=ids, **asked)
+        prompt = counter.get_total_flops() - graph
         positions = cache.get_seq_length()
         held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-        one = torch.zeros(batch, 1, dtype=torch.long, device="meta")
-        open_mask = torch.ones(batch, 1, 1, positions + 1, dtype=_mask(model, ids).dtype, device="meta")
-        with counted_flops() as counter, model.holding(memory):
-            model.decoder(input_ids=one, attention_mask=open_mask, past_key_values=cache)
-        token = counter.get_total_flops()
-        fresh = DynamicCache(config=model.decoder.config)
+        so_far = torch.ones(batch, positions + 1, dtype=torch.long, device="meta")
+        with counted_flops() as counter:
+            model(input_ids=ids[:, :1], **{**asked, "attention_mask": so_far})
+        token = counter.get_total_flops() - graph
+        fresh = {**asked, "past_key_values": DynamicCache(config=model.decoder.config)}
         with fused_attention(), LiveBytes(_own(model, {"ids": ids, **given})) as live:
-            again = model.memory(batch, **given)
-            with model.holding(again):
-                model.decoder(input_ids=ids, attention_mask=_mask(model, ids), past_key_values=fresh, logits_to_keep=1)
+            model(input_ids=ids, **fresh)
     return DecodeCount(
-        encoder, graph, prompt, token, held // (batch * positions), _tensor_bytes(memory) // batch, live.peak
+        encoder, graph, prompt, token, held // (batch * positions), positions, _tensor_bytes(memory) // batch, live.peak
     )
 
 
@@ -144,7 +144,7 @@ def _training_inputs(recipe: Recipe, batch: int, tokens: int, answer: int) -> tu
         "input_ids": ids,
         "labels": ids,
         "logits_to_keep": keep,
-        "attention_mask": _mask(model, ids),
+        "attention_mask": torch.ones_like(ids),
     }
     if model.reads_pictures:
         pixels = _pixels(model, batch)
@@ -163,13 +163,6 @@ def _pixels(model: DehvfModel, batch: int) -> Any:
 
 def _picture(tower: VisionTower, batch: int) -> Tensor:
     return torch.empty(batch, 3, tower.spec.image_size, tower.spec.image_size, device="meta")
-
-
-def _mask(model: DehvfModel, ids: Tensor) -> Tensor:
-    """A ready causal mask [batch, 1, token, token], so that no value of it has to be looked at."""
-    eager = model.decoder.config._attn_implementation == "eager"
-    dtype = model.decoder.dtype if eager else torch.bool
-    return torch.ones(ids.shape[0], 1, ids.shape[1], ids.shape[1], dtype=dtype, device="meta")
 
 
 def _own(model: DehvfModel, inputs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from dehvf_kit.data.encoding import open_picture
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.model import DehvfModel
-from dehvf_kit.planning.accounting import counted_flops
+from dehvf_kit.planning.accounting import counted_flops, values_unknown
 from dehvf_kit.planning.symbolic import symbolic_model
 from dehvf_kit.recipe import load_recipe
 from dehvf_kit.reproduction.tables import ROOT, published
@@ -60,7 +60,7 @@ def figure2() -> list[Point]:
         h, d, visual = spec.hidden_size, spec.num_layers, tower.spec.num_patches
         features = torch.empty(1, len(tower.layers), 1 + visual, tower.spec.hidden_size, device="meta")
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-        with torch.no_grad():
+        with torch.no_grad(), values_unknown():
             with counted_flops() as counter:
                 model(input_ids=ids, vision_features=features, logits_to_keep=1)
             ours = counter.get_total_flops()

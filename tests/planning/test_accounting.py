@@ -44,9 +44,7 @@ def real(recipe: Recipe) -> tuple[DehvfModel, dict[str, Any]]:
         model.activation_checkpointing_enable()
     ids = tokens(BATCH, LENGTH)
     keep = torch.tensor([3, 5])
-    mask_type = torch.float32 if attention["attn_implementation"] == "eager" else torch.bool
-    mask = torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=mask_type)
-    inputs = {"input_ids": ids, "labels": ids, "logits_to_keep": keep, "attention_mask": mask}
+    inputs = {"input_ids": ids, "labels": ids, "logits_to_keep": keep, "attention_mask": torch.ones_like(ids)}
     if model.reads_pictures:
         inputs["pixel_values"] = pixels(BATCH)
         model.vision_features(pixels(BATCH))  # where patches are is looked up once, before anything is counted

@@ -63,7 +63,7 @@ def test_the_plan_adds_up() -> None:
     assert plan.train_seconds == pytest.approx((plan.train.forward + plan.train.backward) / 30e12)
     assert plan.gpu_hours == pytest.approx(65 * 2 * plan.train_seconds / 3600)
     assert plan.decode_bytes == 4 * frozen + 4 * trained + plan.decode.peak + 3 * 2 * plan.decode.cache + RESERVE
-    read = (plan.weights + 3 * 9 * plan.decode.cache) / (1e12 * BANDWIDTH_UTILISATION)
+    read = (plan.weights + 3 * (7 + 2) * plan.decode.cache) / (1e12 * BANDWIDTH_UTILISATION)
     first = (plan.decode.encoder + plan.decode.graph + plan.decode.prompt) / 30e12
     assert plan.decode_seconds == pytest.approx(first + max(read, plan.decode.token / 30e12))
     assert plan.fits_train and plan.fits_decode and plan.would_fit == ()

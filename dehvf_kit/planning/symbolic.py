@@ -6,8 +6,10 @@ padding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,9 +53,18 @@ class DecodeCount:
     peak: int
 
 
+class WordCounter:
+    """Stands in for a tokenizer where only the number of tokens matters: one for each word and each sign, none before them."""
+
+    pad_token_id, bos_token_id, eos_token_id = 0, None, 0
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [0] * len(re.findall(r"\w+|[^\w\s]", text))}
+
+
 def symbolic_model(recipe: Recipe) -> DehvfModel:
     """The recipe's model on the meta device, weights in the recipe's dtypes. Raises: RecipeError, DehvfError."""
-    model = build_on_meta(recipe)
+    model = build_on_meta(recipe, SimpleNamespace(tokenizer=WordCounter()))
     model.decoder.to(_dtype(recipe.decoder.dtype, model.decoder))
     _set_attention(model.decoder, recipe.decoder.attn_implementation)
     for name, tower in model.towers.items():

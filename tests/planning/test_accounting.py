@@ -212,3 +212,10 @@ def test_decoding_by_hand(shared: int) -> None:
 def test_an_answer_has_room(answer: int) -> None:
     with pytest.raises(DehvfError, match="cannot be the answer; give 1 to 6"):
         count_training(recipe_of({}), BATCH, LENGTH, answer)
+
+
+def test_words_are_counted_where_there_is_no_tokenizer() -> None:
+    from dehvf_kit.planning.symbolic import WordCounter
+
+    counted = [len(WordCounter()(text, add_special_tokens=False)["input_ids"]) for text in ("", "Image: ", "Image: N/A")]
+    assert counted == [0, 2, 5]

@@ -26,6 +26,7 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.plugin_manager import load_plugin_file
 from dehvf_kit.recipe import parse_recipe
+from dehvf_kit.scores import Score, Scores
 from dehvf_kit.scoring.answers import answer
 from dehvf_kit.training.run import CHECKPOINTS, Progress, silent, train
 
@@ -79,7 +80,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
             "seed": config.seed,
             "base_learning_rate": config.base_learning_rate,
             "scored_on": "validation" if job.hold_out else "test",
-            "scores": recipe.data.score(predictions).facts,
+            "scores": _scores(recipe.data.score(predictions)),
             "trained_parameters": model.num_trainable_parameters(),
             "steps": trained.steps,
             "batch": config.batch_size * config.gradient_accumulation,
@@ -104,6 +105,16 @@ def _features(model: DehvfModel, wanted: bool, samples: Sequence[Sample], progre
     features = FeatureStore(model, torch.bfloat16)
     features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
     return features
+
+
+def _scores(found: Scores) -> dict[str, Any]:
+    """The data set's main figure as `all`, its others as `by_kind`."""
+
+    def row(score: Score) -> dict[str, Any]:
+        return {"accuracy": score.value, "questions": score.count, "low": score.low, "high": score.high}
+
+    others = {score.name: row(score) for score in found.scores if score.name != found.main}
+    return {"all": row(found.headline), "by_kind": others}
 
 
 def _circumstances(threads: int) -> dict[str, Any]:

@@ -148,7 +148,6 @@ class ExtendedInputs:
             arguments["logits_to_keep"] = given["logits_to_keep"] + self.count
         return arguments
 
-
     def generate(self, decoder: nn.Module, prompt: Tensor, config: GenerationConfig, given: dict[str, Any]) -> Any:
         """transformers' `generate` on the whole sequence; what comes back is the prompt [batch, token] and the new tokens."""
         for name in ("max_length", "min_length"):

@@ -54,10 +54,14 @@ def read_entries(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise AdapterError(f"{file}: there is no such file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the run's arguments, which stand beside the weights
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # the run's arguments, which stand beside the weights
             data = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise AdapterError(f"{file}: holds Python objects besides tensors, which could run code; it is not read") from error
+        raise AdapterError(
+            f"{file}: holds Python objects besides tensors, which could run code; it is not read"
+        ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise AdapterError(f"{file}: not a checkpoint that torch can read: {str(error).splitlines()[0]}") from error
     entries = data.get("model") if isinstance(data, Mapping) else None
@@ -126,7 +130,9 @@ def _memvp_nodes(model: DehvfModel) -> dict[str, str]:
         for name, node in model.graph.nodes.items()
         if ROLES.get(node.config.role) == node.config.type and name in trained
     }
-    groups = [getattr(node.config, "groups", None) for node in model.graph.nodes.values() if node.config.role == "grouper"]
+    groups = [
+        getattr(node.config, "groups", None) for node in model.graph.nodes.values() if node.config.role == "grouper"
+    ]
     if set(found) != set(ROLES) or trained != set(found.values()) or groups != [[[-2]]]:
         raise AdapterError(
             f"{model.recipe.source}: not a MemVP recipe: it trains {listing(trained)}; wants {listing(ROLES)} alone, and a "

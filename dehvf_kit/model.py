@@ -195,12 +195,13 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         pixel_values: Features | None = None,
         vision_features: Features | None = None,
         has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> dict[str, Any]:
         """Run the graph: what each component attached to the decoder holds while it reads `rows` samples.
 
         Raises: ShapeError where pictures and rows do not match, DehvfError after `detach()`.
         """
-        return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image))
+        return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image, image_index))
 
     def _attached_to(self, place: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: out for name, out in outputs.items() if self.graph.nodes[name].config.attaches == place}
@@ -221,6 +222,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         pixel_values: Features | None = None,
         vision_features: Features | None = None,
         has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> dict[str, Any]:
         """Every node's output by name: one value, or a tuple in the order of its ports."""
         if not self.attached:
@@ -251,6 +253,8 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         features = None
         if vision_features is not None:
             given = by_tower(vision_features, self.towers, "vision_features")
+            if image_index is not None:
+                given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
             features = one_a_row(given, self.towers, rows, has_image)
         return run_nodes(self.graph, self.nodes, features, has_image)
 
@@ -272,20 +276,22 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         vision_features: Features | None = None,
         labels: Tensor | None = None,
         has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The decoder's own output, with the pictures in its feed-forward memory, or wherever the components put them.
 
         Shapes: input_ids and attention_mask [batch, token]; pixel_values [batch, 3, height, width] (or only the pictures
-        of the rows flagged in has_image [batch]); vision_features as `vision_features()` returns them; labels
+        of the rows flagged in has_image [batch]), each distinct picture once where image_index [row with a picture] says which
+        of them a row has; vision_features as `vision_features()` returns them; labels
         [batch, token] with -100 where no loss is taken. Further keywords go to the decoder. Tokens that a component puts into
         the input have no logits here: column i predicts what follows text token i.
         """
         text = input_ids if input_ids is not None else inputs_embeds
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
-        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image)
+        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
         given = {**kwargs, "attention_mask": attention_mask}
         if labels is not None:
             given["labels"] = labels
@@ -301,7 +307,9 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             if extended is not None and inputs_embeds is None:
                 stack.enter_context(extended.embedded(self.get_input_embeddings()))
             if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
-                labels, keep, items = (given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch"))
+                labels, keep, items = (
+                    given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch")
+                )
                 return answer_loss(self.decoder, labels, keep, items, given)
             output = self.decoder(**given)
         if extended is not None and output.logits.shape[1] == extended.length:
@@ -316,6 +324,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         pixel_values: Features | None = None,
         vision_features: Features | None = None,
         has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -328,14 +337,16 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         text = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
-        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image)
+        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
         extended = self._extended(outputs, text, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
         with Holding(self.nodes, self._attached_to("decoder", outputs)):
             if extended is not None:
                 if input_ids is None:
-                    raise ShapeError("give input_ids: this model puts tokens among them, which embeddings alone do not show")
+                    raise ShapeError(
+                        "give input_ids: this model puts tokens among them, which embeddings alone do not show"
+                    )
                 return extended.generate(self.decoder, input_ids, config, kwargs)
             return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
 

@@ -24,6 +24,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features that tests keep stand in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEHVF_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables fold at the width somebody's terminal happens to have; without COLUMNS at the kit's own."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def own_plugins() -> Iterator[None]:
     """Plugins loaded inside the test are forgotten after it."""

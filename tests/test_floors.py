@@ -43,6 +43,7 @@ FLOORS = {
         "auto_classes",
         "data.encoding",
         "data.features",
+        "data.feature_files",
         "data.peek",
         "training",
         "scoring",

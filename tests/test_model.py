@@ -609,3 +609,20 @@ def test_features_made_beforehand_do_not_train_a_vision_adapter():
         model(input_ids=tokens(), vision_features=features)
     with torch.no_grad():
         model(input_ids=tokens(), vision_features=features)
+
+
+def test_rows_that_share_a_picture_run_it_once(monkeypatch):
+    """image_index: the same as the picture repeated, in forward and in generate, beside a row without one."""
+    model, text, shots = tiny_model(), tokens(4), pixels(2)
+    index, has_image = torch.tensor([1, 0, 1]), torch.tensor([True, True, False, True])
+    repeated = model(text, pixel_values=shots[index], has_image=has_image).logits
+    seen = []
+    tower = model.towers["vision"]
+    forward = tower.forward
+    monkeypatch.setattr(tower, "forward", lambda given: (seen.append(len(given)), forward(given))[1])
+    shared = model(text, pixel_values=shots, has_image=has_image, image_index=index).logits
+    assert seen == [2]
+    assert worst(shared, repeated) < 1e-5  # the encoder's batch is another, so its last bits may be; measured 5e-7
+    kept = {"max_new_tokens": 3, "do_sample": False}
+    once = model.generate(text, pixel_values=shots, has_image=has_image, image_index=index, **kept)
+    assert torch.equal(once, model.generate(text, pixel_values=shots[index], has_image=has_image, **kept))

@@ -50,7 +50,9 @@ class HfDecoderConfig(TowerConfig):
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # a config's values can fail anywhere in a family's constructor
-            raise DehvfError(f"transformers cannot build a '{config.model_type}' decoder: {first_line(error)}") from error
+            raise DehvfError(
+                f"transformers cannot build a '{config.model_type}' decoder: {first_line(error)}"
+            ) from error
 
     def load(self, sources: Mapping[str, Source]) -> PreTrainedModel:
         """The decoder with its weights. Raises: DehvfError where they are not on this machine."""

@@ -29,7 +29,7 @@ def run(
     sample cannot be read.
     """
     from dehvf_kit.checkpoint import load
-    from dehvf_kit.data.features import FeatureStore
+    from dehvf_kit.data.feature_files import cached_features
     from dehvf_kit.scoring.answers import answer
 
     refuse_existing(output, results)
@@ -47,7 +47,7 @@ def run(
     with reporting() as report:
         features = None
         if model.reads_pictures and not model.image_is_trained:
-            features = FeatureStore(model)
+            features = cached_features(model, recipe.training)
             features.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
         predictions = answer(
             model, samples, features=features, progress=lambda done, total: report("asking", done, total)

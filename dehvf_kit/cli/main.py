@@ -179,6 +179,14 @@ def build(
 
 
 @app.command()
+def cache(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Run a recipe's frozen encoders once on every picture of its data, and keep the features for `train` and `eval`."""
+    from dehvf_kit.cli.cache import run
+
+    run(recipe, overrides or [], as_json)
+
+
+@app.command()
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -336,7 +344,17 @@ def compare(
 
     raise typer.Exit(
         run(
-            words, output, seeds, tune, rate_factors, rates, fraction, validation, side_by_side, threads, allow or [],
+            words,
+            output,
+            seeds,
+            tune,
+            rate_factors,
+            rates,
+            fraction,
+            validation,
+            side_by_side,
+            threads,
+            allow or [],
             as_json,
         )  # fmt: skip
     )
@@ -425,7 +443,9 @@ def generate(
 
 @app.command(name="import-memvp")
 def import_memvp(
-    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="An official MemVP .pth file.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An official MemVP .pth file.", show_default=False)
+    ],
     recipe: Annotated[Path, typer.Option("--recipe", "-r", metavar="RECIPE", help="A MemVP recipe of the same sizes.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the adapter goes.")],
     overrides: Overrides = None,

@@ -20,6 +20,7 @@ from dehvf_kit.comparison.job import PREDICTIONS, RESULT, WORKING, read_job, wri
 from dehvf_kit.comparison.measure import PeakMemory, StepClock, count_flops
 from dehvf_kit.comparison.rules import hold_out
 from dehvf_kit.data.encoding import EncodedSamples
+from dehvf_kit.data.feature_files import FeatureFiles
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
@@ -28,6 +29,7 @@ from dehvf_kit.plugin_manager import load_plugin_file
 from dehvf_kit.recipe import parse_recipe
 from dehvf_kit.scores import Score, Scores
 from dehvf_kit.scoring.answers import answer
+from dehvf_kit.training.config import TrainingConfig
 from dehvf_kit.training.run import CHECKPOINTS, Progress, silent, train
 
 SCORING_BATCH = 32
@@ -54,7 +56,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         asked = list(recipe.data.samples("test"))
     progress("loading the base models", 0, 1, "")
     model = build(recipe)
-    features = _features(model, config.cache_features, [*learned, *asked], progress)
+    features = _features(model, config, [*learned, *asked], progress)
     clock = StepClock(progress)
     with PeakMemory() as memory:
         trained = train(recipe, folder, model, features, samples=learned, progress=clock)
@@ -98,11 +100,13 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
     return finished
 
 
-def _features(model: DehvfModel, wanted: bool, samples: Sequence[Sample], progress: Progress) -> FeatureStore | None:
-    """Frozen features of every picture, kept where the recipe says so and no adapter changes them."""
-    if not wanted or not model.reads_pictures or model.image_is_trained:
+def _features(
+    model: DehvfModel, config: TrainingConfig, samples: Sequence[Sample], progress: Progress
+) -> FeatureStore | None:
+    """Frozen features of every picture in bfloat16, where the recipe caches and no adapter changes them; runs share them."""
+    if not config.cache_features or not model.reads_pictures or model.image_is_trained:
         return None
-    features = FeatureStore(model, torch.bfloat16)
+    features = FeatureFiles(model, torch.bfloat16, config.cache_folder, int(config.cache_limit_gib * 2**30))
     features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
     return features
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,6 +81,7 @@ class EncodedSamples(Dataset):
         input_ids, labels = self.tokens[index]
         item: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "length": len(input_ids)}
         if self.pictures and sample.image is not None:
+            item["picture"] = sample.image
             if self.features is not None:
                 item["vision_features"] = self.features.read(sample)
             else:
@@ -97,7 +98,8 @@ class Collator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], pictures and has_image [batch]."""
+        """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], distinct pictures,
+        image_index where rows share one, has_image [batch] where some have none."""
         longest = max(len(item["input_ids"]) for item in items)
         input_ids = torch.full((len(items), longest), self.pad_token_id)
         labels = torch.full((len(items), longest), IGNORED)
@@ -110,12 +112,24 @@ class Collator:
         batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch["logits_to_keep"] = (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
         for key in ("pixel_values", "vision_features"):
-            found = [item[key] for item in items if key in item]
+            found = [item for item in items if key in item]
             if found:
-                batch[key] = stack(found)
-        if "pixel_values" in batch or "vision_features" in batch:
-            batch["has_image"] = torch.tensor(["pixel_values" in item or "vision_features" in item for item in items])
+                places, index = distinct([item.get("picture", row) for row, item in enumerate(found)])
+                batch[key] = stack([found[place][key] for place in places])
+                if index is not None:
+                    batch["image_index"] = index
+                if len(found) < len(items):
+                    batch["has_image"] = torch.tensor([key in item for item in items])
         return batch
+
+
+def distinct(pictures: Sequence[Hashable]) -> tuple[list[int], Tensor | None]:
+    """Where each distinct picture comes first, and for each given one its place among those; None where all differ."""
+    first: dict[Hashable, int] = {}
+    numbers = [first.setdefault(picture, len(first)) for picture in pictures]
+    if len(first) == len(numbers):
+        return list(range(len(numbers))), None
+    return [numbers.index(number) for number in range(len(first))], torch.tensor(numbers)
 
 
 def stack(values: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Features of frozen vision encoders, computed once per picture and kept in memory."""
+"""Features of frozen vision encoders, computed once per picture: kept in memory, or by `feature_files` on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FeatureStore:
-    """`model.vision_features` of every distinct picture of some samples.
+    """`model.vision_features` of every distinct picture of some samples, in memory.
 
     dtype: what features are kept in; None keeps the encoder's own. Raises: DataError where a vision adapter is trained,
     since features then change with every step.
@@ -32,12 +32,15 @@ class FeatureStore:
         self.model, self.dtype = model, dtype
         self._features: dict[Any, Any] = {}
 
+    def missing(self, samples: Iterable[Sample]) -> list[Sample]:
+        """One sample of each distinct picture whose features are not kept yet."""
+        return list({one.image: one for one in samples if one.image and one.image not in self._features}.values())
+
     def fill(
         self, samples: Iterable[Sample], batch_size: int = 32, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        """Compute what is missing. `progress(done, all)` is called after every batch of pictures."""
-        missing = {sample.image: sample for sample in samples if sample.image and sample.image not in self._features}
-        waiting: Sequence[Sample] = list(missing.values())
+    ) -> int:
+        """Compute what is missing, and say how much that was. `progress(done, all)` is called after every batch of pictures."""
+        waiting: Sequence[Sample] = self.missing(samples)
         device = next(self.model.decoder.parameters()).device
         for start in range(0, len(waiting), batch_size):
             batch = waiting[start : start + batch_size]
@@ -49,15 +52,19 @@ class FeatureStore:
             with torch.no_grad():
                 features = self.model.vision_features(moved)
             for row, sample in enumerate(batch):
-                self._features[sample.image] = self._row(features, row)
+                self._keep(sample, self._row(features, row))
             if progress is not None:
                 progress(start + len(batch), len(waiting))
+        return len(waiting)
 
     def _row(self, features: Any, row: int) -> Any:
         if isinstance(features, Tensor):
             kept = features[row : row + 1].to("cpu", self.dtype or features.dtype)
             return kept.clone()
         return {name: self._row(tensor, row) for name, tensor in features.items()}
+
+    def _keep(self, sample: Sample, features: Any) -> None:
+        self._features[sample.image] = features
 
     def read(self, sample: Sample) -> Any:
         """A picture's features with a leading axis of one. Raises: DataError if `fill` has not seen it."""

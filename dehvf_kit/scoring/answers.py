@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dehvf_kit.data.encoding import open_picture, stack
+from dehvf_kit.data.encoding import distinct, open_picture, stack
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.data.tokens import encode_pairs
@@ -54,7 +54,12 @@ def _answers(
     inputs, starts = _asked(model.processor, batch)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_pictures:
-        inputs["has_image"] = torch.tensor([sample.image is not None for sample in batch])
+        if len(with_picture) < len(batch):
+            inputs["has_image"] = torch.tensor([sample.image is not None for sample in batch])
+        places, index = distinct([sample.image for sample in with_picture])
+        with_picture = [with_picture[place] for place in places]
+        if index is not None:
+            inputs["image_index"] = index
         if features is not None:
             inputs["vision_features"] = stack([features.read(sample) for sample in with_picture])
         else:

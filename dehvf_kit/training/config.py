@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -36,7 +37,16 @@ class TrainingConfig(Settings):
     group_by_length: bool = Field(False, description="batch samples of like length together")
     num_workers: int = Field(0, ge=0, description="processes that decode and resize pictures")
     cache_features: bool = Field(
-        False, description="run frozen encoders once per picture and keep the features in memory"
+        False, description="run frozen encoders once per picture and keep the features on disk, for later runs too"
+    )
+    cache_folder: Path | None = Field(
+        None, description="where features are kept; null: $DEHVF_KIT_CACHE/features, or the user's cache folder"
+    )
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="what features are kept in; auto: as the encoder yields them, bit for bit"
+    )
+    cache_limit_gib: float = Field(
+        0.0, ge=0, description="GiB the cache may hold, the longest unused making room; 0: as many as the disk has"
     )
     save_steps: int = Field(500, ge=1, description="steps between checkpoints")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")

@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from dehvf_kit.builder import build
 from dehvf_kit.data.encoding import EncodedSamples
+from dehvf_kit.data.feature_files import cached_features
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError, DehvfError
@@ -76,7 +77,7 @@ def train(
     config = recipe.training
     reads = model.reads_pictures
     if reads and config.cache_features:
-        features = FeatureStore(model) if features is None else features
+        features = cached_features(model, config) if features is None else features
         features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
     encoded = EncodedSamples(
         samples,

@@ -60,7 +60,10 @@ def test_generate_answers(run: Path, world: Path) -> None:
         (["eval", "{run}/adapter", "data.test=nowhere.jsonl"], "data.test: there is no file 'nowhere.jsonl'"),
         (["eval", "{run}/adapter", "data.tset=x"], "data.tset: unknown field; did you mean 'test'?"),
         (["train", "{world}/tiny.yaml", "--output", "{run}"], "holds a run already"),
-        (["train", "{world}/tiny.yaml", "--resume", "--output", "nowhere"], "nowhere: holds no checkpoint to resume from"),
+        (
+            ["train", "{world}/tiny.yaml", "--resume", "--output", "nowhere"],
+            "nowhere: holds no checkpoint to resume from",
+        ),
     ],
 )
 def test_mistakes_get_a_message_and_no_traceback(run: Path, world: Path, words: list[str], message: str) -> None:

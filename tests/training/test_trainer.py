@@ -104,7 +104,12 @@ def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "settings",
-    [[], ["training.cache_features=true"], ["training.gradient_accumulation=2"], ["training.group_by_length=true"]],
+    [
+        [],
+        ["training.cache_features=true", "training.num_workers=1"],
+        ["training.gradient_accumulation=2"],
+        ["training.group_by_length=true"],
+    ],
 )
 def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, settings: list[str]) -> None:
     recipe = dehvf_kit.load_recipe(world / "tiny.yaml", settings)
@@ -162,5 +167,6 @@ def test_gradient_checkpointing_and_bfloat16_train(world: Path, tmp_path: Path) 
     result = train(dehvf_kit.load_recipe(world / "tiny.yaml", settings), tmp_path / "run")
     assert result.steps == 2
     assert all(
-        parameter.dtype == torch.float32 for parameter in dehvf_kit.load(result.adapter).named_trainable_parameters().values()
+        parameter.dtype == torch.float32
+        for parameter in dehvf_kit.load(result.adapter).named_trainable_parameters().values()
     )

@@ -1,0 +1,44 @@
+"""`dehvf-kit cache`: features of every picture of a recipe's data, computed before training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dehvf_kit.cli.console import print_json, quiet_transformers
+from dehvf_kit.cli.progress import reporting
+from dehvf_kit.errors import DataError
+
+
+def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Say how much will be written, and write it. Raises: RecipeError, or DataError where features cannot be kept."""
+    from dehvf_kit.builder import build
+    from dehvf_kit.data.feature_files import FeatureFiles, cached_features, shown_bytes
+    from dehvf_kit.recipe import load_recipe
+
+    quiet_transformers()
+    recipe = load_recipe(path, [*overrides, "training.cache_features=true"])
+    if recipe.data is None:
+        raise DataError(f"{path}: has no `data` section, so there are no pictures")
+    model = build(recipe)
+    if not model.reads_pictures:
+        raise DataError(f"{path}: nothing in its graph reads pictures, so there are no features to keep")
+    store = cached_features(model, recipe.training)
+    assert isinstance(store, FeatureFiles)
+    samples = [sample for split in ("train", "test") for sample in recipe.data.samples(split)]
+    need = store.need(samples)
+    if not as_json:
+        print(
+            f"{need.pictures:,} pictures, {need.missing:,} of them new, {shown_bytes(need.bytes_per_picture)} each: "
+            f"{shown_bytes(need.bytes)} to write into {store.folder}"
+        )
+    started = time.perf_counter()
+    with reporting() as report:
+        written = store.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
+    seconds = time.perf_counter() - started
+    if as_json:
+        facts = {"pictures": need.pictures, "written": written, "bytes_per_picture": need.bytes_per_picture}
+        print_json({**facts, "bytes": need.bytes, "folder": str(store.folder), "seconds": round(seconds, 1)})
+        return
+    print(f"{written:,} pictures in {seconds:.0f} s; `dehvf-kit train` uses them where training.cache_features is true")

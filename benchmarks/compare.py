@@ -1,0 +1,142 @@
+"""A picture's price: text only, DEHVF, MemVP, LLaVA-style and LoRA on one frozen decoder, in one interleaved run.
+
+    python benchmarks/compare.py --quick                 # smoke check on small shapes
+    python benchmarks/compare.py                         # LLaMA-7B layer shapes, 2 layers, float32
+    python benchmarks/compare.py --dtype float32 bfloat16 --sweep --write-readme
+    python benchmarks/compare.py --device cuda --layers 32 --dtype float16 --sweep
+
+README.md beside this file says what the figures mean. The vision encoder is left out: features are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare_cases import MODES, flops, preparation
+from compare_methods import METHODS, QUICK, Dehvf, Llava, Method, Shapes, frozen_decoder, subjects
+from compare_report import report, write_csv, write_readme
+from compare_sweep import AXES, QUICK_AXES, sweep
+from compare_timing import interleave, keep_freed_memory, machine
+
+HERE = Path(__file__).parent
+PUBLISHED_LAYERS = 32
+POINTS = [("training", 4, 64), ("training", 4, 128), ("decode", 1, 64), ("decode", 8, 64), ("decode", 32, 64), ("prefill", 8, 64)]
+
+
+def main() -> None:
+    options = arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    kept = keep_freed_memory()
+    output = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    results = json.loads((output / "compare.json").read_text()) if options.merge else {"runs": [], "sweep": None}
+    shapes = replace(QUICK if options.quick else Shapes(), layers=options.layers, device=options.device)
+    about = {**machine(options.device), "malloc_keeps": kept, "note": options.note}
+    for dtype in options.dtype if options.points else ():
+        results["runs"].append({"machine": about, **compare(replace(shapes, dtype=dtype), options)})
+        save(results, output)
+    if options.sweep:
+        axes = QUICK_AXES if options.quick else AXES
+        found = sweep(replace(shapes, dtype=options.dtype[0]), axes, options.sweep_repetitions)
+        results["sweep"] = {"machine": about, **found}
+        save(results, output)
+    print(report(results))
+    write_csv(results, output / "compare.csv")
+    if results["sweep"]:
+        from compare_picture import draw
+
+        draw(results["sweep"], output / "cost.svg")
+        draw(results["sweep"], output / "cost.png")
+    if options.write_readme:
+        write_readme(results, HERE / "README.md", output / "cost.svg")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="small shapes and few repetitions: shows that it runs, measures nothing")
+    add("--layers", type=int, default=2, help="decoder layers (default 2; a GPU holds all 32)")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"])
+    add("--threads", type=int, default=2)
+    add("--repetitions", type=int, default=None, help="of training and prefill (default 15); decode runs three times as many")
+    add("--slow-every", type=int, default=1, help="time LLaVA-style in every n-th training and prefill repetition only")
+    add("--only", nargs="+", choices=list(MODES), default=list(MODES), help="modes to time")
+    add("--no-points", dest="points", action="store_false", help="leave out the comparison, as for a sweep alone")
+    add("--sweep", action="store_true", help="also cost against patches, text length, batch and decoder layers, with a picture")
+    add("--sweep-repetitions", type=int, default=None, help="default 5")
+    add("--merge", action="store_true", help="add to the results that are there instead of starting anew")
+    add("--note", default="", help="what else the machine was doing; stands below the table")
+    add("--output", type=Path, default=HERE / "results")
+    add("--write-readme", action="store_true", help="write table and picture into README.md")
+    options = parser.parse_args()
+    options.repetitions = options.repetitions or (3 if options.quick else 15)
+    options.sweep_repetitions = options.sweep_repetitions or (2 if options.quick else 5)
+    return options
+
+
+def compare(shapes: Shapes, options: argparse.Namespace) -> dict[str, Any]:
+    """Every point of one dtype: seconds of each repetition, counted FLOPs, bytes held."""
+    decoder = frozen_decoder(shapes)
+    methods = subjects(shapes, decoder)
+    measured = []
+    for mode, batch, tokens in POINTS:
+        if mode not in options.only:
+            continue
+        print(f"{shapes.dtype}: {mode}, batch {batch}, {tokens} tokens", flush=True)
+        cases = {method.name: MODES[mode](method, batch, tokens) for method in methods}
+        if mode != "decode":
+            cases[Llava.name] = replace(cases[Llava.name], every=options.slow_every)
+        counted = {}
+        for name, case in cases.items():
+            case.reset()
+            counted[name] = flops(case.run)
+        seconds = interleave(cases, options.repetitions * (3 if mode == "decode" else 1), warm_up=1 if mode != "decode" else 3)
+        measured.append({"mode": mode, "batch": batch, "tokens": tokens, "seconds": seconds, "flops": counted})
+    prepared = prepare(shapes, methods, options) if "training" in options.only else None
+    load = [round(load, 2) for load in os.getloadavg()]
+    return {"shapes": asdict(shapes), "load_after": load, "points": measured, "prepare": prepared, "bytes": held_bytes(shapes, methods)}
+
+
+def prepare(shapes: Shapes, methods: list[Method], options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of preparing a batch of 4 pictures, forward and backward: each subject's own, and DEHVF with all 32 layers' queries."""
+    batch = 4
+    deep = replace(shapes, layers=PUBLISHED_LAYERS)
+    with torch.device("meta"):
+        shapeless = frozen_decoder(replace(deep, device="meta"))
+    whole = Dehvf(shapeless, deep)
+    whole.model.nodes.to(shapes.device)
+    cases = {method.name: preparation(method, batch) for method in methods}
+    cases[f"DEHVF, {PUBLISHED_LAYERS} layers"] = preparation(whole, batch)
+    return {"batch": batch, "layers": PUBLISHED_LAYERS, "seconds": interleave(cases, options.repetitions)}
+
+
+def held_bytes(shapes: Shapes, methods: list[Method]) -> dict[str, int]:
+    """Bytes of real tensors held for one picture by each subject, and by DEHVF with keys and values built."""
+    features = shapes.features(1)
+    found = {}
+    with torch.no_grad():
+        for method in methods:
+            held = method.prepare(features)
+            found[method.name] = method.held_bytes(held)
+            if isinstance(method, Dehvf):
+                found["DEHVF, built"] = method.built_bytes(held)
+    return found
+
+
+def save(results: dict[str, Any], output: Path) -> None:
+    """Write what there is, whole or not at all."""
+    part = output / "compare.json.part"
+    part.write_text(json.dumps(results, indent=1))
+    part.replace(output / "compare.json")
+
+
+if __name__ == "__main__":
+    main()

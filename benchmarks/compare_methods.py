@@ -1,0 +1,318 @@
+"""The five subjects of `compare.py`, all on one and the same frozen decoder: text only, DEHVF, MemVP, LLaVA-style, LoRA.
+
+DEHVF is the kit's own model, built from a recipe; LoRA is peft's, placed by the kit's plugin. MemVP is written here in the
+form its official code computes, LLaVA's tokens as plainly as they can be. Vision features are given: no encoder runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from dehvf_kit_baselines.lora import Lora
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+import dehvf_kit
+from dehvf_kit.backbones.ffn_sites import ffn_sites
+from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
+from dehvf_kit.holding import Holding
+from dehvf_kit.ops.ffn_memory import build_keys_values
+
+PATCH_SIZE, POSITION_SLOTS = 14, 64
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of a comparison: LLaMA-7B layers and CLIP ViT-L/14 features, unless told otherwise.
+
+    The vocabulary is small, so that the output head, which every subject pays alike, hides no difference. Every count of
+    patches comes with 64 further slots, as 256 patches do in 320 slots at 7B.
+    """
+
+    layers: int = 2
+    hidden: int = 4096
+    intermediate: int = 11008
+    heads: int = 32
+    vocabulary: int = 1024
+    vision_hidden: int = 1024
+    vision_layers: int = 24
+    groups: int = 4
+    code: int = 128
+    patches: int = 256
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def slots(self) -> int:
+        return self.patches + POSITION_SLOTS
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def features(self, batch: int) -> Tensor:
+        """Random vision features [batch, vision layer, 1 + patch, vision_hidden] in the decoder's dtype."""
+        size = batch, self.vision_layers, 1 + self.patches, self.vision_hidden
+        return torch.randn(size, dtype=self.torch_dtype, device=self.device)
+
+    def text(self, batch: int, tokens: int) -> Tensor:
+        """Random embeddings of a text [batch, token, hidden]."""
+        return torch.randn(batch, tokens, self.hidden, dtype=self.torch_dtype, device=self.device)
+
+
+QUICK = Shapes(hidden=256, intermediate=688, heads=8, vision_hidden=128, code=32)
+
+
+def frozen_decoder(shapes: Shapes) -> LlamaForCausalLM:
+    """A LLaMA of these sizes with random weights and no gradients."""
+    config = LlamaConfig(
+        hidden_size=shapes.hidden,
+        intermediate_size=shapes.intermediate,
+        num_hidden_layers=shapes.layers,
+        num_attention_heads=shapes.heads,
+        vocab_size=shapes.vocabulary,
+        max_position_embeddings=8192,
+        dtype=shapes.dtype,
+    )
+    with torch.device(shapes.device):
+        return LlamaForCausalLM(config).to(shapes.torch_dtype).requires_grad_(False).eval()
+
+
+def shell(decoder: nn.Module, layers: int | None = None) -> LlamaForCausalLM:
+    """Another decoder that holds the very same weights, so that each subject has hooks of its own and none its own memory."""
+    kept = {id(tensor): tensor for tensor in (*decoder.parameters(), *decoder.buffers())}
+    twin = copy.deepcopy(decoder, memo=kept)
+    if layers is not None:
+        twin.model.layers = twin.model.layers[:layers]
+        twin.config.num_hidden_layers = layers
+    return twin
+
+
+class Method:
+    """A subject: `prepare` turns a picture's features into what is held, `logits` reads it."""
+
+    name = "text only"
+
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
+        self.decoder, self.shapes = decoder, shapes
+
+    def prepare(self, features: Tensor) -> Any:
+        """What a batch of pictures becomes, once a forward pass or generation."""
+
+    def logits(self, text: Tensor, held: Any, cache: Any = None) -> Tensor:
+        """Logits [batch, token, vocabulary] of a text's embeddings [batch, token, hidden]."""
+        return self.decoder(inputs_embeds=text, past_key_values=cache, use_cache=cache is not None).logits
+
+    def forward(self, text: Tensor, features: Tensor) -> Tensor:
+        """Both in one: what a training step and a prefill run."""
+        return self.logits(text, self.prepare(features))
+
+    def train(self, mode: bool) -> None:
+        """Dropout as in training, or none."""
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Its parameters that get gradients."""
+        for part in vars(self).values():
+            if isinstance(part, nn.Parameter):
+                yield part
+            elif isinstance(part, nn.Module):
+                yield from (parameter for parameter in part.parameters() if parameter.requires_grad)
+
+    def prepared(self, features: Tensor) -> list[Tensor]:
+        """What `prepare` computes with gradients, for timing it alone."""
+        held = self.prepare(features)
+        return [] if held is None else [held]
+
+    def held_bytes(self, held: Any) -> int:
+        """Bytes that are kept for the pictures while their text is computed."""
+        return 0
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that a picture adds to the sequence."""
+        return 0
+
+
+class Dehvf(Method):
+    """The kit's own model with all its components but the vision adapter, which belongs to the encoder."""
+
+    name = "DEHVF"
+
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes, form: str = "auto") -> None:
+        super().__init__(decoder, shapes)
+        self.model = dehvf_model(shapes, decoder, form)
+
+    def prepare(self, features: Tensor) -> dict[str, Any]:
+        return self.model.memory(features.shape[0], vision_features=features)
+
+    def logits(self, text: Tensor, held: Any, cache: Any = None) -> Tensor:
+        with Holding(self.model.nodes, held):
+            return super().logits(text, held, cache)
+
+    def forward(self, text: Tensor, features: Tensor) -> Tensor:
+        return self.model(inputs_embeds=text, vision_features=features, use_cache=False).logits
+
+    def train(self, mode: bool) -> None:
+        self.model.train(mode)
+
+    def prepared(self, features: Tensor) -> list[Tensor]:
+        held, x = self.prepare(features)["injector"], self.shapes.text(1, 1)
+        layers = [held.layer(index, x) for index in range(self.shapes.layers)]
+        return [codes for layer in layers for codes in (layer.key_codes, layer.value_codes)]
+
+    def held_bytes(self, held: Any) -> int:
+        x = self.shapes.text(1, 1)
+        layers = [held["injector"].layer(index, x) for index in range(self.shapes.layers)]
+        return sum(_bytes(codes) for layer in layers for codes in (layer.key_codes, layer.value_codes))
+
+    def built_bytes(self, held: Any) -> int:
+        """Bytes of the same memory's keys and values, built."""
+        x, layers = self.shapes.text(1, 1), range(self.shapes.layers)
+        return sum(_bytes(table) for index in layers for table in build_keys_values(held["injector"].layer(index, x)))
+
+
+def dehvf_model(shapes: Shapes, decoder: LlamaForCausalLM | None = None, form: str = "auto") -> dehvf_kit.DehvfModel:
+    """The paper's graph at these sizes; without a decoder, for its components alone. The encoder is never in memory."""
+    side = math.isqrt(shapes.patches)
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": shapes.vision_hidden,
+        "intermediate_size": 4 * shapes.vision_hidden,
+        "num_hidden_layers": shapes.vision_layers,
+        "num_attention_heads": 8,
+        "patch_size": PATCH_SIZE,
+        "image_size": PATCH_SIZE * side,
+    }
+    config = {
+        "model_type": "llama",
+        "hidden_size": shapes.hidden,
+        "intermediate_size": shapes.intermediate,
+        "num_hidden_layers": shapes.layers,
+        "num_attention_heads": shapes.heads,
+        "vocab_size": shapes.vocabulary,
+    }
+    recipe = dehvf_kit.parse_recipe(
+        {
+            "name": "compare",
+            "vision": {"config": vision, "image": {"size": PATCH_SIZE * side}},
+            "decoder": {"config": config, "dtype": shapes.dtype},
+            "graph": {
+                "grouper": {"type": "contiguous", "num_groups": min(shapes.groups, shapes.layers)},
+                "layer_query": {"type": "embedding_mlp"},
+                "projector": {"type": "bottleneck_mlp", "bottleneck_size": shapes.code},
+                "fuser": {"type": "cross_attention"},
+                "position": {"type": "learned", "num_slots": shapes.slots},
+                "injector": {"type": "ffn_memory", "form": form},
+            },
+        }
+    )
+    with torch.device("meta"):
+        encoder = CLIPVisionModel(CLIPVisionConfig(**{key: vision[key] for key in vision if key != "model_type"}))
+        decoder = decoder or LlamaForCausalLM(LlamaConfig(**config))
+    return dehvf_kit.build(recipe, decoder=decoder, vision=encoder)
+
+
+class MemVp(Method):
+    """MemVP as its official code computes it: the projected picture v once, keys v + P1 and values v + P2 in every FFN call.
+
+    Trained weights are float32 beside a decoder of whatever dtype, v has the decoder's; their sums are float32 and are cast
+    for the products, as under autocast. Their second run of the FFN's norm is left out. Source: JieShibo/MemVP, memvp.
+    """
+
+    name = "MemVP"
+    visual_scale, output_scale, dropout = 0.01, 0.1, 0.1
+
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
+        super().__init__(decoder, shapes)
+        with torch.device(shapes.device):
+            self.projector = BottleneckMlpProjector(shapes.vision_hidden, shapes.code, shapes.hidden)
+            self.position_keys = nn.Parameter(0.02 * torch.randn(1, shapes.slots, shapes.hidden))
+            self.position_values = nn.Parameter(torch.zeros(1, shapes.slots, shapes.hidden))
+        self.visual: Tensor | None = None
+        self.training = False
+        for site in ffn_sites(decoder):
+            decoder.get_submodule(site.path).register_forward_hook(self._add)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        visual = self.visual_scale * self.projector.project(features[:, -2, 1:]).to(features.dtype)
+        visual = visual * torch.ones(len(visual), 1, 1, dtype=visual.dtype, device=visual.device)
+        missing = self.shapes.slots - visual.shape[1]
+        return torch.cat([visual, visual.new_zeros(len(visual), missing, visual.shape[2])], 1)
+
+    def _add(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        (x,) = args
+        keys = self.visual + self.position_keys
+        inner = F.dropout(F.silu(x @ keys.to(x.dtype).permute(0, 2, 1)), self.dropout, self.training)
+        values = self.visual + self.position_values
+        return output + self.output_scale * (inner @ values.to(x.dtype))
+
+    def logits(self, text: Tensor, held: Any, cache: Any = None) -> Tensor:
+        self.visual = held
+        return super().logits(text, held, cache)
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def held_bytes(self, held: Any) -> int:
+        return _bytes(held)
+
+
+class Llava(Method):
+    """A picture's projected patches before the text, as LLaVA has them; logits of the text alone."""
+
+    name = "LLaVA-style"
+
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
+        super().__init__(decoder, shapes)
+        with torch.device(shapes.device):
+            self.projector = BottleneckMlpProjector(shapes.vision_hidden, shapes.code, shapes.hidden)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        return self.projector.project(features[:, -2, 1:]).to(features.dtype)
+
+    def logits(self, text: Tensor, held: Any, cache: Any = None) -> Tensor:
+        if cache is not None and cache.get_seq_length() > 0:
+            return super().logits(text, held, cache)
+        whole = torch.cat([held, text], 1)
+        reading = {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": text.shape[1]}
+        return self.decoder(inputs_embeds=whole, **reading).logits
+
+    def held_bytes(self, held: Any) -> int:
+        return 2 * self.shapes.layers * _bytes(held)  # keys and values of these tokens in every layer's cache
+
+    @property
+    def input_tokens(self) -> int:
+        return self.shapes.patches
+
+
+class LoraAlone(Method):
+    """LoRA of rank 6 on the query and value projections, unmerged, without a picture: LLaVA-LoRA pays this and the tokens."""
+
+    name = "LoRA, no picture"
+
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
+        super().__init__(decoder, shapes)
+        sizes = dict.fromkeys(("q_proj", "v_proj"), (shapes.hidden, shapes.hidden))
+        with torch.device(shapes.device):
+            self.lora = Lora(shapes.layers, sizes)
+        self.lora.attach(decoder)
+
+
+METHODS = (Method, Dehvf, MemVp, Llava, LoraAlone)
+
+
+def subjects(shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[type[Method], ...] = METHODS) -> list[Method]:
+    """Every subject on its own shell of one decoder."""
+    decoder = frozen_decoder(shapes) if decoder is None else decoder
+    return [method(shell(decoder, shapes.layers), shapes) for method in methods]
+
+
+def _bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
+

@@ -49,9 +49,10 @@ def build(
     return assemble(recipe, decoder, towers, processor)
 
 
-def build_on_meta(recipe: Recipe) -> DehvfModel:
+def build_on_meta(recipe: Recipe, processor: Any = None) -> DehvfModel:
     """The recipe's model with real components on base models without weights: for counting, drawing and checking."""
-    return assemble(recipe, recipe.decoder.meta(plugins().registry.sources), _towers(recipe, None, meta=True), None)
+    decoder = recipe.decoder.meta(plugins().registry.sources)
+    return assemble(recipe, decoder, _towers(recipe, None, meta=True), processor)
 
 
 def assemble(recipe: Recipe, decoder: nn.Module, towers: Mapping[str, VisionTower], processor: Any) -> DehvfModel:

@@ -16,6 +16,8 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.hookspecs import PROJECT
 from dehvf_kit.registry import Registry
 
+FILE_MODULE = "dehvf_kit_plugin_"
+
 
 @dataclass
 class Plugins:
@@ -59,7 +61,7 @@ def load_plugin_file(path: str | Path) -> None:
         if getattr(known, "__file__", None) == str(file):
             return
         raise DehvfError(f"--plugin {path}: a plugin named '{file.stem}' is loaded already; rename the file")
-    spec = importlib.util.spec_from_file_location(f"dehvf_kit_plugin_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{file.stem}", file)
     if spec is None or spec.loader is None:
         raise DehvfError(f"--plugin {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -73,6 +75,12 @@ def load_plugin_file(path: str | Path) -> None:
     except Exception as error:  # the file is the user's own code
         del sys.modules[spec.name]
         raise DehvfError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+
+
+def loaded_files() -> list[Path]:
+    """The one-file plugins of this process, for another process to load."""
+    modules = plugins().manager.get_plugins()
+    return sorted(Path(module.__file__) for module in modules if module.__name__.startswith(FILE_MODULE))
 
 
 def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from dehvf_kit.backbones.vision import VisionTower, vision_config
+from dehvf_kit.backbones.vision_classes import num_prefix_tokens
 from dehvf_kit.graph import Graph
 from dehvf_kit.shapes import Cost
 
@@ -127,7 +128,7 @@ def vision_flops(tower: VisionTower) -> int:
     counted = TransformerFlops(weights, 0, layers, width)
     rows, columns = tower.patch_size or (0, 0)
     embedding = 2 * patches * getattr(config, "num_channels", 3) * rows * columns * tower.spec.hidden_size
-    return embedding + counted.forward(patches + _prefix_tokens(tower.model, config))
+    return embedding + counted.forward(patches + num_prefix_tokens(tower.model))
 
 
 def _matrix_weights(module: nn.Module, share: float) -> float:
@@ -160,9 +161,3 @@ def _attention(config: Any) -> tuple[int, int]:
     if kinds:
         return width, sum("attention" in kind and "linear" not in kind for kind in kinds)
     return width, config.num_hidden_layers
-
-
-def _prefix_tokens(model: nn.Module, config: Any) -> int:
-    """Class and register tokens in front of the patches."""
-    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
-    return int(bool(names & {"cls_token", "class_embedding"})) + (getattr(config, "num_register_tokens", 0) or 0)

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dehvf_kit.data.encoding import stack
-from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model import DehvfModel
+
+
+class ReadsPictures(Protocol):
+    """A feature store, or what stands in for one."""
+
+    def read(self, sample: Sample) -> Any:
+        """A picture's features with a leading axis of one."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class LayerWeights:
 
 
 def mean_weights(
-    model: DehvfModel, samples: Sequence[Sample], features: FeatureStore, batch_size: int = 32
+    model: DehvfModel, samples: Sequence[Sample], features: ReadsPictures, batch_size: int = 32
 ) -> LayerWeights | None:
     """Average weights over the distinct pictures of some samples; None for a graph without a fuser.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dehvf_kit.errors import VisionError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 
@@ -46,3 +47,10 @@ def vision_class(config: PretrainedConfig) -> type[PreTrainedModel]:
             if takes and takes[0] in wanted and packed:
                 return candidate
     raise VisionError(f"transformers has no encoder of pictures alone for model_type '{config.model_type}'")
+
+
+def num_prefix_tokens(model: nn.Module) -> int:
+    """Class and register tokens in front of the patches."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    registers = getattr(vision_config(model.config), "num_register_tokens", 0) or 0
+    return int(bool(names & {"cls_token", "class_embedding"})) + registers

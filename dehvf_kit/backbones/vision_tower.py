@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.ffn_sites import ffn_sites
-from dehvf_kit.backbones.vision_classes import vision_config
+from dehvf_kit.backbones.vision_classes import num_prefix_tokens, vision_config
 from dehvf_kit.backbones.vision_inputs import check_size, model_arguments, pair, settings_for_a_pass
 from dehvf_kit.backbones.vision_layout import (
     READABLE,
@@ -113,6 +113,13 @@ class VisionTower(nn.Module):
                 )
             self._layouts[size] = found
         return self._layouts[size]
+
+    def assume_layout(self) -> None:
+        """Take it that patches follow the prefix tokens in row-major order, for a tower without weights to look at."""
+        size, count = self.spec.image_size, self.spec.num_patches
+        prefix = num_prefix_tokens(self.model)
+        places = torch.arange(prefix, prefix + count)
+        self._layouts[size, size] = TokenLayout(places, 0 if prefix else None, False)
 
     def post_norm(self, pixels: Tensor) -> nn.Module | None:
         """The encoder's own final norm, through which every layer passes, or None; found once."""

@@ -17,11 +17,11 @@ from rich.table import Table
 PIPE_WIDTH = 110
 
 
-def stdout() -> Console:
-    """A console on standard output; where that is no terminal, wide enough not to fold lines."""
+def stdout(minimum_width: int = PIPE_WIDTH) -> Console:
+    """A console on standard output; where that is no terminal, `minimum_width` wide, so that lines do not fold."""
     if sys.stdout.isatty():
         return Console(highlight=False)
-    width = None if "COLUMNS" in os.environ else PIPE_WIDTH
+    width = None if "COLUMNS" in os.environ else minimum_width
     return Console(file=cast(IO[str], _Trimmed(sys.stdout)), width=width, highlight=False)
 
 

@@ -49,6 +49,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False),
 ]
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE... [KEY=VALUE]...",
+        help="Recipes, .yaml files, and fields to change in all of them.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions to ask at most.", show_default=False)]
 
@@ -292,6 +300,111 @@ def score_coco(
     from dehvf_kit.cli.score import run_coco
 
     run_coco(predictions, references, split, as_json)
+
+
+@app.command()
+def compare(
+    words: Words,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where runs and table go.")] = Path(
+        "runs/compare"
+    ),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe, with seeds 0, 1, ...")] = 3,
+    tune: Annotated[bool, typer.Option("--tune", help="Find each recipe's learning rate first, by one rule.")] = False,
+    rate_factors: Annotated[
+        str, typer.Option("--rate-factors", help="The grid of --tune, times each recipe's base learning rate.")
+    ] = "0.25,0.5,1,2,4",
+    rates: Annotated[
+        str, typer.Option("--rates", help="The grid of --tune in absolute base learning rates.", show_default=False)
+    ] = "",
+    fraction: Annotated[
+        float, typer.Option("--tune-fraction", min=0.001, max=1, help="Part of the steps that a tuning run makes.")
+    ] = 0.2,
+    validation: Annotated[
+        float, typer.Option("--validation", min=0.001, max=0.9, help="Training pictures that tuning is scored on.")
+    ] = 0.1,
+    side_by_side: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads a run.", show_default="cores / jobs")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", metavar="FIELD", help="Let a field differ between the recipes.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and score recipes on one data set under one budget, over several seeds; goes on where it was interrupted."""
+    from dehvf_kit.cli.compare import run
+
+    raise typer.Exit(
+        run(
+            words, output, seeds, tune, rate_factors, rates, fraction, validation, side_by_side, threads, allow or [],
+            as_json,
+        )  # fmt: skip
+    )
+
+
+@app.command()
+def plan(
+    words: Words,
+    gpu: Annotated[str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.")] = "a100-80gb",
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many of them.")] = 1,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.", show_default="the table's")
+    ] = None,
+    gpu_tflops: Annotated[
+        float | None, typer.Option("--gpu-tflops", min=0.1, help="Dense bfloat16 TFLOPS.", show_default="the table's")
+    ] = None,
+    gpu_bandwidth: Annotated[
+        float | None, typer.Option("--gpu-bandwidth", min=1, help="GB/s of its memory.", show_default="the table's")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", min=0.01, max=1, help="Part of the TFLOPS that is reached; assumed.")
+    ] = 0.3,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of a sample, prompt and answer.")] = 200,
+    answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens among them.")] = 8,
+    decode_batch: Annotated[int, typer.Option("--decode-batch", min=1, help="Questions answered at once.")] = 32,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Training samples.", show_default="the data's")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say how each figure is counted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what training and answering take on a GPU: FLOPs, memory, time; needs no weights and no GPU."""
+    from dehvf_kit.cli.plan import run
+
+    card = {"name": gpu, "memory_gb": gpu_memory, "tflops": gpu_tflops, "bandwidth_gbs": gpu_bandwidth}
+    work = {
+        "tokens": tokens,
+        "answer": answer,
+        "decode_batch": decode_batch,
+        "new_tokens": answer,
+        "gpus": gpus,
+        "samples": samples,
+        "utilisation": utilisation,
+    }
+    run(words, card, work, explain, as_json)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="table1 to table4, figure2 to figure4.", show_default=False)
+    ],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where our runs lie.")] = Path("runs"),
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="DIR", help="For figure3 and figure4.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Questions whose pictures are averaged.", show_default=False)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw a figure (.png, .svg).", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a table or figure of the paper beside ours: what is counted now, what was run, and how to run the rest."""
+    from dehvf_kit.cli.reproduce import run
+
+    run(name, runs, adapter, limit, picture, as_json)
 
 
 @app.command()

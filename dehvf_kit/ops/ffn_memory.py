@@ -53,57 +53,115 @@ class LayerMemory:
         return [tensor for tensor in found if tensor is not None]
 
 
+@dataclass(frozen=True)
+class JoinedTable:
+    """What one role needs of the shared tables, stacked so that one matrix product a layer serves all of it.
+
+    rows [code (+ 1) + slot, hidden]: the projector's last step (scaled), its bias where `bias_row`, the slots. Where every
+    sample has an image the bias stands in the visual slots already. Made once a batch: all decoder layers share it.
+    """
+
+    rows: Tensor
+    code: int
+    bias_row: bool
+
+    @property
+    def sizes(self) -> list[int]:
+        """Lengths of the three parts of `rows`."""
+        return [self.code, int(self.bias_row), self.rows.shape[0] - self.code - self.bias_row]
+
+
+def join_tables(memory: LayerMemory, output_scale: float) -> tuple[JoinedTable | None, JoinedTable | None]:
+    """The tables of keys and of values; `output_scale` goes into those of the values. None: the role holds nothing."""
+    keys = _join(memory, memory.key_codes, memory.position_keys, 1.0)
+    return keys, _join(memory, memory.value_codes, memory.position_values, output_scale)
+
+
+def _join(memory: LayerMemory, codes: Tensor | None, positions: Tensor | None, scale: float) -> JoinedTable | None:
+    if codes is None:
+        return None if positions is None else JoinedTable(_scaled(positions, scale), 0, False)
+    rows, bias_row = [memory.visual_scale * memory.weight.T], False
+    if memory.bias is not None:
+        bias = (memory.visual_scale * memory.bias).unsqueeze(0)
+        bias_row = memory.has_image is not None
+        if bias_row:
+            rows.append(bias)
+        elif positions is None:
+            positions = bias.expand(codes.shape[1], -1)
+        elif positions.shape[0] == codes.shape[1]:
+            positions = positions + bias
+        else:
+            positions = torch.cat([positions[: codes.shape[1]] + bias, positions[codes.shape[1] :]])
+    if positions is not None:
+        rows.append(positions)
+    return JoinedTable(_scaled(torch.cat(rows), scale), codes.shape[2], bias_row)
+
+
+def _scaled(table: Tensor, scale: float) -> Tensor:
+    return table if scale == 1.0 else scale * table
+
+
 def factored_memory(
-    x: Tensor, memory: LayerMemory, activation: Activation, output_scale: float, dropout: float = 0.0
+    x: Tensor,
+    memory: LayerMemory,
+    activation: Activation,
+    output_scale: float,
+    dropout: float = 0.0,
+    tables: tuple[JoinedTable | None, JoinedTable | None] | None = None,
 ) -> Tensor | None:
     """What the memory adds to FFN(x), without building keys or values.
 
-    Shapes: x [batch, token, hidden] -> [batch, token, hidden]; None where the memory holds nothing at all.
+    Shapes: x [batch, token, hidden] -> [batch, token, hidden]; None where the memory holds nothing at all. tables:
+    `join_tables` of this batch, where they are at hand already.
     """
-    scores = _scores(x, memory)
-    if scores is None:
+    keys, values = join_tables(memory, output_scale) if tables is None else tables
+    if values is None:
         return None
+    if keys is None:
+        patches = values.sizes[2] if memory.value_codes is None else memory.value_codes.shape[1]
+        scores = x.new_zeros(*x.shape[:-1], patches)
+    else:
+        scores = _scores(x, memory, keys)
     weights = activation(scores)
     if dropout:
         weights = F.dropout(weights, dropout)
-    weights = output_scale * weights
-    output: Tensor | None = None
-    if memory.position_values is not None:
-        output = weights @ memory.position_values
-    if memory.value_codes is not None:
-        visual = _visual_values(weights[..., : memory.value_codes.shape[1]], memory)
-        output = visual if output is None else output + visual
-    return output
+    return _values(weights, memory, values)
 
 
-def _scores(x: Tensor, memory: LayerMemory) -> Tensor | None:
+def _scores(x: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
     """x K^T, [batch, token, slot]."""
-    scores = None if memory.position_keys is None else x @ memory.position_keys.T
+    products = F.linear(x, table.rows)
     if memory.key_codes is None:
-        if scores is None and memory.value_codes is not None:
-            return x.new_zeros(*x.shape[:-1], memory.value_codes.shape[1])
-        return scores
-    narrow = memory.visual_scale * (x @ memory.weight)
-    visual = narrow @ memory.key_codes.transpose(1, 2)
-    if memory.bias is not None:
-        visual = visual + memory.visual_scale * (x @ memory.bias).unsqueeze(-1)
+        return products
+    narrow, bias, slots = products.split(table.sizes, dim=-1)
+    codes, patches = memory.key_codes.transpose(1, 2), memory.key_codes.shape[1]
+    if memory.has_image is None:
+        if not slots.shape[-1]:
+            return torch.bmm(narrow, codes)
+        visual = torch.baddbmm(slots[..., :patches], narrow, codes)
+    else:
+        visual = torch.bmm(narrow, codes)
+        visual = (visual + bias if table.bias_row else visual) * memory.has_image[:, None, None]
+        if not slots.shape[-1]:
+            return visual
+        visual = visual + slots[..., :patches]
+    return visual if slots.shape[-1] == patches else torch.cat([visual, slots[..., patches:]], dim=-1)
+
+
+def _values(weights: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
+    """a M for the weights a [batch, token, slot]."""
+    code, bias, slots = table.sizes
+    if not code:
+        return weights @ table.rows
+    visual = weights[..., : memory.value_codes.shape[1]]
     if memory.has_image is not None:
         visual = visual * memory.has_image[:, None, None]
-    if scores is None:
-        return visual
-    missing = scores.shape[-1] - visual.shape[-1]
-    return scores + (F.pad(visual, (0, missing)) if missing else visual)
-
-
-def _visual_values(weights: Tensor, memory: LayerMemory) -> Tensor:
-    """a M_visual for the weights a [batch, token, patch] of the visual slots."""
-    scale = memory.visual_scale
-    if memory.has_image is not None:
-        weights = weights * memory.has_image[:, None, None]
-    output = (scale * (weights @ memory.value_codes)) @ memory.weight.T
-    if memory.bias is not None:
-        output = output + (scale * weights.sum(-1, keepdim=True)) * memory.bias
-    return output
+    parts = [torch.bmm(visual, memory.value_codes)]
+    if bias:
+        parts.append(visual.sum(-1, keepdim=True))
+    if slots:
+        parts.append(weights[..., :slots])
+    return torch.cat(parts, dim=-1) @ table.rows
 
 
 def build_keys_values(memory: LayerMemory) -> tuple[Tensor, Tensor]:

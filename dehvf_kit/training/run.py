@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 from dehvf_kit.builder import build
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.features import FeatureStore
+from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe
@@ -47,10 +48,12 @@ def train(
     features: FeatureStore | None = None,
     resume: bool = False,
     progress: Progress = silent,
+    samples: Sequence[Sample] | None = None,
 ) -> TrainResult:
     """Train a recipe's adapter and save it to `output/adapter`, with checkpoints and logs beside it.
 
-    model, features: ready-made ones to use. resume: go on from the newest checkpoint in `output`.
+    model, features: ready-made ones to use. resume: go on from the newest checkpoint in `output`. samples: train on
+    these in place of the training split.
     Raises: DataError where the recipe has no data or no sample has an answer to learn, DehvfError where `output` holds
     a run already and `resume` is off.
     """
@@ -62,7 +65,7 @@ def train(
         raise DehvfError(f"{output}: holds no checkpoint to resume from; leave out --resume")
     if not resume and (last is not None or (output / ADAPTER).exists()):
         raise DehvfError(f"{output}: holds a run already; name another folder, or go on with it by --resume")
-    samples = recipe.data.samples("train")
+    samples = recipe.data.samples("train") if samples is None else samples
     if not samples:
         raise DataError(f"{recipe.source}: its training set is empty")
     if model is None:

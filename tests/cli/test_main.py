@@ -15,7 +15,10 @@ from dehvf_kit.cli import main as main_module
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
 
-VERBS = ["check", "show", "list", "doctor", "build", "prepare", "data", "train", "eval", "score", "generate", "import-memvp", "demo"]
+VERBS = [
+    *("check", "show", "list", "doctor", "build", "prepare", "data", "train", "eval", "score"),
+    *("compare", "plan", "reproduce", "generate", "import-memvp", "demo"),
+]
 HEAVY = ["torch", "transformers", "numpy", "pluggy", "yaml"]
 HELP = """
 import json, sys

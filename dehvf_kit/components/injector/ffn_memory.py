@@ -18,11 +18,13 @@ from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
 from dehvf_kit.errors import DecoderError, ShapeError
 from dehvf_kit.ops.ffn_memory import (
     Form,
+    JoinedTable,
     LayerMemory,
     build_keys_values,
     built_memory,
     choose_form,
     factored_memory,
+    join_tables,
 )
 from dehvf_kit.shapes import KV, Cost, Readout
 
@@ -173,6 +175,7 @@ class ActiveMemory:
         }
         self.batch = 1 if codes is None else codes.shape[0]
         self._cast: dict[tuple, tuple[dict[str, Tensor | None], list[dict[str, Tensor]]]] = {}
+        self._joined: dict[tuple, tuple[JoinedTable | None, JoinedTable | None]] = {}
 
     def layer(self, index: int, x: Tensor) -> LayerMemory:
         """The memory of one site in the dtype and on the device of x."""
@@ -184,6 +187,13 @@ class ActiveMemory:
         shared, layers = cast
         codes = layers[index] if layers else {}
         return LayerMemory(codes.get("key"), codes.get("value"), visual_scale=self.visual_scale, **shared)
+
+    def _tables(self, memory: LayerMemory, x: Tensor) -> tuple[JoinedTable | None, JoinedTable | None]:
+        """The joined tables, the same for all layers: made for the first that asks."""
+        place = (x.dtype, x.device)
+        if place not in self._joined:
+            self._joined[place] = join_tables(memory, self.output_scale)
+        return self._joined[place]
 
     def _by_layer(self, codes: Tensor | None) -> list[dict[str, Tensor]]:
         """Codes of each decoder layer and role. Taken apart at once: in backward, slices of the whole would each fill it."""
@@ -208,7 +218,8 @@ class ActiveMemory:
         if self._form(memory, grouped.shape[1]) == "built":
             added = built_memory(grouped, *build_keys_values(memory), site.activation, self.output_scale, dropout)
         else:
-            added = factored_memory(grouped, memory, site.activation, self.output_scale, dropout)
+            tables = self._tables(memory, x)
+            added = factored_memory(grouped, memory, site.activation, self.output_scale, dropout, tables)
         return None if added is None else added.reshape(x.shape)
 
     def _form(self, memory: LayerMemory, tokens: int) -> str:

@@ -1,0 +1,131 @@
+"""`dehvf-kit reproduce`: the paper's tables and figures beside ours."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from dehvf_kit.analysis.units import si
+from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.errors import DehvfError, did_you_mean, listing
+
+TABLES = ("table1", "table2", "table3", "table4")
+FIGURES = ("figure2", "figure3", "figure4")
+HOURS = (
+    "hours of one A100 for training, estimated: samples x epochs x FLOPs of a sample (counted) / "
+    "(312 TFLOPS x 30%, assumed)"
+)
+
+
+def run(name: str, runs: Path, adapter: Path | None, limit: int | None, picture: Path | None, as_json: bool) -> None:
+    """Print one table or figure. Raises: DehvfError for an unknown one, or an adapter or picture file that will not do."""
+    if name not in (*TABLES, *FIGURES):
+        raise DehvfError(f"there is no '{name}' to reproduce{did_you_mean(name, (*TABLES, *FIGURES))} "
+                         f"There are {listing((*TABLES, *FIGURES))}")  # fmt: skip
+    if picture is not None and name in TABLES:
+        raise DehvfError(f"{name} is a table; --picture is for {listing(FIGURES)}")
+    if picture is not None and picture.suffix not in (".png", ".svg", ".pdf"):
+        raise DehvfError(f"--picture {picture}: wants a name that ends in .png, .svg or .pdf")
+    if name in ("figure3", "figure4") and adapter is None:
+        raise DehvfError(f"{name} is drawn from a trained adapter; name one with --adapter DIR")
+    with waiting("Counting without weights" if adapter is None else f"Reading {adapter}", plain=True):
+        quiet_transformers()
+        facts, show = _facts(name, runs, adapter, limit, picture)
+    if as_json:
+        print_json(facts)
+        return
+    show()
+    if picture is not None:
+        print(f"picture: {picture}")
+
+
+def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, picture: Path | None) -> tuple[Any, Any]:
+    from dehvf_kit.reproduction import figures, tables
+
+    data = tables.published().get(name, {})
+    if name in TABLES:
+        rows = tables.table(name, runs)
+        kind = tables.published()[data["data"]]
+        facts = {"name": name, "title": data["title"], "source": data["source"], "columns": kind["columns"]}
+        facts["digits"] = kind["digits"]
+        facts |= {"note": kind["note"], "rows": [asdict(row) for row in rows]}
+        return facts, lambda: _table(facts)
+    if name == "figure2":
+        points = figures.figure2()
+        if picture is not None:
+            figures.draw_figure2(points, picture)
+        found = [{**asdict(point), "share": point.share} for point in points]
+        facts = {"name": name, **data, "points": found}
+        return facts, lambda: _figure2(facts)
+    read = figures.read_layers(adapter, limit)
+    rows = read.by_group() if name == "figure3" else read.by_layer()
+    if picture is not None:
+        (figures.draw_figure3 if name == "figure3" else figures.draw_figure4)(read, picture)
+    facts = {"name": name, "adapter": str(adapter), "pictures": read.pictures, "rows": rows}
+    return facts, lambda: _weights(facts)
+
+
+def _table(facts: dict[str, Any]) -> None:
+    console = stdout(minimum_width=150)
+    console.print(f"[bold]{escape(facts['title'])}[/]  [dim]{escape(facts['source'])}; {escape(facts['note'])}[/]")
+    shown = grid("left", "right", "right", "left", *["right"] * len(facts["columns"]))
+    shown.add_row("", "", "parameters", "ours", "", *facts["columns"], style="dim")
+    for row in facts["rows"]:
+        ours = "-" if row["parameters"] is None else f"{row['parameters']:,}"
+        verdict = {True: "[green]=[/]", False: "[red]differs[/]", None: ""}[row["matches"]]
+        values = ["-" if value is None else f"{value:.{facts['digits']}f}" for value in row["published"]]
+        shown.add_row("", row["method"], row["published_parameters"], ours, verdict, *values)
+        if row["ours"] is not None:
+            ours_too = ["-" if value is None else f"{value:.{facts['digits']}f}" for value in row["ours"]]
+            shown.add_row("", "  ours", "", "", "", *(f"[bold]{value}[/]" for value in ours_too))
+        elif row["command"]:
+            shown.add_row("", "  ours", "", "", "", "not run")
+    console.print(shown)
+    waiting_for: dict[str, list[dict[str, Any]]] = {}
+    for row in facts["rows"]:
+        if row["command"]:
+            waiting_for.setdefault(row["command"], []).append(row)
+    if waiting_for:
+        console.print(f"\n[bold]To fill ours[/]  [dim]{HOURS}[/]")
+    for command, rows in waiting_for.items():
+        names = ", ".join(row["method"] for row in rows)
+        console.print(f"  {escape(names)}, {sum(row['hours'] for row in rows):.2g} h:")
+        console.print(f"    {escape(command)}", soft_wrap=True)
+    for row in facts["rows"]:
+        if row["parameters_from"].startswith("formula"):
+            told = f"{row['method']}: parameters by {row['parameters_from']}; {row['missing']}"
+            console.print(f"  [dim]{escape(told)}[/]", soft_wrap=True)
+
+
+def _figure2(facts: dict[str, Any]) -> None:
+    console = stdout()
+    console.print(f"[bold]{escape(facts['title'])}[/]  [dim]{escape(facts['source'])}; LLaMA-7B, encoders left out[/]")
+    shown = grid("right", "right", "right", "right", "right", "right")
+    shown.add_row("", "visual tokens", "LLaVA", "formula", "DEHVF", "formula", "DEHVF / LLaVA", style="dim")
+    for point in facts["points"]:
+        counts = [si(point[key], "") for key in ("llava", "llava_formula", "dehvf", "dehvf_formula")]
+        shown.add_row("", str(point["visual_tokens"]), *counts, f"{point['share']:.1%}")
+    console.print(shown)
+    last = facts["points"][-1]
+    console.print(f"  published: {facts['published_share']:.0%} of LLaVA-v1.5, which has 576 visual tokens; counted: "
+                  f"{last['share']:.1%} at {last['visual_tokens']}")  # fmt: skip
+
+
+def _weights(facts: dict[str, Any]) -> None:
+    console = stdout()
+    console.print(f"[bold]{facts['name']}[/]  [dim]{escape(facts['adapter'])}, mean over {facts['pictures']:,} pictures; "
+                  "layers count from 1[/]")  # fmt: skip
+    for row in facts["rows"]:
+        if "group" in row:
+            first, last = row["decoder_layers"][0], row["decoder_layers"][-1]
+            console.print(f"  [bold]group {row['group']}[/]  decoder layers {first} to {last}")
+        else:
+            console.print(f"  [bold]decoder layer {row['decoder_layer']}[/]")
+        for role, values in row["weights"].items():
+            pairs = [
+                f"{layer}: {value:.3f}" for layer, value in zip(row["vision_layers"], values, strict=True) if value
+            ]
+            console.print(f"    {role}  " + "  ".join(pairs))

@@ -1,0 +1,222 @@
+"""Figures 2 to 4: FLOPs against visual tokens, and which vision layers a trained adapter reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dehvf_kit.analysis.closed_formulas import decoder, memory
+from dehvf_kit.analysis.fuser_weights import LayerWeights, mean_weights
+from dehvf_kit.analysis.plotting import MUTED, PALETTE, pyplot
+from dehvf_kit.comparison.job import write_with
+from dehvf_kit.data.encoding import open_picture
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import AdapterError, DataError, DehvfError
+from dehvf_kit.model import DehvfModel
+from dehvf_kit.planning.accounting import counted_flops, values_unknown
+from dehvf_kit.planning.symbolic import symbolic_model
+from dehvf_kit.recipe import load_recipe
+from dehvf_kit.reproduction.tables import ROOT, published
+from dehvf_kit.shapes import KV
+
+
+@dataclass(frozen=True)
+class Point:
+    """FLOPs of one forward pass at `visual_tokens`: counted, and by the paper's closed formulas (decoder and slots alone)."""
+
+    visual_tokens: int
+    llava: int
+    dehvf: int
+    llava_formula: int
+    dehvf_formula: int
+
+    @property
+    def share(self) -> float:
+        """DEHVF's part of LLaVA's, counted."""
+        return self.dehvf / self.llava
+
+
+def figure2() -> list[Point]:
+    """Count both at every number of visual tokens, encoders left out, on the meta device.
+
+    LLaVA: the decoder on picture and text tokens, its projector left out. DEHVF: the decoder on the text alone, with all
+    components, and as many slots as patches. Logits of the last token alone. Raises: DehvfError without the recipe.
+    """
+    data = published()["figure2"]
+    if not (ROOT / data["recipe"]).is_file():
+        raise DehvfError(f"figure2 needs {data['recipe']}, which stands in the repository")
+    tokens = data["tokens"]
+    points = []
+    for side in data["pixels"]:
+        slots = (side // 14) ** 2
+        changes = [f"vision.image.size={side}", f"graph.position.num_slots={slots}", "graph.vision_adapter=null"]
+        model = symbolic_model(load_recipe(ROOT / data["recipe"], changes))
+        (tower,) = model.towers.values()
+        spec = next(iter(model.graph.contexts.values())).decoder
+        h, d, visual = spec.hidden_size, spec.num_layers, tower.spec.num_patches
+        features = torch.empty(1, len(tower.layers), 1 + visual, tower.spec.hidden_size, device="meta")
+        ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+        with torch.no_grad(), values_unknown():
+            with counted_flops() as counter:
+                model(input_ids=ids, vision_features=features, logits_to_keep=1)
+            ours = counter.get_total_flops()
+            longer = torch.empty(1, visual + tokens, h, dtype=model.decoder.dtype, device="meta")
+            with counted_flops() as counter:
+                model.decoder(inputs_embeds=longer, logits_to_keep=1)
+        closed = decoder(visual + tokens, h, d), decoder(tokens, h, d) + memory(tokens, visual, h, d)
+        points.append(Point(visual, counter.get_total_flops(), ours, *closed))
+    return points
+
+
+def draw_figure2(points: list[Point], file: Path) -> Path:
+    """TFLOPs against visual tokens. Raises: DehvfError where matplotlib is missing."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    x = [point.visual_tokens for point in points]
+    for name, colour in (("llava", PALETTE[1]), ("dehvf", PALETTE[0])):
+        label = {"llava": "LLaVA: tokens in the input", "dehvf": "DEHVF: slots in the FFN"}[name]
+        axes.plot(x, [getattr(point, name) / 1e12 for point in points], "o-", color=colour, label=f"{label}, counted")
+        closed = [getattr(point, f"{name}_formula") / 1e12 for point in points]
+        axes.plot(x, closed, ":", color=colour, label=f"{label}, closed formula")
+    axes.set_xlabel("visual tokens")
+    axes.set_ylabel(f"TFLOPs, one sample of {published()['figure2']['tokens']} text tokens")
+    axes.set_ylim(0)
+    axes.legend(frameon=False, fontsize=8)
+    last = points[-1]
+    axes.annotate(
+        f"{last.share:.1%} at {last.visual_tokens}", (last.visual_tokens, last.dehvf / 1e12), textcoords="offset points",
+        xytext=(0, 9), ha="right", fontsize=8, color=MUTED,
+    )  # fmt: skip
+    return _save(plt, figure, file)
+
+
+@dataclass(frozen=True)
+class ReadLayers:
+    """A trained adapter's mean weights and the group of each decoder layer; layers counted from 1."""
+
+    weights: LayerWeights
+    group_of_layer: list[int]
+    pictures: int
+
+    def by_group(self) -> list[dict[str, Any]]:
+        """Figure 3: for each group of decoder layers, the mean weight of every vision layer that it reads."""
+        rows = []
+        for group in sorted(set(self.group_of_layer)):
+            mine = [layer for layer, other in enumerate(self.group_of_layer) if other == group]
+            mean = self.weights.weights[mine].mean(0)  # [kv, vision layer]
+            read = (mean.sum(0) > 0).nonzero().squeeze(1).tolist()
+            rows.append(
+                {
+                    "group": group + 1,
+                    "decoder_layers": [layer + 1 for layer in mine],
+                    "vision_layers": [self.weights.labels[place] for place in read],
+                    "weights": {_role(kv, mean): [round(float(mean[kv, at]), 6) for at in read] for kv in range(len(mean))},
+                }
+            )  # fmt: skip
+        return rows
+
+    def by_layer(self) -> list[dict[str, Any]]:
+        """Figure 4: for each decoder layer, the weight of every vision layer."""
+        rows = []
+        for layer, row in enumerate(self.weights.weights):
+            weights = {_role(kv, row): [round(float(value), 6) for value in row[kv]] for kv in range(len(row))}
+            rows.append({"decoder_layer": layer + 1, "vision_layers": self.weights.labels, "weights": weights})
+        return rows
+
+
+def read_layers(adapter: Path, limit: int | None) -> ReadLayers:
+    """Average an adapter's weights over the pictures of its test split.
+
+    Raises: AdapterError for what is no adapter or has no fuser with weights, DataError where it has no pictures.
+    """
+    from dehvf_kit.checkpoint import load
+
+    model = load(adapter)
+    if model.recipe.data is None:
+        raise DataError(f"{adapter}: its recipe has no `data` section, so there are no pictures to average over")
+    samples = [sample for sample in model.recipe.data.samples("test") if sample.image is not None][:limit]
+    if not samples:
+        raise DataError(f"{adapter}: the test split of its data set has no pictures")
+    fuser = next((name for name, node in model.graph.nodes.items() if "weights" in node.gives), None)
+    if fuser is None:
+        raise AdapterError(f"{adapter}: its graph has no fuser, so no decoder layer reads several vision layers")
+    found = mean_weights(model, samples, Pictures(model))
+    wire = model.graph.wires[fuser]["levels"][0]
+    with torch.no_grad():
+        outputs = model.run_graph(1, vision_features=Pictures(model).read(samples[0]))
+    ports = list(model.graph.nodes[wire.node].gives)
+    levels = outputs[wire.node][ports.index(wire.port)]
+    pictures = len({sample.image for sample in samples})
+    return ReadLayers(found, levels.group_of_layer.tolist(), pictures)
+
+
+class Pictures:
+    """Features of the finished model, picture by picture: an adapter inside the encoder changes no more."""
+
+    def __init__(self, model: DehvfModel) -> None:
+        self.model = model
+
+    def read(self, sample: Sample) -> Any:
+        """A picture's features with a leading axis of one."""
+        pixels = self.model.processor.image_processor(open_picture(sample), return_tensors="pt")["pixel_values"]
+        device = next(self.model.decoder.parameters()).device
+        moved = (
+            pixels.to(device) if isinstance(pixels, Tensor) else {name: one.to(device) for name, one in pixels.items()}
+        )
+        with torch.no_grad():
+            return self.model.vision_features(moved)
+
+
+def draw_figure3(found: ReadLayers, file: Path) -> Path:
+    """One panel a group: mean weights of its vision layers, by their numbers."""
+    plt = pyplot()
+    rows = found.by_group()
+    figure, panels = plt.subplots(
+        1, len(rows), figsize=(2.9 * len(rows), 3.1), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, row in zip(panels[0], rows, strict=True):
+        places = range(len(row["vision_layers"]))
+        width = 0.8 / len(row["weights"])
+        for number, (role, values) in enumerate(row["weights"].items()):
+            axes.bar([at + number * width for at in places], values, width, color=PALETTE[number], label=role)
+        axes.set_xticks([at + 0.4 - width / 2 for at in places], row["vision_layers"], fontsize=8)
+        first, last = row["decoder_layers"][0], row["decoder_layers"][-1]
+        axes.set_title(f"group {row['group']}: decoder layers {first} to {last}", fontsize=8, loc="left")
+        axes.set_xlabel("vision layer")
+    panels[0][0].set_ylabel(f"mean weight over {found.pictures:,} pictures")
+    panels[0][-1].legend(frameon=False, fontsize=8)
+    return _save(plt, figure, file)
+
+
+def draw_figure4(found: ReadLayers, file: Path) -> Path:
+    """One heat map a role: decoder layers down, vision layers across, by their numbers."""
+    plt = pyplot()
+    weights = found.weights.weights
+    layers, roles, columns = weights.shape
+    size = (1.4 + 0.28 * columns * roles + 0.6, max(3.2, 1.2 + 0.17 * layers))
+    figure, panels = plt.subplots(1, roles, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for kv, axes in enumerate(panels[0]):
+        image = axes.imshow(weights[:, kv].numpy(), cmap="Blues", vmin=0, vmax=float(weights.max()), aspect="auto")
+        axes.set_xticks(range(columns), found.weights.labels, fontsize=7)
+        axes.set_yticks(range(0, layers, max(1, layers // 16)), range(1, layers + 1, max(1, layers // 16)), fontsize=7)
+        axes.set_title(_role(kv, weights[0]), fontsize=9, loc="left")
+        axes.set_xlabel("vision layer")
+        axes.spines[:].set_visible(False)
+    panels[0][0].set_ylabel("decoder layer")
+    figure.colorbar(image, ax=panels[0].tolist(), label=f"mean weight over {found.pictures:,} pictures")
+    return _save(plt, figure, file)
+
+
+def _role(kv: int, weights: Any) -> str:
+    return f"memory {KV[kv]}s" if len(weights) > 1 else "keys and values"
+
+
+def _save(plt: Any, figure: Any, file: Path) -> Path:
+    try:
+        return write_with(file, lambda place: figure.savefig(place, dpi=150))
+    finally:
+        plt.close(figure)

@@ -1,0 +1,180 @@
+"""The comparison as a whole on runs that only pretend to train: order, tuning, resuming, failing, table and picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from dehvf_kit.cli.main import app
+from dehvf_kit.comparison import processes
+from dehvf_kit.comparison.processes import locked
+from dehvf_kit.errors import DehvfError
+
+FAULTY, KILLED, SILENT = 0.111, 0.222, 0.333
+
+
+@pytest.fixture(autouse=True)
+def pretending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "RUNNER", "fake_runner")
+    monkeypatch.setattr(processes, "POLL_INTERVAL_S", 0.01)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def say(*words: object) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, words)])
+
+
+def order(output: Path) -> list[str]:
+    return (output / "runs" / "order.txt").read_text().splitlines()
+
+
+def rows(output: Path) -> dict[str, dict]:
+    return {row["recipe"]: row for row in json.loads((output / "comparison.json").read_text())["rows"]}
+
+
+def test_seeds_of_all_recipes_take_turns_and_make_a_table(recipes: list[Path], tmp_path: Path) -> None:
+    result = say(*recipes, "--seeds", 2, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert order(tmp_path / "out") == ["dehvf seed0", "mean seed0", "dehvf seed1", "mean seed1"]
+    found = rows(tmp_path / "out")["mean"]
+    first = 1 / 1.2
+    assert found["accuracy"]["values"] == pytest.approx([first, first - 0.01])
+    assert found["accuracy"]["half"] == pytest.approx(12.7062 * 0.005)  # t(0.975, 1) * s / sqrt(2), s = 0.01 / sqrt(2)
+    assert found["difference_to_first"] == {"mean": 0.0, "half": 0.0, "count": 2, "values": [0.0, 0.0]}
+    assert (found["step_memory"]["mean"], found["peak_memory"]["mean"]) == (2000, 3000)
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| mean | 82.8 ± 6.4 | 82.8 ± 6.4 | +0.0 ± 0.0 | 2 | 1,234 |" in text
+    assert "24 training questions, 12 steps of 4; 8 test questions; seeds 0 to 1." in text
+    assert "Run 2000-01-01 on pretended; dehvf-kit 0." in text and "tuned" not in text
+    lines = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+    assert [line["recipe"] for line in lines] == ["dehvf", "mean"]
+    assert float(lines[1]["accuracy colour"]) == pytest.approx(first - 0.005)
+    with Image.open(tmp_path / "out" / "comparison.png") as picture:
+        assert picture.size[0] > 1000
+    assert "82.8 ± 6.4" in result.stdout and "comparison.md" in result.stdout
+
+
+def test_what_is_finished_is_taken_over_and_more_may_be_added(recipes: list[Path], tmp_path: Path) -> None:
+    assert say(recipes[0], "--seeds", 1, "--output", tmp_path).exit_code == 0
+    result = say(*recipes, "--seeds", 2, "--output", tmp_path)
+    assert result.exit_code == 0 and "dehvf seed0 83.3%, from before" in result.stderr
+    assert order(tmp_path) == ["dehvf seed0", "mean seed0", "dehvf seed1", "mean seed1"]
+
+
+def test_a_killed_run_is_run_again(recipes: list[Path], tmp_path: Path) -> None:
+    left = tmp_path / "runs" / "dehvf" / "seed0.working"
+    left.mkdir(parents=True)
+    (left / "result.json").write_text("{}")
+    assert say(recipes[0], "--seeds", 1, "--output", tmp_path).exit_code == 0
+    assert order(tmp_path) == ["dehvf seed0"] and not left.exists()
+
+
+def test_other_settings_in_the_same_folder_are_refused(recipes: list[Path], tmp_path: Path) -> None:
+    assert say(recipes[0], "--seeds", 1, "--output", tmp_path).exit_code == 0
+    result = say(recipes[0], "--seeds", 1, "--output", tmp_path, "training.epochs=3")
+    assert result.exit_code == 1 and "training.epochs: 2.0, now 3.0" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_tuning_tries_one_grid_and_uses_the_best(recipes: list[Path], tmp_path: Path) -> None:
+    result = say(*recipes, "--seeds", 1, "--tune", "--validation", 0.3, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    tried = [f"{name} rate{rate}" for name in ("dehvf", "mean") for rate in (0.05, 0.1, 0.2, 0.4, 0.8)]
+    assert order(tmp_path) == [*tried, "dehvf seed0", "mean seed0"]
+    row = rows(tmp_path)["dehvf"]
+    assert row["base_learning_rate"] == 0.4 and row["accuracy"]["mean"] == 1.0 and not row["at_the_edge"]
+    assert [one["base_learning_rate"] for one in row["tried"]] == [0.05, 0.1, 0.2, 0.4, 0.8]
+    job = json.loads((tmp_path / "runs" / "dehvf" / "rate0.05" / "job.json").read_text())
+    assert job["hold_out"] == {"share": 0.3, "questions": 500}
+    training = job["recipe"]["training"]
+    assert (training["max_steps"], training["warmup_epochs"], training["seed"]) == (2, pytest.approx(0.1), 0)  # 12 / 5
+    seeded = json.loads((tmp_path / "runs" / "dehvf" / "seed0" / "job.json").read_text())
+    assert seeded["hold_out"] is None and seeded["recipe"]["training"]["max_steps"] == 0
+    text = (tmp_path / "comparison.md").read_text()
+    assert "**0.4: 100.0%**" in text and "Every method is tuned alike" in text
+
+
+def test_the_best_at_the_grids_edge_is_told(recipes: list[Path], tmp_path: Path) -> None:
+    assert say(recipes[0], "--seeds", 1, "--rates", "0.1,0.2,0.3", "--output", tmp_path).exit_code == 0
+    assert rows(tmp_path)["dehvf"]["at_the_edge"] is True
+    assert "0.3 (edge)" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [(FAULTY, "picture 'a.png' cannot be read"), (KILLED, "killed by signal 9"), (SILENT, "ended with status 3")],
+)
+def test_a_run_that_fails_ends_alone(recipes: list[Path], tmp_path: Path, way: float, says: str) -> None:
+    failing = tmp_path / "failing.yaml"
+    failing.write_text(f"extends: {recipes[0]}\nname: failing\ntraining: {{weight_decay: {way}}}\n")
+    result = say(failing, recipes[1], "--seeds", 1, "--output", tmp_path / "out")
+    assert result.exit_code == 1 and says in result.stderr and "Traceback" not in result.output
+    assert "accuracy" not in rows(tmp_path / "out")["failing"]
+    assert rows(tmp_path / "out")["mean"]["accuracy"]["count"] == 1
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| failing | not run |" in text and f"- failing seed0: {says}" in text
+    again = say(failing, recipes[1], "--seeds", 1, "--output", tmp_path / "out")
+    assert again.exit_code == 1 and order(tmp_path / "out") == ["failing seed0", "mean seed0", "failing seed0"]
+
+
+def test_runs_side_by_side_give_the_same(recipes: list[Path], tmp_path: Path) -> None:
+    result = say(*recipes, "--seeds", 2, "--jobs", 3, "--threads", 1, "--output", tmp_path, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["side_by_side"] == 3 and [row["seeds"] for row in found["rows"]] == [[0, 1], [0, 1]]
+    assert "3 runs side by side" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["{mean}", "{dehvf}", "training.epocs=3"], "training.epocs: unknown field; did you mean 'epochs'?"),
+        (["nowhere.yaml", "neither.yaml"], "neither.yaml: there is no such file"),
+        (["training.epochs=3"], "name at least one recipe"),
+        (["{dehvf}", "{dehvf}"], "'dehvf' is another recipe's too"),
+        (["{dehvf}", "name=a/b"], "'a/b' cannot name a folder"),
+        (["{dehvf}", "data=null"], "has no `data` section"),
+        (["{dehvf}", "data.test=nowhere.jsonl"], "data.test: there is no file 'nowhere.jsonl'"),
+        (["{dehvf}", "graph.fuser.hidden_size=12"], "graph.fuser"),
+        (["{dehvf}", "--rates", "0.1,x"], "--rates: given '0.1,x'"),
+        (["{dehvf}", "--tune", "--rate-factors", "1,0"], "--rate-factors: given '1,0'"),
+        (["{dehvf}", "--tune", "--rate-factors", "1,1"], "wants different positive numbers"),
+        (["{dehvf}", "--tune", "--rate-factors", "inf"], "--rate-factors: given 'inf'"),
+        (["{dehvf}", "--output", "{dehvf}"], "cannot be written"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_runs(
+    recipes: list[Path], tmp_path: Path, words: list[str], says: str
+) -> None:
+    names = {"dehvf": recipes[0], "mean": recipes[1]}
+    result = say("--output", tmp_path / "out", *(word.format(**names) for word in words))
+    assert result.exit_code == 1 and says in result.stderr, result.output
+    assert "Traceback" not in result.output and not (tmp_path / "out").exists()
+
+
+def test_a_folder_serves_one_comparison_at_a_time(recipes: list[Path], tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(DehvfError, match="another comparison, or a run of one, is at work"),
+        locked(tmp_path),
+    ):
+        pass  # fmt: skip
+    with locked(tmp_path):
+        result = say(recipes[0], "--output", tmp_path)
+    assert result.exit_code == 1 and "is at work in it" in result.stderr
+
+
+def test_without_matplotlib_the_table_is_there(
+    recipes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = say(recipes[0], "--seeds", 1, "--output", tmp_path)
+    assert result.exit_code == 0 and "pip install 'dehvf-kit[figures]'" in result.stderr
+    assert (tmp_path / "comparison.md").exists() and not (tmp_path / "comparison.png").exists()

@@ -1,0 +1,154 @@
+"""The plan adds up, GPUs are found or listed, rivals count as published, and what does not fit says what would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from cli.commands import Command
+from helpers import raw_recipe
+
+import dehvf_kit
+from dehvf_kit.analysis.parameters import agrees
+from dehvf_kit.builder import build_on_meta
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.planning.gpus import GPUS, Gpu, find_gpu
+from dehvf_kit.planning.plan import BANDWIDTH_UTILISATION, RESERVE, Workload, feature_bytes, make_plan
+from dehvf_kit.planning.rivals import Sizes, mixture_adapter, rivals
+
+LLAMA_7B = Sizes(4096, 32, 32, 1024, 24, 256)
+LLAMA_13B = Sizes(5120, 40, 40, 1024, 24, 256)
+WORK = Workload(tokens=9, answer=2, decode_batch=3, new_tokens=2, gpus=2, samples=100)
+CARD = Gpu("mine", 80, 100, 1000, "made up")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slots", "name", "count", "printed"),
+    [
+        (LLAMA_7B, 320, "MemVP", 3_879_040, "3.9M"),
+        (LLAMA_13B, 400, "MemVP", 5_487_744, "5.5M"),
+        (LLAMA_7B, 320, "LaVIN", 3_781_296, "3.8M"),
+        (LLAMA_13B, 400, "LaVIN", 5_390_080, "5.4M"),
+        (LLAMA_7B, 320, "LLaMA-Adapter", 1_823_808, "1.8M"),
+        (LLAMA_7B, 320, "LLaVA-LoRA", 4_395_136, "4.4M"),
+    ],
+)
+def test_rivals_count_as_published(sizes: Sizes, slots: int, name: str, count: int, printed: str) -> None:
+    found = {rival.name: rival for rival in rivals(sizes, slots)}[name]
+    assert found.parameters == count and agrees(count, printed)
+
+
+def test_memvp_by_formula_is_our_recipe_of_it() -> None:
+    recipe = dehvf_kit.load_recipe(Path(__file__).parents[2] / "recipes" / "ablations" / "penultimate_only.yaml")
+    model = build_on_meta(recipe)
+    memvp = rivals(LLAMA_7B, 320)[0]
+    assert model.num_trainable_parameters() == memvp.parameters - memvp.unused
+
+
+def test_lavins_adapter_by_hand() -> None:
+    assert (mixture_adapter(4096), mixture_adapter(1024)) == (81_930, 20_490)
+
+
+def test_the_plan_adds_up() -> None:
+    recipe = dehvf_kit.parse_recipe(raw_recipe(graph={"vision_adapter": None}, training={"batch_size": 4, "epochs": 5}))
+    model, plan = build_on_meta(recipe), make_plan(recipe, CARD, WORK)
+    trained = model.num_trainable_parameters()
+    frozen = sum(p.numel() for tower in (model.decoder, *model.towers.values()) for p in tower.parameters())
+    assert (plan.trained_parameters, plan.weights) == (trained, 4 * frozen)
+    assert (plan.adapter, plan.gradients, plan.optimiser) == (4 * trained, 4 * trained, 8 * trained)
+    assert plan.train_bytes == 4 * frozen + 16 * trained + plan.train.peak + RESERVE
+    assert plan.steps == 13 * 5  # 100 samples in steps of 4 on 2 GPUs
+    assert plan.train_seconds == pytest.approx((plan.train.forward + plan.train.backward) / 30e12)
+    assert plan.gpu_hours == pytest.approx(65 * 2 * plan.train_seconds / 3600)
+    assert plan.decode_bytes == 4 * frozen + 4 * trained + plan.decode.peak + 3 * 2 * plan.decode.cache + RESERVE
+    read = (plan.weights + 3 * (7 + 2) * plan.decode.cache) / (1e12 * BANDWIDTH_UTILISATION)
+    first = (plan.decode.encoder + plan.decode.graph + plan.decode.prompt) / 30e12
+    assert plan.decode_seconds == pytest.approx(first + max(read, plan.decode.token / 30e12))
+    assert plan.fits_train and plan.fits_decode and plan.would_fit == ()
+
+
+def test_a_pictures_kept_features_are_the_stores() -> None:
+    """In bfloat16, as a comparison keeps them; None where an adapter changes them or nothing reads a picture."""
+    import torch
+    from helpers import pixels, tiny_model
+
+    model = tiny_model(graph={"vision_adapter": None})
+    assert feature_bytes(model) == model.vision_features(pixels(1)).to(torch.bfloat16).nbytes
+    assert feature_bytes(tiny_model()) is None
+    blind = {"grouper": None, "layer_query": None, "projector": None, "fuser": None}
+    assert feature_bytes(tiny_model(graph={**blind, "vision_adapter": None})) is None
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    """A card with room for checkpointing but not for the plain step."""
+    recipe = dehvf_kit.parse_recipe(raw_recipe(training={"batch_size": 16}))
+    work = Workload(tokens=60, answer=2, decode_batch=1, samples=10)
+    plan = make_plan(recipe, CARD, work)
+    tight = Gpu("tight", (plan.train_bytes - 100_000) / 1e9, 100, 1000, "made up")
+    refused = make_plan(recipe, tight, work)
+    assert not refused.fits_train
+    assert any(line.startswith("training.gradient_checkpointing=true: ") for line in refused.would_fit)
+    assert any(line.startswith("training.batch_size=1: ") for line in refused.would_fit)
+    hopeless = make_plan(recipe, Gpu("none", 0.1, 100, 1000, "made up"), work)
+    assert not hopeless.fits_train and not hopeless.fits_decode and hopeless.would_fit == ()
+
+
+def test_gpus_by_name_or_described() -> None:
+    assert find_gpu("A100-80GB") == Gpu("A100-80GB", 80, 312, 2039, GPUS["a100-80gb"].source)
+    assert find_gpu("mine", 10, 20) == Gpu("mine", 10, 20, 1000, "as given on the command line")
+    changed = find_gpu("h100-80gb", memory_gb=40)
+    assert (changed.memory_gb, changed.tflops) == (40, 989)
+    assert all(gpu.source and gpu.memory_gb and gpu.tflops and gpu.bandwidth_gbs for gpu in GPUS.values())
+
+
+def test_an_unknown_gpu_lists_the_known() -> None:
+    with pytest.raises(DehvfError) as error:
+        find_gpu("a100-80g")
+    assert "did you mean 'a100-80gb'?" in str(error.value) and all(name in str(error.value) for name in GPUS)
+    with pytest.raises(DehvfError, match="describe another with"):
+        find_gpu("mine", memory_gb=10)
+
+
+def test_the_command_prints_and_explains(command: Command, recipe: Path) -> None:
+    ended = command("plan", recipe, "--tokens", 20, "--gpus", 8, "--samples", 1000, "--explain")
+    assert ended.code == 0
+    for words in (
+        "tiny",
+        "fits 80 GB",
+        "GPU hours",
+        "at 30% utilisation (assumed)",
+        "LLaVA-LoRA",
+        "How this is counted",
+    ):
+        assert words in ended.out, words
+    for name in ("--utilisation", "--gpu-memory"):
+        assert name not in ended.out
+
+
+def test_the_command_as_json_for_several_recipes(command: Command, recipe: Path) -> None:
+    other = Path("mean.yaml")
+    other.write_text(yaml.safe_dump(raw_recipe(name="mean", graph={"layer_query": None, "fuser": {"type": "mean"}})))
+    words = ["--gpu", "mine", "--gpu-memory", 1, "--gpu-tflops", 2, "--tokens", 20, "--json", "training.batch_size=2"]
+    ended = command("plan", recipe, other, *words)
+    found = json.loads(ended.out)
+    assert [plan["recipe"] for plan in found["plans"]] == ["tiny", "mean"]
+    assert [plan["batch"] for plan in found["plans"]] == [2, 2]
+    assert found["gpu"]["source"] == "as given on the command line" and len(found["rivals_by_formula"]) == 4
+    assert not found["plans"][0]["fits_train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere.yaml"], "there is no such file"),
+        (["{recipe}", "--gpu", "tpu"], "--gpu: 'tpu' is not in the table"),
+        (["{recipe}", "training.batch=2"], "training.batch: unknown field"),
+        (["{recipe}", "--tokens", 8], "8 cannot be the answer"),
+        (["training.batch_size=2"], "name at least one recipe"),
+    ],
+)
+def test_mistakes_are_told(command: Command, recipe: Path, words: list, says: str) -> None:
+    ended = command("plan", *(str(word).format(recipe=recipe) for word in words))
+    assert ended.code == 1 and says in ended.err and "Traceback" not in ended.err

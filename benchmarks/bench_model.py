@@ -45,7 +45,9 @@ def build() -> dehvf_kit.DehvfModel:
     torch.manual_seed(0)
     with torch.device("meta"):
         encoder = CLIPVisionModel(CLIPVisionConfig(**VISION, **GEOMETRY))
-    return dehvf_kit.build(dehvf_kit.parse_recipe(RECIPE), decoder=LlamaForCausalLM(LlamaConfig(**LLAMA)), vision=encoder)
+    return dehvf_kit.build(
+        dehvf_kit.parse_recipe(RECIPE), decoder=LlamaForCausalLM(LlamaConfig(**LLAMA)), vision=encoder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def model() -> dehvf_kit.DehvfModel:
     return build()
 
 
-def inputs(model: dehvf_kit.DehvfModel, batch: int, tokens: int, sees: bool) -> tuple[Callable[..., Any], dict[str, Any]]:
+def inputs(
+    model: dehvf_kit.DehvfModel, batch: int, tokens: int, sees: bool
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The callable and its arguments: the model with a picture, or its decoder with the text alone."""
     text = {"input_ids": torch.randint(3, VOCABULARY, (batch, tokens))}
     if not sees:

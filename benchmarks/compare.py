@@ -26,7 +26,11 @@ from compare_timing import interleave, keep_freed_memory, machine
 
 HERE = Path(__file__).parent
 PUBLISHED_LAYERS = 32
-POINTS = [("training", 4, 64), ("training", 4, 128), ("decode", 1, 64), ("decode", 8, 64), ("decode", 32, 64), ("prefill", 8, 64)]
+POINTS = [
+    *(("training", 4, tokens) for tokens in (64, 128)),
+    *(("decode", batch, 64) for batch in (1, 8, 32)),
+    ("prefill", 8, 64),
+]
 
 
 def main() -> None:
@@ -42,8 +46,8 @@ def main() -> None:
     for dtype in options.dtype if options.points else ():
         results["runs"].append({"machine": about, **compare(replace(shapes, dtype=dtype), options)})
         save(results, output)
-    if options.sweep:
-        axes = QUICK_AXES if options.quick else AXES
+    if options.sweep is not None:
+        axes = {axis: (QUICK_AXES if options.quick else AXES)[axis] for axis in options.sweep or AXES}
         found = sweep(replace(shapes, dtype=options.dtype[0]), axes, options.sweep_repetitions)
         results["sweep"] = {"machine": about, **found}
         save(results, output)
@@ -53,7 +57,6 @@ def main() -> None:
         from compare_picture import draw
 
         draw(results["sweep"], output / "cost.svg")
-        draw(results["sweep"], output / "cost.png")
     if options.write_readme:
         write_readme(results, HERE / "README.md", output / "cost.svg")
 
@@ -66,17 +69,23 @@ def arguments() -> argparse.Namespace:
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"])
     add("--threads", type=int, default=2)
-    add("--repetitions", type=int, default=None, help="of training and prefill (default 15); decode runs three times as many")
+    add("--repetitions", type=int, help="of training and prefill (default 15); decode runs three times as many")
     add("--slow-every", type=int, default=1, help="time LLaVA-style in every n-th training and prefill repetition only")
     add("--only", nargs="+", choices=list(MODES), default=list(MODES), help="modes to time")
     add("--no-points", dest="points", action="store_false", help="leave out the comparison, as for a sweep alone")
-    add("--sweep", action="store_true", help="also cost against patches, text length, batch and decoder layers, with a picture")
-    add("--sweep-repetitions", type=int, default=None, help="default 5")
+    add("--sweep", nargs="*", choices=list(AXES), help="also cost against these (none named: all), with a picture")
+    add("--sweep-repetitions", type=int, help="default 5")
     add("--merge", action="store_true", help="add to the results that are there instead of starting anew")
     add("--note", default="", help="what else the machine was doing; stands below the table")
     add("--output", type=Path, default=HERE / "results")
     add("--write-readme", action="store_true", help="write table and picture into README.md")
     options = parser.parse_args()
+    if options.quick and options.write_readme:
+        parser.error("--quick measures nothing worth writing into README.md; leave one of the two out")
+    if options.merge and not (options.output / "compare.json").is_file():
+        parser.error(f"--merge: there is no {options.output / 'compare.json'} yet")
+    if options.write_readme and not options.output.resolve().is_relative_to(HERE):
+        parser.error(f"--write-readme shows the picture from --output, which must lie in {HERE.name}/")
     options.repetitions = options.repetitions or (3 if options.quick else 15)
     options.sweep_repetitions = options.sweep_repetitions or (2 if options.quick else 5)
     return options
@@ -98,20 +107,20 @@ def compare(shapes: Shapes, options: argparse.Namespace) -> dict[str, Any]:
         for name, case in cases.items():
             case.reset()
             counted[name] = flops(case.run)
-        seconds = interleave(cases, options.repetitions * (3 if mode == "decode" else 1), warm_up=1 if mode != "decode" else 3)
+        fast = mode == "decode"
+        seconds = interleave(cases, options.repetitions * (3 if fast else 1), warm_up=3 if fast else 1)
         measured.append({"mode": mode, "batch": batch, "tokens": tokens, "seconds": seconds, "flops": counted})
     prepared = prepare(shapes, methods, options) if "training" in options.only else None
     load = [round(load, 2) for load in os.getloadavg()]
-    return {"shapes": asdict(shapes), "load_after": load, "points": measured, "prepare": prepared, "bytes": held_bytes(shapes, methods)}
+    held = held_bytes(shapes, methods)
+    return {"shapes": asdict(shapes), "load_after": load, "points": measured, "prepare": prepared, "bytes": held}
 
 
 def prepare(shapes: Shapes, methods: list[Method], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of preparing a batch of 4 pictures, forward and backward: each subject's own, and DEHVF with all 32 layers' queries."""
+    """Seconds of preparing 4 pictures, forward and backward: each subject's, and DEHVF's with all 32 layers' queries."""
     batch = 4
     deep = replace(shapes, layers=PUBLISHED_LAYERS)
-    with torch.device("meta"):
-        shapeless = frozen_decoder(replace(deep, device="meta"))
-    whole = Dehvf(shapeless, deep)
+    whole = Dehvf(frozen_decoder(replace(deep, device="meta")), deep)
     whole.model.nodes.to(shapes.device)
     cases = {method.name: preparation(method, batch) for method in methods}
     cases[f"DEHVF, {PUBLISHED_LAYERS} layers"] = preparation(whole, batch)

@@ -307,7 +307,9 @@ class LoraAlone(Method):
 METHODS = (Method, Dehvf, MemVp, Llava, LoraAlone)
 
 
-def subjects(shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[type[Method], ...] = METHODS) -> list[Method]:
+def subjects(
+    shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[type[Method], ...] = METHODS
+) -> list[Method]:
     """Every subject on its own shell of one decoder."""
     decoder = frozen_decoder(shapes) if decoder is None else decoder
     return [method(shell(decoder, shapes.layers), shapes) for method in methods]
@@ -315,4 +317,3 @@ def subjects(shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[ty
 
 def _bytes(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
-

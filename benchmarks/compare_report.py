@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,20 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
     shapes, machine = run["shapes"], run["machine"]
     sizes = ", ".join(f"{name.replace('_', ' ')} {shapes[name]}" for name in SHAPES)
     busy = f"; {machine['note']}" if machine["note"] else ""
-    yield f"### {shapes['dtype']}\n\n{_place(machine)}, load {machine['load'][0]} before and {run['load_after'][0]} after{busy}. Shapes: {sizes}."
+    load = f"load {machine['load'][0]} before and {run['load_after'][0]} after"
+    yield f"### {shapes['dtype']}\n\n{_place(machine)}, {load}{busy}. Shapes: {sizes}."
     rows = []
     for point in run["points"]:
         seconds = point["seconds"]
         low, median, high = quartiles(seconds[BASE])
-        cells = [f"{point['mode']}, batch {point['batch']}, text {point['tokens']}", f"{_ms(median)} ({_ms(low)} to {_ms(high)})"]
+        cells = [_name(point), f"{_ms(median)} ({_ms(low)} to {_ms(high)})"]
         cells += [str(ratio(seconds[name], seconds[BASE])) for name in seconds if name != BASE]
-        cells += [str(ratio(seconds[MEMVP], seconds[OURS])), str(ratio(seconds[LLAVA], seconds[OURS])), str(len(seconds[BASE]))]
-        rows.append(cells)
+        cells += [str(ratio(seconds[rival], seconds[OURS])) for rival in (MEMVP, LLAVA)]
+        rows.append([*cells, str(len(seconds[BASE]))])
     if rows:
         names = [f"{name} / text" for name in run["points"][0]["seconds"] if name != BASE]
-        yield _table(["", "text only, ms (quartiles)", *names, "MemVP / DEHVF", "LLaVA / DEHVF", "repetitions"], rows)
+        rivals = [f"{rival} / {OURS}" for rival in (MEMVP, LLAVA)]
+        yield _table(["", "text only, ms (quartiles)", *names, *rivals, "repetitions"], rows)
         yield "Counted FLOPs, as multiples of the text alone:"
         yield _table(["", *names], [[_name(point), *_counted(point)] for point in run["points"]])
     if run["prepare"] and any(point["mode"] == "training" for point in run["points"]):
@@ -65,8 +68,9 @@ def _preparation(run: Mapping[str, Any]) -> Iterator[str]:
         rows.append([_name(point), *cells, f"{_ms(whole)} ms", f"{share:.2%}"])
     names = [f"{name} / text" for name in run["points"][0]["seconds"] if name != BASE]
     yield (
-        f"A training step at {deep} layers, extrapolated from the medians: {times:g} times the step without preparation, plus one "
-        f"preparation ({OURS}'s measured with all {deep} layers' queries, forward and backward; its share is of {times:g} times the text-only step):"
+        f"A training step at {deep} layers, extrapolated from the medians: {times:g} times the step without "
+        f"preparation, plus one preparation ({OURS}'s measured with all {deep} layers' queries, forward and backward; "
+        f"its share is of {times:g} times the text-only step):"
     )
     yield _table(["", *names, f"{OURS}'s preparation", "share"], rows)
 
@@ -81,17 +85,23 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
     machine, line = sweep["machine"], sweep["line"]
     note = f"; {machine['note']}" if machine["note"] else ""
     yield (
-        f"### Cost against size\n\n{_place(machine)}, load {machine['load'][0]}{note}. Forward pass of {sweep['shapes']['layers']} layers, "
-        f"{sweep['shapes']['dtype']}, batch {sweep['batch']}, text {sweep['text']}, {sweep['repetitions']} repetitions, ratios to text only."
+        f"### Cost against size\n\n{_place(machine)}, load {machine['load'][0]}{note}. Forward pass of "
+        f"{sweep['shapes']['layers']} layers, {sweep['shapes']['dtype']}, batch {sweep['batch']}, text {sweep['text']}, "
+        f"{sweep['repetitions']} repetitions, ratios to text only."
     )
     for axis, points in sweep["axes"].items():
         names = [name for name in points[0] if name != "value"]
-        yield _table([axis, *names], [[str(point["value"]), *(str(Ratio(**point[name])) for name in names)] for point in points])
-    yield "Straight line through the ratios against patches: " + "; ".join(
-        f"{name} {found['start']:.3f} + {1000 * found['slope']:.3f} per 1000 patches, R² {found['r_squared']:.4f}, "
-        f"no point further off than {found['largest_residual']:.1%}"
-        for name, found in line.items()
-    ) + "."
+        rows = [[str(point["value"]), *(str(Ratio(**point[name])) for name in names)] for point in points]
+        yield _table([axis, *names], rows)
+    yield (
+        "Straight line through the ratios against patches: "
+        + "; ".join(
+            f"{name} {found['start']:.3f} + {1000 * found['slope']:.3f} per 1000 patches, R² {found['r_squared']:.4f}, "
+            f"no point further off than {found['largest_residual']:.1%}"
+            for name, found in line.items()
+        )
+        + "."
+    )
 
 
 def _place(machine: Mapping[str, Any]) -> str:
@@ -117,27 +127,41 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+HEAD = (
+    *("mode", "dtype", "layers", "patches", "batch", "text", "subject"),
+    *("q1_s", "median_s", "q3_s", "ratio", "low", "high", "flops"),
+)
+
+
 def write_csv(results: Mapping[str, Any], file: Path) -> None:
     """One row a point and subject: medians, quartiles, ratio to text only with its interval, FLOPs."""
-    head = ["mode", "dtype", "layers", "patches", "batch", "tokens", "subject", "q1_s", "median_s", "q3_s", "ratio", "low", "high", "flops"]
     with file.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(head)
-        for run in results["runs"]:
-            shapes = run["shapes"]
-            for point in run["points"]:
-                for name, seconds in point["seconds"].items():
-                    found = ratio(seconds, point["seconds"][BASE])
-                    about = [point["mode"], shapes["dtype"], shapes["layers"], shapes["patches"], point["batch"], point["tokens"], name]
-                    writer.writerow([*about, *quartiles(seconds), found.median, found.low, found.high, point["flops"][name]])
-        for axis, points in (results["sweep"] or {"axes": {}})["axes"].items():
-            shapes = results["sweep"]["shapes"] | {"batch": results["sweep"]["batch"], "text": results["sweep"]["text"]}
-            for point in points:
-                at = shapes | {axis: point["value"]}
-                for name in (name for name in point if name != "value"):
-                    found = point[name]
-                    about = [f"sweep of {axis}", at["dtype"], at["layers"], at["patches"], at["batch"], at["text"], name]
-                    writer.writerow([*about, "", "", "", found["median"], found["low"], found["high"], ""])
+        writer = csv.DictWriter(lines, HEAD, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*_point_rows(results["runs"]), *_sweep_rows(results["sweep"])])
+
+
+def _point_rows(runs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for run in runs:
+        for point in run["points"]:
+            about = {**run["shapes"], "mode": point["mode"], "batch": point["batch"], "text": point["tokens"]}
+            for name, seconds in point["seconds"].items():
+                times = dict(zip(("q1_s", "median_s", "q3_s"), quartiles(seconds), strict=True))
+                found = ratio(seconds, point["seconds"][BASE])
+                counted = point["flops"][name]
+                yield {**about, **times, "subject": name, **_columns(asdict(found)), "flops": counted}
+
+
+def _sweep_rows(sweep: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    for axis, points in (sweep or {"axes": {}})["axes"].items():
+        about = {**sweep["shapes"], "batch": sweep["batch"], "text": sweep["text"], "mode": f"sweep of {axis}"}
+        for point in points:
+            for name in (name for name in point if name != "value"):
+                yield {**about, axis: point["value"], "subject": name, **_columns(point[name])}
+
+
+def _columns(found: Mapping[str, float]) -> dict[str, float]:
+    return {"ratio": found["median"], "low": found["low"], "high": found["high"]}
 
 
 def write_readme(results: Mapping[str, Any], readme: Path, picture: Path) -> None:

@@ -22,14 +22,15 @@ SUBJECTS: tuple[type[Method], ...] = (Method, Dehvf, Llava)
 
 
 def sweep(shapes: Shapes, axes: Mapping[str, Sequence[int]], repetitions: int) -> dict[str, Any]:
-    """Per axis and value, each subject's ratio to text only with its interval, and of the patches' how straight the line is."""
-    decoder = frozen_decoder(replace(shapes, layers=max(axes["layers"])))
+    """Per axis and value, each subject's ratio to text only with its interval, and how straight the patches' line is."""
+    decoder = frozen_decoder(replace(shapes, layers=max((shapes.layers, *axes.get("layers", ())))))
     found: dict[str, Any] = {"shapes": asdict(shapes), "text": TEXT, "batch": BATCH, "repetitions": repetitions}
     found["axes"] = {axis: _axis(axis, values, shapes, decoder, repetitions) for axis, values in axes.items()}
-    patches = found["axes"]["patches"]
+    patches = found["axes"].get("patches", [])
     found["line"] = {
         name: straightness([point["value"] for point in patches], [point[name]["median"] for point in patches])
         for name in (Dehvf.name, Llava.name)
+        if patches
     }
     return found
 

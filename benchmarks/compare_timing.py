@@ -56,7 +56,10 @@ def keep_freed_memory() -> bool:
 
 
 def interleave(cases: Mapping[str, Case], repetitions: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of every repetition of every case, nan where it was left out. Repetition r begins with case r, so none always follows the same one."""
+    """Seconds of every repetition of every case, nan where it was left out.
+
+    Repetition r begins with case r, so that none always comes first or after a pause.
+    """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     was_collecting = gc.isenabled()

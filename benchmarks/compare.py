@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from compare_cases import MODES, flops, preparation
-from compare_methods import QUICK, Dehvf, Llava, Method, Shapes, frozen_decoder, subjects
+from compare_methods import Dehvf, Llava, Method, subjects
 from compare_report import report, write_csv, write_readme
+from compare_shapes import QUICK, Shapes, frozen_decoder
 from compare_sweep import AXES, QUICK_AXES, sweep
 from compare_timing import interleave, keep_freed_memory, machine
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from compare_cases import prefill
-from compare_methods import Dehvf, Llava, Method, Shapes, frozen_decoder, shell
+from compare_methods import Dehvf, Llava, Method
+from compare_shapes import Shapes, frozen_decoder, shell
 from compare_timing import interleave, ratio
 
 AXES: dict[str, tuple[int, ...]] = {

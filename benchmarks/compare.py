@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from compare_methods import Dehvf, Llava, Method, subjects
 from compare_report import report, write_csv, write_readme
 from compare_shapes import QUICK, Shapes, frozen_decoder
 from compare_sweep import AXES, QUICK_AXES, sweep
-from compare_timing import interleave, keep_freed_memory, machine
+from compare_timing import interleave, keep_freed_memory, load, machine
 
 HERE = Path(__file__).parent
 PUBLISHED_LAYERS = 32
@@ -45,8 +45,10 @@ def main() -> None:
     shapes = replace(QUICK if options.quick else Shapes(), layers=options.layers, device=options.device)
     about = {**machine(options.device), "malloc_keeps": kept, "note": options.note}
     for dtype in options.dtype if options.points else ():
-        results["runs"].append({"machine": about, **compare(replace(shapes, dtype=dtype), options)})
-        save(results, output)
+        run: dict[str, Any] = {"machine": about}
+        results["runs"].append(run)
+        for _ in compare(run, replace(shapes, dtype=dtype), options):
+            save(results, output)
     if options.sweep is not None:
         axes = {axis: (QUICK_AXES if options.quick else AXES)[axis] for axis in options.sweep or AXES}
         found = sweep(replace(shapes, dtype=options.dtype[0]), axes, options.sweep_repetitions)
@@ -64,6 +66,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*MODES, *(f"{mode}-{batch}-{tokens}" for mode, batch, tokens in POINTS)]
     add = parser.add_argument
     add("--quick", action="store_true", help="small shapes and few repetitions: shows that it runs, measures nothing")
     add("--layers", type=int, default=2, help="decoder layers (default 2; a GPU holds all 32)")
@@ -72,7 +75,7 @@ def arguments() -> argparse.Namespace:
     add("--threads", type=int, default=2)
     add("--repetitions", type=int, help="of training and prefill (default 15); decode runs three times as many")
     add("--slow-every", type=int, default=1, help="time LLaVA-style in every n-th training and prefill repetition only")
-    add("--only", nargs="+", choices=list(MODES), default=list(MODES), help="modes to time")
+    add("--only", nargs="+", choices=names, default=list(MODES), metavar="POINT", help=f"of {', '.join(names)}")
     add("--no-points", dest="points", action="store_false", help="leave out the comparison, as for a sweep alone")
     add("--sweep", nargs="*", choices=list(AXES), help="also cost against these (none named: all), with a picture")
     add("--sweep-repetitions", type=int, help="default 5")
@@ -92,29 +95,32 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def compare(shapes: Shapes, options: argparse.Namespace) -> dict[str, Any]:
-    """Every point of one dtype: seconds of each repetition, counted FLOPs, bytes held."""
-    decoder = frozen_decoder(shapes)
-    methods = subjects(shapes, decoder)
-    measured = []
-    for mode, batch, tokens in POINTS:
-        if mode not in options.only:
-            continue
+def compare(run: dict[str, Any], shapes: Shapes, options: argparse.Namespace) -> Iterator[None]:
+    """Fill a run's findings in, point by point: seconds of each repetition, counted FLOPs, bytes held."""
+    methods = subjects(shapes)
+    run |= {"shapes": asdict(shapes), "points": [], "prepare": None, "bytes": held_bytes(shapes, methods)}
+    for mode, batch, tokens in chosen(options.only):
         print(f"{shapes.dtype}: {mode}, batch {batch}, {tokens} tokens", flush=True)
         cases = {method.name: MODES[mode](method, batch, tokens) for method in methods}
-        if mode != "decode":
+        fast = mode == "decode"
+        if not fast:
             cases[Llava.name] = replace(cases[Llava.name], every=options.slow_every)
         counted = {}
         for name, case in cases.items():
             case.reset()
             counted[name] = flops(case.run)
-        fast = mode == "decode"
         seconds = interleave(cases, options.repetitions * (3 if fast else 1), warm_up=3 if fast else 1)
-        measured.append({"mode": mode, "batch": batch, "tokens": tokens, "seconds": seconds, "flops": counted})
-    prepared = prepare(shapes, methods, options) if "training" in options.only else None
-    load = [round(load, 2) for load in os.getloadavg()]
-    held = held_bytes(shapes, methods)
-    return {"shapes": asdict(shapes), "load_after": load, "points": measured, "prepare": prepared, "bytes": held}
+        run["points"].append({"mode": mode, "batch": batch, "tokens": tokens, "seconds": seconds, "flops": counted})
+        run["load_after"] = load()
+        yield
+    if any(mode == "training" for mode, _, _ in chosen(options.only)):
+        run["prepare"] = prepare(shapes, methods, options)
+        yield
+
+
+def chosen(only: list[str]) -> list[tuple[str, int, int]]:
+    """The points named by mode, or whole as mode-batch-tokens."""
+    return [(mode, batch, tokens) for mode, batch, tokens in POINTS if {mode, f"{mode}-{batch}-{tokens}"} & set(only)]
 
 
 def prepare(shapes: Shapes, methods: list[Method], options: argparse.Namespace) -> dict[str, Any]:

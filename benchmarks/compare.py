@@ -1,0 +1,158 @@
+"""A picture's price: text only, DEHVF, MemVP, LLaVA-style and LoRA on one frozen decoder, in one interleaved run.
+
+    python benchmarks/compare.py --quick                 # smoke check on small shapes
+    python benchmarks/compare.py                         # LLaMA-7B layer shapes, 2 layers, float32
+    python benchmarks/compare.py --dtype float32 bfloat16 --sweep --write-readme
+    python benchmarks/compare.py --device cuda --layers 32 --dtype float16 --sweep
+
+README.md beside this file says what the figures mean. The vision encoder is left out: features are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare_cases import MODES, flops, preparation
+from compare_methods import Dehvf, Llava, Method, subjects
+from compare_report import report, write_csv, write_readme
+from compare_shapes import QUICK, Shapes, frozen_decoder
+from compare_sweep import AXES, QUICK_AXES, sweep
+from compare_timing import interleave, keep_freed_memory, load, machine
+
+HERE = Path(__file__).parent
+PUBLISHED_LAYERS = 32
+POINTS = [
+    *(("training", 4, tokens) for tokens in (64, 128)),
+    *(("decode", batch, 64) for batch in (1, 8, 32)),
+    ("prefill", 8, 64),
+]
+
+
+def main() -> None:
+    options = arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    kept = keep_freed_memory()
+    output = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    results = json.loads((output / "compare.json").read_text()) if options.merge else {"runs": [], "sweep": None}
+    shapes = replace(QUICK if options.quick else Shapes(), layers=options.layers, device=options.device)
+    about = {**machine(options.device), "malloc_keeps": kept, "note": options.note}
+    for dtype in options.dtype if options.points else ():
+        run: dict[str, Any] = {"machine": about}
+        results["runs"].append(run)
+        for _ in compare(run, replace(shapes, dtype=dtype), options):
+            save(results, output)
+    if options.sweep is not None:
+        axes = {axis: (QUICK_AXES if options.quick else AXES)[axis] for axis in options.sweep or AXES}
+        found = sweep(replace(shapes, dtype=options.dtype[0]), axes, options.sweep_repetitions)
+        results["sweep"] = {"machine": about, **found}
+        save(results, output)
+    print(report(results))
+    write_csv(results, output / "compare.csv")
+    if results["sweep"]:
+        from compare_picture import draw
+
+        draw(results["sweep"], output / "cost.svg")
+    if options.write_readme:
+        write_readme(results, HERE / "README.md", output / "cost.svg")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*MODES, *(f"{mode}-{batch}-{tokens}" for mode, batch, tokens in POINTS)]
+    add = parser.add_argument
+    add("--quick", action="store_true", help="small shapes and few repetitions: shows that it runs, measures nothing")
+    add("--layers", type=int, default=2, help="decoder layers (default 2; a GPU holds all 32)")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"])
+    add("--threads", type=int, default=2)
+    add("--repetitions", type=int, help="of training and prefill (default 15); decode runs three times as many")
+    add("--slow-every", type=int, default=1, help="time LLaVA-style in every n-th training and prefill repetition only")
+    add("--only", nargs="+", choices=names, default=list(MODES), metavar="POINT", help=f"of {', '.join(names)}")
+    add("--no-points", dest="points", action="store_false", help="leave out the comparison, as for a sweep alone")
+    add("--sweep", nargs="*", choices=list(AXES), help="also cost against these (none named: all), with a picture")
+    add("--sweep-repetitions", type=int, help="default 5")
+    add("--merge", action="store_true", help="add to the results that are there instead of starting anew")
+    add("--note", default="", help="what else the machine was doing; stands below the table")
+    add("--output", type=Path, default=HERE / "results")
+    add("--write-readme", action="store_true", help="write table and picture into README.md")
+    options = parser.parse_args()
+    if options.quick and options.write_readme:
+        parser.error("--quick measures nothing worth writing into README.md; leave one of the two out")
+    if options.merge and not (options.output / "compare.json").is_file():
+        parser.error(f"--merge: there is no {options.output / 'compare.json'} yet")
+    if options.write_readme and not options.output.resolve().is_relative_to(HERE):
+        parser.error(f"--write-readme shows the picture from --output, which must lie in {HERE.name}/")
+    options.repetitions = options.repetitions or (3 if options.quick else 15)
+    options.sweep_repetitions = options.sweep_repetitions or (2 if options.quick else 5)
+    return options
+
+
+def compare(run: dict[str, Any], shapes: Shapes, options: argparse.Namespace) -> Iterator[None]:
+    """Fill a run's findings in, point by point: seconds of each repetition, counted FLOPs, bytes held."""
+    methods = subjects(shapes)
+    run |= {"shapes": asdict(shapes), "points": [], "prepare": None, "bytes": held_bytes(shapes, methods)}
+    for mode, batch, tokens in chosen(options.only):
+        print(f"{shapes.dtype}: {mode}, batch {batch}, {tokens} tokens", flush=True)
+        cases = {method.name: MODES[mode](method, batch, tokens) for method in methods}
+        fast = mode == "decode"
+        if not fast:
+            cases[Llava.name] = replace(cases[Llava.name], every=options.slow_every)
+        counted = {}
+        for name, case in cases.items():
+            case.reset()
+            counted[name] = flops(case.run)
+        seconds = interleave(cases, options.repetitions * (3 if fast else 1), warm_up=3 if fast else 1)
+        run["points"].append({"mode": mode, "batch": batch, "tokens": tokens, "seconds": seconds, "flops": counted})
+        run["load_after"] = load()
+        yield
+    if any(mode == "training" for mode, _, _ in chosen(options.only)):
+        run["prepare"] = prepare(shapes, methods, options)
+        yield
+
+
+def chosen(only: list[str]) -> list[tuple[str, int, int]]:
+    """The points named by mode, or whole as mode-batch-tokens."""
+    return [(mode, batch, tokens) for mode, batch, tokens in POINTS if {mode, f"{mode}-{batch}-{tokens}"} & set(only)]
+
+
+def prepare(shapes: Shapes, methods: list[Method], options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of preparing 4 pictures, forward and backward: each subject's, and DEHVF's with all 32 layers' queries."""
+    batch = 4
+    deep = replace(shapes, layers=PUBLISHED_LAYERS)
+    whole = Dehvf(frozen_decoder(replace(deep, device="meta")), deep)
+    whole.model.nodes.to(shapes.device)
+    cases = {method.name: preparation(method, batch) for method in methods}
+    cases[f"DEHVF, {PUBLISHED_LAYERS} layers"] = preparation(whole, batch)
+    return {"batch": batch, "layers": PUBLISHED_LAYERS, "seconds": interleave(cases, options.repetitions)}
+
+
+def held_bytes(shapes: Shapes, methods: list[Method]) -> dict[str, int]:
+    """Bytes of real tensors held for one picture by each subject, and by DEHVF with keys and values built."""
+    features = shapes.features(1)
+    found = {}
+    with torch.no_grad():
+        for method in methods:
+            held = method.prepare(features)
+            found[method.name] = method.held_bytes(held)
+            if isinstance(method, Dehvf):
+                found["DEHVF, built"] = method.built_bytes(held)
+    return found
+
+
+def save(results: dict[str, Any], output: Path) -> None:
+    """Write what there is, whole or not at all."""
+    part = output / "compare.json.part"
+    part.write_text(json.dumps(results, indent=1))
+    part.replace(output / "compare.json")
+
+
+if __name__ == "__main__":
+    main()

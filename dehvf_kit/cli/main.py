@@ -1,7 +1,7 @@
 """The command line: arguments only. Each command's work stands in its own file, imported when it runs.
 
 A fault the user can mend is printed alone, without a traceback, and the exit status is 1; a wrong command line gives 2,
-an interrupt 130.
+an interrupt 130, a run stopped by SIGTERM 143.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except DehvfError as error:
             print(error, file=sys.stderr)
-            raise typer.Exit(1) from error
+            raise typer.Exit(error.exit_status) from error
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error

@@ -199,18 +199,24 @@ def load(
         except Exception as error:  # whatever stands in the folder's files
             raise AdapterError(f"{place}: its tokenizer cannot be loaded: {error}") from error
     weights = read_weights(place)
-    bases = _bases(config, ["decoder", *recipe.vision], place)
+    _bases(config, ["decoder", *recipe.vision], place)
     model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer)
     try:
-        with model.unhooked():
-            check_identity(bases["decoder"], model.decoder, "decoder")
-            for name, tower in model.towers.items():
-                check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
+        check_bases(model, config, place)
         restore(model, weights, str(place))
     except BaseException:
         model.detach()
         raise
     return model
+
+
+def check_bases(model: DehvfModel, config: Mapping[str, Any], folder: Path) -> None:
+    """Raises: AdapterError where a model's base models are not those that an adapter's config names."""
+    bases = _bases(config, ["decoder", *model.towers], folder)
+    with model.unhooked():
+        check_identity(bases["decoder"], model.decoder, "decoder")
+        for name, tower in model.towers.items():
+            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
 
 
 def _bases(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -29,9 +29,10 @@ def first_non_finite(model: nn.Module, batch: Mapping[str, Any], run: Callable[[
 
         return hook
 
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad():
             run(dict(batch))
     finally:
         for hook in hooks:

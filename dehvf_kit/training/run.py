@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import set_seed
 
 from dehvf_kit.builder import build
-from dehvf_kit.checkpoint import read_weights, restore
+from dehvf_kit.checkpoint import check_bases, read_config, read_weights, restore
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.feature_files import cached_features
 from dehvf_kit.data.features import FeatureStore
@@ -151,6 +151,8 @@ def _steps(
 ) -> tuple[DehvfTrainer, float]:
     """Take the steps that are left; the trainer and the seconds that took. Raises: Stopped."""
     config = recipe.training
+    if last is not None:
+        check_bases(model, read_config(last), last)
     set_seed(config.seed)
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     args = training_arguments(config, folder.checkpoints, len(encoded), tensorboard=tensorboard)

@@ -31,7 +31,6 @@ FREE = (
     "generation",
     "data.test",
     "training.num_workers",
-    "training.cache_features",
     "training.cache_folder",
     "training.cache_limit_gib",
     "training.save_steps",

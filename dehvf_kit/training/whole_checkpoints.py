@@ -42,6 +42,10 @@ class WholeCheckpoints(Trainer):
                 retire(place)
         except (OSError, RuntimeError, SafetensorError, AdapterError) as error:
             shutil.rmtree(self._saving_in, ignore_errors=True)
+            if "DataLoader worker" in str(
+                error
+            ):  # torch reports a worker's death wherever the main thread happens to be
+                raise
             raise TrainingError(_not_saved(place, name, error)) from error
         finally:
             self._saving_in = None
@@ -53,7 +57,9 @@ class WholeCheckpoints(Trainer):
 
 def _not_saved(place: Path, name: str, error: BaseException) -> str:
     """Disks that are full make torch raise RuntimeError, safetensors its own, and everything else OSError."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    if isinstance(error, AdapterError):
+        error = error.__cause__ or error
+    reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
     try:
         free = f"; the disk has {shutil.disk_usage(place).free / 2**20:,.0f} MiB free"
     except OSError:

@@ -51,7 +51,8 @@ def ended(child: int) -> bool:
 
 def saving(folder: Path, what: str) -> bool:
     """Whether something whose name ends in `what` is being written or taken away."""
-    return any(folder.rglob(f"{UNFINISHED}*{what}"))
+    names = (name for _, folders, files in os.walk(folder) for name in [*folders, *files])
+    return any(name.startswith(UNFINISHED) and name.endswith(what) for name in names)
 
 
 def unreadable(folder: Path) -> list[str]:
@@ -92,7 +93,7 @@ def main(recipe_file: str, root: str, kills: int, *overrides: str) -> None:
         # One kill in three at whatever is going on, one inside a save, and one inside the last, where there is time left.
         what = (None, "", "adapter")[number % 3]
         while what is not None and not ended(child) and not saving(folder, what):
-            time.sleep(0.0005)
+            time.sleep(0.001)
         time.sleep(0.02 * moments.random() if what is not None else 0)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)

@@ -12,7 +12,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("kill_runs.py")
 KILLS = 25
-# Two steps an epoch are accumulated of three batches each, so that checkpoints fall into the middle of epochs.
+# Three steps an epoch, of two batches each: every other checkpoint lies inside an epoch.
 HARD = [
     "training.gradient_accumulation=2",
     "training.group_by_length=true",

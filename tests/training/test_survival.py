@@ -142,21 +142,28 @@ def test_a_finished_run_is_left_alone(world: Path, whole: Path, caplog) -> None:
 
 @pytest.mark.parametrize("name", [WEIGHTS, "optimizer.pt", "rng_state.pth", "trainer_state.json", "seal.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
-def test_a_damaged_checkpoint_is_put_aside(
-    world: Path, whole: Path, tmp_path: Path, caplog, name: str, damage: str
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    shutil.rmtree(run / "adapter")
-    file = run / "checkpoints/checkpoint-24" / name
+def test_damage_of_a_checkpoint_is_seen(cut: Path, name: str, damage: str) -> None:
+    kept = cut / "checkpoints/checkpoint-18"
+    assert fault(kept) is None
+    file = kept / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0xFF
     if damage == "gone":
         file.unlink()
     else:
         file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    assert name in fault(kept)
+
+
+def test_a_damaged_checkpoint_is_put_aside(world: Path, whole: Path, tmp_path: Path, caplog) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "adapter")
+    (run / "checkpoints/checkpoint-24/optimizer.pt").write_bytes(b"")
     train(recipe_of(world), run, resume=True)
-    assert "checkpoint-24 is damaged" in caplog.text and "going on from checkpoint-18" in caplog.text
+    assert (
+        "checkpoint-24 is damaged ('optimizer.pt' was altered or cut short); going on from checkpoint-18" in caplog.text
+    )
     assert (run / "checkpoints/damaged-checkpoint-24").is_dir() and weights(run) == weights(whole)
 
 
@@ -264,16 +271,30 @@ def test_a_read_only_folder_is_refused(world: Path, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(
     world: Path, whole: Path, tmp_path: Path, monkeypatch, part: str
 ) -> None:
-    """Writing to /dev/full fails as a full disk does, in torch's, safetensors' and Python's own words."""
+    """Writes that the system itself refuses, each reported in other words: by torch, by safetensors, by Python."""
+    import resource
+
     save, save_file = torch.save, checkpoint.save_file
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(value: Any, place: Path, **how: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            save_file(value, place, **how)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def full(handle: int) -> None:
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(b"x")
 
     def fill() -> None:
         if part == "optimiser":
             monkeypatch.setattr(torch, "save", lambda value, place, **_: save(value, "/dev/full"))
         elif part == "weights":
-            monkeypatch.setattr(checkpoint, "save_file", lambda value, place, **_: save_file(value, "/dev/full"))
+            monkeypatch.setattr(checkpoint, "save_file", limited)
         else:
-            monkeypatch.setattr(os, "fsync", lambda handle: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+            monkeypatch.setattr(os, "fsync", full)
 
     with pytest.raises(TrainingError, match="checkpoint-12: cannot be written: .*MiB free; .*checkpoint-6 is whole"):
         train(recipe_of(world), tmp_path / "run", progress=at_step(9, fill))

@@ -193,7 +193,9 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the run goes.", show_default="runs/NAME")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was ended, from its newest whole checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was ended, from its newest whole checkpoint.")
+    ] = False,
 ) -> None:
     """Train a recipe's adapter on its data set."""
     from dehvf_kit.cli.train import run

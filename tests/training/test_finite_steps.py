@@ -24,14 +24,14 @@ from dehvf_kit.training.run import TrainResult, train
 
 
 class Broken:
-    """A model whose projector gives what is not a number in some steps, forward or backward."""
+    """A model whose layer query gives what is not a number in some steps, forward or backward."""
 
     def __init__(self, world: Path, bad: set[int], spoil: Callable[[Tensor], Tensor], *settings: str) -> None:
         self.recipe = dehvf_kit.load_recipe(world / "tiny.yaml", settings)
         self.model = build(self.recipe)
         self.bad, self.step = bad, 1
         self.weights: dict[int, dict[str, Tensor]] = {}
-        self.model.nodes["projector"].register_forward_hook(
+        self.model.nodes["layer_query"].register_forward_hook(
             lambda module, given, output: spoil(output) if self.step in bad else None
         )
 
@@ -61,8 +61,8 @@ def inf_backward(output: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("spoil", "reason", "first"),
     [
-        (nan_forward, "the loss is nan", "the output of 'projector'"),
-        (inf_backward, "gradients are not finite", "the gradient of '"),
+        (nan_forward, "the loss is nan", "the output of 'layer_query'"),
+        (inf_backward, "gradients are not finite", "the gradient of 'layer_query."),
     ],
 )
 def test_a_bad_step_is_named_and_leaves_no_trace(
@@ -143,8 +143,10 @@ def test_the_first_place_is_found(world: Path) -> None:
     assert not any(module._forward_hooks for module in model.nodes.modules())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16")],
+)
 def test_what_is_trained_stays_float32(world: Path, tmp_path: Path, dtype: str, precision: str) -> None:
     recipe = dehvf_kit.load_recipe(
         world / "tiny.yaml",

@@ -7,8 +7,6 @@ A folder holds `adapter_model.safetensors`, `adapter_config.json`, `config.json`
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dehvf_kit import __version__
+from dehvf_kit.atomic import whole_folder, write_file, write_text
 from dehvf_kit.errors import AdapterError, did_you_mean, listing
 from dehvf_kit.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.fingerprint import fingerprint
@@ -43,48 +42,41 @@ ARCHITECTURE_FIELDS = (
 
 
 def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
-    """Write an adapter; every file appears whole or not at all. Raises: AdapterError where the folder cannot be written."""
+    """Write an adapter; a new folder appears whole or not at all, and so does every file in an older one.
+
+    Raises: AdapterError where the folder cannot be written.
+    """
     if model.recipe is None:
         raise AdapterError("this model was made without a recipe; save the components' state_dict yourself")
     if folder.exists() and not folder.is_dir():
         raise AdapterError(f"{folder}: is a file; name a folder")
     if not overwrite and (folder / WEIGHTS).exists():
         raise AdapterError(f"{folder}: holds an adapter already; name another folder")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if model.processor is not None:
-            model.processor.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
-        _write(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-        config = adapter_config(model)
-        _write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-        _write_text(folder / "README.md", card(model, config))
-        _write_text(
-            folder / "config.json",
-            json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
-        )
+        if folder.exists():
+            _fill(model, folder)
+        else:
+            with whole_folder(folder) as place:
+                _fill(model, place)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise AdapterError(f"{folder}: cannot be written: {error}") from error
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
-def _write_text(path: Path, text: str) -> None:
-    _write(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
-
-
-def _write(path: Path, write: Any) -> None:
-    """Write beside the target, flush, rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(name)
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _fill(model: DehvfModel, folder: Path) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
+    if model.processor is not None:
+        model.processor.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    write_file(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    config = adapter_config(model)
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_text(folder / "README.md", card(model, config))
+    write_text(
+        folder / "config.json",
+        json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
+    )
 
 
 def adapter_config(model: DehvfModel) -> dict[str, Any]:
@@ -207,18 +199,24 @@ def load(
         except Exception as error:  # whatever stands in the folder's files
             raise AdapterError(f"{place}: its tokenizer cannot be loaded: {error}") from error
     weights = read_weights(place)
-    bases = _bases(config, ["decoder", *recipe.vision], place)
+    _bases(config, ["decoder", *recipe.vision], place)
     model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer)
     try:
-        with model.unhooked():
-            check_identity(bases["decoder"], model.decoder, "decoder")
-            for name, tower in model.towers.items():
-                check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
+        check_bases(model, config, place)
         restore(model, weights, str(place))
     except BaseException:
         model.detach()
         raise
     return model
+
+
+def check_bases(model: DehvfModel, config: Mapping[str, Any], folder: Path) -> None:
+    """Raises: AdapterError where a model's base models are not those that an adapter's config names."""
+    bases = _bases(config, ["decoder", *model.towers], folder)
+    with model.unhooked():
+        check_identity(bases["decoder"], model.decoder, "decoder")
+        for name, tower in model.towers.items():
+            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
 
 
 def _bases(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 
 class DehvfError(Exception):
-    """A mistake the user can mend. The command line prints its message alone, without a traceback."""
+    """A mistake the user can mend. The command line prints its message alone, without a traceback, and exits with `exit_status`."""
+
+    exit_status = 1
 
 
 class ShapeError(DehvfError, ValueError):
@@ -29,6 +31,18 @@ class VisionError(DehvfError):
 
 class DataError(DehvfError):
     """A data set or one of its samples cannot be read."""
+
+
+class TrainingError(DehvfError):
+    """A run that cannot go on, or not from where it is; what it saved before is intact."""
+
+
+class Stopped(DehvfError):
+    """A run that was asked to stop by a signal, and did after saving. `exit_status` is 128 and the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
 
 
 @dataclass(frozen=True)

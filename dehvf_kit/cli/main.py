@@ -1,7 +1,7 @@
 """The command line: arguments only. Each command's work stands in its own file, imported when it runs.
 
 A fault the user can mend is printed alone, without a traceback, and the exit status is 1; a wrong command line gives 2,
-an interrupt 130.
+an interrupt 130, a run stopped by SIGTERM 143.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except DehvfError as error:
             print(error, file=sys.stderr)
-            raise typer.Exit(1) from error
+            raise typer.Exit(error.exit_status) from error
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error
@@ -193,7 +193,9 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the run goes.", show_default="runs/NAME")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was ended, from its newest whole checkpoint.")
+    ] = False,
 ) -> None:
     """Train a recipe's adapter on its data set."""
     from dehvf_kit.cli.train import run

@@ -20,5 +20,9 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool)
     folder = output or default_folder(recipe.name)
     with reporting() as report:
         result = train(recipe, folder, resume=resume, progress=report)
+    if result.skipped:
+        print(f"{len(result.skipped)} steps skipped, their loss or gradient not finite: see {folder / 'log.jsonl'}")
+    if result.left_out:
+        print(f"{len(result.left_out)} samples left out, without a token to learn from")
     print(f"{result.steps} steps in {result.seconds:.0f} s; adapter in {result.adapter}")
     print(f"score it: dehvf-kit eval {result.adapter}")

@@ -7,14 +7,14 @@ its final name is a finished run, whatever was killed on the way.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dehvf_kit.atomic import write_file
 from dehvf_kit.errors import DehvfError, shown
+from dehvf_kit.recipe_files import flat
 
 JOB, RESULT, PREDICTIONS, LOG = "job.json", "result.json", "predictions.jsonl", "log.txt"
 WORKING = ".working"
@@ -97,15 +97,6 @@ def finished_result(job: Job, output: Path) -> dict[str, Any] | None:
     return read_json(folder / RESULT)
 
 
-def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of nested mappings with its dotted path; lists are leaves."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
-
-
 def read_json(file: Path) -> Any:
     """Raises: DehvfError for a file that is missing or no JSON."""
     try:
@@ -124,17 +115,9 @@ def write_text(file: Path, text: str) -> Path:
     return write_with(file, lambda place: place.write_text(text, encoding="utf-8"))
 
 
-def write_with(file: Path, write: Any) -> Path:
+def write_with(file: Path, write: Callable[[Path], object]) -> Path:
     """`write(path)` beside the target, then rename; the name keeps its ending."""
     try:
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.", suffix=file.suffix)
-        os.close(handle)
-        try:
-            write(Path(name))
-            os.chmod(name, 0o644)
-            os.replace(name, file)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        return write_file(file, write)
     except OSError as error:
         raise DehvfError(f"{file}: cannot be written: {error.strerror or error}") from error
-    return file

@@ -79,7 +79,7 @@ class EncodedSamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
         input_ids, labels = self.tokens[index]
-        item: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "length": len(input_ids)}
+        item: dict[str, Any] = {"id": sample.id, "input_ids": input_ids, "labels": labels, "length": len(input_ids)}
         if self.pictures and sample.image is not None:
             item["picture"] = sample.image
             if self.features is not None:

@@ -50,6 +50,9 @@ class TrainingConfig(Settings):
     )
     save_steps: int = Field(500, ge=1, description="steps between checkpoints")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
+    max_bad_steps: int = Field(
+        5, ge=1, description="skipped steps in a row, their loss or gradient not finite, that end a run"
+    )
     seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe, load_recipe
 from dehvf_kit.scoring.answers import Prediction, accuracy, answer
-from dehvf_kit.training.run import Progress, TrainResult, bfloat16_is_fast, train
+from dehvf_kit.training.run import CHECKPOINTS, Progress, TrainResult, bfloat16_is_fast, train
 from dehvf_kit.training.trainer import num_steps
 
 SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
@@ -48,6 +48,8 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     """
     if (output / "adapter").exists() or (output / "summary.json").exists():
         raise DehvfError(f"{output}: holds a demo already; look at {output / 'index.html'}, or name another --output")
+    if (output / CHECKPOINTS).exists():
+        raise DehvfError(f"{output}: holds a demo that was not finished; remove it, or name another --output")
     started = time.perf_counter()
     overrides = ["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if bfloat16_is_fast() else []
     recipe = demo_recipe(SEEING, overrides)

@@ -1,9 +1,9 @@
-"""Recipe -> trained adapter in a folder: build, encode, train, save."""
+"""Recipe -> trained adapter in a folder: build, encode, train, save; and go on with what a run left."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,31 +11,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import set_seed
 
 from dehvf_kit.builder import build
+from dehvf_kit.checkpoint import check_bases, read_config, read_weights, restore
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.feature_files import cached_features
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import DataError, DehvfError
+from dehvf_kit.errors import DataError, DehvfError, Stopped
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe
+from dehvf_kit.training.answers import leave_out_unanswered
+from dehvf_kit.training.checkpoints import newest, step_of
+from dehvf_kit.training.failures import told
+from dehvf_kit.training.finite_steps import skipped_steps
+from dehvf_kit.training.run_folder import ADAPTER, CHECKPOINTS, RunFolder
+from dehvf_kit.training.run_record import compare, record_of, write_record
+from dehvf_kit.training.stopping import Stopping
 from dehvf_kit.training.trainer import DehvfTrainer, StepReport, training_arguments
 
 Progress = Callable[[str, int, int, str], None]
-ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
+__all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, and its log."""
+    """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, and its log.
+
+    skipped: the steps whose loss or gradient was not finite; left_out: ids of samples without a token to learn from.
+    """
 
     adapter: Path
     steps: int
     samples: int
     seconds: float
     log: list[dict[str, Any]]
+    skipped: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def silent(stage: str, done: int, total: int, note: str = "") -> None:
@@ -53,25 +69,60 @@ def train(
 ) -> TrainResult:
     """Train a recipe's adapter and save it to `output/adapter`, with checkpoints and logs beside it.
 
-    model, features: ready-made ones to use. resume: go on from the newest checkpoint in `output`. samples: train on
-    these in place of the training split.
-    Raises: DataError where the recipe has no data or no sample has an answer to learn, DehvfError where `output` holds
-    a run already and `resume` is off.
+    model, features: ready-made ones to use. resume: go on from the newest whole checkpoint in `output`; from the beginning
+    where the run was ended before its first; with nothing to do where it is finished. On a CPU a resumed run ends in the
+    same bits as one that was never ended. samples: train on these in place of the training split.
+    Raises: DataError where the recipe has no data or no sample has an answer to learn; DehvfError where `output` holds
+    a run already and `resume` is off; TrainingError where recipe or data changed since the run began, the folder is another
+    run's or cannot be written, a data worker died, or too many steps were not finite; Stopped after Ctrl-C or SIGTERM, a
+    checkpoint being saved.
     """
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
-    checkpoints = output / CHECKPOINTS
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if resume and last is None:
-        raise DehvfError(f"{output}: holds no checkpoint to resume from; leave out --resume")
-    if not resume and (last is not None or (output / ADAPTER).exists()):
-        raise DehvfError(f"{output}: holds a run already; name another folder, or go on with it by --resume")
-    samples = recipe.data.samples("train") if samples is None else samples
-    if not samples:
-        raise DataError(f"{recipe.source}: its training set is empty")
-    if model is None:
-        progress("loading the base models", 0, 1, "")
-        model = build(recipe)
+    with RunFolder(output, resume) as folder:
+        if folder.finished:
+            log.warning("%s: this run is finished; there is nothing to go on with", output)
+            return _result(folder, recipe, folder.read_log(), 0.0)
+        last = newest(folder.checkpoints, folder.writes) if resume else None
+        samples = recipe.data.samples("train") if samples is None else samples
+        if not samples:
+            raise DataError(f"{recipe.source}: its training set is empty")
+        with told(folder):
+            _begin(folder, recipe, samples, last, resume)
+        if model is None:
+            progress("loading the base models", 0, 1, "")
+            model = build(recipe)
+        encoded, left_out = _encode(recipe, model, samples, features, progress)
+        with told(folder):
+            trainer, seconds = _steps(recipe, folder, model, encoded, last, progress)
+            rows = trainer.state.log_history
+            if folder.writes:
+                folder.write_log(rows)
+                model.save_pretrained(folder.adapter)
+        return _result(folder, recipe, rows, seconds, trainer.state.global_step, left_out)
+
+
+def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: Path | None, resume: bool) -> None:
+    """Write down what the run is begun with, or see that it is still the same."""
+    record = record_of(recipe, samples)
+    if last is not None:
+        for line in compare(folder.place, record):
+            log.warning("%s: %s; the run goes on, but not to the last bit as it would have", folder.place, line)
+        return
+    if resume:
+        log.warning("%s: no checkpoint yet; the run begins from the start", folder.place)
+    if folder.writes:
+        write_record(folder.place, record)
+
+
+def _encode(
+    recipe: Recipe,
+    model: DehvfModel,
+    samples: Sequence[Sample],
+    features: FeatureStore | None,
+    progress: Progress,
+) -> tuple[EncodedSamples, list[str]]:
+    """Samples ready to batch, and the ids of those that have no answer to learn."""
     if model.processor is None:
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
     config = recipe.training
@@ -87,24 +138,63 @@ def train(
         reads,
         features if config.cache_features else None,
     )
+    return encoded, leave_out_unanswered(encoded)
+
+
+def _steps(
+    recipe: Recipe,
+    folder: RunFolder,
+    model: DehvfModel,
+    encoded: EncodedSamples,
+    last: Path | None,
+    progress: Progress,
+) -> tuple[DehvfTrainer, float]:
+    """Take the steps that are left; the trainer and the seconds that took. Raises: Stopped."""
+    config = recipe.training
+    if last is not None:
+        check_bases(model, read_config(last), last)
     set_seed(config.seed)
     tensorboard = importlib.util.find_spec("tensorboard") is not None
-    args = training_arguments(config, checkpoints, len(samples), tensorboard=tensorboard)
+    args = training_arguments(config, folder.checkpoints, len(encoded), tensorboard=tensorboard)
     report = StepReport(
         lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
     )
-    trainer = DehvfTrainer(model, args, encoded, [report])
-    _drop_printer(trainer)
     started = time.perf_counter()
     model.train()
-    trainer.train(resume_from_checkpoint=last if resume else None)
-    seconds = time.perf_counter() - started
+    with Stopping() as stopping:
+        trainer = DehvfTrainer(model, args, encoded, [report, stopping], config.max_bad_steps)
+        _drop_printer(trainer)
+        if last is not None and step_of(last) >= args.max_steps:
+            # Ended after its last step: transformers would take one more where an epoch is not over.
+            restore(model, read_weights(last), str(last))
+            trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     model.eval()
-    model.save_pretrained(output / ADAPTER)
-    log = trainer.state.log_history
-    (output / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-    steps = trainer.state.global_step
-    return TrainResult(output / ADAPTER, steps, steps * config.batch_size * config.gradient_accumulation, seconds, log)
+    step = trainer.state.global_step
+    if stopping.number is not None and step < args.max_steps:
+        place = newest(folder.checkpoints, put_aside=False)
+        raise Stopped(
+            f"stopped by {stopping.name} after step {step} of {args.max_steps}; saved in {place}; "
+            "go on with the same command and --resume",
+            stopping.number,
+        )
+    return trainer, time.perf_counter() - started
+
+
+def _result(
+    folder: RunFolder,
+    recipe: Recipe,
+    rows: list[dict[str, Any]],
+    seconds: float,
+    steps: int | None = None,
+    left_out: Sequence[str] = (),
+) -> TrainResult:
+    """steps: None where the log alone tells."""
+    if steps is None:
+        steps = max((row["step"] for row in rows if "step" in row), default=0)
+    seen = steps * recipe.training.batch_size * recipe.training.gradient_accumulation
+    return TrainResult(folder.adapter, steps, seen, seconds, rows, tuple(skipped_steps(rows)), tuple(left_out))
 
 
 def _drop_printer(trainer: DehvfTrainer) -> None:

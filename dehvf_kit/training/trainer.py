@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from dehvf_kit.checkpoint import read_weights, restore
 from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.errors import DataError
 from dehvf_kit.model import DehvfModel
+from dehvf_kit.training.answers import has_answer, no_answer
 from dehvf_kit.training.config import TrainingConfig
+from dehvf_kit.training.finite_steps import FiniteSteps
+from dehvf_kit.training.whole_checkpoints import WholeCheckpoints
+
+IDS = "sample_ids"
 
 
 def learning_rate(config: TrainingConfig, processes: int = 1) -> float:
@@ -54,7 +61,6 @@ def training_arguments(
         dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_steps=config.save_steps,
-        save_total_limit=2,
         logging_steps=config.logging_steps,
         logging_first_step=True,
         seed=config.seed,
@@ -66,26 +72,98 @@ def training_arguments(
     )
 
 
-class DehvfTrainer(Trainer):
-    """The Trainer, with weight decay on matrices alone, and checkpoints that hold the adapter alone."""
+class DehvfTrainer(WholeCheckpoints):
+    """The Trainer, with weight decay on matrices alone, checkpoints that hold the adapter alone, and every step looked at.
+
+    max_bad_steps: steps in a row with a loss or gradient that is not finite, which end the run.
+    """
 
     def __init__(
-        self, model: DehvfModel, args: TrainingArguments, samples: EncodedSamples, callbacks: list[TrainerCallback]
+        self,
+        model: DehvfModel,
+        args: TrainingArguments,
+        samples: EncodedSamples,
+        callbacks: list[TrainerCallback],
+        max_bad_steps: int = 5,
     ) -> None:
+        self.tokenizer = model.processor.tokenizer
+        self.watch = FiniteSteps(max_bad_steps, self._forward, self._in_any_process)
         super().__init__(
             model=model,
             args=args,
             train_dataset=samples,
-            data_collator=Collator(model.processor.tokenizer.pad_token_id),
-            callbacks=callbacks,
+            data_collator=NamingCollator(self.tokenizer.pad_token_id),
+            callbacks=[*callbacks, self.watch, EachEpochItsOrder()],
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and tables, not biases and norms."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.ndim > 1]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        restore(self.model, read_weights(Path(resume_from_checkpoint)), resume_from_checkpoint)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Raises: DataError where nothing in the very first batch is to be learned."""
+        ids = inputs.pop(IDS, [])
+        if self.state.global_step == 0 and not any(has_answer(row) for row in inputs["labels"].tolist()):
+            row = inputs["input_ids"][0][inputs["attention_mask"][0].bool()]
+            raise DataError(no_answer(ids[0] if ids else "?", row.tolist(), self.tokenizer))
+        batch = dict(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.watch.saw(batch, ids, loss)
+        return loss
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        super().log(self.watch.clean(logs), start_time)
+
+    def _forward(self, batch: dict[str, Any]) -> Any:
+        return self.model(**self._prepare_inputs(batch))
+
+    def _in_any_process(self, found: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return found
+        flag = torch.tensor(float(found), device=self.args.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            return SeededLengthSampler(sampler.batch_size, sampler.lengths, self.args.seed)
+        return sampler
+
+
+class SeededLengthSampler(LengthGroupedSampler):
+    """Samples of like length together, in an order that seed and epoch alone decide, so that a resumed run finds it again."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+class NamingCollator(Collator):
+    """Batches that say which samples they are made of."""
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = super().__call__(items)
+        if all("id" in item for item in items):
+            batch[IDS] = [str(item["id"]) for item in items]
+        return batch
+
+
+class EachEpochItsOrder(TrainerCallback):
+    """Tells the sampler which epoch begins, also where accelerate's way of skipping batches does not reach it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        if hasattr(train_dataloader, "set_epoch"):
+            train_dataloader.set_epoch(int(state.epoch or 0))
 
 
 class StepReport(TrainerCallback):

@@ -1,0 +1,115 @@
+"""Steps whose loss or gradient is not finite: named, skipped, counted; too many in a row end the run.
+
+A skipped step leaves no trace in the weights or the optimiser: its gradients are taken away before the optimiser looks.
+The step still counts in the schedule, so that a run's length and learning rates do not depend on its luck.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from dehvf_kit.errors import TrainingError
+from dehvf_kit.training.first_non_finite import first_non_finite
+
+SKIPPED = "skipped_step"
+NAMED = 8
+log = logging.getLogger(__name__)
+Batch = dict[str, Any]
+
+
+class FiniteSteps(TrainerCallback):
+    """Looks at every step before the optimiser does. limit: skipped steps in a row that end the run.
+
+    run: runs the model on a batch as training does, for finding the first module whose output is not finite.
+    """
+
+    def __init__(self, limit: int, run: Callable[[Batch], Any], flag: Callable[[bool], bool] = bool) -> None:
+        self.limit, self.run, self.any_process = limit, run, flag
+        self._batches: list[tuple[Batch, Sequence[str], Tensor]] = []
+        self.good_since_log = 0
+
+    def saw(self, batch: Batch, ids: Sequence[str], loss: Tensor) -> None:
+        """A batch of the current step, its samples' ids, and its loss."""
+        self._batches.append((batch, ids, loss))
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **_: Any
+    ) -> None:
+        """Raises: TrainingError after `limit` skipped steps in a row."""
+        batches, self._batches = self._batches, []
+        losses = [bool(loss.isfinite().all()) for _, _, loss in batches]
+        named = {name: p for name, p in model.named_parameters() if p.grad is not None}
+        infinite = [name for name, parameter in named.items() if not _is_finite(parameter.grad)]
+        if not self.any_process(bool(infinite) or not all(losses)):
+            self.good_since_log += 1
+            return
+        where = self._where(model, batches, losses, infinite)
+        optimizer.zero_grad(set_to_none=True)
+        step = state.global_step + 1
+        state.log_history.append({SKIPPED: step, **where})
+        in_a_row = skipped_in_a_row(state.log_history, step)
+        told = f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
+        if in_a_row >= self.limit:
+            raise TrainingError(
+                f"{told}\n{in_a_row} steps in a row (training.max_bad_steps: {self.limit}): the run stops; its last checkpoint "
+                "is from before. A lower training.base_learning_rate, training.max_grad_norm=1 or precision float32 may help."
+            )
+        log.warning("%s (%d in a row, the run stops at %d)", told, in_a_row, self.limit)
+
+    def _where(
+        self,
+        model: nn.Module,
+        batches: Sequence[tuple[Batch, Sequence[str], Tensor]],
+        losses: list[bool],
+        infinite: list[str],
+    ) -> dict[str, str]:
+        """Reason, samples and place: of the batches with a bad loss, else of the whole step."""
+        bad = [one for one, fine in zip(batches, losses, strict=True) if not fine] or list(batches)
+        ids = [sample for _, batch_ids, _ in bad for sample in batch_ids]
+        samples = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+        if not all(losses):
+            reason = f"the loss is {next(float(loss) for _, _, loss in bad)}"
+        elif infinite:
+            reason = f"{len(infinite)} gradients are not finite"
+        else:
+            reason = "another process's loss or gradient is not finite"
+        first = next((found for batch, _, _ in bad if (found := first_non_finite(model, batch, self.run))), None)
+        if first is None:
+            first = f"the gradient of '{infinite[0].removeprefix('nodes.')}'" if infinite else "unknown"
+        return {"reason": reason, "samples": samples or "unknown", "first": first}
+
+    def clean(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """A log line without numbers that are none: a mean loss of no good step, a norm that is not finite."""
+        if "loss" in logs:
+            if not self.good_since_log:
+                logs = {key: value for key, value in logs.items() if key not in ("loss", "grad_norm")}
+            self.good_since_log = 0
+        return {
+            key: value
+            for key, value in logs.items()
+            if not isinstance(value, float) or torch.isfinite(torch.tensor(value))
+        }
+
+
+def skipped_steps(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """The steps that a run's log says were skipped."""
+    return [row[SKIPPED] for row in rows if SKIPPED in row]
+
+
+def skipped_in_a_row(rows: Sequence[dict[str, Any]], step: int) -> int:
+    """How many steps up to and with `step` were skipped."""
+    skipped, count = set(skipped_steps(rows)), 0
+    while step - count in skipped:
+        count += 1
+    return count
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return bool(local.isfinite().all())

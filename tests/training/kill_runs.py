@@ -6,6 +6,7 @@ Every run is a fork of this process, in which everything is imported and the mod
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.tensorboard  # here, so that no fork has to
 
 import dehvf_kit
 from dehvf_kit.atomic import UNFINISHED
@@ -75,6 +77,8 @@ def main(recipe_file: str, root: str, kills: int, *overrides: str) -> None:
     recipe = dehvf_kit.load_recipe(recipe_file, overrides)
     model = build(recipe)
     moments = random.Random(0)
+    gc.collect()
+    gc.freeze()
 
     def run(folder: Path, resume: bool) -> int:
         return forked(lambda: train(recipe, folder, model, resume=resume))

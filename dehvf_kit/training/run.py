@@ -18,9 +18,12 @@ from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.feature_files import cached_features
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.stream import SampleStream
+from dehvf_kit.data.stream_encoding import check_streamable, streamed
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe
+from dehvf_kit.training.distributed import join_processes, spread
 from dehvf_kit.training.trainer import DehvfTrainer, StepReport, training_arguments
 
 Progress = Callable[[str, int, int, str], None]
@@ -60,13 +63,19 @@ def train(
     """
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
+    here = join_processes()
+    progress = progress if here.main else silent
+    config = recipe.training
     checkpoints = output / CHECKPOINTS
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if resume and last is None:
         raise DehvfError(f"{output}: holds no checkpoint to resume from; leave out --resume")
     if not resume and (last is not None or (output / ADAPTER).exists()):
         raise DehvfError(f"{output}: holds a run already; name another folder, or go on with it by --resume")
-    samples = recipe.data.samples("train") if samples is None else samples
+    if samples is None:
+        samples = recipe.data.stream("train") or recipe.data.samples("train")
+    if isinstance(samples, SampleStream):
+        check_streamable(config)
     if not samples:
         raise DataError(f"{recipe.source}: its training set is empty")
     if model is None:
@@ -74,25 +83,24 @@ def train(
         model = build(recipe)
     if model.processor is None:
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
-    config = recipe.training
     reads = model.reads_pictures
     if reads and config.cache_features:
         features = cached_features(model, config) if features is None else features
-        features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
-    encoded = EncodedSamples(
-        samples,
-        model.processor,
-        recipe.data.prompt,
-        config.max_length,
-        reads,
-        features if config.cache_features else None,
-    )
+        share = (here.rank, here.count)
+        features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""), share=share)
+        here.wait()
+    if isinstance(samples, SampleStream):
+        encoded = streamed(samples, model.processor, recipe.data.prompt, config, reads)
+    else:
+        kept = features if config.cache_features else None
+        encoded = EncodedSamples(samples, model.processor, recipe.data.prompt, config.max_length, reads, kept)
     set_seed(config.seed)
     tensorboard = importlib.util.find_spec("tensorboard") is not None
-    args = training_arguments(config, checkpoints, len(samples), tensorboard=tensorboard)
+    args = training_arguments(config, checkpoints, len(samples), here.count, tensorboard)
     report = StepReport(
         lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
     )
+    spread(model, here)
     trainer = DehvfTrainer(model, args, encoded, [report])
     _drop_printer(trainer)
     started = time.perf_counter()
@@ -100,11 +108,14 @@ def train(
     trainer.train(resume_from_checkpoint=last if resume else None)
     seconds = time.perf_counter() - started
     model.eval()
-    model.save_pretrained(output / ADAPTER)
     log = trainer.state.log_history
-    (output / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    if here.main:
+        model.save_pretrained(output / ADAPTER)
+        (output / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    here.wait()
     steps = trainer.state.global_step
-    return TrainResult(output / ADAPTER, steps, steps * config.batch_size * config.gradient_accumulation, seconds, log)
+    seen = steps * config.batch_size * config.gradient_accumulation * here.count
+    return TrainResult(output / ADAPTER, steps, seen, seconds, log)
 
 
 def _drop_printer(trainer: DehvfTrainer) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dehvf_kit.checkpoint import read_weights, restore
-from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.data.encoding import Collator
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.training.config import TrainingConfig
 
@@ -62,6 +63,8 @@ def training_arguments(
         report_to=["tensorboard"] if tensorboard else [],
         remove_unused_columns=False,
         label_names=["labels"],
+        ddp_find_unused_parameters=True,  # a batch without pictures leaves fuser and projector without gradients
+        accelerator_config={"dispatch_batches": False},  # a batch has tensors that cannot be cut by rows
         disable_tqdm=True,
     )
 
@@ -70,13 +73,13 @@ class DehvfTrainer(Trainer):
     """The Trainer, with weight decay on matrices alone, and checkpoints that hold the adapter alone."""
 
     def __init__(
-        self, model: DehvfModel, args: TrainingArguments, samples: EncodedSamples, callbacks: list[TrainerCallback]
+        self, model: DehvfModel, args: TrainingArguments, samples: Dataset, callbacks: list[TrainerCallback]
     ) -> None:
         super().__init__(
             model=model,
             args=args,
             train_dataset=samples,
-            data_collator=Collator(model.processor.tokenizer.pad_token_id),
+            data_collator=getattr(samples, "collator", None) or Collator(model.processor.tokenizer.pad_token_id),
             callbacks=callbacks,
         )
 

@@ -38,6 +38,7 @@ from dehvf_kit.recipe import Recipe
 RESERVE = 2**30
 BANDWIDTH_UTILISATION = 0.6
 FEATURE_BYTES = 2
+Counts = tuple[TrainCount, DecodeCount]
 SCIENCEQA_SAMPLES = 12_726
 """Training examples of ScienceQA (paper: datasets), what the recipes without data are about."""
 
@@ -86,8 +87,8 @@ class Plan:
     would_fit: tuple[str, ...]
 
 
-def make_plan(recipe: Recipe, gpu: Gpu, work: Workload) -> Plan:
-    """Plan one recipe. Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers."""
+def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = None) -> Plan:
+    """Plan one recipe. counts: `count_work`'s, where they are known already. Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers."""
     model = build_on_meta(recipe)
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
     with model.unhooked():
@@ -107,7 +108,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload) -> Plan:
     weights, whole = decoder + encoders, held.decoder + encoders
     gradients, moments = trained * TRAINED_BYTES, 2 * trained * TRAINED_BYTES
     fixed = weights + held.adapter + gradients + moments + RESERVE
-    train, decode = _count(recipe, batch, work)
+    train, decode = counts or count_work(recipe, work)
     decode_bytes = whole + held.adapter + decode.peak + work.decode_batch * work.new_tokens * decode.cache + RESERVE
     samples, samples_from = _samples(recipe, work)
     a_step = batch * config.gradient_accumulation * work.gpus
@@ -186,7 +187,12 @@ def rival_rows(recipe: Recipe, work: Workload) -> list[dict[str, Any]]:
     return rows
 
 
-def _count(recipe: Recipe, batch: int, work: Workload) -> tuple[TrainCount, DecodeCount]:
+def count_work(recipe: Recipe, work: Workload) -> Counts:
+    """A training step and a batch of answers, counted; neither the number of GPUs nor the form of the weights matters.
+
+    Raises: DehvfError where the model cannot run without numbers.
+    """
+    batch = recipe.training.batch_size
     try:
         return (
             count_training(recipe, batch, work.tokens, work.answer),

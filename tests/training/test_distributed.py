@@ -6,14 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
+from torch.distributed.tensor import DTensor
 
 import dehvf_kit
+from dehvf_kit.backbones.quantization import num_weights
+from dehvf_kit.builder import build
+from dehvf_kit.checkpoint import base_identities
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, spread
 from dehvf_kit.training.run import train
+
+LAUNCH = Path(__file__).parents[2] / "launch"
 
 SETTINGS = ["graph.injector.dropout=0", "training.max_steps=12", "training.cache_features=true"]
 LAUNCHES = {
@@ -62,3 +72,80 @@ def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tupl
     assert one == pytest.approx(two, rel=0, abs=1e-5)
     for name in before:
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
+
+
+def test_only_rank_0_writes_and_prints(together: tuple) -> None:
+    folder, ended = together
+    assert ended.stdout.count("adapter in") == 1 and ended.stdout.count("12 steps") == 1
+    assert {file.name for file in (folder / "run").iterdir()} == {"adapter", "checkpoints", "log.jsonl"}
+    assert not [file for file in folder.rglob("*") if file.name.startswith(".") or file.suffix == ".part"]
+    assert ended.stderr.count("training: 12/12") == 1
+
+
+def test_the_feature_cache_is_whole(alone: Path, together: tuple) -> None:
+    """Four colours, so four distinct pictures; each process wrote some, and a run alone finds them all."""
+    assert len(list((together[0] / "cache").rglob("*.safetensors"))) == 4
+
+
+def test_the_learning_rate_follows_the_processes(alone: Path, together: tuple) -> None:
+    rates = []
+    for run in (alone, together[0] / "run"):
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        rates.append([row["learning_rate"] for row in rows if "learning_rate" in row])
+    assert rates[0] == pytest.approx(rates[1], rel=1e-12)
+    assert max(rates[0]) == pytest.approx(0.2 * 4 / 256)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    """Rank 0 of two processes, of which the other one is pretended: it answers nothing, and nothing may be asked of it."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.setenv(WANTS_FSDP, "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield Processes(0, 2)
+    distributed.destroy_process_group()
+
+
+def test_counts_and_identity_stay_true_when_split(world: Path, tmp_path: Path, two: Processes) -> None:
+    model = build(dehvf_kit.load_recipe(world / "tiny.yaml"))
+    trained, frozen, bases = model.num_trainable_parameters(), num_weights(model.decoder), base_identities(model)
+    spread(model, two)
+    held = sum(parameter.to_local().numel() for parameter in model.decoder.parameters())
+    assert (model.num_trainable_parameters(), num_weights(model.decoder)) == (trained, frozen)
+    assert frozen / 2 <= held <= frozen / 2 + 100
+    assert not any(isinstance(parameter, DTensor) for parameter in model.trainable_parameters())
+    assert not any(isinstance(parameter, DTensor) for parameter in model.towers.parameters())
+    model.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["trainable_parameters"] == trained and config["bases"] == bases
+    assert dehvf_kit.load(tmp_path / "adapter").num_trainable_parameters() == trained
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("FSDP_VERSION", "1", "set fsdp_version: 2"), (LOADS_ONCE, "true", "without weights; set it to false")],
+)
+def test_settings_that_would_go_wrong_are_refused(
+    world: Path, two: Processes, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(DehvfError, match=message):
+        spread(build(dehvf_kit.load_recipe(world / "tiny.yaml")), two)
+
+
+def test_a_quantised_decoder_is_not_split(world: Path, two: Processes) -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(DehvfError, match="cannot split a quantised decoder"):
+        spread(build(dehvf_kit.load_recipe(world / "tiny.yaml", ["decoder.quantization=int8"])), two)
+
+
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero3"])
+def test_launch_files_are_accelerates(file: str) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    config = ClusterConfig.from_yaml_file(LAUNCH / f"{file}.yaml")
+    assert config.num_processes == 8
+    named = config.deepspeed_config.get("deepspeed_config_file") if file == "zero3" else None
+    assert named is None or json.loads((LAUNCH.parent / named).read_text())["zero_optimization"]["stage"] == 3

@@ -46,9 +46,7 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bo
         with model.unhooked():
             flops = flop_report(model.graph, model.decoder, model.towers)
             quantization = getattr(recipe.decoder, "quantization", None)
-            memory = memory_report(
-                model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization
-            )
+            memory = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
     if as_json:
         print_json(facts(model, parameters, flops, memory, folder))
         return

@@ -64,7 +64,9 @@ def _show(console: Any, description: str, plan: Plan, gpu: Gpu, work: Workload) 
     for line in plan.would_fit:
         table.add_row("", "", "", f"would fit: {line}")
     if not plan.fits_train and not plan.would_fit:
-        table.add_row("", "", "", "no checkpointing, batch of 1 or 4-bit decoder would do; take a larger GPU, or several with --shard")
+        table.add_row(
+            "", "", "", "no checkpointing, batch of 1 or 4-bit decoder would do; take a larger GPU or --shard"
+        )
     table.add_row("", "time", f"{plan.train_seconds:.3f} s", f"a step, at {work.utilisation:.0%} utilisation (assumed)")
     source = f"{plan.steps:,} steps, {plan.samples:,} samples ({plan.samples_from})"
     table.add_row("", "GPU hours", f"[bold]{plan.gpu_hours:.1f}[/]", source)

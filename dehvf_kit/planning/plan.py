@@ -88,7 +88,10 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = None) -> Plan:
-    """Plan one recipe. counts: `count_work`'s, where they are known already. Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers."""
+    """Plan one recipe. counts: `count_work`'s, where they are known already.
+
+    Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers.
+    """
     model = build_on_meta(recipe)
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
     with model.unhooked():
@@ -233,7 +236,10 @@ def _would_fit(recipe: Recipe, work: Workload, room: float, fixed: int, saved: d
         ("training.gradient_checkpointing=true training.batch_size=1", fixed + least),
         ("decoder.quantization=int8", fixed - saved["int8"] + whole),
         ("decoder.quantization=int4", fixed - saved["int4"] + whole),
-        ("decoder.quantization=int4 training.gradient_checkpointing=true training.batch_size=1", fixed - saved["int4"] + least),
+        (
+            "decoder.quantization=int4 training.gradient_checkpointing=true training.batch_size=1",
+            fixed - saved["int4"] + least,
+        ),
     ]
     return tuple(f"{name}: {size / 1e9:.1f} GB" for name, size in remedies if size <= room)
 

@@ -98,7 +98,9 @@ def batch_parity(
     Batches are padded on the left, every row of them. Raises: DataError for fewer than two questions.
     """
     if len(samples) < 2 or batch < 2:
-        raise DataError(f"batch parity needs two questions at least and a batch of two; {len(samples)} and {batch} given")
+        raise DataError(
+            f"batch parity needs two questions at least and a batch of two; {len(samples)} and {batch} given"
+        )
     batch = min(batch, len(samples))
     variants = [Variant(1, False), Variant(1, True), Variant(batch, False), Variant(batch, True)]
     said: list[list[Said]] = []

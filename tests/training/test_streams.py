@@ -148,9 +148,7 @@ def test_a_resumed_stream_goes_on_where_it_was(
     world: Path, tmp_path: Path, kinds: dict[str, list[str]], settings: dict[str, int]
 ) -> None:
     """Two passes and a half, cut in the second: the weights are those of the run that was not cut."""
-    recipe = dehvf_kit.load_recipe(
-        recipe_file(world, tmp_path, kinds["tar"], epochs=2.5, save_steps=8, **settings)
-    )
+    recipe = dehvf_kit.load_recipe(recipe_file(world, tmp_path, kinds["tar"], epochs=2.5, save_steps=8, **settings))
     whole = train(recipe, tmp_path / "whole")
     assert whole.steps == 15
     train(recipe, tmp_path / "cut")

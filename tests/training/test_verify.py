@@ -54,9 +54,7 @@ def test_a_sound_model_says_the_same(model: DehvfModel, samples: list[Sample]) -
     assert 0 < found.largest < 1e-4 * found.logit_range
 
 
-def test_padding_that_leaks_is_found(
-    model: DehvfModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_that_leaks_is_found(model: DehvfModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     generate = model.decoder.generate
 
     def without_mask(**arguments: Any) -> Any:

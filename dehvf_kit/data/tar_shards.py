@@ -48,6 +48,7 @@ def tar_rows(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any], Held
         try:
             with tarfile.open(shard, mode="r:*") as archive:
                 yield from _samples(archive, shard)
+                _check_end(archive, shard)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise DataError(f"{shard}: cannot be read as a tar file: {error}") from error
 
@@ -83,6 +84,14 @@ def _check(member: tarfile.TarInfo, where: str) -> None:
         raise DataError(f"{where}: is a link or a device; pack the shard with plain files")
     if member.size > LARGEST:
         raise DataError(f"{where}: has {member.size:,} bytes; {LARGEST:,} are the most a member may have")
+
+
+def _check_end(archive: tarfile.TarFile, shard: Path) -> None:
+    """tarfile takes a header that is cut short for the end; a whole archive ends with a block of zeros."""
+    archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"{shard}: is cut short; it has no end mark")
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:

@@ -57,21 +57,29 @@ def together(
     return folder, ended
 
 
+def logged(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
 def losses(run: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row["loss"] for row in logged(run) if "loss" in row]
 
 
 def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tuple) -> None:
+    """Both sum the same gradients in another order: float32 rounding (6e-8) of numbers below 10, over 12 steps.
+
+    Worst seen: losses of 3 to 4 differ by LOSS, weights by WEIGHT. A key's bias adds the same to all scores, so that its
+    gradient is zero but for rounding, which AdamW makes into steps of full length: it may go anywhere those steps lead.
+    """
     one, two = losses(alone), losses(together[0] / "run")
-    print("worst loss difference", max(abs(a - b) for a, b in zip(one, two, strict=True)))
-    before, after = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (alone, together[0] / "run"))
-    worst = {name: (before[name] - after[name]).abs().max().item() for name in before}
-    print("worst weights", sorted(worst.items(), key=lambda item: -item[1])[:6])
-    assert len(one) == 12
+    assert len(one) == 12 and one[0] > 1
     assert one == pytest.approx(two, rel=0, abs=1e-5)
-    for name in before:
-        torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
+    before, after = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (alone, together[0] / "run"))
+    assert set(before) == set(after)
+    steps = sum(row["learning_rate"] for row in logged(alone) if "learning_rate" in row)
+    for name, weight in before.items():
+        tolerance = 2 * steps if name.endswith("to_key.bias") else 1e-6
+        torch.testing.assert_close(weight, after[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_only_rank_0_writes_and_prints(together: tuple) -> None:
@@ -88,10 +96,8 @@ def test_the_feature_cache_is_whole(alone: Path, together: tuple) -> None:
 
 
 def test_the_learning_rate_follows_the_processes(alone: Path, together: tuple) -> None:
-    rates = []
-    for run in (alone, together[0] / "run"):
-        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        rates.append([row["learning_rate"] for row in rows if "learning_rate" in row])
+    runs = (alone, together[0] / "run")
+    rates = [[row["learning_rate"] for row in logged(run) if "learning_rate" in row] for run in runs]
     assert rates[0] == pytest.approx(rates[1], rel=1e-12)
     assert max(rates[0]) == pytest.approx(0.2 * 4 / 256)
 

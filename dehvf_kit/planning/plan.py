@@ -88,7 +88,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = None) -> Plan:
-    """Plan one recipe. counts: `count_work`'s, where they are known already.
+    """Plan one recipe. counts: `count_work`'s, where they are known already; then nothing is sought that would fit.
 
     Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers.
     """
@@ -147,7 +147,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
         fits,
         decode_bytes <= room,
         traffic(held.adapter, held.decoder if sharded else 0, work.gpus, config.gradient_accumulation),
-        () if fits else _would_fit(recipe, work, room, fixed, spared),
+        () if fits or counts else _would_fit(recipe, work, room, fixed, spared),
     )
 
 

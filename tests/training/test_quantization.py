@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import randomise
+from helpers import randomise, tiny_decoder
 
 import dehvf_kit
 from dehvf_kit.backbones.ffn_sites import ffn_sites
@@ -20,8 +21,20 @@ from dehvf_kit.training.run import train
 KINDS = ("int8", "int4")
 
 
+@pytest.fixture(scope="module")
+def decoder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The override that names a decoder of 64 columns: the 4-bit layers of the CPU want whole blocks of 64 weights a row."""
+    folder = tmp_path_factory.mktemp("wide") / "decoder"
+    shutil.copytree(world / "decoder", folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 12, "initializer_range": 0.2}
+    tiny_decoder(**sizes, eos_token_id=1, pad_token_id=0).save_pretrained(folder)
+    return f"decoder.model={folder}"
+
+
 def built(world: Path, *overrides: str) -> DehvfModel:
-    return dehvf_kit.build(dehvf_kit.load_recipe(world / "tiny.yaml", overrides))
+    model = dehvf_kit.build(dehvf_kit.load_recipe(world / "tiny.yaml", overrides))
+    randomise(model.nodes)
+    return model
 
 
 def batch(model: DehvfModel) -> dict:
@@ -31,25 +44,26 @@ def batch(model: DehvfModel) -> dict:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forward_stays_near_the_float_base(world: Path, kind: str) -> None:
-    whole, quantised = built(world), built(world, f"decoder.quantization={kind}")
-    for model in (whole, quantised):
-        randomise(model.nodes)
+def test_forward_stays_near_the_float_base(world: Path, decoder: str, kind: str) -> None:
+    """A feed-forward network comes out as near as its bits allow; the logits of a random model add up what its layers err.
+
+    Worst seen: FFN 1.4% in int8 and 15% in int4, logits 0.4% and 42%.
+    """
+    whole, quantised = built(world, decoder), built(world, decoder, f"decoder.quantization={kind}")
+    x = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0))
     given = batch(whole)
     with torch.no_grad():
-        expected, found = whole(**given).logits, quantised(**given).logits
-        unhooked = quantised.decoder(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
-    difference = (found - expected).norm() / expected.norm()
-    print(f"{kind}: forward differs from the float base by {difference:.1%}")
-    assert 0 < difference < {"int8": 0.05, "int4": 0.5}[kind]
-    assert torch.isfinite(unhooked).all()
+        ffns = [model.decoder.model.layers[1].mlp(x) for model in (whole, quantised)]
+        logits = [model(**given).logits for model in (whole, quantised)]
+    layer, forward = (((b - a).norm() / a.norm()).item() for a, b in (ffns, logits))
+    print(f"{kind}: an FFN differs from the float base by {layer:.1%}, the logits by {forward:.1%}")
+    assert 0 < layer < {"int8": 0.03, "int4": 0.25}[kind]
+    assert 0 < forward < {"int8": 0.1, "int4": 0.8}[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_goes_where_it_goes_in_the_float_base(world: Path, kind: str) -> None:
-    whole, quantised = built(world), built(world, f"decoder.quantization={kind}")
-    for model in (whole, quantised):
-        randomise(model.nodes)
+def test_memory_goes_where_it_goes_in_the_float_base(world: Path, decoder: str, kind: str) -> None:
+    whole, quantised = built(world, decoder), built(world, decoder, f"decoder.quantization={kind}")
     with whole.unhooked(), quantised.unhooked():
         assert [s.path for s in ffn_sites(quantised.decoder)] == [s.path for s in ffn_sites(whole.decoder)]
     layer = quantised.decoder.model.layers[0].mlp
@@ -69,8 +83,8 @@ def test_memory_goes_where_it_goes_in_the_float_base(world: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_counts_and_bytes_are_true(world: Path, kind: str) -> None:
-    whole, quantised = built(world), built(world, f"decoder.quantization={kind}")
+def test_counts_and_bytes_are_true(world: Path, decoder: str, kind: str) -> None:
+    whole, quantised = built(world, decoder), built(world, decoder, f"decoder.quantization={kind}")
     assert num_weights(quantised.decoder) == num_weights(whole.decoder)
     assert quantised.num_trainable_parameters() == whole.num_trainable_parameters()
     assert not any(parameter.requires_grad for parameter in quantised.decoder.parameters())
@@ -86,8 +100,8 @@ def test_counts_and_bytes_are_true(world: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_on_it_learns_and_the_adapter_comes_back(world: Path, tmp_path: Path, kind: str) -> None:
-    changes = [f"decoder.quantization={kind}", "training.epochs=25", "graph.injector.dropout=0"]
+def test_training_on_it_learns_and_the_adapter_comes_back(world: Path, tmp_path: Path, decoder: str, kind: str) -> None:
+    changes = [decoder, f"decoder.quantization={kind}", "training.epochs=25", "graph.injector.dropout=0"]
     result = train(dehvf_kit.load_recipe(world / "tiny.yaml", changes), tmp_path / "run")
     losses = [row["loss"] for row in result.log if "loss" in row]
     assert losses[-1] < losses[0] / 2

@@ -25,6 +25,7 @@ def register_components(register: Register) -> None:
     from dehvf_kit.data.jsonl import JsonlDataConfig
     from dehvf_kit.data.llava import LlavaDataConfig
     from dehvf_kit.data.scienceqa import ScienceQaDataConfig
+    from dehvf_kit.data.stream import StreamDataConfig
     from dehvf_kit.data.table import TableDataConfig
 
     for config in (
@@ -44,6 +45,7 @@ def register_components(register: Register) -> None:
         FfnMemoryInjectorConfig,
         JsonlDataConfig,
         TableDataConfig,
+        StreamDataConfig,
         ScienceQaDataConfig,
         CocoCaptionsDataConfig,
         LlavaDataConfig,

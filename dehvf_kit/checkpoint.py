@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 
 from dehvf_kit import __version__
 from dehvf_kit.atomic import whole_folder, write_file, write_text
+from dehvf_kit.card import card
 from dehvf_kit.errors import AdapterError, did_you_mean, listing
 from dehvf_kit.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.fingerprint import fingerprint
+from dehvf_kit.licences import licence_of
 from dehvf_kit.recipe import Recipe, parse_recipe
 from dehvf_kit.recipe_files import override
 
@@ -65,6 +68,8 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
 
 
 def _fill(model: DehvfModel, folder: Path) -> None:
+    from dehvf_kit.measured import about, write_measured
+
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
     if model.processor is not None:
         model.processor.save_pretrained(folder)
@@ -72,7 +77,9 @@ def _fill(model: DehvfModel, folder: Path) -> None:
     write_file(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     config = adapter_config(model)
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_text(folder / "README.md", card(model, config))
+    known = about(model.measured, folder)
+    write_measured(folder, known)
+    write_text(folder / "README.md", card(config, {name: tensor.numel() for name, tensor in weights.items()}, known))
     write_text(
         folder / "config.json",
         json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
@@ -84,19 +91,26 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
     import transformers
 
     recipe = model.recipe.resolved()
-    with model.unhooked():
-        bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
-        bases |= {name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()}
     return {
         "format": FORMAT,
         "kit": "dehvf-kit",
         "versions": {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "trainable_parameters": model.num_trainable_parameters(),
-        "bases": bases,
+        "bases": model.bases or base_identities(model),
         "base_model_name_or_path": model.recipe.decoder.model,
         "recipe": recipe,
+        "recipe_parents": list(model.recipe.parents),
         FINGERPRINT: fingerprint(model.recipe),
     }
+
+
+def base_identities(model: DehvfModel) -> dict[str, Any]:
+    """The identity of each base model of an adapter, by its name in the recipe."""
+    with model.unhooked():
+        bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
+        return bases | {
+            name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()
+        }
 
 
 def identity(model: nn.Module, name: str) -> dict[str, Any]:
@@ -114,6 +128,7 @@ def identity(model: nn.Module, name: str) -> dict[str, Any]:
         "architecture": {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "probe": _probe(model),
+        "license": licence_of(name, model),
     }
 
 
@@ -147,17 +162,21 @@ def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> Non
                 f"{what}: the adapter was trained on {_called(saved)} with {key} {wanted[key]}; "
                 f"this one has {key} {found['architecture'].get(key)}"
             )
-    if saved.get("probe") is None or found["probe"] is None:
+    held = dict(model.named_parameters())
+    if saved.get("probe") is None or any(parameter.device.type == "meta" for parameter in held.values()):
         return
     tolerance = 0.0
     if saved["dtype"] != found["dtype"]:
         tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], found["dtype"]))
     for name, values in saved["probe"].items():
-        if name not in found["probe"]:
+        parameter = held.get(name)
+        if parameter is not None and not parameter.is_floating_point():
+            continue  # quantised here, and not there: the weights around it tell
+        if parameter is None or parameter.numel() < 1:
             raise AdapterError(
                 f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none"
             )
-        for expected, value in zip(values, found["probe"][name], strict=True):
+        for expected, value in zip(values, _values(parameter), strict=True):
             if abs(expected - value) > tolerance * max(abs(expected), 2.0**-14):
                 raise AdapterError(
                     f"{what}: other weights than the adapter was trained on ({_called(saved)}): '{name}' holds {value:.6g} "
@@ -184,6 +203,7 @@ def load(
     Raises: AdapterError for a missing or unexpected weight, another base model, or files that are not an adapter.
     """
     from dehvf_kit.builder import build
+    from dehvf_kit.measured import read_measured
 
     place = Path(folder)
     config = read_config(place)
@@ -204,6 +224,7 @@ def load(
     try:
         check_bases(model, config, place)
         restore(model, weights, str(place))
+        model.measured = read_measured(place)
     except BaseException:
         model.detach()
         raise
@@ -240,8 +261,6 @@ def _is_values(values: Any) -> bool:
 
 
 def _with_dtype(recipe: Recipe, name: str) -> Recipe:
-    from dataclasses import replace
-
     return replace(recipe, decoder=recipe.decoder.model_copy(update={"dtype": name}))
 
 
@@ -273,7 +292,9 @@ def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[
     recipe = {key: value for key, value in config["recipe"].items() if value is not None}
     for text in overrides:
         override(recipe, text)
-    return parse_recipe(recipe, f"{folder / CONFIG}: recipe")
+    parents = config.get("recipe_parents")
+    parents = tuple(name for name in parents if isinstance(name, str)) if isinstance(parents, list) else ()
+    return replace(parse_recipe(recipe, f"{folder / CONFIG}: recipe"), parents=parents)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -305,45 +326,3 @@ def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> Non
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(weights[name])
-
-
-def card(model: DehvfModel, config: Mapping[str, Any]) -> str:
-    """A model card: what it is, what it belongs to, how to use it."""
-    recipe = model.recipe
-    bases = "\n".join(
-        f"- {name}: {base['name'] or 'a model handed over in memory'}" for name, base in config["bases"].items()
-    )
-    rows = "\n".join(
-        f"| {name} | {model.graph.nodes[name].config.type} | {sum(p.numel() for p in node.parameters()):,} |"
-        for name, node in model.nodes.items()
-    )
-    return f"""---
-library_name: dehvf-kit
-pipeline_tag: image-text-to-text
----
-
-# {recipe.name}
-
-{recipe.description or "A DEHVF adapter."}
-
-An adapter of dehvf-kit {config["versions"]["dehvf-kit"]}: {config["trainable_parameters"]:,} trained parameters that give a
-frozen decoder eyes. It holds no base weights.
-
-Base models:
-
-{bases}
-
-| component | type | parameters |
-|---|---|---|
-{rows}
-
-```python
-import dehvf_kit
-
-model = dehvf_kit.load("path/to/this/folder")
-inputs = model.processor(images="picture.png", text="what is in the picture?")
-print(model.processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
-```
-
-The resolved recipe stands in `adapter_config.json`.
-"""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import pluggy
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PROJECT = "dehvf_kit"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 Register = Callable[[type], None]
-RegisterSource = Callable[[str, Callable[[], Mapping[str, Any]], "Callable[[], Path]", str], None]
+RegisterSource = Callable[..., None]
 
 
 @hookspec
@@ -25,10 +21,11 @@ def register_components(register: Register) -> None:
 
 @hookspec
 def register_sources(register: RegisterSource) -> None:
-    """Call `register(name, config, path, summary)` for each base model the plugin can supply.
+    """Call `register(name, config, path, summary, licence="")` for each base model the plugin can supply.
 
     A recipe then says `model: name`. `config()` returns the transformers config as a dict, at once and without weights;
-    `path()` returns a local folder that `from_pretrained` reads, making it first if need be.
+    `path()` returns a local folder that `from_pretrained` reads, making it first if need be. `licence` is the base model's own,
+    as its owner writes it (`apache-2.0`); it is named in the card of every adapter trained on it.
     """
 
 

@@ -60,6 +60,8 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         self.towers = nn.ModuleDict(towers)
         self.nodes = nn.ModuleDict({name: nodes[name] for name in graph.order})
         self.graph, self.recipe, self.processor = graph, recipe, processor
+        self.bases: dict[str, Any] | None = None
+        self.measured: dict[str, Any] = {}
         self.generation_config = generation_config(decoder, recipe)
         self.generation = self.generation_config
         self._was_trainable = [
@@ -365,6 +367,12 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         from dehvf_kit.checkpoint import save
 
         save(self, Path(save_directory), **{key: value for key, value in kwargs.items() if key == "overwrite"})
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Save the adapter and upload it with its card; see `dehvf_kit.hub.push_adapter`. Gives the commit's address."""
+        from dehvf_kit.hub import push_model
+
+        return push_model(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(

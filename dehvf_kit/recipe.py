@@ -7,7 +7,7 @@ Sections: `extends` (a parent recipe), `name`, `description`, `published`, `visi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.graph import Graph, Node, check_graph
 from dehvf_kit.plugin_manager import plugins
-from dehvf_kit.recipe_files import override, read_with_parents
+from dehvf_kit.recipe_files import override, parents_of, read_with_parents
 from dehvf_kit.recipe_parser import Parser, Published
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
@@ -27,7 +27,8 @@ from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 class Recipe:
     """A recipe whose every field is known and of the right type; `check()` wires its graph.
 
-    `nodes` maps node names to their role, config and written wires; `source` is what messages call it.
+    `nodes` maps node names to their role, config and written wires; `source` is what messages call it; `parents` are the
+    files it extends, the nearest first.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Recipe:
     data: DataConfig | None
     generation: GenerationConfig
     source: str = "recipe"
+    parents: tuple[str, ...] = ()
 
     def check(self, vision: Mapping[str, VisionSpec] | None = None, decoder: DecoderSpec | None = None) -> Graph:
         """Wire the graph on these towers, or on what the recipe's configs say of them.
@@ -108,7 +110,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = read_with_parents(Path(path), source)
     for text in [overrides] if isinstance(overrides, str) else overrides:
         override(raw, text)
-    return parse_recipe(raw, source)
+    return replace(parse_recipe(raw, source), parents=parents_of(Path(path), source))
 
 
 def parse_recipe(raw: Mapping[str, Any], source: str = "recipe") -> Recipe:

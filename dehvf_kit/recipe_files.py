@@ -41,6 +41,12 @@ def read_with_parents(file: Path, source: str, seen: Sequence[Path] = ()) -> dic
     return merge(read_with_parents(above, str(above), [*seen, place]), raw, source)
 
 
+def parents_of(file: Path, source: str) -> tuple[str, ...]:
+    """The names of the files that a recipe extends, the nearest first; `read_with_parents` has read them all before."""
+    parent = read_yaml(file, source).get("extends")
+    return () if parent is None else (Path(parent).name, *parents_of(file.parent / parent, source))
+
+
 def merge(
     parent: Mapping[str, Any], child: Mapping[str, Any], source: str = "recipe", path: tuple[str, ...] = ()
 ) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from dehvf_kit.errors import DehvfError, did_you_mean, listing
 
 @dataclass(frozen=True)
 class Source:
-    """A base model that a plugin supplies: its config at once, its folder on demand."""
+    """A base model that a plugin supplies: its config at once, its folder on demand, its licence as its owner writes it."""
 
     name: str
     config: Callable[[], Mapping[str, Any]]
     path: Callable[[], Path]
     summary: str
+    licence: str = ""
 
 
 @dataclass
@@ -44,12 +45,17 @@ class Registry:
         self.configs[role, kind] = config
 
     def register_source(
-        self, name: str, config: Callable[[], Mapping[str, Any]], path: Callable[[], Path], summary: str
+        self,
+        name: str,
+        config: Callable[[], Mapping[str, Any]],
+        path: Callable[[], Path],
+        summary: str,
+        licence: str = "",
     ) -> None:
         """Add a base model under a name that recipes may use. Raises: DehvfError for a duplicate."""
         if name in self.sources:
             raise DehvfError(f"two plugins supply a base model named '{name}'; uninstall one of them")
-        self.sources[name] = Source(name, config, path, summary)
+        self.sources[name] = Source(name, config, path, summary, licence)
 
     def roles(self) -> list[str]:
         return sorted({role for role, _ in self.configs})

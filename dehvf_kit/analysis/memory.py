@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dehvf_kit.backbones.quantization import Quantization, weight_bytes
 from dehvf_kit.graph import Graph
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -39,8 +40,9 @@ def memory_report(
     towers: Mapping[str, nn.Module],
     decoder_dtype: str,
     vision_dtypes: Mapping[str, str],
+    quantization: Quantization | None = None,
 ) -> MemoryReport:
-    """Count a checked graph on its towers, which may be on the meta device. dtypes: names as recipes write them."""
+    """Count a checked graph on its towers, which may be on the meta device. dtypes, quantization: as recipes write them."""
     trained = sum(sum(node.config.num_params(graph.contexts[name]).values()) for name, node in graph.nodes.items())
     dtype = known_dtype(decoder_dtype, decoder)
     width = BYTES[dtype]
@@ -50,7 +52,7 @@ def memory_report(
     return MemoryReport(
         adapter=trained * TRAINED_BYTES,
         gradients_and_optimiser=trained * TRAINED_BYTES * (1 + ADAM_MOMENTS),
-        decoder=_count(decoder) * width,
+        decoder=weight_bytes(decoder, width, quantization),
         vision={
             name: _count(tower.model) * BYTES[known_dtype(vision_dtypes[name], tower.model)]
             for name, tower in towers.items()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from dehvf_kit.backbones.base import TowerConfig, first_line, require_local, torch_dtype
+from dehvf_kit.backbones.quantization import Quantization, num_weights, quantization_config
 from dehvf_kit.errors import DecoderError, DehvfError
 from dehvf_kit.registry import Source
 from dehvf_kit.shapes import DecoderSpec
@@ -20,6 +23,9 @@ class HfDecoderConfig(TowerConfig):
 
     role: ClassVar[str] = "decoder"
     type: Literal["hf"] = "hf"
+    quantization: Quantization | None = Field(
+        None, description="frozen linear layers in 8 or 4 bits (int8, int4); needs the extra quantization"
+    )
 
     def original(self, sources: Mapping[str, Source]) -> str | None:
         """The folder, where the model is LLaMA in its original layout (params.json, consolidated.*.pth)."""
@@ -60,9 +66,17 @@ class HfDecoderConfig(TowerConfig):
 
         location = self.location(sources)
         require_local(location, self.download)
+        quantised: dict[str, Any] = {}
+        if self.quantization is not None:
+            quantised = {"quantization_config": quantization_config(self.quantization, torch_dtype(self.dtype))}
         if self.original(sources):
             from dehvf_kit.backbones.llama_original import load_original
 
+            if quantised:
+                raise DehvfError(
+                    "decoder.quantization: LLaMA in its original layout cannot be quantised as it loads; convert the folder "
+                    "to the transformers layout, or leave the field out"
+                )
             return load_original(location, torch_dtype(self.dtype), self.attn_implementation)
         try:
             return AutoModelForCausalLM.from_pretrained(
@@ -70,6 +84,7 @@ class HfDecoderConfig(TowerConfig):
                 dtype=torch_dtype(self.dtype),
                 attn_implementation=self.attn_implementation,
                 **self.hub_arguments(),
+                **quantised,
             )
         except OSError as error:
             raise DehvfError(
@@ -123,7 +138,7 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         num_layers=len(sites),
         vocab_size=getattr(text, "vocab_size", 0) or 0,
         intermediate_size=getattr(text, "intermediate_size", None),
-        num_parameters=sum(parameter.numel() for parameter in decoder.parameters()),
+        num_parameters=num_weights(decoder),
         activation=sites[0].activation_name,
         model_type=getattr(config, "model_type", type(decoder).__name__),
         num_heads=heads[0],

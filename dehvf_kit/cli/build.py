@@ -45,7 +45,8 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bo
         dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
         with model.unhooked():
             flops = flop_report(model.graph, model.decoder, model.towers)
-            memory = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
+            quantization = getattr(recipe.decoder, "quantization", None)
+            memory = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
     if as_json:
         print_json(facts(model, parameters, flops, memory, folder))
         return

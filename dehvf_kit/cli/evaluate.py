@@ -21,10 +21,12 @@ def run(
     as_json: bool,
     results: Path | None = None,
     allow_prompt_mismatch: bool = False,
+    store: bool = False,
 ) -> None:
     """Ask, score as the data set says, print.
 
-    output: every answer, one JSON object a line; results: the predictions in the benchmark's own layout.
+    output: every answer, one JSON object a line; results: the predictions in the benchmark's own layout; store: keep the
+    scores in the adapter's card.
     Raises: AdapterError for what is no adapter or was trained on other prompts, DataError where it has no data set or a
     sample cannot be read.
     """
@@ -57,6 +59,11 @@ def run(
     scores = recipe.data.score(predictions)
     if results is not None:
         write_new(results, as_text(scores.results))
+    if store:
+        from dehvf_kit.measured import keep
+
+        rows = {one.name: one.row() for one in scores.scores}
+        keep(adapter, "scores", {"data": _asked(recipe.data, len(samples), limit), "scores": rows})
     if as_json:
         files = {"predictions": str(output) if output else None, "results": str(results) if results else None}
         print_json({"adapter": str(adapter), **scores.facts, **files, "prompt_mismatch": mismatch})
@@ -65,6 +72,11 @@ def run(
     for label, file in (("every answer", output), ("results", results)):
         if file is not None:
             print(f"{label}: {file}")
+
+
+def _asked(data: Any, count: int, limit: int | None) -> str:
+    """What was asked, in the words of a card."""
+    return f"{'the first ' if limit else ''}{count:,} questions of the test split of its `{data.type}` data"
 
 
 def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool) -> list[dict[str, Any]]:

@@ -256,12 +256,33 @@ def evaluate(
         bool,
         typer.Option("--allow-prompt-mismatch", help="Go on where prompt or pictures differ from those trained on."),
     ] = False,
+    store: Annotated[
+        bool, typer.Option("--store", help="Keep the scores in the adapter's measured.json and card.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a trained adapter on the test split of its data set."""
     from dehvf_kit.cli.evaluate import run
 
-    run(adapter, overrides or [], limit, output, as_json, results, allow_prompt_mismatch)
+    run(adapter, overrides or [], limit, output, as_json, results, allow_prompt_mismatch, store)
+
+
+@app.command()
+def verify(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A saved adapter's folder.", show_default=False)],
+    overrides: Overrides = None,
+    questions: Annotated[int, typer.Option("--questions", min=2, help="Test questions to ask.")] = 32,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Questions a batch.")] = 8,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens an answer may have.")] = 8,
+    store: Annotated[
+        bool, typer.Option("--store/--no-store", help="Keep it in the adapter's measured.json and card.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Ask the same questions alone and in padded batches, with and without a cache: logit differences, changed answers."""
+    from dehvf_kit.cli.verify import run
+
+    run(adapter, overrides or [], questions, batch, new_tokens, store, as_json)
 
 
 score_app = typer.Typer(no_args_is_help=True, help="Score predictions of any model on a benchmark.")
@@ -382,6 +403,7 @@ def plan(
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of a sample, prompt and answer.")] = 200,
     answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens among them.")] = 8,
     decode_batch: Annotated[int, typer.Option("--decode-batch", min=1, help="Questions answered at once.")] = 32,
+    shard: Annotated[bool, typer.Option("--shard", help="Split the frozen decoder over the GPUs (FSDP2).")] = False,
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, help="Training samples.", show_default="the data's")
     ] = None,
@@ -400,6 +422,7 @@ def plan(
         "gpus": gpus,
         "samples": samples,
         "utilisation": utilisation,
+        "shard": shard,
     }
     run(words, card, work, explain, as_json)
 

@@ -54,7 +54,8 @@ def _show(console: Any, description: str, plan: Plan, gpu: Gpu, work: Workload) 
     table.add_row(
         "", "FLOPs a step", si(count.forward + count.backward, ""), f"{si(count.forward, '')} of them forward"
     )
-    table.add_row("", "frozen weights", si(plan.weights, "B"), "")
+    split = "on each GPU, the decoder split, with two gathered layers" if work.shard and work.gpus > 1 else ""
+    table.add_row("", "frozen weights", si(plan.weights, "B"), split)
     kept = f"gradients {si(plan.gradients, 'B')}, AdamW {si(plan.optimiser, 'B')}"
     table.add_row("", "adapter and its state", si(plan.adapter + plan.gradients + plan.optimiser, "B"), kept)
     table.add_row("", "activations", si(count.saved, "B"), "kept for backward")
@@ -63,10 +64,14 @@ def _show(console: Any, description: str, plan: Plan, gpu: Gpu, work: Workload) 
     for line in plan.would_fit:
         table.add_row("", "", "", f"would fit: {line}")
     if not plan.fits_train and not plan.would_fit:
-        table.add_row("", "", "", "no checkpointing, batch of 1 or 4-bit decoder would do; take a larger GPU")
+        table.add_row(
+            "", "", "", "no checkpointing, batch of 1 or 4-bit decoder would do; take a larger GPU or --shard"
+        )
     table.add_row("", "time", f"{plan.train_seconds:.3f} s", f"a step, at {work.utilisation:.0%} utilisation (assumed)")
     source = f"{plan.steps:,} steps, {plan.samples:,} samples ({plan.samples_from})"
     table.add_row("", "GPU hours", f"[bold]{plan.gpu_hours:.1f}[/]", source)
+    if work.gpus > 1:
+        table.add_row("", "network", si(plan.traffic, "B"), "a GPU sends in a step; its time is not in the hours")
     if plan.feature_bytes:
         note = f"a picture in bfloat16, {si(10_000 * plan.feature_bytes, 'B')} for 10,000"
         table.add_row("", "feature cache", si(plan.feature_bytes, "B"), note)

@@ -13,13 +13,18 @@ from dehvf_kit.cli.progress import reporting
 def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool) -> None:
     """Train and save. Raises: RecipeError, DataError or DehvfError, each saying what to change."""
     from dehvf_kit.recipe import load_recipe
+    from dehvf_kit.training.distributed import join_processes, leave_processes
     from dehvf_kit.training.run import train
 
     quiet_transformers()
     recipe = load_recipe(path, overrides)
     folder = output or default_folder(recipe.name)
+    here = join_processes()
     with reporting() as report:
         result = train(recipe, folder, resume=resume, progress=report)
+    leave_processes()
+    if not here.main:
+        return
     if result.skipped:
         print(f"{len(result.skipped)} steps skipped, their loss or gradient not finite: see {folder / 'log.jsonl'}")
     if result.left_out:

@@ -114,13 +114,18 @@ class FeatureFiles(FeatureStore):
         missing = sum(not file.exists() for file in distinct)
         return Need(len(distinct), missing, self._bytes_per_picture(samples[0]) if samples else 0)
 
-    def fill(self, samples: Iterable[Sample], batch_size: int = 32, progress: Any = None) -> int:
-        """Compute and write what is missing. Raises: DataError where limit or disk leave no room, before any work."""
+    def fill(
+        self, samples: Iterable[Sample], batch_size: int = 32, progress: Any = None, share: tuple[int, int] = (0, 1)
+    ) -> int:
+        """Compute and write what is missing. Raises: DataError where limit or disk leave no room, before any work.
+
+        share: (rank, processes); each process takes its part of the pictures, whatever is missing of it.
+        """
         samples = list({one.image: one for one in samples if one.image}.values())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(samples)
-            return super().fill(samples, batch_size, progress)
+            return super().fill(samples[share[0] :: share[1]], batch_size, progress)
         except OSError as error:
             raise DataError(
                 f"{self.root}: the feature cache cannot be written: {error.strerror or error}; "

@@ -37,9 +37,16 @@ class FeatureStore:
         return list({one.image: one for one in samples if one.image and one.image not in self._features}.values())
 
     def fill(
-        self, samples: Iterable[Sample], batch_size: int = 32, progress: Callable[[int, int], None] | None = None
+        self,
+        samples: Iterable[Sample],
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> int:
-        """Compute what is missing, and say how much that was. `progress(done, all)` is called after every batch of pictures."""
+        """Compute what is missing, and say how much that was. `progress(done, all)` is called after every batch of pictures.
+
+        share: (rank, processes) of processes that fill a store on disk together; one in memory is each process's own.
+        """
         waiting: Sequence[Sample] = self.missing(samples)
         device = next(self.model.decoder.parameters()).device
         for start in range(0, len(waiting), batch_size):

@@ -91,6 +91,10 @@ class DataConfig(Settings):
         """The samples of a split. Raises: DataError naming the file and place of what cannot be read."""
         raise NotImplementedError(f"{type(self).__name__}.samples")
 
+    def stream(self, split: Split) -> Any:
+        """A split to be read as a stream (`data.stream.SampleStream`) in training; None where `samples` lists it."""
+        return None
+
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
         """The settings under which a file or folder is this data set; None where it is not."""

@@ -57,7 +57,7 @@ class TableDataConfig(DataConfig):
         samples, issues, seen = [], [], set()
         for number, row, picture in self._rows(part):
             key = str(row.get(self.columns.id, number))
-            question, answer = row.get(self.columns.question), _answer(row.get(self.columns.answer))
+            question, answer = row.get(self.columns.question), answer_text(row.get(self.columns.answer))
             if key in seen:
                 issues.append(Issue("id twice", key))
             elif not isinstance(question, str) or not question.strip():
@@ -132,7 +132,8 @@ def _place(cell: Any, folder: Path) -> Any:
     return folder / cell if isinstance(cell, str) and cell else cell or None
 
 
-def _answer(value: Any) -> str | None:
+def answer_text(value: Any) -> str | None:
+    """An answer as text: a text, a number, or the first of a list; None for anything else."""
     if isinstance(value, (list, tuple)) and value:
         value = value[0]
     if isinstance(value, bool) or value is None:

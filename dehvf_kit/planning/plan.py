@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dehvf_kit.analysis.flops import decoder_flops
-from dehvf_kit.analysis.memory import TRAINED_BYTES, memory_report
+from dehvf_kit.analysis.memory import BYTES, TRAINED_BYTES, memory_report
 from dehvf_kit.analysis.parameters import parameter_table
+from dehvf_kit.backbones.quantization import weight_bytes
 from dehvf_kit.builder import build_on_meta
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.planning.gpus import Gpu
+from dehvf_kit.planning.network import largest_layer, sharded_bytes, traffic
 from dehvf_kit.planning.rivals import Sizes, rivals
 from dehvf_kit.planning.symbolic import (
     DecodeCount,
@@ -36,13 +38,15 @@ from dehvf_kit.recipe import Recipe
 RESERVE = 2**30
 BANDWIDTH_UTILISATION = 0.6
 FEATURE_BYTES = 2
+Counts = tuple[TrainCount, DecodeCount]
 SCIENCEQA_SAMPLES = 12_726
 """Training examples of ScienceQA (paper: datasets), what the recipes without data are about."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked: tokens of prompt and answer together, answer tokens, batches, GPUs, samples and assumed utilisation."""
+    """What is asked: tokens of prompt and answer together, answer tokens, batches, GPUs, samples, assumed utilisation,
+    and whether the frozen decoder is split over the GPUs."""
 
     tokens: int = 200
     answer: int = 8
@@ -51,11 +55,13 @@ class Workload:
     gpus: int = 1
     samples: int | None = None
     utilisation: float = 0.3
+    shard: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's needs. Bytes and seconds are of one GPU, `gpu_hours` of all of them together."""
+    """A recipe's needs. Bytes and seconds are of one GPU, `gpu_hours` of all of them together; `traffic` are the
+    bytes a GPU sends in a step."""
 
     recipe: str
     batch: int
@@ -77,29 +83,42 @@ class Plan:
     decode_seconds: float
     fits_train: bool
     fits_decode: bool
+    traffic: int
     would_fit: tuple[str, ...]
 
 
-def make_plan(recipe: Recipe, gpu: Gpu, work: Workload) -> Plan:
-    """Plan one recipe. Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers."""
+def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = None) -> Plan:
+    """Plan one recipe. counts: `count_work`'s, where they are known already; then nothing is sought that would fit.
+
+    Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers.
+    """
     model = build_on_meta(recipe)
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
     with model.unhooked():
-        held = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
+        quantization = getattr(recipe.decoder, "quantization", None)
+        held = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
+        width = BYTES[held.dtype]
+        spared = {kind: held.decoder - weight_bytes(model.decoder, width, kind) for kind in ("int8", "int4")}
+        layer = largest_layer(model.decoder, width)
     trained = parameter_table(model.graph).trainable
     config = recipe.training
     batch = config.batch_size
-    weights = held.decoder + (sum(held.vision.values()) if model.reads_pictures else 0)
+    sharded = work.shard and work.gpus > 1
+    if sharded and quantization is not None:
+        raise DehvfError("a quantised decoder cannot be split over GPUs; leave out --shard or decoder.quantization")
+    decoder = sharded_bytes(held.decoder, layer, work.gpus) if sharded else held.decoder
+    encoders = sum(held.vision.values()) if model.reads_pictures else 0
+    weights, whole = decoder + encoders, held.decoder + encoders
     gradients, moments = trained * TRAINED_BYTES, 2 * trained * TRAINED_BYTES
     fixed = weights + held.adapter + gradients + moments + RESERVE
-    train, decode = _count(recipe, batch, work)
-    decode_bytes = weights + held.adapter + decode.peak + work.decode_batch * work.new_tokens * decode.cache + RESERVE
+    train, decode = counts or count_work(recipe, work)
+    decode_bytes = whole + held.adapter + decode.peak + work.decode_batch * work.new_tokens * decode.cache + RESERVE
     samples, samples_from = _samples(recipe, work)
     a_step = batch * config.gradient_accumulation * work.gpus
     steps = config.max_steps or max(1, round(-(-samples // a_step) * config.epochs))
     rate = gpu.tflops * 1e12 * work.utilisation
     seconds = config.gradient_accumulation * (train.forward + train.backward) / rate
-    read = (weights + work.decode_batch * (decode.positions + work.new_tokens) * decode.cache) / (
+    read = (whole + work.decode_batch * (decode.positions + work.new_tokens) * decode.cache) / (
         gpu.bandwidth_gbs * 1e9 * BANDWIDTH_UTILISATION
     )
     decode_seconds = (decode.encoder + decode.graph + decode.prompt) / rate
@@ -127,7 +146,8 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload) -> Plan:
         decode_seconds,
         fits,
         decode_bytes <= room,
-        () if fits else _would_fit(recipe, work, room, fixed, held.decoder),
+        traffic(held.adapter, held.decoder if sharded else 0, work.gpus, config.gradient_accumulation),
+        () if fits or counts else _would_fit(recipe, work, room, fixed, spared),
     )
 
 
@@ -170,7 +190,12 @@ def rival_rows(recipe: Recipe, work: Workload) -> list[dict[str, Any]]:
     return rows
 
 
-def _count(recipe: Recipe, batch: int, work: Workload) -> tuple[TrainCount, DecodeCount]:
+def count_work(recipe: Recipe, work: Workload) -> Counts:
+    """A training step and a batch of answers, counted; neither the number of GPUs nor the form of the weights matters.
+
+    Raises: DehvfError where the model cannot run without numbers.
+    """
+    batch = recipe.training.batch_size
     try:
         return (
             count_training(recipe, batch, work.tokens, work.answer),
@@ -188,13 +213,14 @@ def _samples(recipe: Recipe, work: Workload) -> tuple[int, str]:
         return work.samples, "as given"
     if recipe.data is not None:
         try:
-            return len(recipe.data.samples("train")), "its data"
+            stream = recipe.data.stream("train")
+            return (len(recipe.data.samples("train")) if stream is None else len(stream)), "its data"
         except DehvfError:
             pass
     return SCIENCEQA_SAMPLES, "ScienceQA's training split; change it with --samples"
 
 
-def _would_fit(recipe: Recipe, work: Workload, room: float, fixed: int, decoder: int) -> tuple[str, ...]:
+def _would_fit(recipe: Recipe, work: Workload, room: float, fixed: int, saved: dict[str, int]) -> tuple[str, ...]:
     """Which of the usual remedies bring a step into `room` bytes, each alone, then together."""
     batch = recipe.training.batch_size
 
@@ -208,9 +234,12 @@ def _would_fit(recipe: Recipe, work: Workload, room: float, fixed: int, decoder:
         ("training.gradient_checkpointing=true", fixed + checked),
         ("training.batch_size=1", fixed + single),
         ("training.gradient_checkpointing=true training.batch_size=1", fixed + least),
-        ("decoder weights in 8 bits (half their bytes)", fixed - decoder // 2 + whole),
-        ("decoder weights in 4 bits (0.28 of their bytes, scales included)", fixed - round(0.72 * decoder) + whole),
-        ("decoder in 4 bits, gradient checkpointing and a batch of 1", fixed - round(0.72 * decoder) + least),
+        ("decoder.quantization=int8", fixed - saved["int8"] + whole),
+        ("decoder.quantization=int4", fixed - saved["int4"] + whole),
+        (
+            "decoder.quantization=int4 training.gradient_checkpointing=true training.batch_size=1",
+            fixed - saved["int4"] + least,
+        ),
     ]
     return tuple(f"{name}: {size / 1e9:.1f} GB" for name, size in remedies if size <= room)
 

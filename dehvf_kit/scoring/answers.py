@@ -50,8 +50,22 @@ def answer(
 def _answers(
     model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
 ) -> list[str]:
+    inputs, starts = asked(model, batch, features)
+    tokens = model.generate(**inputs, **generation)
+    said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+    rows = [start + row for start, row in zip(starts, said, strict=True)]
+    return model.processor.batch_decode(rows, skip_special_tokens=True)
+
+
+def asked(
+    model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None = None, length: int | None = None
+) -> tuple[dict[str, Any], list[list[int]]]:
+    """Model inputs of some questions, padded on the left, and the tokens of each one's `answer_start` among them.
+
+    length: columns to pad to; None: those of the longest.
+    """
     device = next(model.decoder.parameters()).device
-    inputs, starts = _asked(model.processor, batch)
+    inputs, starts = _asked(model.processor, batch, length)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_pictures:
         if len(with_picture) < len(batch):
@@ -65,22 +79,21 @@ def _answers(
         else:
             pictures = [open_picture(sample) for sample in with_picture]
             inputs["pixel_values"] = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    inputs = {name: _move(value, device) for name, value in inputs.items()}
-    tokens = model.generate(**inputs, **generation)
-    said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    rows = [start + row for start, row in zip(starts, said, strict=True)]
-    return model.processor.batch_decode(rows, skip_special_tokens=True)
+    return {name: _move(value, device) for name, value in inputs.items()}, starts
 
 
-def _asked(processor: DehvfProcessor, batch: Sequence[Sample]) -> tuple[dict[str, Any], list[list[int]]]:
+def _asked(
+    processor: DehvfProcessor, batch: Sequence[Sample], length: int | None
+) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs of the prompts, each followed by the `answer_start` of its sample, padded on the left; and those starts."""
+    padding = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
     if not any(sample.answer_start for sample in batch):
-        return dict(processor(text=[sample.question for sample in batch], padding=True)), [[] for _ in batch]
+        return dict(processor(text=[sample.question for sample in batch], **padding)), [[] for _ in batch]
     prompts = [processor.with_prompt(sample.question) for sample in batch]
     special = not (processor.prompt and processor.prompt.get("chat"))
     pairs = encode_pairs(processor.tokenizer, prompts, [sample.answer_start for sample in batch], special)
     rows = {"input_ids": [prompt + start for prompt, start in pairs]}
-    inputs = processor.tokenizer.pad(rows, padding_side="left", return_tensors="pt")
+    inputs = processor.tokenizer.pad(rows, padding_side="left", return_tensors="pt", **padding)
     return dict(inputs), [start for _, start in pairs]
 
 

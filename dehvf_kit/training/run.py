@@ -125,7 +125,6 @@ def _encode(
     """Samples ready to batch, and the ids of those that have no answer to learn."""
     if model.processor is None:
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
-    config = recipe.training
     reads = model.reads_pictures
     if reads and config.cache_features:
         features = cached_features(model, config) if features is None else features

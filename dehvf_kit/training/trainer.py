@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.data.encoding import Collator
 from dehvf_kit.errors import DataError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.training.answers import has_answer, no_answer
@@ -68,6 +68,8 @@ def training_arguments(
         report_to=["tensorboard"] if tensorboard else [],
         remove_unused_columns=False,
         label_names=["labels"],
+        ddp_find_unused_parameters=True,  # a batch without pictures leaves fuser and projector without gradients
+        accelerator_config={"dispatch_batches": False},  # a batch has tensors that cannot be cut by rows
         disable_tqdm=True,
     )
 
@@ -82,7 +84,7 @@ class DehvfTrainer(WholeCheckpoints):
         self,
         model: DehvfModel,
         args: TrainingArguments,
-        samples: EncodedSamples,
+        samples: Dataset,
         callbacks: list[TrainerCallback],
         max_bad_steps: int = 5,
     ) -> None:
@@ -92,7 +94,7 @@ class DehvfTrainer(WholeCheckpoints):
             model=model,
             args=args,
             train_dataset=samples,
-            data_collator=NamingCollator(self.tokenizer.pad_token_id),
+            data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
             callbacks=[*callbacks, self.watch, EachEpochItsOrder()],
         )
 

@@ -16,7 +16,7 @@ from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
 
 VERBS = [
-    *("check", "show", "list", "doctor", "build", "prepare", "data", "cache", "train", "eval", "score"),
+    *("check", "show", "list", "doctor", "build", "prepare", "data", "cache", "train", "eval", "verify", "score"),
     *("compare", "plan", "reproduce", "generate", "import-memvp", "demo"),
 ]
 HEAVY = ["torch", "transformers", "numpy", "pluggy", "yaml"]

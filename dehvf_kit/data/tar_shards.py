@@ -1,0 +1,113 @@
+"""WebDataset shards: tar files in which the members of one sample follow each other and share a name up to the first dot.
+
+Shards are only read, from front to back; nothing is ever extracted. Source of the layout: the WebDataset format specification.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from dehvf_kit.errors import DataError
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+TEXTS = ("json", "txt")
+LARGEST = 2**28
+"""Bytes a member may have; a larger one is no picture and no text."""
+
+
+@dataclass(frozen=True)
+class HeldPicture:
+    """A picture whose file was read already; equal to those of the same name."""
+
+    name: str
+    data: bytes = field(compare=False, repr=False)
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        return io.BytesIO(self.data)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def tar_rows(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any], HeldPicture | None]]:
+    """(place, row, picture) of every sample: its .json as the row, with `txt` for its .txt, and the first picture beside it.
+
+    Raises: DataError naming shard and member, for a member that points out of the archive (`../`, an absolute path, a link),
+    one that is too large, and what is no tar file or no JSON.
+    """
+    for shard in shards:
+        try:
+            with tarfile.open(shard, mode="r:*") as archive:
+                yield from _samples(archive, shard)
+                _check_end(archive, shard)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise DataError(f"{shard}: cannot be read as a tar file: {error}") from error
+
+
+def _samples(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[str, Any], HeldPicture | None]]:
+    key, row, picture = "", {}, None
+    for member in archive:
+        where = f"{shard}:{member.name}"
+        _check(member, where)
+        if not member.isfile():
+            continue
+        name, _, ending = PurePosixPath(member.name).name.partition(".")
+        here, ending = str(PurePosixPath(member.name).with_name(name)), ending.lower()
+        if key and here != key:
+            yield f"{shard}:{key}", row, picture
+            row, picture = {}, None
+        key = here
+        row.setdefault("__key__", here)
+        kind = ending.rpartition(".")[2]
+        if kind in PICTURES and picture is None:
+            picture = HeldPicture(where, _read(archive, member, where))
+        elif kind in TEXTS:
+            row |= _text(kind, _read(archive, member, where), where)
+    if key:
+        yield f"{shard}:{key}", row, picture
+
+
+def _check(member: tarfile.TarInfo, where: str) -> None:
+    path = PurePosixPath(member.name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{where}: this member points out of the archive; pack the shard with plain names")
+    if member.issym() or member.islnk() or member.isdev():
+        raise DataError(f"{where}: is a link or a device; pack the shard with plain files")
+    if member.size > LARGEST:
+        raise DataError(f"{where}: has {member.size:,} bytes; {LARGEST:,} are the most a member may have")
+
+
+def _check_end(archive: tarfile.TarFile, shard: Path) -> None:
+    """tarfile takes a header that is cut short for the end; a whole archive ends with a block of zeros."""
+    archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"{shard}: is cut short; it has no end mark")
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+    file = archive.extractfile(member)
+    data = file.read() if file is not None else b""
+    if len(data) != member.size:
+        raise DataError(f"{where}: is cut short")
+    return data
+
+
+def _text(kind: str, data: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = data.decode("utf-8-sig")
+        found = json.loads(text) if kind == "json" else {"txt": text.strip()}
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not UTF-8 {'JSON' if kind == 'json' else 'text'}: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: wants a JSON object, this is {type(found).__name__}")
+    return found

@@ -1,0 +1,114 @@
+"""Several processes: the decoder's frozen weights split over them, the adapters whole on each, their gradients averaged.
+
+`torchrun` or `accelerate launch` start the processes and say so in environment variables. torch's DDP averages the gradients of
+the adapters alone. Where the launcher asks for FSDP2, `fully_shard` splits the frozen decoder, layer by layer; it has no
+gradients, so nothing of it travels but its weights, which each process gathers before a layer and forgets after it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+
+from dehvf_kit.backbones.ffn_sites import ffn_sites
+from dehvf_kit.checkpoint import base_identities
+from dehvf_kit.errors import DehvfError
+
+if TYPE_CHECKING:
+    from dehvf_kit.model import DehvfModel
+
+WANTS_FSDP, LOADS_ONCE = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together: its rank, and how many there are."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+def join_processes() -> Processes:
+    """The processes that a launcher started, connected by gloo or NCCL; alone where there was no launcher."""
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Processes(state.process_index, state.num_processes)
+
+
+def leave_processes() -> None:
+    """Close the connections, if there are any."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def spread(model: DehvfModel, processes: Processes) -> None:
+    """Make a model ready for several processes: the frozen decoder split where the launcher asks for FSDP, and DDP told to
+    leave frozen weights alone (they are read from the same files everywhere, and have no gradients).
+
+    Call it before the Trainer is made. Raises: DehvfError for FSDP settings that the kit does not carry out.
+    """
+    if processes.count < 2:
+        return
+    settings = _sharding()
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    frozen += [name for name, _ in model.named_buffers() if not name.startswith("nodes.")]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    if settings is not None:
+        shard_base(model, **settings)
+        os.environ[WANTS_FSDP] = "false"  # done; the Trainer then wraps the adapters by DDP
+
+
+def shard_base(model: DehvfModel, **settings: Any) -> None:
+    """Split the frozen decoder over all processes by FSDP2, a unit for each layer and one for the rest. In place.
+
+    settings: of torch's `fully_shard`. What is trained, also inside the decoder, and the encoders stay whole.
+    Raises: DehvfError for a quantised decoder.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    decoder = model.decoder
+    if any(not parameter.is_floating_point() for parameter in decoder.parameters()):
+        raise DehvfError(
+            "FSDP cannot split a quantised decoder; leave out decoder.quantization, or launch with launch/ddp.yaml"
+        )
+    model.bases = base_identities(model)
+    trained = {parameter for parameter in decoder.parameters() if parameter.requires_grad}
+    with model.unhooked():
+        layers = list(dict.fromkeys(site.layer_path for site in ffn_sites(decoder)))
+    for path in layers:
+        fully_shard(decoder.get_submodule(path), ignored_params=trained, **settings)
+    fully_shard(decoder, ignored_params=trained, **settings)
+
+
+def _sharding() -> dict[str, Any] | None:
+    """The settings of `fully_shard` that the launcher's FSDP section asks for; None where it has none."""
+    if os.environ.get(WANTS_FSDP, "false").lower() != "true":
+        return None
+    from accelerate import FullyShardedDataParallelPlugin
+
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise DehvfError("the kit splits the decoder by FSDP2; set fsdp_version: 2 (see launch/fsdp2.yaml)")
+    if os.environ.get(LOADS_ONCE, "false").lower() == "true":
+        raise DehvfError(
+            "fsdp_cpu_ram_efficient_loading leaves all processes but one without weights; set it to false "
+            "(see launch/fsdp2.yaml)"
+        )
+    asked = FullyShardedDataParallelPlugin()
+    return {"reshard_after_forward": asked.reshard_after_forward, "offload_policy": asked.cpu_offload}

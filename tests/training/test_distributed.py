@@ -1,0 +1,157 @@
+"""Two processes on the CPU (gloo) end where one process does: losses, weights, files, counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import distributed
+from torch.distributed.tensor import DTensor
+
+import dehvf_kit
+from dehvf_kit.backbones.quantization import num_weights
+from dehvf_kit.builder import build
+from dehvf_kit.checkpoint import base_identities
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, spread
+from dehvf_kit.training.run import train
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+SETTINGS = ["graph.injector.dropout=0", "training.max_steps=12", "training.cache_features=true"]
+LAUNCHES = {
+    "ddp": ({}, ["training.batch_size=1", "training.gradient_accumulation=2"]),
+    "fsdp2": ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, ["training.batch_size=2"]),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, with batches of 4."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(dehvf_kit.load_recipe(world / "tiny.yaml", SETTINGS), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module", params=list(LAUNCHES))
+def together(
+    request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The same global batch in two processes, started by torchrun, with a feature cache of their own."""
+    environment, settings = LAUNCHES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    environment = {**os.environ, **environment, "DEHVF_KIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "dehvf_kit", "train", world / "tiny.yaml", *SETTINGS, *settings, "--output", folder / "run"]
+    ended = subprocess.run(
+        [*launcher, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder, ended
+
+
+def logged(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in logged(run) if "loss" in row]
+
+
+def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tuple) -> None:
+    """Both sum the same gradients in another order: float32 rounding (6e-8) of numbers below 10, over 12 steps.
+
+    Worst seen: losses of 3 to 4 differ by 2.9e-6, weights by 1.9e-7. A key's bias adds the same to all scores, so that its
+    gradient is zero but for rounding, which AdamW makes into steps of full length: it may go anywhere those steps lead.
+    """
+    one, two = losses(alone), losses(together[0] / "run")
+    assert len(one) == 12 and one[0] > 1
+    assert one == pytest.approx(two, rel=0, abs=1e-5)
+    before, after = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (alone, together[0] / "run"))
+    assert set(before) == set(after)
+    steps = sum(row["learning_rate"] for row in logged(alone) if "learning_rate" in row)
+    for name, weight in before.items():
+        tolerance = 2 * steps if name.endswith("to_key.bias") else 1e-6
+        torch.testing.assert_close(weight, after[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_only_rank_0_writes_and_prints(together: tuple) -> None:
+    folder, ended = together
+    assert ended.stdout.count("adapter in") == 1 and ended.stdout.count("12 steps") == 1
+    assert {file.name for file in (folder / "run").iterdir()} == {"adapter", "checkpoints", "log.jsonl"}
+    assert not [file for file in folder.rglob("*") if file.name.startswith(".") or file.suffix == ".part"]
+    assert ended.stderr.count("training: 12/12") == 1
+
+
+def test_the_feature_cache_is_whole(alone: Path, together: tuple) -> None:
+    """Four colours, so four distinct pictures; each process wrote some, and a run alone finds them all."""
+    assert len(list((together[0] / "cache").rglob("*.safetensors"))) == 4
+
+
+def test_the_learning_rate_follows_the_processes(alone: Path, together: tuple) -> None:
+    runs = (alone, together[0] / "run")
+    rates = [[row["learning_rate"] for row in logged(run) if "learning_rate" in row] for run in runs]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-12)
+    assert max(rates[0]) == pytest.approx(0.2 * 4 / 256)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    """Rank 0 of two processes, of which the other one is pretended: it answers nothing, and nothing may be asked of it."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.setenv(WANTS_FSDP, "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield Processes(0, 2)
+    distributed.destroy_process_group()
+
+
+def test_counts_and_identity_stay_true_when_split(world: Path, tmp_path: Path, two: Processes) -> None:
+    model = build(dehvf_kit.load_recipe(world / "tiny.yaml"))
+    trained, frozen, bases = model.num_trainable_parameters(), num_weights(model.decoder), base_identities(model)
+    spread(model, two)
+    held = sum(parameter.to_local().numel() for parameter in model.decoder.parameters())
+    assert (model.num_trainable_parameters(), num_weights(model.decoder)) == (trained, frozen)
+    assert frozen / 2 <= held <= frozen / 2 + 100
+    assert not any(isinstance(parameter, DTensor) for parameter in model.trainable_parameters())
+    assert not any(isinstance(parameter, DTensor) for parameter in model.towers.parameters())
+    model.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["trainable_parameters"] == trained and config["bases"] == bases
+    assert dehvf_kit.load(tmp_path / "adapter").num_trainable_parameters() == trained
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("FSDP_VERSION", "1", "set fsdp_version: 2"), (LOADS_ONCE, "true", "without weights; set it to false")],
+)
+def test_settings_that_would_go_wrong_are_refused(
+    world: Path, two: Processes, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(DehvfError, match=message):
+        spread(build(dehvf_kit.load_recipe(world / "tiny.yaml")), two)
+
+
+def test_a_quantised_decoder_is_not_split(world: Path, two: Processes) -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(DehvfError, match="cannot split a quantised decoder"):
+        spread(build(dehvf_kit.load_recipe(world / "tiny.yaml", ["decoder.quantization=int8"])), two)
+
+
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero3"])
+def test_launch_files_are_accelerates(file: str) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    config = ClusterConfig.from_yaml_file(LAUNCH / f"{file}.yaml")
+    assert config.num_processes == 8
+    named = config.deepspeed_config.get("deepspeed_config_file") if file == "zero3" else None
+    assert named is None or json.loads((LAUNCH.parent / named).read_text())["zero_optimization"]["stage"] == 3

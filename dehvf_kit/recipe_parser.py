@@ -17,7 +17,9 @@ from dehvf_kit.registry import Registry
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 
-SECTIONS = ("name", "description", "published", "vision", "decoder", "graph", "training", "data", "generation")
+FORMAT = 1
+"""Version of the recipe language. A kit reads its own and every earlier one."""
+SECTIONS = ("format", "name", "description", "published", "vision", "decoder", "graph", "training", "data", "generation")
 
 
 class Published(Settings):
@@ -42,6 +44,7 @@ class Parser:
 
     def parse(self) -> dict[str, Any]:
         """The fields of a `Recipe`. Raises: RecipeError listing every fault."""
+        self._format()
         for key in self.raw:
             if key == "extends":
                 self.fault(key, "only a recipe in a file can name a parent, on its own top level")
@@ -64,6 +67,15 @@ class Parser:
         if self.faults:
             raise RecipeError(self.faults, self.source)
         return fields
+
+    def _format(self) -> None:
+        """Refuse a newer language at once: whatever else is wrong then is most likely that."""
+        given = self.raw.get("format", FORMAT)
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            self.fault("format", f"given {shown(given)}; wants a whole number, the newest is {FORMAT}")
+        elif given > FORMAT:
+            newer = f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
+            raise RecipeError([Fault("format", newer)], self.source)
 
     def _check_graph(self, towers: Mapping[str, TowerConfig], decoder: TowerConfig, nodes: Mapping[str, Node]) -> None:
         """Graph faults too: of its wires always, of its sizes where the towers' configs are at hand and sound."""

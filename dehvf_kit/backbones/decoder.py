@@ -44,6 +44,7 @@ class HfDecoderConfig(TowerConfig):
         from transformers import AutoModelForCausalLM
 
         config = self.hf_config(sources)
+        self.warn_of_code()
         if type(config) not in AutoModelForCausalLM._model_mapping and not self.trust_remote_code:
             raise DehvfError(f"transformers has no causal language model of model_type '{config.model_type}'")
         try:
@@ -76,6 +77,8 @@ class HfDecoderConfig(TowerConfig):
                 f"decoder '{self.model}' is not on this machine; give a local folder, or allow the download with "
                 f"decoder.download=true ({first_line(error)})"
             ) from error
+        except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+            raise DehvfError(f"decoder '{self.model}' cannot be loaded: {first_line(error)}") from error
 
     def tokenizer(self, sources: Mapping[str, Source]) -> PreTrainedTokenizerBase:
         """The decoder's tokenizer, with a padding token. Raises: DehvfError where it is not on this machine."""
@@ -89,7 +92,7 @@ class HfDecoderConfig(TowerConfig):
             return prepare_tokenizer(original_tokenizer(location))
         try:
             tokenizer = AutoTokenizer.from_pretrained(location, **self.hub_arguments())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever stands in the folder's files
             raise DehvfError(f"the tokenizer of '{self.model}' cannot be loaded: {first_line(error)}") from error
         return prepare_tokenizer(tokenizer)
 

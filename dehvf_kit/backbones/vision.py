@@ -34,7 +34,7 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 class ImageConfig(Settings):
     """How a picture becomes pixel values: RGB, resized with bicubic interpolation, scaled to 0..1, normalised."""
 
-    size: int = Field(224, ge=1, description="side in pixels of the square the encoder sees")
+    size: int = Field(224, ge=1, le=16384, description="side in pixels of the square the encoder sees")
     resize: Literal["squash", "crop"] = Field("squash", description="squash to a square, or resize and crop the middle")
     normalisation: Normalisation = Field("imagenet", description="mean and deviation: imagenet, clip or half")
 
@@ -103,6 +103,10 @@ class HfVisionConfig(TowerConfig):
                 f"vision encoder '{self.model}' is not on this machine; give a local folder, or allow the download "
                 f"with vision.download=true ({first_line(error)})"
             ) from error
+        except DehvfError:
+            raise
+        except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+            raise DehvfError(f"vision encoder '{self.model}' cannot be loaded: {first_line(error)}") from error
 
     def tower(self, model: nn.Module) -> VisionTower:
         """The kit's view of an encoder that is in memory."""

@@ -6,13 +6,14 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dehvf_kit.data.pictures import read_picture
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.tokens import encode_pairs
-from dehvf_kit.errors import DataError
+from dehvf_kit.errors import DataError, PictureError
 from dehvf_kit.processing import DehvfProcessor
 
 if TYPE_CHECKING:
@@ -22,14 +23,11 @@ IGNORED = -100
 
 
 def open_picture(sample: Sample) -> Image.Image:
-    """A sample's picture in RGB. Raises: DataError naming the sample and the file."""
+    """A sample's picture in RGB. Raises: PictureError naming the sample and the file."""
     try:
-        with sample.image.open("rb") as file, Image.open(file) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"sample '{sample.id}': there is no picture '{sample.image}'") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"sample '{sample.id}': picture '{sample.image}' cannot be read: {error}") from error
+        return read_picture(sample.image)
+    except PictureError as error:
+        raise PictureError(f"sample '{sample.id}': {error}") from error
 
 
 class EncodedSamples(Dataset):

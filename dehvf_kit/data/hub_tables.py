@@ -6,6 +6,7 @@ Nothing is fetched unless `download` is set. Needs the extra `data`.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def open_table(source: str, split: str, download: bool = False, revision: str | 
     hub id. Raises: DataError where it is not on this machine and `download` is off, or has no such split.
     """
     datasets = library()
-    place = Path(source).expanduser()
+    place = Path(os.path.expanduser(source))
     if not place.exists():
         place = _snapshot(source, download, revision)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from dehvf_kit.data.issues import Issue, grouped
+from dehvf_kit.data.pictures import read_picture
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
-from dehvf_kit.errors import DataError
+from dehvf_kit.errors import DataError, PictureError
 
 Progress = Callable[[str, int, int], None]
 THREADS = 4
-UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,14 @@ def _picture_issues(
 
 
 def _picture_issue(sample: Sample, open_pictures: bool) -> Issue | None:
-    if isinstance(sample.image, Path) and not sample.image.is_file():
+    if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
         return Issue("missing picture", sample.id, str(sample.image))
     if not open_pictures:
         return None
     try:
-        with sample.image.open("rb") as file, Image.open(file) as picture:
-            picture.load()
-    except UNREADABLE as error:
-        return Issue("broken picture", sample.id, f"{sample.image}: {error}")
+        read_picture(sample.image)
+    except PictureError as error:
+        return Issue("broken picture", sample.id, str(error))
     return None
 
 

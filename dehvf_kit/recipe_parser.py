@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Parser:
     def parse(self) -> dict[str, Any]:
         """The fields of a `Recipe`. Raises: RecipeError listing every fault."""
         self._format()
+        self._numbers()
         for key in self.raw:
             if key == "extends":
                 self.fault(key, "only a recipe in a file can name a parent, on its own top level")
@@ -76,6 +77,16 @@ class Parser:
         elif given > FORMAT:
             newer = f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
             raise RecipeError([Fault("format", newer)], self.source)
+
+    def _numbers(self) -> None:
+        """Refuse whole numbers that no machine counts to, before anything computes with them."""
+        faults = [
+            Fault(".".join(path), f"given {shown(value)}; wants a number of at most 63 bits")
+            for path, value in _leaves(self.raw)
+            if isinstance(value, int) and abs(value) >= 2**63
+        ]
+        if faults:
+            raise RecipeError(faults, self.source)
 
     def _check_graph(self, towers: Mapping[str, TowerConfig], decoder: TowerConfig, nodes: Mapping[str, Node]) -> None:
         """Graph faults too: of its wires always, of its sizes where the towers' configs are at hand and sound."""
@@ -260,6 +271,19 @@ def parse_data(raw: Any, source: str, registry: Registry) -> Any:
     if parser.faults:
         raise RecipeError(parser.faults, source)
     return config
+
+
+def _leaves(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of all that holds nothing further."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    while waiting:
+        path, inner = waiting.pop()
+        if isinstance(inner, Mapping):
+            waiting += [((*path, str(key)), item) for key, item in inner.items()]
+        elif isinstance(inner, (list, tuple)):
+            waiting += [((*path, str(place)), item) for place, item in enumerate(inner)]
+        else:
+            yield path, inner
 
 
 _EXAMPLES = {

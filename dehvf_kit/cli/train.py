@@ -12,6 +12,7 @@ from dehvf_kit.cli.progress import reporting
 
 def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool) -> None:
     """Train and save. Raises: RecipeError, DataError or DehvfError, each saying what to change."""
+    from dehvf_kit.data.sieve import SKIPPED, summary
     from dehvf_kit.recipe import load_recipe
     from dehvf_kit.training.run import train
 
@@ -21,4 +22,6 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool)
     with reporting() as report:
         result = train(recipe, folder, resume=resume, progress=report)
     print(f"{result.steps} steps in {result.seconds:.0f} s; adapter in {result.adapter}")
+    if result.skipped_samples:
+        print(summary(result.skipped_samples, folder / SKIPPED))
     print(f"score it: dehvf-kit eval {result.adapter}")

@@ -48,8 +48,11 @@ class CocoCaptionsDataConfig(DataConfig):
             return None
         return {"annotations": str(file), "images": str(file.parent), "restval": True}
 
+    def part_of(self, split: Split) -> str:
+        return "train" if split == "train" else self.test_split
+
     def samples(self, split: Split) -> list[Sample]:
-        reading = self.read("train" if split == "train" else self.test_split)
+        reading = self.read(self.part_of(split))
         refuse(str(self.annotations), reading.issues, PREPARE)
         return list(reading.samples)
 
@@ -82,7 +85,8 @@ class CocoCaptionsDataConfig(DataConfig):
             str(row["cocoid"]): list(_captions(row, place, issues))
             for place, row in self._rows({self.test_split}, issues)
         }
-        refuse(str(self.annotations), issues, PREPARE)
+        if self.on_bad_sample == "error":
+            refuse(str(self.annotations), issues, PREPARE)
         return found
 
     def score(self, predictions: Sequence[Any]) -> Scores:

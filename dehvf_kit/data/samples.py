@@ -86,10 +86,23 @@ class DataConfig(Settings):
 
     role: ClassVar[str] = "data"
     prompt: PromptConfig = Field(default_factory=PromptConfig)
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="a sample that cannot be used: end the run, or skip, count and list it"
+    )
 
     def samples(self, split: Split) -> Sequence[Sample]:
         """The samples of a split. Raises: DataError naming the file and place of what cannot be read."""
         raise NotImplementedError(f"{type(self).__name__}.samples")
+
+    def part_of(self, split: Split) -> str:
+        """Which of `parts` a split is."""
+        return split
+
+    def usable(self, split: Split) -> Reading:
+        """`samples(split)`; where bad samples are skipped, those that can be used, and what is wrong with the others."""
+        if self.on_bad_sample == "error":
+            return Reading(self.samples(split))
+        return self.read(self.part_of(split))
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:

@@ -65,8 +65,11 @@ class ScienceQaDataConfig(DataConfig):
     def recognise(cls, place: Path) -> dict[str, Any] | None:
         return {"path": str(place)} if (place / "problems.json").is_file() else None
 
+    def part_of(self, split: Split) -> str:
+        return self.train_split if split == "train" else self.test_split
+
     def samples(self, split: Split) -> list[Sample]:
-        reading = self.read(self.train_split if split == "train" else self.test_split)
+        reading = self.read(self.part_of(split))
         missing = [
             Issue("missing picture", sample.id, str(sample.image))
             for sample in reading.samples
@@ -139,7 +142,7 @@ def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[
             continue
         found = list(_faults(rows[key], f"{part}/{key}"))
         issues += found
-        if any(issue.fatal for issue in found):
+        if any(issue.fatal for issue in found) or key in repeated:
             continue
         picture = None
         if pictures and rows[key].get("image"):

@@ -18,6 +18,7 @@ from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.feature_files import cached_features
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.sieve import Sieve, Skipped, write_skipped
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe
@@ -29,13 +30,14 @@ ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, and its log."""
+    """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, its log, what it skipped."""
 
     adapter: Path
     steps: int
     samples: int
     seconds: float
     log: list[dict[str, Any]]
+    skipped_samples: Sequence[Skipped] = ()
 
 
 def silent(stage: str, done: int, total: int, note: str = "") -> None:
@@ -66,7 +68,8 @@ def train(
         raise DehvfError(f"{output}: holds no checkpoint to resume from; leave out --resume")
     if not resume and (last is not None or (output / ADAPTER).exists()):
         raise DehvfError(f"{output}: holds a run already; name another folder, or go on with it by --resume")
-    samples = recipe.data.samples("train") if samples is None else samples
+    sieve = Sieve(recipe.data, "train", samples)
+    samples = sieve.samples
     if not samples:
         raise DataError(f"{recipe.source}: its training set is empty")
     if model is None:
@@ -76,6 +79,8 @@ def train(
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
     config = recipe.training
     reads = model.reads_pictures
+    if reads:
+        samples = sieve.readable(lambda done, total: progress("opening pictures", done, total, ""))
     if reads and config.cache_features:
         features = cached_features(model, config) if features is None else features
         features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
@@ -86,10 +91,14 @@ def train(
         config.max_length,
         reads,
         features if config.cache_features else None,
+        sieve.skip if sieve.skips else None,
     )
+    if not len(encoded):
+        raise DataError(f"{recipe.source}: every training sample was skipped; the first: {sieve.skipped[0].reason}")
+    write_skipped(output, sieve.skipped)
     set_seed(config.seed)
     tensorboard = importlib.util.find_spec("tensorboard") is not None
-    args = training_arguments(config, checkpoints, len(samples), tensorboard=tensorboard)
+    args = training_arguments(config, checkpoints, len(encoded), tensorboard=tensorboard)
     report = StepReport(
         lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
     )
@@ -104,7 +113,8 @@ def train(
     log = trainer.state.log_history
     (output / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
     steps = trainer.state.global_step
-    return TrainResult(output / ADAPTER, steps, steps * config.batch_size * config.gradient_accumulation, seconds, log)
+    seen = steps * config.batch_size * config.gradient_accumulation
+    return TrainResult(output / ADAPTER, steps, seen, seconds, log, tuple(sieve.skipped))
 
 
 def _drop_printer(trainer: DehvfTrainer) -> None:

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "dehvf_kit"
 FLOORS = {
     0: ("shapes", "errors", "scores"),
-    1: ("config", "hookspecs", "registry", "ops", "yaml_files"),
+    1: ("config", "hookspecs", "registry", "ops", "yaml_files", "strict_json"),
     2: ("backbones", "components", "recipe_files"),
     3: (
         "graph",
@@ -39,6 +39,7 @@ FLOORS = {
         "builder",
         "checkpoint",
         "fingerprint",
+        "tokenizer_identity",
         "memvp_checkpoint",
         "auto_classes",
         "data.encoding",

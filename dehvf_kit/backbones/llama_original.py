@@ -7,11 +7,11 @@ neighbours (0 with 1, 2 with 3) there and halves (0 with d/2) in transformers, s
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dehvf_kit.backbones.base import first_line
 from dehvf_kit.errors import DehvfError, listing
 from dehvf_kit.strict_json import parse_json
 
@@ -190,9 +190,8 @@ def _read(file: Path) -> Mapping[str, Any]:
 
     try:
         shard = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DehvfError(f"{file}: not a file of tensors alone, so it is not read: {reason}") from error
+    except Exception as error:  # a payload, half a file, or anything else that torch stumbles over
+        raise DehvfError(f"{file}: not a file of tensors alone, so it is not read: {first_line(error)}") from error
     if not isinstance(shard, Mapping) or not all(isinstance(value, torch.Tensor) for value in shard.values()):
         raise DehvfError(f"{file}: not a mapping of names to tensors")
     return shard

@@ -19,7 +19,18 @@ from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 
 FORMAT = 1
 """Version of the recipe language. A kit reads its own and every earlier one."""
-SECTIONS = ("format", "name", "description", "published", "vision", "decoder", "graph", "training", "data", "generation")
+SECTIONS = (
+    "format",
+    "name",
+    "description",
+    "published",
+    "vision",
+    "decoder",
+    "graph",
+    "training",
+    "data",
+    "generation",
+)
 
 
 class Published(Settings):

@@ -96,7 +96,12 @@ class _Variant:
             "additionalProperties": self._nullable(towers["vision"]),
         }
         sections = {
-            "format": {"type": "integer", "minimum": 1, "maximum": FORMAT, "description": "version of the recipe language"},
+            "format": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": FORMAT,
+                "description": "version of the recipe language",
+            },
             "name": {"type": "string", "description": "what the recipe is called; its file's name if left out"},
             "description": {"type": "string"},
             "published": {"anyOf": [self._settings(Published), {"type": "null"}]},

@@ -178,7 +178,10 @@ BROKEN = {
         lambda folder: (folder / CONFIG).write_text("{half"),
         r"adapter_config\.json:1: not JSON: ",
     ),
-    "config is binary": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"), r"adapter_config\.json: not UTF-8: "),
+    "config is binary": (
+        lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"),
+        r"adapter_config\.json: not UTF-8: ",
+    ),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "not written by dehvf-kit"),
     "another tool's adapter": (
         lambda folder: (folder / CONFIG).write_text('{"peft_type": "LORA"}'),

@@ -39,7 +39,9 @@ CONTEXT = 2048
 
 def is_original(folder: str | Path) -> bool:
     """Whether a folder holds this layout and not transformers' own."""
-    return os.path.isfile(os.path.join(folder, "params.json")) and not os.path.isfile(os.path.join(folder, "config.json"))
+    return os.path.isfile(os.path.join(folder, "params.json")) and not os.path.isfile(
+        os.path.join(folder, "config.json")
+    )
 
 
 def shard_files(folder: Path) -> list[Path]:

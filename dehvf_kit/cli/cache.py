@@ -46,7 +46,8 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     listed = write_skipped(store.folder, skipped)
     if as_json:
         facts = {"pictures": need.pictures, "written": written, "bytes_per_picture": need.bytes_per_picture}
-        print_json({**facts, "bytes": need.bytes, "folder": str(store.folder), "seconds": round(seconds, 1), "skipped": [one.row() for one in skipped]})
+        facts |= {"skipped": [one.row() for one in skipped]}
+        print_json({**facts, "bytes": need.bytes, "folder": str(store.folder), "seconds": round(seconds, 1)})
         return
     print(f"{written:,} pictures in {seconds:.0f} s; `dehvf-kit train` uses them where training.cache_features is true")
     if skipped:

@@ -111,7 +111,9 @@ def _sample(row: dict[str, Any], number: int, file: Path) -> Sample:
     where = f"{file}:{number}"
     for name in ("question", "answer"):
         if not isinstance(row.get(name), str):
-            raise DataError(f"{where}: '{name}' must be a text, given {shown(row.get(name))}; fields: {', '.join(FIELDS)}")
+            raise DataError(
+                f"{where}: '{name}' must be a text, given {shown(row.get(name))}; fields: {', '.join(FIELDS)}"
+            )
     image = row.get("image")
     if image is not None and not isinstance(image, str):
         raise DataError(f"{where}: 'image' must be a path, given {shown(image)}")

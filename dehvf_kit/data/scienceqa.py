@@ -130,7 +130,9 @@ class ScienceQaDataConfig(DataConfig):
 def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[list[Problem], list[Issue]]:
     rows, ids, repeated = _files(folder, part)
     told = _captions(folder) if captions else {}
-    issues = [Issue("id twice in problems.json" if key in rows else "field twice in problems.json", key) for key in repeated]
+    issues = [
+        Issue("id twice in problems.json" if key in rows else "field twice in problems.json", key) for key in repeated
+    ]
     problems, seen = [], set()
     for key in ids:
         if key in seen:

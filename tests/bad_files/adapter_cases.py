@@ -187,7 +187,9 @@ def width(ground: Ground) -> Words:
     return on_decoder(ground, hidden_size=64)
 
 
-@adapter_case("for another revision of its decoder: the same sizes, other weights", REFUSED, "other weights than the adapter")
+@adapter_case(
+    "for another revision of its decoder: the same sizes, other weights", REFUSED, "other weights than the adapter"
+)
 def revision(ground: Ground) -> Words:
     return on_decoder(ground, seed=5)
 

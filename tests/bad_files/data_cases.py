@@ -113,7 +113,11 @@ def talks(ground: Ground) -> Words:
 
 @case("a conversation of one turn", REFUSED, "wants `conversations`, turns of human and gpt in pairs")
 def turn(ground: Ground) -> Words:
-    return ["prepare", "--json", ground.write("talks.json", '[{"conversations": [{"from": "human", "value": "what ?"}]}]')]
+    return [
+        "prepare",
+        "--json",
+        ground.write("talks.json", '[{"conversations": [{"from": "human", "value": "what ?"}]}]'),
+    ]
 
 
 @case("ScienceQA whose hint is a list", REFUSED, "hint is no text")

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 HUGE = [2**31, 2**62, 2**63, -(2**63), 10**30, -(10**30), 10**400]
-TEXTS = ["", " ", "x", "\0", "a\nb", "é", "图像", "\U0001f600", "\ud83d", "null", "true", "1e5", "-1", "../x", "~x", "~\0", "/", ".",
-         "vision", "batch", "decoder", "values", "mean", "fuser.fused", "vision.patches", "{question}", "{answer}", "a" * 5000,
+TEXTS = ["", " ", "x", "\0", "a\nb", "é", "图像", "\U0001f600", "\ud83d", "null", "true", "1e5", "-1", "../x", "~x", "~\0", "/",
+         ".", "vision", "batch", "decoder", "values", "mean", "fuser.fused", "vision.patches", "{question}", "{answer}", "a" * 5000,
          "llama", "clip_vision_model", "gpt2", "hf", "jsonl", "train", "float16", "train2014", "<image>", "human"]  # fmt: skip
 SHAPES: list[Any] = [[], {}, [[]], [{}], [None], ["vision", "vision"], {"a": {"b": []}}, {"type": None}, {"model": 3},
                      {"": ""}, {"a.b": 1}, [1, "a", None, 2.5], {"type": "mean"}, {"role": "fuser"}, list(range(300))]  # fmt: skip
@@ -39,9 +39,10 @@ STEPS = ("replace", "replace", "replace", "drop", "rename", "copy", "swap", "ret
 CHANGES = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 10**6), ODD), min_size=1, max_size=3)
 """Changes of plain data: (what, where, with what)."""
 
-SNIPPETS = [b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\t", b"\r", b"\n", b": ", b"- ", b"{", b"}", b"[", b"]", b'"', b"'", b"#", b"&a ",
-            b"*a", b"<<: ", b"!!python/none ", b"---\n", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 3000, b"\\ud83d", b"? ",
-            b"|", b">", b"%", b"@", b"`", b"0x", b"1:2:3", b"2026-01-31", b",", b'{"a":1,"a":2}', b"\xc3\x28", b"\\u0000", b"~"]  # fmt: skip
+SNIPPETS = [b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\t", b"\r", b"\n", b": ", b"- ", b"{", b"}", b"[", b"]", b'"', b"'", b"#",
+            b"&a ", b"*a", b"<<: ", b"!!python/none ", b"---\n", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 3000, b"\\ud83d",
+            b"? ", b"|", b">", b"%", b"@", b"`", b"0x", b"1:2:3", b"2026-01-31", b",",
+            b'{"a":1,"a":2}', b"\xc3\x28", b"\\u0000", b"~"]  # fmt: skip
 CUTS = ("insert", "delete", "truncate", "line twice", "overwrite", "as utf-16")
 TEXT_CHANGES = st.lists(
     st.tuples(st.sampled_from(CUTS), st.integers(0, 10**6), st.sampled_from(SNIPPETS)), min_size=0, max_size=2

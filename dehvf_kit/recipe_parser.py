@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.config import ComponentConfig, Settings
@@ -33,12 +34,23 @@ SECTIONS = (
 )
 
 
+PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)
+PRINTED_EXAMPLES = "a figure such as 4.17M, 659K or 4,171,520"
+
+
 class Published(Settings):
     """What the paper reports for this recipe, to stand beside what is built."""
 
     parameters: str = Field(description="trained parameters as printed, for example 4.17M")
     unused_parameters: int = Field(0, ge=0, description="parameters the published count includes and nothing uses")
     source: str = Field("", description="table or page of the figure")
+
+    @field_validator("parameters")
+    @classmethod
+    def _figure(cls, value: str) -> str:
+        if not PRINTED.fullmatch(value):
+            raise ValueError(f"given {shown(value)}; wants {PRINTED_EXAMPLES}")
+        return value
 
 
 class Parser:

@@ -17,12 +17,12 @@ from pydantic import Field
 from dehvf_kit.config import Settings
 from dehvf_kit.errors import DehvfError, RemoteCodeWarning, did_you_mean, shown
 from dehvf_kit.registry import Source
+from dehvf_kit.shapes import MAX_LAYERS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-MAX_LAYERS = 512
 DEPTH = re.compile(r"(layers|layer|depth|experts)$")
 """The ends of the names of config fields that say how many modules there are."""
 

@@ -40,8 +40,8 @@ CHANGES = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 10**6), ODD)
 """Changes of plain data: (what, where, with what)."""
 
 SNIPPETS = [b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\t", b"\r", b"\n", b": ", b"- ", b"{", b"}", b"[", b"]", b'"', b"'", b"#",
-            b"&a ", b"*a", b"<<: ", b"!!python/none ", b"---\n", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 3000, b"\\ud83d",
-            b"? ", b"|", b">", b"%", b"@", b"`", b"0x", b"1:2:3", b"2026-01-31", b",",
+            b"&a ", b"*a", b"<<: ", b"!!python/none ", b"---\n", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 3000,
+            b"\\ud83d", b"? ", b"|", b">", b"%", b"@", b"`", b"0x", b"1:2:3", b"2026-01-31", b",",
             b'{"a":1,"a":2}', b"\xc3\x28", b"\\u0000", b"~"]  # fmt: skip
 CUTS = ("insert", "delete", "truncate", "line twice", "overwrite", "as utf-16")
 TEXT_CHANGES = st.lists(

@@ -18,7 +18,6 @@ from dehvf_kit.ops.activations import ActivationName, activation
 from dehvf_kit.ops.attention import Backend, attention
 from dehvf_kit.shapes import Cost, Levels
 
-
 MOST_HEADS = 256
 """Counts of heads that a message proposes."""
 

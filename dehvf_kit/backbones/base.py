@@ -86,6 +86,8 @@ class TowerConfig(Settings):
         try:
             return refuse_depth(AutoConfig.from_pretrained(self.location(sources), **self.hub_arguments()))
         except OSError as error:
+            if os.path.isfile(os.path.join(self.location(sources), "config.json")):
+                raise DehvfError(f"the config of '{self.model}' cannot be read: {first_line(error)}") from error
             raise NoConfig(
                 f"no config of '{self.model}' on this machine; give a local folder, write the config under `config:`, "
                 "or allow the download with `download: true`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -72,12 +73,12 @@ class HfDecoderConfig(TowerConfig):
                 attn_implementation=self.attn_implementation,
                 **self.hub_arguments(),
             )
-        except OSError as error:
-            raise DehvfError(
-                f"decoder '{self.model}' is not on this machine; give a local folder, or allow the download with "
-                f"decoder.download=true ({first_line(error)})"
-            ) from error
         except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+            if isinstance(error, OSError) and not os.path.isdir(location):
+                raise DehvfError(
+                    f"decoder '{self.model}' is not on this machine; give a local folder, or allow the download with "
+                    f"decoder.download=true ({first_line(error)})"
+                ) from error
             raise DehvfError(f"decoder '{self.model}' cannot be loaded: {first_line(error)}") from error
 
     def tokenizer(self, sources: Mapping[str, Source]) -> PreTrainedTokenizerBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -98,14 +99,14 @@ class HfVisionConfig(TowerConfig):
                 attn_implementation=self.attn_implementation,
                 **{name: value for name, value in self.hub_arguments().items() if name != "trust_remote_code"},
             )
-        except OSError as error:
-            raise DehvfError(
-                f"vision encoder '{self.model}' is not on this machine; give a local folder, or allow the download "
-                f"with vision.download=true ({first_line(error)})"
-            ) from error
         except DehvfError:
             raise
         except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+            if isinstance(error, OSError) and not os.path.isdir(location):
+                raise DehvfError(
+                    f"vision encoder '{self.model}' is not on this machine; give a local folder, or allow the download "
+                    f"with vision.download=true ({first_line(error)})"
+                ) from error
             raise DehvfError(f"vision encoder '{self.model}' cannot be loaded: {first_line(error)}") from error
 
     def tower(self, model: nn.Module) -> VisionTower:

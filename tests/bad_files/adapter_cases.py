@@ -121,7 +121,7 @@ def deeper(ground: Ground) -> Words:
     return ["eval", ground.config(extra=json.loads("[" * 100 + "]" * 100))]
 
 
-@adapter_case("a config of ten megabytes", REFUSED, "10,0")
+@adapter_case("a config of ten megabytes", REFUSED, "4,000,000 at most are read; it is no adapter_config.json")
 def large(ground: Ground) -> Words:
     return ["eval", ground.config(extra="x" * 10_000_000)]
 

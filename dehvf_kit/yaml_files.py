@@ -50,6 +50,8 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(
                     problem=f"key {key!r} is no text; quote it", problem_mark=key_node.start_mark
                 )
+            if not key.strip():
+                raise yaml.MarkedYAMLError(problem="an empty key; name it", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key '{key}' stands twice, first on line {seen[key]}; keep one",

@@ -67,6 +67,7 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
         ["line 1, column 7: not valid YAML: a tag such as `!name`; write plain values only"],
     ),
     "number as key": ("1: a\n", ["line 1, column 1: not valid YAML: key 1 is no text; quote it"]),
+    "empty key": ("'': 1\n", ["line 1, column 1: not valid YAML: an empty key; name it"]),
     "list as key": ("? [a]\n: 1\n", ["line 1, column 3: not valid YAML: key ['a'] is no text; quote it"]),
     "nested without end": ("[" * 5000, ["line 1, column 33: not valid YAML: nested more than 32 deep"]),
     "empty": ("# nothing yet\n", ["is empty; a recipe is a mapping with `decoder`, `vision` and `graph`"]),

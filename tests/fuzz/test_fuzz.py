@@ -20,7 +20,7 @@ import pytest
 import yaml
 from data.small_sets import coco, scienceqa
 from fuzz.mutations import CHANGES, ODD, TEXT_CHANGES, cut, mutated
-from helpers import pixels, randomise, tiny_decoder, tiny_vision
+from helpers import LLAMA, randomise, raw_recipe, tiny_decoder, tiny_vision
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from training.conftest import WORDS, tokenizer  # noqa: F401 - a fixture
@@ -158,7 +158,7 @@ PATHS = st.sampled_from(
 )
 @pytest.mark.usefixtures("towers_once")
 def test_overrides(tmp_path_factory, path, value):
-    file = place(tmp_path_factory) / "recipe.yaml"
+    file = place(tmp_path_factory) / "sound.yaml"
     if not file.exists():
         file.write_text(yaml.safe_dump(REAL[0], sort_keys=False))
     attempt(lambda: check(file, [f"{path}={value}"]), str(file), "override")
@@ -178,7 +178,6 @@ def adapter(tmp_path_factory, towers, tokenizer) -> Path:  # noqa: F811
     recipe = dehvf_kit.parse_recipe(small_adapter_recipe())
     model = build(recipe, decoder=towers[0], vision=towers[1], tokenizer=tokenizer)
     randomise(model.nodes)
-    model(pixel_values=pixels(1), input_ids=tokenizer("red", return_tensors="pt")["input_ids"])
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
     model.save_pretrained(folder)
     model.detach()
@@ -186,10 +185,8 @@ def adapter(tmp_path_factory, towers, tokenizer) -> Path:  # noqa: F811
 
 
 def small_adapter_recipe() -> dict[str, Any]:
-    from helpers import raw_recipe
-
     return raw_recipe(
-        decoder={"config": {"vocab_size": len(WORDS)}},
+        decoder={"config": {"model_type": "llama", **LLAMA, "vocab_size": len(WORDS)}},
         data={"type": "jsonl", "train": "a.jsonl", "prompt": {"question": "{question}"}},
     )
 

@@ -73,7 +73,9 @@ class Parser:
             if key == "extends":
                 self.fault(key, "only a recipe in a file can name a parent, on its own top level")
             elif key not in SECTIONS:
-                self.fault(str(key) or "''", f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}")
+                self.fault(
+                    str(key) or "''", f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}"
+                )
         fields: dict[str, Any] = {
             "name": self._text("name", Path(self.source).stem),
             "description": self._text("description", ""),

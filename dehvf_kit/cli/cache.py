@@ -16,7 +16,7 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Say how much will be written, and write it. Raises: RecipeError, or DataError where features cannot be kept."""
     from dehvf_kit.builder import build
     from dehvf_kit.data.feature_files import FeatureFiles, cached_features, shown_bytes
-    from dehvf_kit.data.sieve import Sieve, summary, write_skipped
+    from dehvf_kit.data.sieve import SKIPPED, Sieve, summary, write_skipped
     from dehvf_kit.recipe import load_recipe
 
     quiet_transformers()
@@ -43,7 +43,7 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     with reporting() as report:
         written = store.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
     seconds = time.perf_counter() - started
-    listed = write_skipped(store.folder, skipped)
+    listed = write_skipped(store.folder / SKIPPED, skipped)
     if as_json:
         facts = {"pictures": need.pictures, "written": written, "bytes_per_picture": need.bytes_per_picture}
         facts |= {"skipped": [one.row() for one in skipped]}

@@ -30,7 +30,7 @@ def run(
     """
     from dehvf_kit.checkpoint import load
     from dehvf_kit.data.feature_files import cached_features
-    from dehvf_kit.data.sieve import Sieve, summary
+    from dehvf_kit.data.sieve import SKIPPED, Sieve, summary, write_skipped
     from dehvf_kit.scoring.answers import answer
     from dehvf_kit.scoring.predictions import note_skipped, with_skipped
 
@@ -58,9 +58,10 @@ def run(
         predictions = answer(
             model, samples, features=features, progress=lambda done, total: report("asking", done, total)
         )
+    predictions = with_skipped(predictions, asked, sieve.skipped)
     if output is not None:
         write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
-    predictions = with_skipped(predictions, asked, sieve.skipped)
+    listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sieve.skipped) if output is not None else None
     scores = note_skipped(recipe.data.score(predictions), sieve.skipped)
     if results is not None:
         write_new(results, as_text(scores.results))
@@ -70,7 +71,7 @@ def run(
         return
     show(scores)
     if sieve.skipped:
-        print(summary(sieve.skipped, output))
+        print(summary(sieve.skipped, listed))
     for label, file in (("every answer", output), ("results", results)):
         if file is not None:
             print(f"{label}: {file}")

@@ -82,13 +82,13 @@ class Sieve:
         return kept
 
 
-def write_skipped(folder: Path, skipped: Sequence[Skipped]) -> Path | None:
-    """List samples in `folder/skipped.jsonl`, a JSON object a line; None where there are none. Raises: DataError."""
+def write_skipped(file: Path, skipped: Sequence[Skipped]) -> Path | None:
+    """List samples in a file, a JSON object a line; None where there are none. Raises: DataError where it cannot be written."""
     if not skipped:
         return None
-    file, part = folder / SKIPPED, folder / f".{SKIPPED}.part"
+    part = file.with_name(f".{file.name}.part")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(one.row(), ensure_ascii=False) + "\n" for one in skipped)
         part.write_text("".join(lines), encoding="utf-8")
         part.replace(file)

@@ -18,7 +18,7 @@ from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.feature_files import cached_features
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.data.sieve import Sieve, Skipped, write_skipped
+from dehvf_kit.data.sieve import SKIPPED, Sieve, Skipped, write_skipped
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe
@@ -95,7 +95,7 @@ def train(
     )
     if not len(encoded):
         raise DataError(f"{recipe.source}: every training sample was skipped; the first: {sieve.skipped[0].reason}")
-    write_skipped(output, sieve.skipped)
+    write_skipped(output / SKIPPED, sieve.skipped)
     set_seed(config.seed)
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     args = training_arguments(config, checkpoints, len(encoded), tensorboard=tensorboard)

@@ -28,8 +28,8 @@ names the model; an adapter that says so is not believed until the user says so 
 
 One bad sample need not end a run: with `data.on_bad_sample=skip`, `train`, `eval`, `cache` and `compare` leave out rows that are no
 sample, pictures that cannot be read and answers that do not fit, count them, and list them in `skipped.jsonl` in the run's folder
-(for `cache` in the folder of the features; for `eval` in the output of `--json`, and in the answers of `--output`). Every picture
-is then opened once before the work begins. A question skipped in `eval` counts as wrong; a row that is no question is missing from
+(for `cache` in the folder of the features; for `eval` beside the file of `--output`, and in what `--json` prints). Every picture is
+then opened once before the work begins. A question skipped in `eval` counts as wrong; a row that is no question is missing from
 the scores; both are said below them. `prepare` lists all of it without running anything.
 """
 

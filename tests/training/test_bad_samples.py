@@ -67,6 +67,7 @@ def test_train_and_eval_skip_count_and_list(spoilt: Path, command: Command, tmp_
     assert asked.code == 0, asked.err
     facts = json.loads(asked.out)
     assert facts["all"]["questions"] == 7 and len(facts["skipped"]) == 3
+    assert len((tmp_path / "answers.skipped.jsonl").read_text().splitlines()) == 3
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in answers] == [f"test{n}" for n in range(1, 8)]
     assert [answer["id"] for answer in answers if answer["skipped"]] == ["test1", "test2"]

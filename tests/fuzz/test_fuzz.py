@@ -133,8 +133,14 @@ def real_recipes() -> list[Any]:
 
 
 REAL = real_recipes()
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The fast one writes a recipe in a tenth of the time."""
+
+
+def as_yaml(value: Any) -> str:
+    """By libyaml, ten times as fast, where it is there and the value holds no half characters."""
+    try:
+        return yaml.dump(value, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+    except UnicodeEncodeError:
+        return yaml.safe_dump(value, sort_keys=False)
 
 
 @share(0.4)
@@ -142,8 +148,7 @@ DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 @pytest.mark.usefixtures("towers_once")
 def test_recipes(tmp_path_factory, raw, changes, text_changes):
     file = place(tmp_path_factory) / "recipe.yaml"
-    text = yaml.dump(mutated(raw, changes), Dumper=DUMPER, sort_keys=False)
-    file.write_bytes(cut(text.encode("utf-8", "surrogatepass"), text_changes))
+    file.write_bytes(cut(as_yaml(mutated(raw, changes)).encode(), text_changes))
     attempt(lambda: check(file, []), str(file))
 
 

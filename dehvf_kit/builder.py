@@ -30,11 +30,13 @@ def build(
     vision: Vision | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: BaseImageProcessor | None = None,
+    expected_parameters: int | None = None,
 ) -> DehvfModel:
     """Build a recipe's model on its base models, or on modules that are already in memory.
 
     vision: one module, or one by name where the recipe has several encoders. A base model handed over without its
-    tokenizer gives a model without a processor. The initial weights follow `training.seed`.
+    tokenizer gives a model without a processor. The initial weights follow `training.seed`. expected_parameters: where given,
+    a graph with more than twice as many trained parameters is refused before any of them is made.
     Raises: RecipeError where the graph does not fit the towers, DehvfError where a base model is not on this machine.
     """
     sources = plugins().registry.sources
@@ -46,7 +48,7 @@ def build(
     if tokenizer is not None:
         pictures = image_processor or picture_processor({name: tower.image for name, tower in recipe.vision.items()})
         processor = DehvfProcessor(pictures, prepare_tokenizer(tokenizer), prompt=prompt_of(recipe))
-    return assemble(recipe, decoder, towers, processor)
+    return assemble(recipe, decoder, towers, processor, expected_parameters)
 
 
 def build_on_meta(recipe: Recipe, processor: Any = None) -> DehvfModel:
@@ -55,9 +57,16 @@ def build_on_meta(recipe: Recipe, processor: Any = None) -> DehvfModel:
     return assemble(recipe, decoder, _towers(recipe, None, meta=True), processor)
 
 
-def assemble(recipe: Recipe, decoder: nn.Module, towers: Mapping[str, VisionTower], processor: Any) -> DehvfModel:
+def assemble(
+    recipe: Recipe,
+    decoder: nn.Module,
+    towers: Mapping[str, VisionTower],
+    processor: Any,
+    expected_parameters: int | None = None,
+) -> DehvfModel:
     """Components wired onto towers. Raises: RecipeError where they do not fit."""
     graph = recipe.check({name: tower.spec for name, tower in towers.items()}, decoder_spec(decoder))
+    _refuse_more(graph, expected_parameters, recipe.source)
     for name, tower in towers.items():
         tower.layers = graph.layers[name]
     nodes = build_nodes(graph, recipe.training.seed)
@@ -66,6 +75,14 @@ def assemble(recipe: Recipe, decoder: nn.Module, towers: Mapping[str, VisionTowe
         for node in nodes.values():
             node.to(device)
     return DehvfModel(decoder, towers, graph, nodes, recipe, processor)
+
+
+def _refuse_more(graph: Graph, expected: int | None, where: str) -> None:
+    """Raises: DehvfError where a graph makes far more trained parameters than are expected."""
+    counts = (graph.nodes[name].config.num_params(graph.contexts[name]) for name in graph.order)
+    count = sum(sum(terms.values()) for terms in counts)
+    if expected is not None and count > 2 * expected:
+        raise DehvfError(f"{where}: makes {count:,} trained parameters where there are weights for {expected:,}")
 
 
 def build_nodes(graph: Graph, seed: int = 0) -> dict[str, nn.Module]:

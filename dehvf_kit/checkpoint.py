@@ -6,6 +6,7 @@ A folder holds `adapter_model.safetensors`, `adapter_config.json`, `config.json`
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,25 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dehvf_kit import __version__
-from dehvf_kit.atomic import whole_folder, write_file, write_text
+from dehvf_kit.atomic import sha256, whole_folder, write_file, write_text
 from dehvf_kit.card import card
-from dehvf_kit.errors import AdapterError, did_you_mean, listing
+from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.fingerprint import fingerprint
 from dehvf_kit.licences import licence_of
 from dehvf_kit.recipe import Recipe, parse_recipe
-from dehvf_kit.recipe_files import override
+from dehvf_kit.recipe_files import by_name, override
+from dehvf_kit.strict_json import NotJson, parse_json
+from dehvf_kit.tokenizer_identity import KEY as TOKENIZER
+from dehvf_kit.tokenizer_identity import check_tokenizer, tokenizer_identity
 
 if TYPE_CHECKING:
     from dehvf_kit.model import DehvfModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FORMAT = 1
+DIGEST = "weights_sha256"
+MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PROBED_TENSORS, PROBED_VALUES = 16, 4
 ARCHITECTURE_FIELDS = (
     "model_type",
@@ -75,7 +82,7 @@ def _fill(model: DehvfModel, folder: Path) -> None:
         model.processor.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     write_file(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    config = adapter_config(model)
+    config = {**adapter_config(model), DIGEST: sha256(folder / WEIGHTS)}
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     known = about(model.measured, folder)
     write_measured(folder, known)
@@ -101,6 +108,7 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
         "recipe": recipe,
         "recipe_parents": list(model.recipe.parents),
         FINGERPRINT: fingerprint(model.recipe),
+        TOKENIZER: tokenizer_identity(model.processor.tokenizer) if model.processor is not None else None,
     }
 
 
@@ -215,14 +223,17 @@ def load(
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # whatever stands in the folder's files
             raise AdapterError(f"{place}: its tokenizer cannot be loaded: {error}") from error
     weights = read_weights(place)
     _bases(config, ["decoder", *recipe.vision], place)
-    model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer)
+    held = sum(tensor.numel() for tensor in weights.values())
+    model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held)
     try:
         check_bases(model, config, place)
+        if model.processor is not None:
+            check_tokenizer(config.get(TOKENIZER), model.processor.tokenizer, str(place))
         restore(model, weights, str(place))
         model.measured = read_measured(place)
     except BaseException:
@@ -272,15 +283,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AdapterError(f"{folder}: not an adapter of dehvf-kit, it has no {CONFIG}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{path}: not valid JSON: {error}") from error
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise AdapterError(f"{path}: has {size:,} bytes, {MAX_CONFIG_BYTES:,} at most are read; it is no {CONFIG}")
+        config = parse_json(path.read_bytes(), max_depth=MAX_CONFIG_DEPTH)
+    except NotJson as error:
+        raise AdapterError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from error
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not isinstance(config, dict) or config.get("kit") != "dehvf-kit":
         raise AdapterError(f"{path}: not written by dehvf-kit")
-    if not isinstance(config.get("format"), int):
+    if not isinstance(config.get("format"), int) or isinstance(config["format"], bool):
         raise AdapterError(f"{path}: 'format' is missing")
     if config["format"] > FORMAT:
-        raise AdapterError(f"{path}: format {config.get('format')}, this kit reads up to {FORMAT}; upgrade dehvf-kit")
+        raise AdapterError(
+            f"{path}: format {shown(config['format'])}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
+        )
     for key in ("recipe", "bases"):
         if not isinstance(config.get(key), dict):
             raise AdapterError(f"{path}: '{key}' is missing")
@@ -288,7 +306,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe an adapter was built from, with its defaults filled in, and `key=value` changes to it."""
+    """The recipe an adapter was built from, with its defaults filled in, and `key=value` changes to it.
+
+    Raises: AdapterError where it asks to run code that comes with a base model, and no override allows that.
+    """
+    _refuse_code(config["recipe"], overrides, folder)
     recipe = {key: value for key, value in config["recipe"].items() if value is not None}
     for text in overrides:
         override(recipe, text)
@@ -297,15 +319,36 @@ def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[
     return replace(parse_recipe(recipe, f"{folder / CONFIG}: recipe"), parents=parents)
 
 
+def _refuse_code(recipe: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> None:
+    """An adapter may come from anybody: that it says `trust_remote_code: true` is not believed until the user says so too."""
+    vision = recipe.get("vision")
+    named = {f"vision.{name}": tower for name, tower in vision.items()} if by_name(vision) else {"vision": vision}
+    said = {text.partition("=")[0].strip() for text in overrides}
+    for path, tower in {"decoder": recipe.get("decoder"), **named}.items():
+        field = f"{path}.trust_remote_code"
+        if isinstance(tower, Mapping) and tower.get("trust_remote_code") and field not in said:
+            raise AdapterError(
+                f"{folder}: asks to run Python code that comes with {shown(tower.get('model'))}; if you trust it, say so by "
+                f"the override {field}=true"
+            )
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained weights. Raises: AdapterError where the file is missing, cut short or altered."""
+    """The trained weights. Raises: AdapterError where the file is missing, cut short or altered since it was saved."""
     path = folder / WEIGHTS
     if not path.is_file():
-        raise AdapterError(f"{folder}: incomplete, it has no {WEIGHTS}")
+        raise AdapterError(f"{folder}: incomplete, it has no {WEIGHTS}; weights in another file are not read")
+    wanted = read_config(folder).get(DIGEST)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        data = path.read_bytes()
+        weights = load_tensors(data)
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # safetensors raises a KeyError for a dtype that torch lacks
         raise AdapterError(f"{path}: cannot be read: {error}") from error
+    if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
+        raise AdapterError(f"{path}: not the weights that {CONFIG} was saved with; it was altered, or copied in part")
+    return weights
 
 
 def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> None:
@@ -321,6 +364,8 @@ def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> Non
             raise AdapterError(
                 f"{where}: '{name}' is {tuple(weights[name].shape)}, the recipe makes it {tuple(parameter.shape)}"
             )
+        if weights[name].dtype not in DTYPES:
+            raise AdapterError(f"{where}: '{name}' is of {weights[name].dtype}; wants numbers with a fraction")
         if not torch.isfinite(weights[name]).all():
             raise AdapterError(f"{where}: '{name}' holds values that are not finite")
     with torch.no_grad():

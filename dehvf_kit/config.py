@@ -23,10 +23,12 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads `yes` and `on` as true, which pydantic would take for the number 1."""
+    def _as_people_mean_it(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which pydantic would take for the number 1; no name or path holds a null."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
             raise ValueError(f"given {value}; wants a number")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"given {value!r}; wants a text without null characters")
         return value
 
 

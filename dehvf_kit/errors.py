@@ -43,6 +43,12 @@ class Stopped(DehvfError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_status = 128 + signal_number
+class PictureError(DataError):
+    """A picture is not there, is broken, or is none that the kit reads (`docs/bad_files.md`)."""
+
+
+class RemoteCodeWarning(UserWarning):
+    """Code that comes with a checkpoint is about to be run, because a recipe says `trust_remote_code: true`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,10 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """A value as a message prints it: what Python writes, cut to one short line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a whole number of too many digits
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dehvf_kit.backbones.base import first_line
 from dehvf_kit.builder import build_on_meta
 from dehvf_kit.checkpoint import restore, save
 from dehvf_kit.errors import AdapterError, listing
@@ -62,8 +63,8 @@ def read_entries(file: Path) -> dict[str, Tensor]:
         raise AdapterError(
             f"{file}: holds Python objects besides tensors, which could run code; it is not read"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise AdapterError(f"{file}: not a checkpoint that torch can read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever half a file or another one makes torch stumble over
+        raise AdapterError(f"{file}: not a checkpoint that torch can read: {first_line(error)}") from error
     entries = data.get("model") if isinstance(data, Mapping) else None
     if not isinstance(entries, Mapping):
         raise AdapterError(f"{file}: has no entry 'model'; an official MemVP checkpoint keeps its weights there")

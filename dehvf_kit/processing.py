@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature, ProcessorMixin
@@ -11,8 +13,9 @@ from transformers.image_utils import load_image
 
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.vision import ImageConfig
+from dehvf_kit.data.pictures import read_picture, refuse_picture, to_rgb
 from dehvf_kit.data.samples import PromptConfig
-from dehvf_kit.errors import DataError, shown
+from dehvf_kit.errors import DataError, PictureError, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -172,9 +175,18 @@ def _pictures(images: Any) -> list[Image]:
 
 def _picture(image: Any) -> Image:
     try:
-        return load_image(image).convert("RGB")
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"picture {shown(image)} cannot be read: {first_line(error)}") from error
+        if isinstance(image, str) and os.path.isfile(image):
+            image = Path(image)
+        if isinstance(image, Path):
+            return read_picture(image)
+        found = image if hasattr(image, "convert") else load_image(image)
+        refuse_picture(found)
+        return to_rgb(found)
+    except PictureError as error:
+        where = "" if isinstance(image, Path) else f"picture {shown(image)} cannot be read: "
+        raise PictureError(f"{where}{error}") from error
+    except Exception as error:  # whatever a decoder, an address or an object of another kind raises
+        raise PictureError(f"picture {shown(image)} cannot be read: {first_line(error)}") from error
 
 
 def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:

@@ -1,6 +1,6 @@
 """The recipe: YAML -> checked settings -> checked graph. Every fault is reported at once, with its path.
 
-Sections: `extends` (a parent recipe), `name`, `description`, `published`, `vision` (one encoder, or several by name),
+Sections: `extends` (a parent recipe), `format`, `name`, `description`, `published`, `vision` (one encoder, or several by name),
 `decoder`, `graph` (named nodes), `training`, `data`, `generation`.
 """
 
@@ -18,7 +18,7 @@ from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.graph import Graph, Node, check_graph
 from dehvf_kit.plugin_manager import plugins
 from dehvf_kit.recipe_files import override, parents_of, read_with_parents
-from dehvf_kit.recipe_parser import Parser, Published
+from dehvf_kit.recipe_parser import FORMAT, Parser, Published
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 
@@ -81,6 +81,7 @@ class Recipe:
         single = list(self.vision) == ["vision"]
         towers = {name: settings_of(tower) for name, tower in self.vision.items()}
         return {
+            "format": FORMAT,
             "name": self.name,
             "description": self.description,
             "published": settings_of(self.published) if self.published else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import Fault, RecipeError, did_you_mean, listing, shown
-from dehvf_kit.yaml_files import parse_yaml, read_yaml
+from dehvf_kit.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 
 MAX_PARENTS = 16
 
@@ -35,7 +35,7 @@ def read_with_parents(file: Path, source: str, seen: Sequence[Path] = ()) -> dic
         )
     above = file.parent / parent
     if not os.path.isfile(above):
-        beside = above.parent.glob("*.yaml") if above.parent.is_dir() else ()
+        beside = above.parent.glob("*.yaml") if os.path.isdir(above.parent) else ()
         near = sorted(path.name for path in beside if path.resolve() != place)
         raise RecipeError([Fault("extends", f"there is no recipe '{parent}'{did_you_mean(above.name, near)}")], source)
     return merge(read_with_parents(above, str(above), [*seen, place]), raw, source)
@@ -100,7 +100,7 @@ def override(raw: dict[str, Any], text: str) -> None:
     """Apply one `section.field=value`; the value is read as YAML, so numbers, lists and null are typed."""
     key, equals, given = text.partition("=")
     steps = key.strip().split(".")
-    if not equals or not all(steps):
+    if not equals or not all(steps) or len(steps) > MAX_DEPTH:
         raise RecipeError(
             [Fault(text, "an override is written key=value, for example training.batch_size=8")], "override"
         )

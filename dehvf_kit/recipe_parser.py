@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.config import ComponentConfig, Settings
@@ -17,7 +18,24 @@ from dehvf_kit.registry import Registry
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 
-SECTIONS = ("name", "description", "published", "vision", "decoder", "graph", "training", "data", "generation")
+FORMAT = 1
+"""Version of the recipe language. A kit reads its own and every earlier one."""
+SECTIONS = (
+    "format",
+    "name",
+    "description",
+    "published",
+    "vision",
+    "decoder",
+    "graph",
+    "training",
+    "data",
+    "generation",
+)
+
+
+PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)
+PRINTED_EXAMPLES = "a figure such as 4.17M, 659K or 4,171,520"
 
 
 class Published(Settings):
@@ -26,6 +44,13 @@ class Published(Settings):
     parameters: str = Field(description="trained parameters as printed, for example 4.17M")
     unused_parameters: int = Field(0, ge=0, description="parameters the published count includes and nothing uses")
     source: str = Field("", description="table or page of the figure")
+
+    @field_validator("parameters")
+    @classmethod
+    def _figure(cls, value: str) -> str:
+        if not PRINTED.fullmatch(value):
+            raise ValueError(f"given {shown(value)}; wants {PRINTED_EXAMPLES}")
+        return value
 
 
 class Parser:
@@ -42,11 +67,15 @@ class Parser:
 
     def parse(self) -> dict[str, Any]:
         """The fields of a `Recipe`. Raises: RecipeError listing every fault."""
+        self._format()
+        self._numbers()
         for key in self.raw:
             if key == "extends":
                 self.fault(key, "only a recipe in a file can name a parent, on its own top level")
             elif key not in SECTIONS:
-                self.fault(str(key), f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}")
+                self.fault(
+                    str(key) or "''", f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}"
+                )
         fields: dict[str, Any] = {
             "name": self._text("name", Path(self.source).stem),
             "description": self._text("description", ""),
@@ -64,6 +93,25 @@ class Parser:
         if self.faults:
             raise RecipeError(self.faults, self.source)
         return fields
+
+    def _format(self) -> None:
+        """Refuse a newer language at once: whatever else is wrong then is most likely that."""
+        given = self.raw.get("format", FORMAT)
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            self.fault("format", f"given {shown(given)}; wants a whole number, the newest is {FORMAT}")
+        elif given > FORMAT:
+            newer = f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
+            raise RecipeError([Fault("format", newer)], self.source)
+
+    def _numbers(self) -> None:
+        """Refuse whole numbers that no machine counts to, before anything computes with them."""
+        faults = [
+            Fault(".".join(path), f"given {shown(value)}; wants a number of at most 63 bits")
+            for path, value in _leaves(self.raw)
+            if isinstance(value, int) and abs(value) >= 2**63
+        ]
+        if faults:
+            raise RecipeError(faults, self.source)
 
     def _check_graph(self, towers: Mapping[str, TowerConfig], decoder: TowerConfig, nodes: Mapping[str, Node]) -> None:
         """Graph faults too: of its wires always, of its sizes where the towers' configs are at hand and sound."""
@@ -248,6 +296,19 @@ def parse_data(raw: Any, source: str, registry: Registry) -> Any:
     if parser.faults:
         raise RecipeError(parser.faults, source)
     return config
+
+
+def _leaves(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of all that holds nothing further."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    while waiting:
+        path, inner = waiting.pop()
+        if isinstance(inner, Mapping):
+            waiting += [((*path, str(key)), item) for key, item in inner.items()]
+        elif isinstance(inner, (list, tuple)):
+            waiting += [((*path, str(place)), item) for place, item in enumerate(inner)]
+        else:
+            yield path, inner
 
 
 _EXAMPLES = {

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from dehvf_kit import builtin_plugin
 from dehvf_kit.config import ComponentConfig
 from dehvf_kit.plugin_manager import plugins
-from dehvf_kit.recipe_parser import Published
+from dehvf_kit.recipe_parser import FORMAT, Published
 from dehvf_kit.registry import Registry
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 
@@ -96,6 +96,12 @@ class _Variant:
             "additionalProperties": self._nullable(towers["vision"]),
         }
         sections = {
+            "format": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": FORMAT,
+                "description": "version of the recipe language",
+            },
             "name": {"type": "string", "description": "what the recipe is called; its file's name if left out"},
             "description": {"type": "string"},
             "published": {"anyOf": [self._settings(Published), {"type": "null"}]},

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KV = ("key", "value")
+MAX_LAYERS = 512
+"""Layers a tower may have: four times those of the deepest models there are; each is built, even to check."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -12,11 +14,16 @@ import yaml
 
 from dehvf_kit.errors import Fault, RecipeError, did_you_mean
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+"""Fifty times the longest recipe; PyYAML reads so much in less than a second."""
+MAX_DEPTH = 32
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, stricter."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -25,7 +32,14 @@ class _Loader(yaml.SafeLoader):
                 problem=f"alias '*{event.anchor}'; a recipe has no aliases, use `extends:`",
                 problem_mark=event.start_mark,
             )
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -36,6 +50,8 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(
                     problem=f"key {key!r} is no text; quote it", problem_mark=key_node.start_mark
                 )
+            if not key.strip():
+                raise yaml.MarkedYAMLError(problem="an empty key; name it", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key '{key}' stands twice, first on line {seen[key]}; keep one",
@@ -47,14 +63,16 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: Path, source: str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises: RecipeError naming the line, for anything that is not a plain mapping."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RecipeError([Fault("", "is a folder; name a .yaml file")], source)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise RecipeError([Fault("", "is no regular file; name a .yaml file")], source)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise RecipeError([Fault("", f"has {path.stat().st_size} bytes; a recipe has at most {MAX_BYTES}")], source)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        near = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = sorted(file.name for file in path.parent.glob("*.yaml")) if os.path.isdir(path.parent) else []
         raise RecipeError([Fault("", f"there is no such file{did_you_mean(path.name, near)}")], source) from error
     except (OSError, ValueError) as error:
         raise RecipeError([Fault("", f"cannot be read: {error}")], source) from error
@@ -73,7 +91,7 @@ def parse_yaml(text: str, source: str) -> Any:
         faults = list(_odd_values(loaded, ()))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else _line_of(text, error)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         wording = next((ours for theirs, ours in _WORDINGS.items() if theirs in problem), problem)
         raise RecipeError([Fault(where, f"not valid YAML: {wording}")], source) from error
@@ -92,12 +110,24 @@ _WORDINGS = {
     "found another document": "a second document begins here; keep one a file",
     "tag:yaml.org,2002:merge": "merge key `<<`; a recipe has none, use `extends:`",
     "could not determine a constructor": "a tag such as `!name`; write plain values only",
+    "special characters are not allowed": "a character that no text file holds, such as a null byte",
     "<stream end>": "the text ends inside a bracket or a quote; close it",
 }
 
 
+def _line_of(text: str, error: yaml.YAMLError) -> str:
+    """The line of a character that YAML does not allow, for errors without a mark."""
+    position = getattr(error, "position", None)
+    return "" if position is None else f"line {text.count(chr(10), 0, position) + 1}"
+
+
 def _odd_values(value: Any, path: tuple[str, ...]) -> Iterator[Fault]:
-    """Values that JSON does not know, such as dates and infinities."""
+    """Values that JSON does not know, such as dates, infinities and half characters."""
+    if isinstance(value, (str, dict)):
+        texts = [value] if isinstance(value, str) else value
+        if any(HALF_CHARACTER.search(text) for text in texts):
+            yield Fault(".".join(path), "holds half a character, such as \\ud83d without its second half")
+            return
     if isinstance(value, (dict, list)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _odd_values(item, (*path, str(key)))

@@ -105,27 +105,39 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         tiny_model().save_pretrained(tmp_path / "file" / "below")
 
 
+def reweigh(folder, weights):
+    """Save weights under a config that vouches for none."""
+    save_file(weights, folder / WEIGHTS)
+    change(folder, weights_sha256=None)
+
+
 def drop_weight(folder):
     weights = load_file(folder / WEIGHTS)
     del weights["position.keys"]
-    save_file(weights, folder / WEIGHTS)
+    reweigh(folder, weights)
 
 
 def rename_weight(folder):
     weights = load_file(folder / WEIGHTS)
     weights["position.kes"] = weights.pop("position.keys")
-    save_file(weights, folder / WEIGHTS)
+    reweigh(folder, weights)
 
 
 def cut_weight(folder):
     weights = load_file(folder / WEIGHTS)
     weights["position.keys"] = weights["position.keys"][:-1].contiguous()
-    save_file(weights, folder / WEIGHTS)
+    reweigh(folder, weights)
 
 
 def nan_weight(folder):
     weights = load_file(folder / WEIGHTS)
     weights["projector.fc1.bias"][3] = torch.nan
+    reweigh(folder, weights)
+
+
+def alter_weight(folder):
+    weights = load_file(folder / WEIGHTS)
+    weights["projector.fc1.bias"][3] += 1
     save_file(weights, folder / WEIGHTS)
 
 
@@ -150,6 +162,7 @@ BROKEN = {
     ),
     "misshapen weight": (cut_weight, r"'position\.keys' is \(19, 32\), the recipe makes it \(20, 32\)"),
     "NaN weight": (nan_weight, r"'projector\.fc1\.bias' holds values that are not finite"),
+    "altered weight": (alter_weight, "not the weights that adapter_config.json was saved with"),
     "truncated weights": (truncated, r"adapter_model\.safetensors: cannot be read: "),
     "pickled weights": (pickled, r"adapter_model\.safetensors: cannot be read: "),
     "empty weights": (
@@ -163,9 +176,12 @@ BROKEN = {
     ),
     "config is no JSON": (
         lambda folder: (folder / CONFIG).write_text("{half"),
-        r"adapter_config\.json: not valid JSON: ",
+        r"adapter_config\.json:1: not JSON: ",
     ),
-    "config is binary": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"), "not valid JSON: "),
+    "config is binary": (
+        lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"),
+        r"adapter_config\.json: not UTF-8: ",
+    ),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "not written by dehvf-kit"),
     "another tool's adapter": (
         lambda folder: (folder / CONFIG).write_text('{"peft_type": "LORA"}'),

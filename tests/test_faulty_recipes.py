@@ -22,7 +22,7 @@ from dehvf_kit.errors import DehvfError, RecipeError
 pytestmark = pytest.mark.usefixtures("builtins_alone")
 
 GONE = object()
-SECTIONS = "Sections: name, description, published, vision, decoder, graph, training, data, generation"
+SECTIONS = "Sections: format, name, description, published, vision, decoder, graph, training, data, generation"
 ROLES = "Roles: fuser, grouper, injector, layer_query, merger, position, projector, vision_adapter"
 FUSER = "Fields: activation, attention_backend, hidden_size, intermediate_size, num_blocks, num_heads, type"
 TOWER = "attn_implementation, config, download, dtype, {}model, revision, trust_remote_code, type"
@@ -67,8 +67,9 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
         ["line 1, column 7: not valid YAML: a tag such as `!name`; write plain values only"],
     ),
     "number as key": ("1: a\n", ["line 1, column 1: not valid YAML: key 1 is no text; quote it"]),
+    "empty key": ("'': 1\n", ["line 1, column 1: not valid YAML: an empty key; name it"]),
     "list as key": ("? [a]\n: 1\n", ["line 1, column 3: not valid YAML: key ['a'] is no text; quote it"]),
-    "nested without end": ("[" * 5000, ["is nested too deeply"]),
+    "nested without end": ("[" * 5000, ["line 1, column 33: not valid YAML: nested more than 32 deep"]),
     "empty": ("# nothing yet\n", ["is empty; a recipe is a mapping with `decoder`, `vision` and `graph`"]),
     "list on top": ("- graph\n", ["holds a list; a recipe is a mapping of sections"]),
     "text on top": ("llama\n", ["holds a text; a recipe is a mapping of sections"]),
@@ -517,7 +518,7 @@ def test_faulty_override(case, tmp_path, monkeypatch):
         ("nowhere/at/all.yaml", r"nowhere/at/all\.yaml: there is no such file\.$"),
         ("recipes", r"recipes: is a folder; name a \.yaml file$"),
         ("recipes/latin1.yaml", r"recipes/latin1\.yaml: cannot be read: 'utf-8' codec"),
-        ("recipes/large.yaml", r"recipes/large\.yaml: has 1000001 bytes; a recipe has at most 1000000$"),
+        ("recipes/large.yaml", r"recipes/large\.yaml: has 100001 bytes; a recipe has at most 100000$"),
         ("a\0b.yaml", "cannot be read: embedded null"),
     ],
 )
@@ -526,7 +527,7 @@ def test_a_file_that_cannot_be_read(path, message, tmp_path, monkeypatch):
     Path("recipes").mkdir()
     Path("recipes/llama7b.yaml").write_text("name: a\n")
     Path("recipes/latin1.yaml").write_bytes("name: é\n".encode("latin1"))
-    Path("recipes/large.yaml").write_text("#" * 1_000_001)
+    Path("recipes/large.yaml").write_text("#" * 100_001)
     with pytest.raises(RecipeError, match=message):
         dehvf_kit.load_recipe(path)
 

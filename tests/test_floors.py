@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "dehvf_kit"
 FLOORS = {
     0: ("shapes", "errors", "scores", "atomic"),
-    1: ("config", "hookspecs", "registry", "ops", "yaml_files"),
+    1: ("config", "hookspecs", "registry", "ops", "yaml_files", "strict_json"),
     2: ("backbones", "components", "recipe_files"),
     3: (
         "graph",
@@ -43,6 +43,7 @@ FLOORS = {
         "measured",
         "licences",
         "hub",
+        "tokenizer_identity",
         "memvp_checkpoint",
         "auto_classes",
         "data.encoding",

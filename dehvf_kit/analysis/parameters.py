@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.graph import Graph
-from dehvf_kit.recipe_parser import Published
+from dehvf_kit.recipe_parser import PRINTED, PRINTED_EXAMPLES, Published
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,10 @@ def agrees(count: int, printed: str) -> bool:
     """
     found = PRINTED.fullmatch(printed)
     if found is None:
-        raise DehvfError(f"published.parameters: given {printed!r}; wants a figure such as 4.17M, 659K or 4,171,520")
+        raise DehvfError(f"published.parameters: given {printed!r}; wants {PRINTED_EXAMPLES}")
     whole, fraction, unit = found[1].replace(",", ""), found[2] or "", found[3].upper()
     figure = Decimal(whole + fraction)
-    rounded = (Decimal(count) / UNITS[unit]).quantize(figure, rounding=ROUND_HALF_UP)
-    return rounded == figure
+    try:
+        return (Decimal(count) / UNITS[unit]).quantize(figure, rounding=ROUND_HALF_UP) == figure
+    except InvalidOperation:  # a figure of more digits than decimals have
+        return False

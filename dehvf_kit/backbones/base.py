@@ -7,19 +7,24 @@ recipe says `download: true`, and no remote code runs unless it says `trust_remo
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from dehvf_kit.config import Settings
-from dehvf_kit.errors import DehvfError, did_you_mean, shown
+from dehvf_kit.errors import DehvfError, RemoteCodeWarning, did_you_mean, shown
 from dehvf_kit.registry import Source
+from dehvf_kit.shapes import MAX_LAYERS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
+
+DEPTH = re.compile(r"(layers|layer|depth|experts)$")
+"""The ends of the names of config fields that say how many modules there are."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -42,12 +47,20 @@ class TowerConfig(Settings):
     trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
 
     def hub_arguments(self) -> dict[str, Any]:
-        """Keywords for `from_pretrained` that say where to look and what is allowed."""
+        """Keywords for `from_pretrained` that say where to look and what is allowed; warns where code will be run."""
+        self.warn_of_code()
         return {
             "revision": self.revision,
             "local_files_only": not self.download,
             "trust_remote_code": self.trust_remote_code,
         }
+
+    def warn_of_code(self) -> None:
+        """Say aloud that code of the checkpoint is run, where the recipe allows it."""
+        if self.trust_remote_code:
+            named = f"'{self.model}'" if self.model else "the model named in its config"
+            message = f"trust_remote_code is true: Python code that comes with {named} is run on this machine"
+            warnings.warn(message, RemoteCodeWarning, stacklevel=3)
 
     def location(self, sources: Mapping[str, Source]) -> str:
         """A folder or hub id for `from_pretrained`. Raises: DehvfError where no model is named."""
@@ -71,8 +84,10 @@ class TowerConfig(Settings):
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.location(sources), **self.hub_arguments())
+            return refuse_depth(AutoConfig.from_pretrained(self.location(sources), **self.hub_arguments()))
         except OSError as error:
+            if os.path.isfile(os.path.join(self.location(sources), "config.json")):
+                raise DehvfError(f"the config of '{self.model}' cannot be read: {first_line(error)}") from error
             raise NoConfig(
                 f"no config of '{self.model}' on this machine; give a local folder, write the config under `config:`, "
                 "or allow the download with `download: true`"
@@ -95,10 +110,24 @@ def config_from_dict(values: Mapping[str, Any]) -> PretrainedConfig:
         near = did_you_mean(kind, CONFIG_MAPPING).removesuffix(".")
         raise DehvfError(f"transformers has no model_type {shown(kind)}{near}")
     try:
-        return AutoConfig.for_model(kind, **fields)
+        return refuse_depth(AutoConfig.for_model(kind, **fields))
+    except DehvfError:
+        raise
     except Exception as error:  # transformers validates configs with exceptions of several kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DehvfError(f"transformers refuses this config of model_type '{kind}': {reason}") from error
+
+
+def refuse_depth(config: PretrainedConfig) -> PretrainedConfig:
+    """The config, if it has no more layers than a model can have. Raises: DehvfError: each would be built, even to check."""
+    waiting: list[tuple[str, Any]] = [("", config.to_dict())]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
+        elif isinstance(value, int) and value > MAX_LAYERS and DEPTH.search(path):
+            raise DehvfError(f"config.{path}: given {shown(value)}; wants {MAX_LAYERS} or less")
+    return config
 
 
 def first_line(error: BaseException) -> str:
@@ -117,5 +146,5 @@ def torch_dtype(name: Dtype) -> torch.dtype | Literal["auto"]:
 def require_local(location: str, download: bool) -> None:
     """Refuse a path that is plainly meant as a local folder and is not there. Raises: DehvfError."""
     looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1
-    if looks_local and not Path(location).is_dir():
+    if looks_local and not os.path.isdir(location):
         raise DehvfError(f"there is no folder '{location}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -50,6 +51,7 @@ class HfDecoderConfig(TowerConfig):
         from transformers import AutoModelForCausalLM
 
         config = self.hf_config(sources)
+        self.warn_of_code()
         if type(config) not in AutoModelForCausalLM._model_mapping and not self.trust_remote_code:
             raise DehvfError(f"transformers has no causal language model of model_type '{config.model_type}'")
         try:
@@ -86,11 +88,13 @@ class HfDecoderConfig(TowerConfig):
                 **self.hub_arguments(),
                 **quantised,
             )
-        except OSError as error:
-            raise DehvfError(
-                f"decoder '{self.model}' is not on this machine; give a local folder, or allow the download with "
-                f"decoder.download=true ({first_line(error)})"
-            ) from error
+        except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+            if isinstance(error, OSError) and not os.path.isdir(location):
+                raise DehvfError(
+                    f"decoder '{self.model}' is not on this machine; give a local folder, or allow the download with "
+                    f"decoder.download=true ({first_line(error)})"
+                ) from error
+            raise DehvfError(f"decoder '{self.model}' cannot be loaded: {first_line(error)}") from error
 
     def tokenizer(self, sources: Mapping[str, Source]) -> PreTrainedTokenizerBase:
         """The decoder's tokenizer, with a padding token. Raises: DehvfError where it is not on this machine."""
@@ -104,7 +108,7 @@ class HfDecoderConfig(TowerConfig):
             return prepare_tokenizer(original_tokenizer(location))
         try:
             tokenizer = AutoTokenizer.from_pretrained(location, **self.hub_arguments())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever stands in the folder's files
             raise DehvfError(f"the tokenizer of '{self.model}' cannot be loaded: {first_line(error)}") from error
         return prepare_tokenizer(tokenizer)
 

@@ -6,13 +6,14 @@ neighbours (0 with 1, 2 with 3) there and halves (0 with d/2) in transformers, s
 
 from __future__ import annotations
 
-import json
-import pickle
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dehvf_kit.backbones.base import first_line
 from dehvf_kit.errors import DehvfError, listing
+from dehvf_kit.strict_json import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,9 @@ CONTEXT = 2048
 
 def is_original(folder: str | Path) -> bool:
     """Whether a folder holds this layout and not transformers' own."""
-    place = Path(folder)
-    return place.is_dir() and (place / "params.json").is_file() and not (place / "config.json").is_file()
+    return os.path.isfile(os.path.join(folder, "params.json")) and not os.path.isfile(
+        os.path.join(folder, "config.json")
+    )
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -60,13 +62,13 @@ def original_config(folder: str | Path) -> LlamaConfig:
     place = Path(folder)
     path = place / "params.json"
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = parse_json(path.read_bytes())
         dim, heads, layers = (int(given[name]) for name in ("dim", "n_heads", "n_layers"))
         eps, multiple = float(given["norm_eps"]), int(given["multiple_of"])
         factor, shared = given.get("ffn_dim_multiplier"), int(given.get("n_kv_heads") or heads)
         inner = int(2 * 4 * dim / 3)
         inner = inner if factor is None else int(float(factor) * inner)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DehvfError(
             f"{path}: cannot be read ({error}); wants JSON with dim, n_heads, n_layers, norm_eps and multiple_of"
         ) from error
@@ -190,9 +192,8 @@ def _read(file: Path) -> Mapping[str, Any]:
 
     try:
         shard = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DehvfError(f"{file}: not a file of tensors alone, so it is not read: {reason}") from error
+    except Exception as error:  # a payload, half a file, or anything else that torch stumbles over
+        raise DehvfError(f"{file}: not a file of tensors alone, so it is not read: {first_line(error)}") from error
     if not isinstance(shard, Mapping) or not all(isinstance(value, torch.Tensor) for value in shard.values()):
         raise DehvfError(f"{file}: not a mapping of names to tensors")
     return shard

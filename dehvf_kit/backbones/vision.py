@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,7 +35,7 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 class ImageConfig(Settings):
     """How a picture becomes pixel values: RGB, resized with bicubic interpolation, scaled to 0..1, normalised."""
 
-    size: int = Field(224, ge=1, description="side in pixels of the square the encoder sees")
+    size: int = Field(224, ge=1, le=16384, description="side in pixels of the square the encoder sees")
     resize: Literal["squash", "crop"] = Field("squash", description="squash to a square, or resize and crop the middle")
     normalisation: Normalisation = Field("imagenet", description="mean and deviation: imagenet, clip or half")
 
@@ -98,11 +99,15 @@ class HfVisionConfig(TowerConfig):
                 attn_implementation=self.attn_implementation,
                 **{name: value for name, value in self.hub_arguments().items() if name != "trust_remote_code"},
             )
-        except OSError as error:
-            raise DehvfError(
-                f"vision encoder '{self.model}' is not on this machine; give a local folder, or allow the download "
-                f"with vision.download=true ({first_line(error)})"
-            ) from error
+        except DehvfError:
+            raise
+        except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+            if isinstance(error, OSError) and not os.path.isdir(location):
+                raise DehvfError(
+                    f"vision encoder '{self.model}' is not on this machine; give a local folder, or allow the download "
+                    f"with vision.download=true ({first_line(error)})"
+                ) from error
+            raise DehvfError(f"vision encoder '{self.model}' cannot be loaded: {first_line(error)}") from error
 
     def tower(self, model: nn.Module) -> VisionTower:
         """The kit's view of an encoder that is in memory."""

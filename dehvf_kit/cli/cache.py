@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dehvf_kit.cli.console import print_json, quiet_transformers
@@ -15,6 +16,7 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Say how much will be written, and write it. Raises: RecipeError, or DataError where features cannot be kept."""
     from dehvf_kit.builder import build
     from dehvf_kit.data.feature_files import FeatureFiles, cached_features, shown_bytes
+    from dehvf_kit.data.sieve import SKIPPED, Sieve, summary, write_skipped
     from dehvf_kit.recipe import load_recipe
 
     quiet_transformers()
@@ -26,7 +28,11 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
         raise DataError(f"{path}: nothing in its graph reads pictures, so there are no features to keep")
     store = cached_features(model, recipe.training)
     assert isinstance(store, FeatureFiles)
-    samples = [sample for split in ("train", "test") for sample in recipe.data.samples(split)]
+    sieves = [Sieve(recipe.data, split) for split in ("train", "test")]
+    with reporting() as report:
+        opened = partial(report, "opening pictures")
+        samples = [sample for sieve in sieves for sample in sieve.readable(opened)]
+    skipped = [one for sieve in sieves for one in sieve.skipped]
     need = store.need(samples)
     if not as_json:
         print(
@@ -37,8 +43,12 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     with reporting() as report:
         written = store.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
     seconds = time.perf_counter() - started
+    listed = write_skipped(store.folder / SKIPPED, skipped)
     if as_json:
         facts = {"pictures": need.pictures, "written": written, "bytes_per_picture": need.bytes_per_picture}
+        facts |= {"skipped": [one.row() for one in skipped]}
         print_json({**facts, "bytes": need.bytes, "folder": str(store.folder), "seconds": round(seconds, 1)})
         return
     print(f"{written:,} pictures in {seconds:.0f} s; `dehvf-kit train` uses them where training.cache_features is true")
+    if skipped:
+        print(summary(skipped, listed))

@@ -6,7 +6,7 @@ the same architecture and switches.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.strict_json import NotJson, parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,10 +62,10 @@ def read_config(name: str) -> tuple[PretrainedConfig, dict[str, Any]]:
 
     settings: dict[str, Any] = {"model": name}
     file = Path(name).expanduser()
-    if file.is_file():
+    if os.path.isfile(file):
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            values = parse_json(file.read_bytes())
+        except (OSError, NotJson) as error:
             raise DehvfError(f"{name}: cannot be read as JSON: {error}") from error
         if not isinstance(values, dict):
             raise DehvfError(f"{name}: holds a {type(values).__name__}; a config.json holds one object")

@@ -32,7 +32,9 @@ def run(
     """
     from dehvf_kit.checkpoint import load
     from dehvf_kit.data.feature_files import cached_features
+    from dehvf_kit.data.sieve import SKIPPED, Sieve, summary, write_skipped
     from dehvf_kit.scoring.answers import answer
+    from dehvf_kit.scoring.predictions import note_skipped, with_skipped
 
     refuse_existing(output, results)
     quiet_transformers()
@@ -43,10 +45,14 @@ def run(
         raise DataError(
             f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE"
         )
-    samples = list(recipe.data.samples("test"))[:limit]
-    if not samples:
+    sieve = Sieve(recipe.data, "test")
+    sieve.samples = asked = sieve.samples[:limit]
+    if not asked:
         raise DataError(f"{adapter}: the test split of its data set is empty")
     with reporting() as report:
+        samples = asked
+        if model.reads_pictures:
+            samples = sieve.readable(lambda done, total: report("opening pictures", done, total))
         features = None
         if model.reads_pictures and not model.image_is_trained:
             features = cached_features(model, recipe.training)
@@ -54,9 +60,11 @@ def run(
         predictions = answer(
             model, samples, features=features, progress=lambda done, total: report("asking", done, total)
         )
+    predictions = with_skipped(predictions, asked, sieve.skipped)
     if output is not None:
         write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
-    scores = recipe.data.score(predictions)
+    listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sieve.skipped) if output is not None else None
+    scores = note_skipped(recipe.data.score(predictions), sieve.skipped)
     if results is not None:
         write_new(results, as_text(scores.results))
     if store:
@@ -69,6 +77,8 @@ def run(
         print_json({"adapter": str(adapter), **scores.facts, **files, "prompt_mismatch": mismatch})
         return
     show(scores)
+    if sieve.skipped:
+        print(summary(sieve.skipped, listed))
     for label, file in (("every answer", output), ("results", results)):
         if file is not None:
             print(f"{label}: {file}")

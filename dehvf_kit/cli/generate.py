@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
 from dehvf_kit.errors import DataError
 
 
-def run(adapter: Path, image: Path, question: str, max_new_tokens: int | None, as_json: bool) -> None:
+def run(
+    adapter: Path,
+    image: Path,
+    question: str,
+    max_new_tokens: int | None,
+    as_json: bool,
+    overrides: Sequence[str] = (),
+) -> None:
     """Answer and print. Raises: AdapterError for what is no adapter, DataError for what is no picture."""
     from dehvf_kit.data.samples import Sample
 
-    if not image.is_file():
+    if not os.path.isfile(image):
         raise DataError(f"there is no picture '{image}'")
     if not question.strip():
         raise DataError("the question is empty")
@@ -24,7 +33,7 @@ def run(adapter: Path, image: Path, question: str, max_new_tokens: int | None, a
 
         sample = Sample(id=str(image), question=question, answer="", image=image)
         open_picture(sample)
-        model = load(adapter)
+        model = load(adapter, overrides=overrides)
         limits = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         (found,) = answer(model, [sample], **limits)
     if as_json:

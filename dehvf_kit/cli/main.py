@@ -7,6 +7,7 @@ an interrupt 130, a run stopped by SIGTERM 143.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dehvf_kit import __version__
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.errors import DehvfError, RemoteCodeWarning
 
 INTERRUPTED = 130
 DEMO_ADAPTER = Path("runs/demo/adapter")
@@ -25,6 +26,11 @@ class Commands(TyperGroup):
     """The group of all commands, which turns errors into messages."""
 
     def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except DehvfError as error:
@@ -33,6 +39,14 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """The kit's warnings as a line of their own; others as Python prints them."""
+    if category is RemoteCodeWarning:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
 
 
 app = typer.Typer(
@@ -458,12 +472,13 @@ def generate(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Length of the answer.", show_default="the recipe's")
     ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question about a picture."""
     from dehvf_kit.cli.generate import run
 
-    run(adapter, image, question, max_new_tokens, as_json)
+    run(adapter, image, question, max_new_tokens, as_json, overrides or [])
 
 
 @app.command(name="import-memvp")

@@ -11,7 +11,7 @@ import yaml
 from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
 
 LINE = 118
-HEAD = ("name", "description")
+HEAD = ("format", "name", "description")
 
 
 class _Dumper(yaml.SafeDumper):

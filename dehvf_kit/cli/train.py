@@ -12,6 +12,7 @@ from dehvf_kit.cli.progress import reporting
 
 def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool) -> None:
     """Train and save. Raises: RecipeError, DataError or DehvfError, each saying what to change."""
+    from dehvf_kit.data.sieve import SKIPPED, summary
     from dehvf_kit.recipe import load_recipe
     from dehvf_kit.training.distributed import join_processes, leave_processes
     from dehvf_kit.training.run import train
@@ -30,4 +31,6 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool)
     if result.left_out:
         print(f"{len(result.left_out)} samples left out, without a token to learn from")
     print(f"{result.steps} steps in {result.seconds:.0f} s; adapter in {result.adapter}")
+    if result.skipped_samples:
+        print(summary(result.skipped_samples, folder / SKIPPED))
     print(f"score it: dehvf-kit eval {result.adapter}")

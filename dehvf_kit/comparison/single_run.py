@@ -23,12 +23,14 @@ from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.feature_files import FeatureFiles
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.sieve import Sieve
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.plugin_manager import load_plugin_file
 from dehvf_kit.recipe import parse_recipe
 from dehvf_kit.scores import Score, Scores
 from dehvf_kit.scoring.answers import answer
+from dehvf_kit.scoring.predictions import with_skipped
 from dehvf_kit.training.config import TrainingConfig
 from dehvf_kit.training.run import CHECKPOINTS, Progress, silent, train
 
@@ -49,13 +51,16 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         load_plugin_file(plugin)
     recipe = parse_recipe(job.recipe, job.name)
     config = recipe.training
-    learned = list(recipe.data.samples("train"))
+    learned = Sieve(recipe.data, "train").samples
     if job.hold_out is not None:
         learned, asked = hold_out(learned, job.hold_out)
     else:
-        asked = list(recipe.data.samples("test"))
+        asked = Sieve(recipe.data, "test").samples
     progress("loading the base models", 0, 1, "")
     model = build(recipe)
+    to_learn, to_ask, wanted = Sieve(recipe.data, "train", learned), Sieve(recipe.data, "test", asked), asked
+    if model.reads_pictures:
+        learned, asked = to_learn.readable(), to_ask.readable()
     features = _features(model, config, [*learned, *asked], progress)
     clock = StepClock(progress)
     with PeakMemory() as memory:
@@ -63,6 +68,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
     began = time.perf_counter()
     predictions = answer(model, asked, SCORING_BATCH, features, lambda done, total: progress("asking", done, total, ""))
     seconds = time.perf_counter() - began
+    predictions = with_skipped(predictions, wanted, to_ask.skipped)
     encoded = EncodedSamples(
         learned[: config.batch_size],
         model.processor,
@@ -70,6 +76,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         config.max_length,
         model.reads_pictures,
         features,
+        to_learn.skip if to_learn.skips else None,
     )
     flops = count_flops(model, encoded, config.batch_size)
     write_text(folder / PREDICTIONS, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
@@ -83,6 +90,8 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
             "base_learning_rate": config.base_learning_rate,
             "scored_on": "validation" if job.hold_out else "test",
             "scores": _scores(recipe.data.score(predictions)),
+            "skipped_questions": len(to_ask.skipped),
+            "skipped_training_samples": len(to_learn.skipped) + len(trained.skipped_samples),
             "trained_parameters": model.num_trainable_parameters(),
             "steps": trained.steps,
             "batch": config.batch_size * config.gradient_accumulation,

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.json_files import read_json
+from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
 
@@ -47,8 +48,11 @@ class CocoCaptionsDataConfig(DataConfig):
             return None
         return {"annotations": str(file), "images": str(file.parent), "restval": True}
 
+    def part_of(self, split: Split) -> str:
+        return "train" if split == "train" else self.test_split
+
     def samples(self, split: Split) -> list[Sample]:
-        reading = self.read("train" if split == "train" else self.test_split)
+        reading = self.read(self.part_of(split))
         refuse(str(self.annotations), reading.issues, PREPARE)
         return list(reading.samples)
 
@@ -61,7 +65,7 @@ class CocoCaptionsDataConfig(DataConfig):
         for place, row in self._rows(wanted, issues):
             captions = list(_captions(row, place, issues))
             pictures, references = pictures + 1, references + len(captions)
-            picture = self.images / str(row.get("filepath", "")) / row["filename"]
+            picture = self.images / row.get("filepath", "") / row["filename"]
             image_id = str(row["cocoid"])
             if part != "train":
                 captions = captions[:1]
@@ -81,7 +85,8 @@ class CocoCaptionsDataConfig(DataConfig):
             str(row["cocoid"]): list(_captions(row, place, issues))
             for place, row in self._rows({self.test_split}, issues)
         }
-        refuse(str(self.annotations), issues, PREPARE)
+        if self.on_bad_sample == "error":
+            refuse(str(self.annotations), issues, PREPARE)
         return found
 
     def score(self, predictions: Sequence[Any]) -> Scores:
@@ -104,12 +109,17 @@ class CocoCaptionsDataConfig(DataConfig):
             if not isinstance(row, Mapping):
                 issues.append(Issue("not a picture", place, shown(row)))
                 continue
-            if row.get("split") not in wanted:
-                if row.get("split") not in COUNTS:
-                    issues.append(Issue("unknown split", place, shown(row.get("split"))))
+            if not isinstance(row.get("split"), str):
+                issues.append(Issue("unknown split", place, shown(row.get("split"))))
                 continue
-            if not isinstance(row.get("cocoid"), int | str):
+            if row["split"] not in wanted:
+                if row["split"] not in COUNTS:
+                    issues.append(Issue("unknown split", place, shown(row["split"])))
+                continue
+            if named(row.get("cocoid"), None) is None:
                 issues.append(Issue("picture without id", place))
+            elif not isinstance(row.get("filepath", ""), str):
+                issues.append(Issue("folder is no text", str(row["cocoid"]), shown(row["filepath"])))
             elif not isinstance(row.get("filename"), str) or not row["filename"]:
                 issues.append(Issue("picture without file name", str(row["cocoid"])))
             elif str(row["cocoid"]) in seen:

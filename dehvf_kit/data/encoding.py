@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dehvf_kit.data.pictures import read_picture
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.tokens import encode_pairs
-from dehvf_kit.errors import DataError
+from dehvf_kit.errors import DataError, PictureError
 from dehvf_kit.processing import DehvfProcessor
 
 if TYPE_CHECKING:
@@ -22,21 +23,18 @@ IGNORED = -100
 
 
 def open_picture(sample: Sample) -> Image.Image:
-    """A sample's picture in RGB. Raises: DataError naming the sample and the file."""
+    """A sample's picture in RGB. Raises: PictureError naming the sample and the file."""
     try:
-        with sample.image.open("rb") as file, Image.open(file) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"sample '{sample.id}': there is no picture '{sample.image}'") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"sample '{sample.id}': picture '{sample.image}' cannot be read: {error}") from error
+        return read_picture(sample.image)
+    except PictureError as error:
+        raise PictureError(f"sample '{sample.id}': {error}") from error
 
 
 class EncodedSamples(Dataset):
     """Training samples ready to batch: `input_ids`, `labels`, and the picture's pixel values or cached features.
 
-    The prompt keeps its end where prompt and answer are longer than `max_length`.
-    Raises: DataError for an answer that leaves no room for a prompt token.
+    The prompt keeps its end where prompt and answer are longer than `max_length`. skip: called with a sample that cannot be
+    learned, and why, which is then left out. Raises: DataError for an answer that leaves no room for a prompt token.
     """
 
     def __init__(
@@ -47,17 +45,25 @@ class EncodedSamples(Dataset):
         max_length: int,
         pictures: bool = True,
         features: FeatureStore | None = None,
+        skip: Callable[[Sample, str], None] | None = None,
     ) -> None:
-        self.samples, self.processor, self.pictures, self.features = samples, processor, pictures, features
+        self.processor, self.pictures, self.features = processor, pictures, features
         self.prompt, self.max_length = prompt, max_length
         tokenizer = processor.tokenizer
         questions = [processor.with_prompt(sample.question) for sample in samples]
         answers = [prompt.answer.replace("{answer}", sample.answer) for sample in samples]
         pairs = encode_pairs(tokenizer, questions, answers, special=not prompt.chat)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self.tokens = [
-            self._join(sample, before, [*after, *end]) for sample, (before, after) in zip(samples, pairs, strict=True)
-        ]
+        self.samples: list[Sample] = []
+        self.tokens: list[tuple[list[int], list[int]]] = []
+        for sample, (before, after) in zip(samples, pairs, strict=True):
+            try:
+                self.tokens.append(self._join(sample, before, [*after, *end]))
+                self.samples.append(sample)
+            except DataError as error:
+                if skip is None:
+                    raise
+                skip(sample, str(error))
 
     def _join(self, sample: Sample, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         room = self.max_length - len(answer)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dehvf_kit.model import DehvfModel
     from dehvf_kit.training.config import TrainingConfig
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX, TEMPORARY = ".safetensors", ".part"
 HEADER_BYTES = 512
 """Room for a file's header, in estimates."""

@@ -6,7 +6,9 @@ Nothing is fetched unless `download` is set. Needs the extra `data`.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -56,11 +58,12 @@ def open_table(source: str, split: str, download: bool = False, revision: str | 
     hub id. Raises: DataError where it is not on this machine and `download` is off, or has no such split.
     """
     datasets = library()
-    place = Path(source).expanduser()
+    place = Path(os.path.expanduser(source))
     if not place.exists():
         place = _snapshot(source, download, revision)
     try:
-        table = _load(datasets, place, split)
+        with _silent(datasets):
+            table = _load(datasets, place, split)
     except DataError:
         raise
     except Exception as error:  # whatever stands in the folder's files
@@ -72,6 +75,17 @@ def open_table(source: str, split: str, download: bool = False, revision: str | 
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
     return table
+
+
+@contextmanager
+def _silent(datasets: Any) -> Iterator[None]:
+    """Inside, the library logs no tracebacks of what is raised anyway."""
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 def _load(datasets: Any, place: Path, split: str) -> Any:

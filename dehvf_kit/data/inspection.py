@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from dehvf_kit.data.issues import Issue, grouped
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
+from dehvf_kit.data.sieve import picture_issues
 from dehvf_kit.errors import DataError
 
 Progress = Callable[[str, int, int], None]
-THREADS = 4
-UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+UNREADABLE = "cannot be read"
 
 
 @dataclass(frozen=True)
@@ -61,25 +58,41 @@ def inspect_data(config: DataConfig, open_pictures: bool = True, progress: Progr
     """A report for each of a data set's `parts`. open_pictures: decode every picture, not only look for its file.
 
     A split that cannot be read at all is a report with that one issue; ids that stand in two splits are issues of the later.
+    Where bad samples are skipped (`data.on_bad_sample`), their issues stop no run.
     """
     reports, ids = [], {}
     for part in config.parts():
         try:
             reading = config.read(part)
         except DataError as error:
-            reading = Reading([], [Issue("cannot be read", part, str(error))])
+            reading = Reading([], [Issue(UNREADABLE, part, str(error))])
         issues = [*reading.issues, *_sample_issues(reading.samples)]
         for sample in reading.samples:
             earlier = ids.setdefault(sample.id, part)
             if earlier != part:
                 issues.append(Issue("id in two splits", sample.id, f"{earlier} and {part}"))
         pictures = {sample.image: sample for sample in reading.samples if sample.image is not None}
-        issues += _picture_issues(part, list(pictures.values()), open_pictures, progress)
+        found = picture_issues(list(pictures.values()), open_pictures, _named(progress, part))
+        issues += [issue for issue in found if issue is not None]
+        if config.on_bad_sample == "skip":
+            issues = [_skipped(issue) for issue in issues]
         with_picture = sum(sample.image is not None for sample in reading.samples)
         count = len(reading.samples) if reading.count is None else reading.count
         counts = (len(reading.samples), with_picture, len(pictures), count)
         reports.append(PartReport(part, *counts, config.published(part), reading.facts, issues))
     return reports
+
+
+def _skipped(issue: Issue) -> Issue:
+    """An issue of a sample that is left out, so that it stops nothing; a split that cannot be read still does."""
+    if not issue.fatal or issue.kind == UNREADABLE:
+        return issue
+    return replace(issue, kind=f"{issue.kind}, skipped", fatal=False)
+
+
+def _named(progress: Progress | None, part: str) -> Callable[[int, int], None] | None:
+    """A progress function that names the split."""
+    return None if progress is None else lambda done, total: progress(f"reading pictures of {part}", done, total)
 
 
 def _sample_issues(samples: Sequence[Sample]) -> Iterator[Issue]:
@@ -91,32 +104,6 @@ def _sample_issues(samples: Sequence[Sample]) -> Iterator[Issue]:
             yield Issue("empty question", sample.id)
         if not sample.answer.strip():
             yield Issue("empty answer", sample.id, fatal=False)
-
-
-def _picture_issues(
-    part: str, samples: Sequence[Sample], open_pictures: bool, progress: Progress | None
-) -> Iterator[Issue]:
-    """A line for each picture that is not there or cannot be decoded, in the order of the samples."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda sample: _picture_issue(sample, open_pictures), samples)
-        for number, issue in enumerate(found, start=1):
-            if progress is not None and (number % 100 == 0 or number == len(samples)):
-                progress(f"reading pictures of {part}", number, len(samples))
-            if issue is not None:
-                yield issue
-
-
-def _picture_issue(sample: Sample, open_pictures: bool) -> Issue | None:
-    if isinstance(sample.image, Path) and not sample.image.is_file():
-        return Issue("missing picture", sample.id, str(sample.image))
-    if not open_pictures:
-        return None
-    try:
-        with sample.image.open("rb") as file, Image.open(file) as picture:
-            picture.load()
-    except UNREADABLE as error:
-        return Issue("broken picture", sample.id, f"{sample.image}: {error}")
-    return None
 
 
 def recognise(place: Path, configs: Sequence[type[DataConfig]]) -> dict[str, Any]:

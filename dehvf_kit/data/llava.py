@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.json_files import read_json
-from dehvf_kit.data.jsonl import json_lines
+from dehvf_kit.data.jsonl import json_lines, named
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
 
@@ -48,12 +48,14 @@ class LlavaDataConfig(DataConfig):
         file = self.train if part == "train" else self.test
         if file is None:
             raise DataError(f"data.{part} is not set; name a .json or .jsonl file of conversations")
-        rows = [row for _, row in json_lines(file)] if file.suffix == ".jsonl" else read_json(file)
+        samples, issues, seen = [], [], set()
+        lines = file.suffix == ".jsonl"
+        rows = [row for _, row in json_lines(file, issues)] if lines else read_json(file)
         if not isinstance(rows, list):
             raise DataError(f"{file}: wants a list of conversations")
-        samples, issues, seen = [], [], set()
         for number, row in enumerate(rows):
-            key = str(row.get("id", number)) if isinstance(row, Mapping) else str(number)
+            key = named(row.get("id"), number) if isinstance(row, Mapping) else None
+            key = str(number) if key is None else key
             if key in seen:
                 issues.append(Issue("id twice", key))
                 continue
@@ -80,12 +82,15 @@ def _fault(row: Any) -> str:
     turns = row.get("conversations") if isinstance(row, Mapping) else None
     if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
         return "wants `conversations`, turns of human and gpt in pairs"
+    if named(row.get("id"), "") is None:
+        return f"'id' must be a text or a number, given {shown(row['id'])}"
     if row.get("image") is not None and not isinstance(row["image"], str):
         return f"'image' must be a path, given {shown(row['image'])}"
     for number, turn in enumerate(turns):
         wanted = "gpt" if number % 2 else "human"
-        if not isinstance(turn, Mapping) or SPEAKERS.get(str(turn.get("from"))) != wanted:
-            return f"turn {number} is not from {wanted}: {shown(turn if not isinstance(turn, Mapping) else turn.get('from'))}"
+        speaker = turn.get("from") if isinstance(turn, Mapping) else turn
+        if not isinstance(turn, Mapping) or not isinstance(speaker, str) or SPEAKERS.get(speaker) != wanted:
+            return f"turn {number} is not from {wanted}: {shown(speaker)}"
         if not isinstance(turn.get("value"), str) or not turn["value"].replace(MARK, "").strip():
             return f"turn {number} is empty"
     return ""

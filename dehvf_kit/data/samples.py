@@ -86,6 +86,9 @@ class DataConfig(Settings):
 
     role: ClassVar[str] = "data"
     prompt: PromptConfig = Field(default_factory=PromptConfig)
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="a sample that cannot be used: end the run, or skip, count and list it"
+    )
 
     def samples(self, split: Split) -> Sequence[Sample]:
         """The samples of a split. Raises: DataError naming the file and place of what cannot be read."""
@@ -94,6 +97,15 @@ class DataConfig(Settings):
     def stream(self, split: Split) -> Any:
         """A split to be read as a stream (`data.stream.SampleStream`) in training; None where `samples` lists it."""
         return None
+    def part_of(self, split: Split) -> str:
+        """Which of `parts` a split is."""
+        return split
+
+    def usable(self, split: Split) -> Reading:
+        """`samples(split)`; where bad samples are skipped, those that can be used, and what is wrong with the others."""
+        if self.on_bad_sample == "error":
+            return Reading(self.samples(split))
+        return self.read(self.part_of(split))
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:

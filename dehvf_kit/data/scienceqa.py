@@ -6,6 +6,7 @@ Upstream: `problems.json`, `pid_splits.json`, `captions.json`, and a picture of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from pydantic import Field, field_validator
 from dehvf_kit.data.hub_tables import TablePicture, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.json_files import read_json
+from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.data.scienceqa_prompt import (
     LETTERS,
@@ -63,12 +65,15 @@ class ScienceQaDataConfig(DataConfig):
     def recognise(cls, place: Path) -> dict[str, Any] | None:
         return {"path": str(place)} if (place / "problems.json").is_file() else None
 
+    def part_of(self, split: Split) -> str:
+        return self.train_split if split == "train" else self.test_split
+
     def samples(self, split: Split) -> list[Sample]:
-        reading = self.read(self.train_split if split == "train" else self.test_split)
+        reading = self.read(self.part_of(split))
         missing = [
             Issue("missing picture", sample.id, str(sample.image))
             for sample in reading.samples
-            if isinstance(sample.image, Path) and not sample.image.is_file()
+            if isinstance(sample.image, Path) and not os.path.isfile(sample.image)
         ]
         refuse(self.path, [*reading.issues, *missing], PREPARE)
         return list(reading.samples)
@@ -102,7 +107,7 @@ class ScienceQaDataConfig(DataConfig):
 
         Raises: DataError where there is no such data set or split.
         """
-        folder = Path(self.path).expanduser()
+        folder = Path(os.path.expanduser(self.path))
         if (folder / "problems.json").is_file():
             return _upstream(folder, part, self.captions, self.pictures)
         if folder.is_dir() and not any(folder.iterdir()):
@@ -125,7 +130,9 @@ class ScienceQaDataConfig(DataConfig):
 def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[list[Problem], list[Issue]]:
     rows, ids, repeated = _files(folder, part)
     told = _captions(folder) if captions else {}
-    issues = [Issue("id twice in problems.json", key) for key in repeated]
+    issues = [
+        Issue("id twice in problems.json" if key in rows else "field twice in problems.json", key) for key in repeated
+    ]
     problems, seen = [], set()
     for key in ids:
         if key in seen:
@@ -137,7 +144,7 @@ def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[
             continue
         found = list(_faults(rows[key], f"{part}/{key}"))
         issues += found
-        if any(issue.fatal for issue in found):
+        if any(issue.fatal for issue in found) or key in repeated:
             continue
         picture = None
         if pictures and rows[key].get("image"):
@@ -147,7 +154,7 @@ def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[
 
 
 def _files(folder: Path, part: str) -> tuple[Mapping[str, Any], Sequence[str], Sequence[str]]:
-    """problems.json, the ids of a split, and the ids that problems.json has twice."""
+    """problems.json, the ids of a split, and the keys that an object in problems.json has twice."""
     repeated: list[str] = []
     rows = read_json(folder / "problems.json", repeated)
     splits = read_json(folder / "pid_splits.json")
@@ -156,14 +163,17 @@ def _files(folder: Path, part: str) -> tuple[Mapping[str, Any], Sequence[str], S
     if not isinstance(splits, dict) or not isinstance(splits.get(part), list):
         there = listing(splits) if isinstance(splits, dict) else shown(splits)
         raise DataError(f"{folder / 'pid_splits.json'}: has no split '{part}'; it has {there}")
-    return rows, [str(key) for key in splits[part]], [key for key in repeated if key in rows]
+    odd = [key for key in splits[part] if named(key, None) is None]
+    if odd:
+        raise DataError(f"{folder / 'pid_splits.json'}: {part}: an id is a text or a number, given {shown(odd[0])}")
+    return rows, [str(key) for key in splits[part]], repeated
 
 
 def _captions(folder: Path) -> Mapping[str, str]:
     file = folder / "captions.json"
     found = read_json(file)
     found = found.get("captions") if isinstance(found, dict) else None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(caption, str) for caption in found.values()):
         raise DataError(f"{file}: wants an object with `captions`, a caption by question id")
     return found
 
@@ -173,7 +183,7 @@ def _picture(images: Path, part: str, split: Any, key: str, name: str) -> Path:
     folders = dict.fromkeys([str(split or part), part])
     places = [images / folder / key / name for folder in folders]
     places += [images / key / name, *(images / f"{key}{ending}" for ending in (Path(name).suffix, ".png", ".jpg"))]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if os.path.isfile(place)), places[0])
 
 
 def _table(
@@ -224,14 +234,17 @@ def _faults(row: Any, place: str) -> Iterator[Issue]:
         yield Issue("answer is no choice", place, f"{shown(answer)} of {len(choices)}")
     if row.get("subject") not in SUBJECTS:
         yield Issue("unknown subject", place, shown(row.get("subject")))
+    for name in ("hint", "lecture", "solution", "image", "split"):
+        if row.get(name) is not None and not isinstance(row[name], str):
+            yield Issue(f"{name} is no text", place, shown(row[name]))
     if not _grade(row):
         yield Issue("unknown grade", place, shown(row.get("grade")))
 
 
 def _grade(row: Mapping[str, Any]) -> int:
     """1 to 12; 0 for anything else."""
-    digits = str(row.get("grade", "")).removeprefix("grade")
-    return int(digits) if digits.isdecimal() and 1 <= int(digits) <= 12 else 0
+    digits = str(row["grade"]).removeprefix("grade") if isinstance(row.get("grade"), (str, int)) else ""
+    return int(digits) if digits.isdecimal() and len(digits) <= 2 and 1 <= int(digits) <= 12 else 0
 
 
 def _problem(key: str, row: Mapping[str, Any], caption: str, picture: Any) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from pydantic import Field
 from dehvf_kit.config import Settings
 from dehvf_kit.data.hub_tables import TablePicture, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.jsonl import json_lines
+from dehvf_kit.data.jsonl import json_lines, named
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, listing, shown
 
@@ -54,10 +55,15 @@ class TableDataConfig(DataConfig):
         return list(reading.samples)
 
     def read(self, part: str) -> Reading:
-        samples, issues, seen = [], [], set()
-        for number, row, picture in self._rows(part):
-            key = str(row.get(self.columns.id, number))
+        samples, seen = [], set()
+        issues: list[Issue] = []
+        for number, row, picture in self._rows(part, issues):
+            key, kind = named(row.get(self.columns.id), number), named(row.get(self.columns.kind), "")
             question, answer = row.get(self.columns.question), answer_text(row.get(self.columns.answer))
+            if key is None or kind is None:
+                column = self.columns.id if key is None else self.columns.kind
+                issues.append(Issue("id or kind is no text", str(number), f"{column}: {shown(row[column])}"))
+                continue
             if key in seen:
                 issues.append(Issue("id twice", key))
             elif not isinstance(question, str) or not question.strip():
@@ -66,7 +72,6 @@ class TableDataConfig(DataConfig):
                 given = shown(row.get(self.columns.answer))
                 issues.append(Issue("answer is no text", key, f"{self.columns.answer}: {given}"))
             else:
-                kind = str(row.get(self.columns.kind) or "")
                 samples.append(Sample(key, question, answer, picture, kind))
             seen.add(key)
         return Reading(samples, issues)
@@ -75,18 +80,20 @@ class TableDataConfig(DataConfig):
         name = self.train if part == "train" else self.test
         return f"{self.path}:{name}" if self.path else name
 
-    def _rows(self, part: str) -> Iterator[tuple[int, Mapping[str, Any], Any]]:
-        """(row number, row, its picture) of every row."""
+    def _rows(self, part: str, issues: list[Issue]) -> Iterator[tuple[int, Mapping[str, Any], Any]]:
+        """(row number, row, its picture) of every row that can be read; others are added to `issues`."""
         name = self.train if part == "train" else self.test
         if not self.path and name.endswith(".jsonl"):
             folder = self.images or Path(name).parent
-            for number, row in json_lines(Path(name)):
+            for number, row in json_lines(Path(name), issues):
                 image = row.get(self.columns.image)
                 if image is not None and not isinstance(image, str):
-                    raise DataError(f"{name}:{number}: '{self.columns.image}' must be a path, given {shown(image)}")
+                    given = f"'{self.columns.image}' must be a path, given {shown(image)}"
+                    issues.append(Issue("faulty line", f"{name}:{number}", given))
+                    continue
                 yield number, row, folder / image if image else None
             return
-        if not self.path and not Path(name).is_file():
+        if not self.path and not os.path.isfile(name):
             raise DataError(f"data.{part}: there is no file '{name}'; name a .jsonl or .parquet file, or set data.path")
         source = self.path or name
         table = open_table(source, name, self.download, self.revision)

@@ -126,6 +126,8 @@ def _encode(
     if model.processor is None:
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
     reads = model.reads_pictures
+    if reads:
+        samples = sieve.readable(lambda done, total: progress("opening pictures", done, total, ""))
     if reads and config.cache_features:
         features = cached_features(model, config) if features is None else features
         features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
@@ -136,6 +138,7 @@ def _encode(
         config.max_length,
         reads,
         features if config.cache_features else None,
+        sieve.skip if sieve.skips else None,
     )
     return encoded, leave_out_unanswered(encoded)
 

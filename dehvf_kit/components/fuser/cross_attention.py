@@ -18,6 +18,9 @@ from dehvf_kit.ops.activations import ActivationName, activation
 from dehvf_kit.ops.attention import Backend, attention
 from dehvf_kit.shapes import Cost, Levels
 
+MOST_HEADS = 256
+"""Counts of heads that a message proposes."""
+
 
 class CrossAttentionFuserConfig(FuserConfig):
     """Per image, decoder layer and role: softmax weights over the group's vision layers, from k cross-attention blocks.
@@ -42,7 +45,8 @@ class CrossAttentionFuserConfig(FuserConfig):
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if self.hidden_size % self.num_heads:
-            fits = ", ".join(str(heads) for heads in range(1, self.hidden_size + 1) if not self.hidden_size % heads)
+            counts = range(1, min(self.hidden_size, MOST_HEADS) + 1)
+            fits = ", ".join(str(heads) for heads in counts if not self.hidden_size % heads)
             raise Misfit(
                 f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; use one of {fits}", "num_heads"
             )

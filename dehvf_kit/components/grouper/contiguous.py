@@ -11,6 +11,7 @@ from pydantic import Field
 
 from dehvf_kit.components.grouper.base import Grouper, GrouperConfig, runs
 from dehvf_kit.config import BuildContext, Misfit
+from dehvf_kit.shapes import MAX_LAYERS
 
 
 class ContiguousGrouperConfig(GrouperConfig):
@@ -22,7 +23,7 @@ class ContiguousGrouperConfig(GrouperConfig):
     """
 
     type: Literal["contiguous"] = "contiguous"
-    num_groups: int = Field(4, ge=1, description="hierarchy groups G")
+    num_groups: int = Field(4, ge=1, le=MAX_LAYERS, description="hierarchy groups G")
     add_penultimate: bool = Field(True, description="every group also holds the last vision layer but one")
 
     def members_of(self, num_layers: int) -> list[list[int]]:

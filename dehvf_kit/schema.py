@@ -22,10 +22,11 @@ from dehvf_kit.config import ComponentConfig
 from dehvf_kit.plugin_manager import plugins
 from dehvf_kit.recipe_parser import Published
 from dehvf_kit.registry import Registry
+from dehvf_kit.shipped import HOME
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 
 Schema = dict[str, Any]
-FILE = Path(__file__).resolve().parent.parent / "recipes" / "recipe.schema.json"
+FILE = HOME / "recipes" / "recipe.schema.json"
 TOWERS = ("vision", "decoder")
 WIRES = {
     "anyOf": [

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "dehvf_kit"
 FLOORS = {
-    0: ("shapes", "errors", "scores"),
+    0: ("shapes", "errors", "scores", "shipped"),
     1: ("config", "hookspecs", "registry", "ops", "yaml_files"),
     2: ("backbones", "components", "recipe_files"),
     3: (

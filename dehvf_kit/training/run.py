@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe
+from dehvf_kit.training.trackers import trackers
 from dehvf_kit.training.trainer import DehvfTrainer, StepReport, training_arguments
 
 Progress = Callable[[str, int, int, str], None]
@@ -60,6 +60,7 @@ def train(
     """
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
+    trackers(recipe.training.report_to)
     checkpoints = output / CHECKPOINTS
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if resume and last is None:
@@ -88,8 +89,7 @@ def train(
         features if config.cache_features else None,
     )
     set_seed(config.seed)
-    tensorboard = importlib.util.find_spec("tensorboard") is not None
-    args = training_arguments(config, checkpoints, len(samples), tensorboard=tensorboard)
+    args = training_arguments(config, checkpoints, len(samples))
     report = StepReport(
         lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
     )

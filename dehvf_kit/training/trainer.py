@@ -15,6 +15,7 @@ from dehvf_kit.checkpoint import read_weights, restore
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.training.config import TrainingConfig
+from dehvf_kit.training.trackers import trackers
 
 
 def learning_rate(config: TrainingConfig, processes: int = 1) -> float:
@@ -30,7 +31,7 @@ def num_steps(config: TrainingConfig, samples: int, processes: int = 1) -> tuple
 
 
 def training_arguments(
-    config: TrainingConfig, output: Path, samples: int, processes: int = 1, tensorboard: bool = False
+    config: TrainingConfig, output: Path, samples: int, processes: int = 1
 ) -> TrainingArguments:
     """The recipe's training section in transformers' terms."""
     total, warmup = num_steps(config, samples, processes)
@@ -59,7 +60,7 @@ def training_arguments(
         logging_first_step=True,
         seed=config.seed,
         data_seed=config.seed,
-        report_to=["tensorboard"] if tensorboard else [],
+        report_to=trackers(config.report_to),
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,

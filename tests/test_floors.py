@@ -53,6 +53,7 @@ FLOORS = {
         "reproduction",
         "recipe_list",
         "schema",
+        "reference",
         "testing",
     ),
     5: ("cli", "__main__", "integrations"),

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dehvf_kit.reference.hours import with_hours
 from dehvf_kit.reference.messages import PACKAGE
 from dehvf_kit.reference.pages import component_page, recipe_page
 from dehvf_kit.reference.troubleshooting import missing, stale
@@ -16,10 +17,14 @@ from dehvf_kit.schema import builtin_registry
 DOCS = PACKAGE.parent / "docs"
 
 
-def pages() -> dict[str, str]:
-    """The text of every generated page, by its name. The built-ins alone, whatever plugins are installed."""
+def pages(docs: Path = DOCS) -> dict[str, str]:
+    """The text of every page that is generated, or partly so, by its name. The built-ins alone, whatever is installed."""
     registry = builtin_registry()
-    return {"recipe_reference.md": recipe_page(registry), "component_reference.md": component_page(registry)}
+    return {
+        "recipe_reference.md": recipe_page(registry),
+        "component_reference.md": component_page(registry),
+        "reproduction.md": with_hours((docs / "reproduction.md").read_text(encoding="utf-8")),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,17 +36,17 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.messages:
         return _messages(given.docs)
-    late = [
-        name
-        for name, text in pages().items()
+    late = {
+        name: text
+        for name, text in pages(given.docs).items()
         if not (given.docs / name).is_file() or (given.docs / name).read_text(encoding="utf-8") != text
-    ]
+    }
     if given.check:
         for name in late:
             print(f"{given.docs / name}: missing or stale; run python -m dehvf_kit.reference", file=sys.stderr)
         return int(bool(late))
-    for name in late:
-        (given.docs / name).write_text(pages()[name], encoding="utf-8")
+    for name, text in late.items():
+        (given.docs / name).write_text(text, encoding="utf-8")
         print(f"wrote {given.docs / name}")
     return 0
 

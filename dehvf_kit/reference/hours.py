@@ -8,7 +8,9 @@ from pathlib import Path
 
 from dehvf_kit.reproduction.tables import published, table
 
-BETWEEN = re.compile(r"(?<=<!-- hours: written by `python -m dehvf_kit.reference` -->\n).*?(?=<!-- end of hours -->)", re.DOTALL)
+BETWEEN = re.compile(
+    r"(?<=<!-- hours: written by `python -m dehvf_kit.reference` -->\n).*?(?=<!-- end of hours -->)", re.DOTALL
+)
 HEAD = "| table | method | recipe | parameters, published | ours | hours of one A100 |\n|---|---|---|---|---:|---:|\n"
 
 

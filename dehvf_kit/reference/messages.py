@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 PACKAGE = Path(__file__).resolve().parent.parent
 HOLE = "…"
@@ -89,7 +90,7 @@ def _in_file(name: str, tree: ast.Module, errors: set[str]) -> Iterator[Message]
     for function, owner in _functions(tree):
         if f"{name}:{function.name}" in SPOKEN:
             for node in ast.walk(function):
-                said = node.value if isinstance(node, ast.Return) else node.exc.args[0] if isinstance(node, ast.Raise) else None
+                said = node.value if isinstance(node, ast.Return) else node.args[0] if _is_error(node) else None
                 yield from (Message(text, f"{name}:{function.name}") for text in _texts(said) if " " in text)
             continue
         for call in _own_calls(function):
@@ -99,8 +100,14 @@ def _in_file(name: str, tree: ast.Module, errors: set[str]) -> Iterator[Message]
             place = f"{name}:{function.name}"
             texts = list(dict.fromkeys(_texts(argument) or _gathered(argument, function)))
             if not texts and place not in RELAYS:
-                raise LookupError(f"{name}:{call.lineno}: cannot tell this message's text; give it here, or add {place} to RELAYS")
+                raise LookupError(
+                    f"{name}:{call.lineno}: cannot tell this message's text; give it here, or add {place} to RELAYS"
+                )
             yield from (Message(text, place) for text in texts)
+
+
+def _is_error(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error") and bool(node.args)
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
@@ -133,7 +140,9 @@ def _message_of(call: ast.Call, errors: set[str], owner: str) -> ast.expr | None
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name in CALLS:
         index = CALLS[name]
-    elif name in errors or (name == "ValueError" and any(word in owner for word in ("Settings", "Config", "BaseModel"))):
+    elif name in errors or (
+        name == "ValueError" and any(word in owner for word in ("Settings", "Config", "BaseModel"))
+    ):
         index = 0
     else:
         return None
@@ -160,10 +169,9 @@ def _gathered(argument: ast.expr, function: ast.FunctionDef) -> Iterator[str]:
     names = {node.id for node in ast.walk(argument) if isinstance(node, ast.Name)}
     for node in ast.walk(function):
         value: ast.expr | None = None
-        if isinstance(node, ast.Assign) and names & {ast.unparse(target) for target in node.targets}:
-            value = node.value
-        elif isinstance(node, ast.AugAssign) and ast.unparse(node.target) in names:
-            value = node.value
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            value = node.value if names & set(map(ast.unparse, targets)) else None
         elif (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)

@@ -30,9 +30,7 @@ def num_steps(config: TrainingConfig, samples: int, processes: int = 1) -> tuple
     return total, min(round(per_epoch * config.warmup_epochs), total)
 
 
-def training_arguments(
-    config: TrainingConfig, output: Path, samples: int, processes: int = 1
-) -> TrainingArguments:
+def training_arguments(config: TrainingConfig, output: Path, samples: int, processes: int = 1) -> TrainingArguments:
     """The recipe's training section in transformers' terms."""
     total, warmup = num_steps(config, samples, processes)
     return TrainingArguments(

@@ -63,7 +63,9 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.demo
 @pytest.mark.usefixtures("own_plugins")
 @pytest.mark.parametrize(
-    "page", [page for page in pages() if any(block.demo for block in blocks(page))], ids=lambda p: str(p.relative_to(ROOT))
+    "page",
+    [page for page in pages() if any(block.demo for block in blocks(page))],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_blocks_run_with_the_demos_models(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, tmp_path, True, monkeypatch)
@@ -83,7 +85,9 @@ def test_commands_exist(block: Block) -> None:
         command = group.commands[verb]
         if hasattr(command, "commands"):
             command = command.commands[rest[0]]
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
+            "--help"
+        }
         assert {word for word in rest if re.match(r"--?[a-z]", word)} <= known, f"{block}: {words}"
         files = [word for word in rest if word.startswith(("recipes/", "plugins/", "docs/"))]
         assert all((ROOT / file).exists() for file in files), f"{block}: {files}"

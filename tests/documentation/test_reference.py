@@ -56,7 +56,7 @@ def test_every_list_of_messages_is_followed_by_a_cure() -> None:
 
 
 def test_messages_are_found_however_they_are_made(tmp_path: Path) -> None:
-    (tmp_path / "made.py").write_text('''
+    (tmp_path / "made.py").write_text("""
 class DehvfError(Exception): pass
 class OwnError(DehvfError): pass
 def plain(x): raise OwnError(f"{x}: is {x} here")
@@ -66,7 +66,7 @@ def joined(faults):
     raise DehvfError("\\\\n".join(faults))
 def either(x): raise DehvfError("this one" if x else "or that")
 def other(): raise ValueError("not ours")
-''')
+""")
     assert [message.text for message in messages(tmp_path)] == [
         "…: is … here",
         "missing: …",
@@ -92,7 +92,11 @@ def test_what_is_missing_or_left_over_is_told(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("…: is a file; name a folder", "is a file; name a folder"), ("…:…: not JSON: …", "not JSON:"), ("……  a\n b", "… a b")],
+    [
+        ("…: is a file; name a folder", "is a file; name a folder"),
+        ("…:…: not JSON: …", "not JSON:"),
+        ("……  a\n b", "… a b"),
+    ],
 )
 def test_normal_form(text: str, key: str) -> None:
     assert normal(text) == key

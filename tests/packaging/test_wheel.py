@@ -58,7 +58,9 @@ def test_names_and_licence(built: Path) -> None:
 
 def test_every_recipe_is_in_the_wheel(installed: Path) -> None:
     recipes = {file.relative_to(ROOT) for file in (ROOT / "recipes").rglob("*") if file.is_file()}
-    assert {file.relative_to(installed / "dehvf_kit") for file in (installed / "dehvf_kit/recipes").rglob("*.*")} == recipes
+    assert {
+        file.relative_to(installed / "dehvf_kit") for file in (installed / "dehvf_kit/recipes").rglob("*.*")
+    } == recipes
 
 
 def test_it_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:

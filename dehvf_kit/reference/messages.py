@@ -3,7 +3,7 @@
 A text counts where it is the message of an error of `dehvf_kit.errors` or a subclass, of a `Misfit`, a `Fault` or an
 `Issue`, of a `fault(path, message)` of the checkers, or of a ValueError in a config class (pydantic hands it on). Where the
 message is put together beforehand, as `"\\n".join(faults)` is, the texts that went into it in the same function count; a
-place whose texts come from further away stands in `RELAYS`.
+place whose texts come from further away stands in `RELAYS`. `str(error)` and `f"{file}: {error}"` pass another text on.
 """
 
 from __future__ import annotations
@@ -27,17 +27,11 @@ SPOKEN = ("recipe_parser.py:_wording", "registry.py:find", "data/scienceqa_promp
 RELAYS = {
     "data/issues.py:refuse": "the kinds of its issues",
     "graph.py:fault": "its callers' texts",
-    "graph.py:_resolve": "a Misfit's text",
-    "plugin_manager.py:load_plugin_file": "what the file raised",
     "recipe.py:check": "the graph's faults",
-    "recipe.py:decoder_spec": "the tower's error",
-    "recipe.py:vision_specs": "the tower's error",
     "recipe_files.py:override": "the fault beside it",
     "recipe_parser.py:fault": "its callers' texts",
     "recipe_parser.py:parse": "the faults collected",
     "recipe_parser.py:parse_data": "the faults collected",
-    "recipe_parser.py:_spec": "the tower's error",
-    "recipe_parser.py:_typed": "the registry's text",
     "recipe_parser.py:_validate": "the texts of _wording",
     "recipe_list.py:load_all": "each recipe's faults",
     "yaml_files.py:parse_yaml": "the faults collected",
@@ -99,7 +93,7 @@ def _in_file(name: str, tree: ast.Module, errors: set[str]) -> Iterator[Message]
                 continue
             place = f"{name}:{function.name}"
             texts = list(dict.fromkeys(_texts(argument) or _gathered(argument, function)))
-            if not texts and place not in RELAYS:
+            if not texts and not _passes_on(argument) and place not in RELAYS:
                 raise LookupError(
                     f"{name}:{call.lineno}: cannot tell this message's text; give it here, or add {place} to RELAYS"
                 )
@@ -162,6 +156,11 @@ def _texts(node: ast.expr | None) -> list[str]:
         text = "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values)
     words = " ".join(text.split())
     return [words] if any(letter.isalpha() for letter in words) else []
+
+
+def _passes_on(node: ast.expr) -> bool:
+    """Whether an expression is another error's text, perhaps with a place before it: `str(error)`, `f"{file}: {error}"`."""
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "str")
 
 
 def _gathered(argument: ast.expr, function: ast.FunctionDef) -> Iterator[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
 
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.training.config import Tracker
 
-Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 INSTALL = {"tensorboard": "pip install 'dehvf-kit[train]'", "wandb": "pip install wandb"}
 
 

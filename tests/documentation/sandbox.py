@@ -70,7 +70,7 @@ class Sandbox:
 
     def _shell(self, block: Block) -> None:
         """Plain commands of the kit run in this process, which has torch loaded; anything else is given to bash."""
-        plain = not re.search(r"[|><$]|&&|^(?!dehvf-kit )", block.text.replace("\\\n", ""), re.MULTILINE)
+        plain = not re.search(r"[|><$]|&&|^(?!dehvf-kit )", block.text.replace("\\\n", "").strip(), re.MULTILINE)
         if not plain:
             path = f"{self.folder / '.venv' / 'bin'}:{os.environ['PATH']}"
             subprocess.run(["bash", "-e", "-c", block.text], env={**os.environ, "PATH": path}, check=True)

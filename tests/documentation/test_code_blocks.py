@@ -22,7 +22,6 @@ SILENT = ("text", "json")
 GIVEN = {
     "README.md": "from dehvf_kit.testing import tiny_decoder\nimport torch\ndecoder = tiny_decoder('llama')\n"
     "keys = values = [torch.zeros(1, 2, s.hidden_size) for s in __import__('dehvf_kit').ffn_sites(decoder)]\n",
-    "plugins/README.md": "from types import SimpleNamespace\n",
 }
 
 
@@ -105,7 +104,9 @@ def test_marks_are_known_and_say_why() -> None:
         assert block.mark != "runs" or block.note == "demo", block
         assert not block.mark or block.note, block
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages())
-    assert len(re.findall(r"<!-- (?:runs|not run|fails):", text)) == sum(bool(block.mark) for block in ALL)
+    assert len(re.findall(r"^ *<!-- (?:runs|not run|fails):", text, re.MULTILINE)) == sum(
+        bool(block.mark) for block in ALL
+    )
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no tomllib before Python 3.11")

@@ -59,8 +59,8 @@ def grouping(vision_layers: int, members: Sequence[Sequence[int]], decoder_layer
 
 
 def _box(x: int, y: int, number: int, colour: str) -> str:
-    words = _text(x + 40, y + BOX - 4, str(number), colour="#ffffff")
-    return f'<rect x="{x}" y="{y}" width="80" height="{BOX}" rx="3" fill="{colour}"/>{words}'
+    words = _text(x + 40, y + BOX - 4, str(number), colour=INK)
+    return f'<rect x="{x}" y="{y}" width="80" height="{BOX}" rx="3" fill="{colour}" fill-opacity="0.6"/>{words}'
 
 
 def _text(x: int, y: int, words: str, anchor: str = "middle", colour: str = MUTED, bold: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -47,7 +48,9 @@ class Sandbox:
         picture(folder / "images" / "1.png")
         turns = [{"from": "human", "value": "<image>\nWhat colour is it?"}, {"from": "gpt", "value": "Red."}]
         conversation = {"id": "1", "image": str(folder / "images" / "1.png"), "conversations": turns}
-        (folder / "conversations.json").write_text(yaml.safe_dump([conversation], default_flow_style=True))
+        (folder / "conversations.json").write_text(json.dumps([conversation]))
+        asked = json.loads((folder / "data" / "scienceqa" / "pid_splits.json").read_text())["test"]
+        (folder / "results.json").write_text(json.dumps({"results": dict.fromkeys(asked, 0)}))
         programs = folder / ".venv" / "bin"
         programs.mkdir(parents=True)
         for name, words in {"dehvf-kit": "-m dehvf_kit ", "python": ""}.items():

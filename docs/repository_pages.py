@@ -17,6 +17,10 @@ PAGES = {
     "benchmarks.md": "benchmarks/README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    **{
+        f"plugins/{readme.parent.name}.md": f"plugins/{readme.parent.name}/README.md"
+        for readme in sorted(ROOT.glob("plugins/*/README.md"))
+    },
 }
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -66,11 +66,11 @@ def normal(text: str) -> str:
     return re.sub(rf"^({HOLE}:\s?)+", "", text).rstrip(f"{HOLE} ")
 
 
-def _error_names(trees: Iterator[ast.Module] | object) -> set[str]:
+def _error_names(trees: Iterable[ast.Module]) -> set[str]:
     """Names of `DehvfError` and all classes below it."""
     parents = {
         node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-        for tree in trees  # type: ignore[attr-defined]
+        for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     }

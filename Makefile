@@ -40,7 +40,7 @@ benchmark: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m dehvf_kit.reference --check
 	$(BIN)/python -m dehvf_kit.reference --messages
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The documentation's code blocks that need the demo's models; minutes.
 docs-demo: $(VENV)/.test

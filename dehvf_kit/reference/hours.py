@@ -12,7 +12,10 @@ from dehvf_kit.reproduction.tables import published, table
 BETWEEN = re.compile(
     r"(?<=<!-- hours: written by `python -m dehvf_kit.reference` -->\n).*?(?=<!-- end of hours -->)", re.DOTALL
 )
-HEAD = "| table | method | recipe | parameters, published | ours, counted as published | hours of one A100 |\n|---|---|---|---|---:|---:|\n"
+HEAD = (
+    "| table | method | recipe | parameters, published | ours, counted as published | hours of one A100 |\n"
+    "|---|---|---|---|---:|---:|\n"
+)
 
 
 def with_hours(page: str) -> str:

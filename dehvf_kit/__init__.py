@@ -45,17 +45,24 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if TYPE_CHECKING:
-    from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
-    from dehvf_kit.backbones.memory_hooks import attach_memory, hook_ffns
-    from dehvf_kit.builder import build
-    from dehvf_kit.checkpoint import load
-    from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
-    from dehvf_kit.errors import DehvfError, RecipeError
-    from dehvf_kit.hookspecs import hookimpl
-    from dehvf_kit.model import DehvfModel
-    from dehvf_kit.model_config import DehvfConfig
-    from dehvf_kit.processing import DehvfProcessor
-    from dehvf_kit.recipe import Recipe, load_recipe, parse_recipe
+if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
+    from dehvf_kit.backbones.ffn_sites import FfnSite as FfnSite
+    from dehvf_kit.backbones.ffn_sites import ffn_sites as ffn_sites
+    from dehvf_kit.backbones.memory_hooks import attach_memory as attach_memory
+    from dehvf_kit.backbones.memory_hooks import hook_ffns as hook_ffns
+    from dehvf_kit.builder import build as build
+    from dehvf_kit.checkpoint import load as load
+    from dehvf_kit.config import BuildContext as BuildContext
+    from dehvf_kit.config import ComponentConfig as ComponentConfig
+    from dehvf_kit.config import Misfit as Misfit
+    from dehvf_kit.errors import DehvfError as DehvfError
+    from dehvf_kit.errors import RecipeError as RecipeError
+    from dehvf_kit.hookspecs import hookimpl as hookimpl
+    from dehvf_kit.model import DehvfModel as DehvfModel
+    from dehvf_kit.model_config import DehvfConfig as DehvfConfig
+    from dehvf_kit.processing import DehvfProcessor as DehvfProcessor
+    from dehvf_kit.recipe import Recipe as Recipe
+    from dehvf_kit.recipe import load_recipe as load_recipe
+    from dehvf_kit.recipe import parse_recipe as parse_recipe
 
 register_with_transformers()

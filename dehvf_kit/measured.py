@@ -14,8 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dehvf_kit.card import card
 from dehvf_kit.atomic import write_text
+from dehvf_kit.card import card
 from dehvf_kit.checkpoint import WEIGHTS, read_config
 from dehvf_kit.errors import AdapterError
 

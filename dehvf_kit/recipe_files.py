@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import Fault, RecipeError, did_you_mean, listing, shown
+from dehvf_kit.shipped import or_shipped
 from dehvf_kit.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 
 MAX_PARENTS = 16
@@ -17,6 +18,7 @@ MAX_PARENTS = 16
 def read_with_parents(file: Path, source: str, seen: Sequence[Path] = ()) -> dict[str, Any]:
     """A recipe file's data merged over its parents'. Raises: RecipeError for what cannot be read, or a circle."""
     try:
+        file = or_shipped(file)
         place = file.resolve()
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError([Fault("", f"cannot be read: {error}")], source) from error
@@ -33,7 +35,7 @@ def read_with_parents(file: Path, source: str, seen: Sequence[Path] = ()) -> dic
         raise RecipeError(
             [Fault("extends", f"given {shown(parent)}; name one .yaml file, as a path beside this one")], source
         )
-    above = file.parent / parent
+    above = or_shipped(file.parent / parent, Path(parent))
     if not os.path.isfile(above):
         beside = above.parent.glob("*.yaml") if os.path.isdir(above.parent) else ()
         near = sorted(path.name for path in beside if path.resolve() != place)

@@ -22,10 +22,11 @@ from dehvf_kit.config import ComponentConfig
 from dehvf_kit.plugin_manager import plugins
 from dehvf_kit.recipe_parser import FORMAT, Published
 from dehvf_kit.registry import Registry
+from dehvf_kit.shipped import HOME
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
 
 Schema = dict[str, Any]
-FILE = Path(__file__).resolve().parent.parent / "recipes" / "recipe.schema.json"
+FILE = HOME / "recipes" / "recipe.schema.json"
 TOWERS = ("vision", "decoder")
 WIRES = {
     "anyOf": [
@@ -172,7 +173,7 @@ class _Variant:
     def _settings(self, config: type[BaseModel], need_type: bool = False) -> Schema:
         """Schema of one config class, with the classes it nests inlined."""
         raw = config.model_json_schema()
-        schema = _inlined(raw, raw.pop("$defs", {}))
+        schema = inlined(raw, raw.pop("$defs", {}))
         schema = _slim(self._lenient(schema) if self.child else schema)
         required = [name for name in schema.get("required", []) if name != "type"]
         schema["required"] = [] if self.child else (["type"] if need_type else []) + required
@@ -204,17 +205,17 @@ class _Variant:
         return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _inlined(value: Any, definitions: Mapping[str, Schema]) -> Any:
+def inlined(value: Any, definitions: Mapping[str, Schema]) -> Any:
     """The same schema with references to its own definitions replaced by them."""
     if isinstance(value, list):
-        return [_inlined(item, definitions) for item in value]
+        return [inlined(item, definitions) for item in value]
     if not isinstance(value, dict):
         return value
     reference = value.get("$ref")
     if reference is not None:
         rest = {key: item for key, item in value.items() if key != "$ref"}
-        return {**_inlined(definitions[reference.rpartition("/")[2]], definitions), **_inlined(rest, definitions)}
-    return {key: _inlined(item, definitions) for key, item in value.items()}
+        return {**inlined(definitions[reference.rpartition("/")[2]], definitions), **inlined(rest, definitions)}
+    return {key: inlined(item, definitions) for key, item in value.items()}
 
 
 def _slim(value: Any, inside: bool = False) -> Any:

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "dehvf_kit"
 FLOORS = {
-    0: ("shapes", "errors", "scores", "atomic"),
+    0: ("shapes", "errors", "scores", "atomic", "shipped"),
     1: ("config", "hookspecs", "registry", "ops", "yaml_files", "strict_json"),
     2: ("backbones", "components", "recipe_files"),
     3: (
@@ -59,6 +59,7 @@ FLOORS = {
         "reproduction",
         "recipe_list",
         "schema",
+        "reference",
         "testing",
     ),
     5: ("cli", "__main__", "integrations"),

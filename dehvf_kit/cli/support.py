@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dehvf_kit.cli.console import print_json, quiet_transformers
 from dehvf_kit.errors import DehvfError, did_you_mean
+from dehvf_kit.shipped import HOME
 
 if TYPE_CHECKING:
     from dehvf_kit.testing.matrix import FamilyResult
     from dehvf_kit.testing.vision_matrix import EncoderResult
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = HOME / "docs"
 PAGES = ("support.md", "support_vision.md")
 
 

@@ -15,9 +15,10 @@ from dehvf_kit.planning.gpus import GPUS
 from dehvf_kit.planning.rivals import Sizes, rivals
 from dehvf_kit.planning.symbolic import training_flops
 from dehvf_kit.recipe import Recipe, load_recipe
+from dehvf_kit.shipped import HOME
 from dehvf_kit.yaml_files import read_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = HOME
 PUBLISHED = Path(__file__).with_name("published.yaml")
 TABLES = ("table1", "table2", "table3", "table4")
 SCORES, SPEED = "scores.json", Path("table2") / "comparison.json"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dehvf_kit.config import Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 
 
 class TrainingConfig(Settings):
@@ -36,6 +37,9 @@ class TrainingConfig(Settings):
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
     group_by_length: bool = Field(False, description="batch samples of like length together")
     num_workers: int = Field(0, ge=0, description="processes that decode and resize pictures")
+    report_to: Tracker = Field(
+        "auto", description="where figures go besides the run's own log; auto: TensorBoard where it is installed"
+    )
     cache_features: bool = Field(
         False, description="run frozen encoders once per picture and keep the features on disk, for later runs too"
     )

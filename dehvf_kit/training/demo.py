@@ -23,11 +23,12 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe, load_recipe
 from dehvf_kit.scoring.answers import Prediction, accuracy, answer
+from dehvf_kit.shipped import HOME
 from dehvf_kit.training.run import CHECKPOINTS, Progress, TrainResult, bfloat16_is_fast, train
 from dehvf_kit.training.trainer import num_steps
 
 SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = HOME / "recipes"
 BATCHES_TIMED = 3
 SCORING_BATCH = 64
 

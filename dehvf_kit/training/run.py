@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,24 @@ from transformers.trainer_utils import set_seed
 
 from dehvf_kit.builder import build
 from dehvf_kit.checkpoint import check_bases, read_config, read_weights, restore
-from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.data.feature_files import cached_features
 from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import DataError, DehvfError, Stopped
+from dehvf_kit.data.sieve import SKIPPED, Skipped, write_skipped
+from dehvf_kit.data.stream import SampleStream
+from dehvf_kit.errors import DataError, Stopped
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe
-from dehvf_kit.training.answers import leave_out_unanswered
 from dehvf_kit.training.checkpoints import newest, step_of
+from dehvf_kit.training.distributed import Processes, join_processes, spread
 from dehvf_kit.training.failures import told
 from dehvf_kit.training.finite_steps import skipped_steps
 from dehvf_kit.training.run_folder import ADAPTER, CHECKPOINTS, RunFolder
 from dehvf_kit.training.run_record import compare, record_of, write_record
 from dehvf_kit.training.stopping import Stopping
+from dehvf_kit.training.trackers import trackers
 from dehvf_kit.training.trainer import DehvfTrainer, StepReport, training_arguments
+from dehvf_kit.training.training_set import Progress, TrainingSet, read_samples, training_set
 
-Progress = Callable[[str, int, int, str], None]
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, and its log.
 
-    skipped: the steps whose loss or gradient was not finite; left_out: ids of samples without a token to learn from.
+    skipped: the steps whose loss or gradient was not finite; left_out: ids of samples without a token to learn from;
+    skipped_samples: bad ones, where `data.on_bad_sample` says to skip them.
     """
 
     adapter: Path
@@ -52,6 +53,7 @@ class TrainResult:
     log: list[dict[str, Any]]
     skipped: tuple[int, ...] = ()
     left_out: tuple[str, ...] = ()
+    skipped_samples: tuple[Skipped, ...] = ()
 
 
 def silent(stage: str, done: int, total: int, note: str = "") -> None:
@@ -79,31 +81,35 @@ def train(
     """
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
+    trackers(recipe.training.report_to)
+    here = join_processes()
+    progress = progress if here.main else silent
     with RunFolder(output, resume) as folder:
         if folder.finished:
             log.warning("%s: this run is finished; there is nothing to go on with", output)
-            return _result(folder, recipe, folder.read_log(), 0.0)
+            return _result(folder, recipe, folder.read_log(), 0.0, here)
         last = newest(folder.checkpoints, folder.writes) if resume else None
-        samples = recipe.data.samples("train") if samples is None else samples
-        if not samples:
-            raise DataError(f"{recipe.source}: its training set is empty")
+        given = read_samples(recipe, samples)
         with told(folder):
-            _begin(folder, recipe, samples, last, resume)
+            _begin(folder, recipe, [] if isinstance(given, SampleStream) else given.samples, last, resume)
         if model is None:
             progress("loading the base models", 0, 1, "")
             model = build(recipe)
-        encoded, left_out = _encode(recipe, model, samples, features, progress)
+        found = training_set(recipe, model, given, features, progress, here)
+        if folder.writes:
+            write_skipped(output / SKIPPED, found.skipped)
         with told(folder):
-            trainer, seconds = _steps(recipe, folder, model, encoded, last, progress)
+            trainer, seconds = _steps(recipe, folder, model, found, last, progress, here)
             rows = trainer.state.log_history
             if folder.writes:
                 folder.write_log(rows)
                 model.save_pretrained(folder.adapter)
-        return _result(folder, recipe, rows, seconds, trainer.state.global_step, left_out)
+        here.wait()
+        return _result(folder, recipe, rows, seconds, here, trainer.state.global_step, found)
 
 
 def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: Path | None, resume: bool) -> None:
-    """Write down what the run is begun with, or see that it is still the same."""
+    """Write down what the run is begun with, or see that it is still the same. Of a stream the files alone are compared."""
     record = record_of(recipe, samples)
     if last is not None:
         for line in compare(folder.place, record):
@@ -115,56 +121,29 @@ def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: P
         write_record(folder.place, record)
 
 
-def _encode(
-    recipe: Recipe,
-    model: DehvfModel,
-    samples: Sequence[Sample],
-    features: FeatureStore | None,
-    progress: Progress,
-) -> tuple[EncodedSamples, list[str]]:
-    """Samples ready to batch, and the ids of those that have no answer to learn."""
-    if model.processor is None:
-        raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
-    reads = model.reads_pictures
-    if reads:
-        samples = sieve.readable(lambda done, total: progress("opening pictures", done, total, ""))
-    if reads and config.cache_features:
-        features = cached_features(model, config) if features is None else features
-        features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
-    encoded = EncodedSamples(
-        samples,
-        model.processor,
-        recipe.data.prompt,
-        config.max_length,
-        reads,
-        features if config.cache_features else None,
-        sieve.skip if sieve.skips else None,
-    )
-    return encoded, leave_out_unanswered(encoded)
-
-
 def _steps(
     recipe: Recipe,
     folder: RunFolder,
     model: DehvfModel,
-    encoded: EncodedSamples,
+    found: TrainingSet,
     last: Path | None,
     progress: Progress,
+    here: Processes,
 ) -> tuple[DehvfTrainer, float]:
     """Take the steps that are left; the trainer and the seconds that took. Raises: Stopped."""
     config = recipe.training
     if last is not None:
         check_bases(model, read_config(last), last)
     set_seed(config.seed)
-    tensorboard = importlib.util.find_spec("tensorboard") is not None
-    args = training_arguments(config, folder.checkpoints, len(encoded), tensorboard=tensorboard)
+    args = training_arguments(config, folder.checkpoints, found.count, here.count)
     report = StepReport(
         lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
     )
+    spread(model, here)
     started = time.perf_counter()
     model.train()
     with Stopping() as stopping:
-        trainer = DehvfTrainer(model, args, encoded, [report, stopping], config.max_bad_steps)
+        trainer = DehvfTrainer(model, args, found.dataset, [report, stopping], config.max_bad_steps)
         _drop_printer(trainer)
         if last is not None and step_of(last) >= args.max_steps:
             # Ended after its last step: transformers would take one more where an epoch is not over.
@@ -189,14 +168,17 @@ def _result(
     recipe: Recipe,
     rows: list[dict[str, Any]],
     seconds: float,
+    here: Processes,
     steps: int | None = None,
-    left_out: Sequence[str] = (),
+    found: TrainingSet | None = None,
 ) -> TrainResult:
     """steps: None where the log alone tells."""
     if steps is None:
         steps = max((row["step"] for row in rows if "step" in row), default=0)
-    seen = steps * recipe.training.batch_size * recipe.training.gradient_accumulation
-    return TrainResult(folder.adapter, steps, seen, seconds, rows, tuple(skipped_steps(rows)), tuple(left_out))
+    config = recipe.training
+    seen = steps * config.batch_size * config.gradient_accumulation * here.count
+    left_out, bad = ((), ()) if found is None else (tuple(found.left_out), tuple(found.skipped))
+    return TrainResult(folder.adapter, steps, seen, seconds, rows, tuple(skipped_steps(rows)), left_out, bad)
 
 
 def _drop_printer(trainer: DehvfTrainer) -> None:

@@ -19,6 +19,7 @@ from dehvf_kit.model import DehvfModel
 from dehvf_kit.training.answers import has_answer, no_answer
 from dehvf_kit.training.config import TrainingConfig
 from dehvf_kit.training.finite_steps import FiniteSteps
+from dehvf_kit.training.trackers import trackers
 from dehvf_kit.training.whole_checkpoints import WholeCheckpoints
 
 IDS = "sample_ids"
@@ -36,9 +37,7 @@ def num_steps(config: TrainingConfig, samples: int, processes: int = 1) -> tuple
     return total, min(round(per_epoch * config.warmup_epochs), total)
 
 
-def training_arguments(
-    config: TrainingConfig, output: Path, samples: int, processes: int = 1, tensorboard: bool = False
-) -> TrainingArguments:
+def training_arguments(config: TrainingConfig, output: Path, samples: int, processes: int = 1) -> TrainingArguments:
     """The recipe's training section in transformers' terms."""
     total, warmup = num_steps(config, samples, processes)
     return TrainingArguments(
@@ -65,7 +64,7 @@ def training_arguments(
         logging_first_step=True,
         seed=config.seed,
         data_seed=config.seed,
-        report_to=["tensorboard"] if tensorboard else [],
+        report_to=trackers(config.report_to),
         remove_unused_columns=False,
         label_names=["labels"],
         ddp_find_unused_parameters=True,  # a batch without pictures leaves fuser and projector without gradients

@@ -1,0 +1,195 @@
+"""Every message of the kit to its users, read from the source: the texts given to its errors, with `…` for what varies.
+
+A text counts where it is the message of an error of `dehvf_kit.errors` or a subclass, of a `Misfit`, a `Fault` or an
+`Issue`, of a `fault(path, message)` of the checkers, or of a ValueError in a config class (pydantic hands it on). Where the
+message is put together beforehand, as `"\\n".join(faults)` is, the texts that went into it in the same function count; a
+place whose texts come from further away stands in `RELAYS`. `str(error)` and `f"{file}: {error}"` pass another text on.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+PACKAGE = Path(__file__).resolve().parent.parent
+HOLE = "…"
+# Which argument is the message, for calls that are no errors themselves. `Issue`: the kind, which the data's refusal prints.
+CALLS = {"Fault": 1, "fault": 1, "Misfit": 0, "Issue": 0}
+# Floors that speak to authors of the kit and of plugins: outcomes of contract items, not messages to mend by.
+LEFT_OUT = ("testing", "reference")
+# Functions whose every text is a message, returned or raised as something else that a caller turns into ours.
+SPOKEN = ("recipe_parser.py:_wording", "registry.py:find", "data/scienceqa_prompt.py:check_format")
+# Functions that hand on messages made elsewhere, and where that is.
+RELAYS = {
+    "data/issues.py:refuse": "the kinds of its issues",
+    "graph.py:fault": "its callers' texts",
+    "recipe.py:check": "the graph's faults",
+    "recipe_files.py:override": "the fault beside it",
+    "recipe_parser.py:fault": "its callers' texts",
+    "recipe_parser.py:parse": "the faults collected",
+    "recipe_parser.py:parse_data": "the faults collected",
+    "recipe_parser.py:_validate": "the texts of _wording",
+    "recipe_list.py:load_all": "each recipe's faults",
+    "yaml_files.py:parse_yaml": "the faults collected",
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One text and the place that says it: `file.py:function`."""
+
+    text: str
+    place: str
+
+
+def messages(package: Path = PACKAGE) -> list[Message]:
+    """All messages, file by file. Raises: LookupError for a message that cannot be traced to a text and is no known relay."""
+    files = {
+        file.relative_to(package).as_posix(): ast.parse(file.read_text(encoding="utf-8"))
+        for file in sorted(package.rglob("*.py"))
+    }
+    errors = _error_names(files.values())
+    found: list[Message] = []
+    for name, tree in files.items():
+        if name.split("/")[0] not in LEFT_OUT:
+            found += _in_file(name, tree, errors)
+    return found
+
+
+def normal(text: str) -> str:
+    """What two spellings of a message share: file names before it and variables at its end left out."""
+    text = re.sub(f"{HOLE}+", HOLE, " ".join(text.split()))
+    return re.sub(rf"^({HOLE}:\s?)+", "", text).rstrip(f"{HOLE} ")
+
+
+def _error_names(trees: Iterable[ast.Module]) -> set[str]:
+    """Names of `DehvfError` and all classes below it."""
+    parents = {
+        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    names = {"DehvfError"}
+    while more := {name for name, bases in parents.items() if bases & names} - names:
+        names |= more
+    return names - {"RecipeError"}  # its messages are its faults
+
+
+def _in_file(name: str, tree: ast.Module, errors: set[str]) -> Iterator[Message]:
+    for function, owner in _functions(tree):
+        if f"{name}:{function.name}" in SPOKEN:
+            for node in ast.walk(function):
+                said = node.value if isinstance(node, ast.Return) else node.args[0] if _is_error(node) else None
+                yield from (Message(text, f"{name}:{function.name}") for text in _texts(said) if " " in text)
+            continue
+        for call in _own_calls(function):
+            argument = _message_of(call, errors, owner)
+            if argument is None:
+                continue
+            place = f"{name}:{function.name}"
+            texts = list(dict.fromkeys(_texts(argument) or _gathered(argument, function)))
+            if not texts and not _passes_on(argument) and place not in RELAYS:
+                raise LookupError(
+                    f"{name}:{call.lineno}: cannot tell this message's text; give it here, or add {place} to RELAYS"
+                )
+            yield from (Message(text, place) for text in texts)
+
+
+def _is_error(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error") and bool(node.args)
+
+
+def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Every function with the bases of its class, written out."""
+    classes = {
+        inner: " ".join(ast.unparse(base) for base in node.bases)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for inner in node.body
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node, classes.get(node, "")
+
+
+def _own_calls(function: ast.FunctionDef) -> Iterator[ast.Call]:
+    """Calls in a function, those of functions inside it left out."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, ast.FunctionDef):
+            continue
+        if isinstance(node, ast.Call):
+            yield node
+        waiting = [*ast.iter_child_nodes(node), *waiting]
+
+
+def _message_of(call: ast.Call, errors: set[str], owner: str) -> ast.expr | None:
+    """The argument that is the message; None where the call is none of ours."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in CALLS:
+        index = CALLS[name]
+    elif name in errors or (
+        name == "ValueError" and any(word in owner for word in ("Settings", "Config", "BaseModel"))
+    ):
+        index = 0
+    else:
+        return None
+    return call.args[index] if len(call.args) > index else None
+
+
+def _texts(node: ast.expr | None) -> list[str]:
+    """The texts an expression may be, `…` where something varies; none where it says nothing of its own."""
+    if isinstance(node, ast.IfExp):
+        return [*_texts(node.body), *_texts(node.orelse)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [f"{left}{right}" for left in _texts(node.left) or [HOLE] for right in _texts(node.right) or [HOLE]]
+    text = ""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        text = node.value
+    elif isinstance(node, ast.JoinedStr):
+        text = "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values)
+    words = " ".join(text.split())
+    return [words] if any(letter.isalpha() for letter in words) else []
+
+
+def _passes_on(node: ast.expr) -> bool:
+    """Whether an expression is another error's text, perhaps with a place before it: `str(error)`, `f"{file}: {error}"`."""
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "str")
+
+
+def _gathered(argument: ast.expr, function: ast.FunctionDef) -> Iterator[str]:
+    """Texts put into the names that `argument` reads, by assignment, `+=`, `append` or `extend`, in the same function."""
+    names = {node.id for node in ast.walk(argument) if isinstance(node, ast.Name)}
+    for node in ast.walk(function):
+        value: ast.expr | None = None
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            value = node.value if names & set(map(ast.unparse, targets)) else None
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("append", "extend")
+            and ast.unparse(node.func.value) in names
+        ):
+            value = node.args[0]
+        if value is not None:
+            yield from _elements(value)
+
+
+def _elements(value: ast.expr) -> Iterator[str]:
+    """Texts of an expression, and of the elements of a list or comprehension."""
+    if isinstance(value, ast.List | ast.Tuple):
+        for element in value.elts:
+            yield from _elements(element)
+    elif isinstance(value, ast.ListComp | ast.GeneratorExp):
+        yield from _elements(value.elt)
+    elif isinstance(value, ast.IfExp):
+        yield from (*_elements(value.body), *_elements(value.orelse))
+    else:
+        yield from (text for text in _texts(value) if " " in text)

@@ -1,0 +1,49 @@
+"""The files that mypy checks strictly are those of the public API, and citation and package agree on the version."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import yaml
+
+import dehvf_kit
+from dehvf_kit import testing
+
+ROOT = Path(__file__).parents[1]
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_checked() -> None:
+    (listed,) = re.findall(r"^\[tool\.mypy\].*?files = \[(.*?)\]", PROJECT, re.MULTILINE | re.DOTALL)
+    files = set(re.findall(r'"([^"]+)"', listed))
+    assert all((ROOT / file).exists() for file in files)
+    homes = {Path(importlib.import_module(home).__file__ or "") for home in dehvf_kit._HOME.values()}
+    assert {home.relative_to(ROOT).as_posix() for home in homes} <= files
+    assert {"dehvf_kit/__init__.py", "dehvf_kit/hookspecs.py", "dehvf_kit/testing"} <= files
+    assert Path(testing.__file__ or "").parent == ROOT / "dehvf_kit/testing"
+    assert "strict = true" in PROJECT
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    text = (ROOT / "dehvf_kit/__init__.py").read_text(encoding="utf-8")
+    seen = text.partition("if TYPE_CHECKING:")[2]
+    assert all(f" import {name} as {name}\n" in seen for name in dehvf_kit._HOME)
+    assert (ROOT / "dehvf_kit/py.typed").is_file()
+
+
+def test_one_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == dehvf_kit.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", dehvf_kit.__version__)
+    assert cited["license"] == "Apache-2.0" and (ROOT / "LICENSE").is_file()
+
+
+def test_every_extra_is_explained() -> None:
+    (section,) = re.findall(r"^\[project\.optional-dependencies\]\n(.*?)^\[", PROJECT, re.MULTILINE | re.DOTALL)
+    extras = set(re.findall(r"^(\w+) = ", section, re.MULTILINE))
+    page = (ROOT / "docs/environment.md").read_text(encoding="utf-8")
+    assert {"demo", "eval", "cuda", "timm", "chat", "docs", "dev"} <= extras
+    first_cells = "".join(re.findall(r"^\| (`[^|]*) \|", page.partition("## Recipes")[0], re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first_cells)) == extras

@@ -15,6 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from dehvf_kit import __version__
+from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
+from dehvf_kit.cli.page_commands import add_page_commands
+from dehvf_kit.cli.starting_commands import add_starting_commands
 from dehvf_kit.errors import DehvfError
 
 INTERRUPTED = 130
@@ -44,11 +47,6 @@ app = typer.Typer(
     help="Give eyes to a frozen language model: hierarchical visual features written into its feed-forward memory.",
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a .yaml file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False),
-]
 Words = Annotated[
     list[str],
     typer.Argument(
@@ -57,7 +55,6 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions to ask at most.", show_default=False)]
 
 
@@ -93,11 +90,11 @@ def before(
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Find every fault of a recipe at once; needs both base models' configs, never weights."""
     from dehvf_kit.cli.check import run
 
-    run(recipe, overrides or [])
+    run(recipe, overrides or [], as_json)
 
 
 @app.command()
@@ -194,11 +191,12 @@ def train(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the run goes.", show_default="runs/NAME")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a recipe's adapter on its data set."""
     from dehvf_kit.cli.train import run
 
-    run(recipe, overrides or [], output, resume)
+    run(recipe, overrides or [], output, resume, as_json)
 
 
 @app.command()
@@ -450,11 +448,12 @@ def import_memvp(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the adapter goes.")],
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that stands there.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Read an official MemVP adapter checkpoint into an adapter of the kit; needs no base weights, runs no pickle."""
     from dehvf_kit.cli.import_memvp import run
 
-    run(checkpoint, recipe, overrides or [], output, overwrite)
+    run(checkpoint, recipe, overrides or [], output, overwrite, as_json)
 
 
 @app.command()
@@ -463,11 +462,16 @@ def demo(
         "runs/demo"
     ),
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Minutes of training DEHVF, at most.")] = 7.0,
+    as_json: Json = False,
 ) -> None:
     """Train and score the default recipe on real pictures, beside the same recipe without pictures."""
     from dehvf_kit.cli.demo import run
 
-    run(output, minutes)
+    run(output, minutes, as_json)
+
+
+add_page_commands(app)
+add_starting_commands(app)
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def _answers(
     model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
 ) -> list[str]:
     device = next(model.decoder.parameters()).device
-    inputs, starts = _asked(model.processor, batch)
+    inputs, starts = asked(model.processor, batch)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_pictures:
         if len(with_picture) < len(batch):
@@ -72,7 +72,7 @@ def _answers(
     return model.processor.batch_decode(rows, skip_special_tokens=True)
 
 
-def _asked(processor: DehvfProcessor, batch: Sequence[Sample]) -> tuple[dict[str, Any], list[list[int]]]:
+def asked(processor: DehvfProcessor, batch: Sequence[Sample]) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs of the prompts, each followed by the `answer_start` of its sample, padded on the left; and those starts."""
     if not any(sample.answer_start for sample in batch):
         return dict(processor(text=[sample.question for sample in batch], padding=True)), [[] for _ in batch]

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dehvf_kit import __version__
+from dehvf_kit.cli import completion
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.page_commands import add_page_commands
 from dehvf_kit.cli.starting_commands import add_starting_commands
@@ -94,7 +95,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     """Find every fault of a recipe at once; needs both base models' configs, never weights."""
     from dehvf_kit.cli.check import run
 
-    run(recipe, overrides or [], as_json)
+    raise typer.Exit(run(recipe, overrides or [], as_json))
 
 
 @app.command()
@@ -108,7 +109,12 @@ def show(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False)
 @app.command(name="list")
 def list_installed(
     role: Annotated[
-        str | None, typer.Argument(metavar="ROLE", help="Only this role, with every field.", show_default=False)
+        str | None, typer.Argument(
+            metavar="ROLE",
+            help="Only this role, with every field.",
+            show_default=False,
+            autocompletion=completion.roles,
+        )
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -361,7 +367,7 @@ def compare(
 @app.command()
 def plan(
     words: Words,
-    gpu: Annotated[str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.")] = "a100-80gb",
+    gpu: Annotated[str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.", autocompletion=completion.gpus)] = "a100-80gb",
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many of them.")] = 1,
     gpu_memory: Annotated[
         float | None, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.", show_default="the table's")
@@ -403,7 +409,12 @@ def plan(
 @app.command()
 def reproduce(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="table1 to table4, figure2 to figure4.", show_default=False)
+        str, typer.Argument(
+            metavar="NAME",
+            help="table1 to table4, figure2 to figure4.",
+            show_default=False,
+            autocompletion=completion.figures,
+        )
     ],
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where our runs lie.")] = Path("runs"),
     adapter: Annotated[

@@ -140,6 +140,8 @@ def _wire(edge: Edge, way: Sequence[tuple[float, float]]) -> str:
     points = list(way) if not edge.loop else list(way)[::-1]
     (x, y), path = points[0], [f"M{points[0][0]:.1f},{points[0][1]:.1f}"]
     for right, down in points[1:]:
+        if (right, down) == (x, y):  # an arrow at the end of nothing has no direction
+            continue
         middle = (y + down) / 2
         straight = abs(right - x) < 0.5
         path.append(

@@ -128,7 +128,7 @@ def _edges(graph: Graph, towers: Mapping[str, VisionSpec]) -> Iterator[Edge]:
     """All wires, then all hooks. A node inside an encoder closes a circle with it: one of its two edges is the loop."""
     inside = {name for name in graph.order if graph.nodes[name].config.attaches == "vision"}
     for wire, node, port in graph.edges():
-        loop = node in inside and wire.port == "tower"
+        loop = node in inside and wire.port == "tower" and node not in _downstream(graph, wire.node)
         yield Edge(wire.node, wire.port, node, port, loop=loop)
     for name in graph.order:
         place = graph.nodes[name].config.attaches

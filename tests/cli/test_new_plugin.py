@@ -25,7 +25,7 @@ def test_its_tests_pass_at_once(command: Command, tmp_path: Path, kind: str) -> 
     assert {str(Path(file).relative_to(folder)) for file in facts["files"]} == {
         "pyproject.toml", "README.md", "dehvf_kit_my_own.py", "tests/test_my_own.py"
     }  # fmt: skip
-    assert not any("{{" in Path(file).read_text() or "}}" in Path(file).read_text() for file in facts["files"])
+    assert not any("{{" in Path(file).read_text() for file in facts["files"])
     ways = os.pathsep.join([str(folder), *sys.path])
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],

@@ -178,9 +178,9 @@ class ActiveMemory:
     ) -> None:
         self.visual_scale, self.output_scale, self.form = injector.visual_scale, injector.output_scale, injector.form
         self.visual_in = injector.visual_in
-        codes = None if fused is None or readout is None else readout.activation(fused)
+        codes = None if fused is None or readout is None else fused
+        self._codes = [] if codes is None else self._by_layer(codes, readout.activation)
         self._tensors: dict[str, Tensor | None] = {
-            "codes": codes,
             "weight": None if codes is None else readout.weight,
             "bias": None if codes is None else readout.bias,
             "position_keys": position_keys,
@@ -197,7 +197,8 @@ class ActiveMemory:
         cast = self._cast.get(place)
         if cast is None:
             tensors = {name: None if t is None else t.to(x.device, x.dtype) for name, t in self._tensors.items()}
-            cast = self._cast[place] = tensors, self._by_layer(tensors.pop("codes"))
+            layers = [{role: code.to(x.device, x.dtype) for role, code in codes.items()} for codes in self._codes]
+            cast = self._cast[place] = tensors, layers
         shared, layers = cast
         codes = layers[index] if layers else {}
         return LayerMemory(codes.get("key"), codes.get("value"), visual_scale=self.visual_scale, **shared)
@@ -209,15 +210,17 @@ class ActiveMemory:
             self._joined[place] = join_tables(memory, self.output_scale)
         return self._joined[place]
 
-    def _by_layer(self, codes: Tensor | None) -> list[dict[str, Tensor]]:
-        """Codes of each decoder layer and role. Taken apart at once: in backward, slices of the whole would each fill it."""
-        if codes is None:
-            return []
-        roles = [roles.unbind(1) for roles in codes.unbind(1)]
-        return [
-            {role: kv[min(place, len(kv) - 1)] for place, role in enumerate(KV) if role in self.visual_in}
-            for kv in roles
-        ]
+    def _by_layer(self, fused: Tensor, activate: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
+        """Activated codes of each decoder layer and role.
+
+        Taken apart at once and before the activation: in backward, slices of the whole would each fill it, and
+        passes over pieces that stay in a cache cost less than passes over the whole.
+        """
+        layers, kv = fused.shape[1:3]
+        pieces = fused.flatten(1, 2).unbind(1)
+        places = {role: min(place, kv - 1) for place, role in enumerate(KV) if role in self.visual_in}
+        active = {i: activate(piece) for i, piece in enumerate(pieces) if i % kv in places.values()}
+        return [{role: active[layer * kv + place] for role, place in places.items()} for layer in range(layers)]
 
     def read(self, index: int, x: Tensor, site: FfnSite, dropout: float) -> Tensor | None:
         """What this memory adds to FFN(x) at one site. Shapes: x [rows, token, hidden], rows a multiple of the batch."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dehvf_kit.graph import BATCH, DECODER, Graph, Wire
+from dehvf_kit.graph import BATCH, BATCH_PORTS, DECODER, TOWER_PORTS, Graph, Port, Wire
 
 if TYPE_CHECKING:
     from dehvf_kit.graph import Node
@@ -113,10 +113,9 @@ def _node(graph: Graph, name: str) -> Box:
 
 
 def _tower_ports(graph: Graph, name: str, used: set[tuple[str, str]]) -> tuple[PortLabel, ...]:
+    ports = map(Port.parse, BATCH_PORTS if name == BATCH else TOWER_PORTS)
     return tuple(
-        PortLabel(port, _axes(graph, name, port, tuple(graph.sizes[name, port])))
-        for node, port in graph.sizes
-        if node == name and (name, port) in used
+        PortLabel(port.name, _axes(graph, name, port.name, port.axes)) for port in ports if (name, port.name) in used
     )
 
 

@@ -43,4 +43,4 @@ def test_boxes_do_not_overlap_and_wires_pass_beside_them(seed: int) -> None:
                 left, top = found.x[name] - sizes[name][0] / 2, found.y[name]
                 inside = left < x < left + sizes[name][0] and y < top + sizes[name][1] and down > top
                 assert not (inside and x == right), f"a wire from {link.a} to {link.b} runs through {name}"
-    assert all(0 <= found.x[n] - sizes[n][0] / 2 and found.x[n] + sizes[n][0] / 2 <= found.width + 1e-6 for n in names)
+    assert all(sizes[n][0] / 2 - 1e-6 <= found.x[n] <= found.width - sizes[n][0] / 2 + 1e-6 for n in names)

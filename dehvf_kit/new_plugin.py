@@ -16,11 +16,19 @@ NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 PREFIX = "dehvf-kit-"
 # What each kind is, the role that `dehvf-kit list` shows it under, and how a recipe names it.
 KINDS = {
-    "vision": ("A vision encoder for dehvf-kit.", "vision", "In a recipe: `vision: {type: TYPE, checkpoint: weights.safetensors}`."),
-    "decoder": ("A decoder for dehvf-kit.", "decoder", "In a recipe: `decoder: {model: folder}`, its config.json saying `\"model_type\": \"TYPE\"`."),
+    "vision": (
+        "A vision encoder for dehvf-kit.",
+        "vision",
+        "In a recipe: `vision: {type: TYPE, checkpoint: weights.safetensors}`.",
+    ),
+    "decoder": (
+        "A decoder for dehvf-kit.",
+        "decoder",
+        "In a recipe: `decoder: {model: folder}`, where the folder's config.json says `\"model_type\": \"TYPE\"`.",
+    ),
     "component": ("A fuser for dehvf-kit.", "fuser", "In a recipe: `graph: {fuser: {type: TYPE}}`."),
     "data": ("A data set for dehvf-kit.", "data", "In a recipe: `data: {type: TYPE, path: folder}`."),
-}  # fmt: skip
+}
 
 
 def new_plugin(name: str, kind: str, parent: Path) -> list[Path]:

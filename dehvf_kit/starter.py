@@ -60,7 +60,9 @@ def starter_recipe(name: str, decoder: str, vision: str, data: str, overrides: t
     recipe.check()
     if recipe.data is not None and not recipe.data.parts():
         fields = listing(field for field in type(recipe.data).model_fields if field not in ("type", "prompt"))
-        raise DataError(f"data: '{data}' is not told where its data are; name the file or folder itself, or set data.FIELD=... ({fields})")
+        raise DataError(
+            f"data: '{data}' is not told where its data are; name the file or folder itself, or set data.FIELD=... ({fields})"
+        )
     return raw
 
 

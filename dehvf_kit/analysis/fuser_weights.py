@@ -52,10 +52,14 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ReadLayers:
-    """A trained adapter's mean weights and the group of each decoder layer; layers counted from 1."""
+    """A trained adapter's mean weights, the group of each decoder layer, and each group's places among the vision layers.
+
+    Layers are counted from 1 in what `by_group` and `by_layer` give.
+    """
 
     weights: LayerWeights
     group_of_layer: list[int]
+    members: list[list[int]]
     pictures: int
 
     def by_group(self) -> list[dict[str, Any]]:
@@ -64,7 +68,7 @@ class ReadLayers:
         for group in sorted(set(self.group_of_layer)):
             mine = [layer for layer, other in enumerate(self.group_of_layer) if other == group]
             mean = self.weights.weights[mine].mean(0)  # [kv, vision layer]
-            read = (mean.sum(0) > 0).nonzero().squeeze(1).tolist()
+            read = self.members[group]
             rows.append(
                 {
                     "group": group + 1,
@@ -116,7 +120,8 @@ def read_layers(
         by_layer = weights.new_zeros(*weights.shape[:-1], len(labels)).scatter_add(-1, index, weights).sum(0)
         total = by_layer if total is None else total + by_layer
     mean = LayerWeights((total / len(pictures)).cpu(), labels)
-    return ReadLayers(mean, levels.group_of_layer.tolist(), len(pictures))
+    members = [sorted(set(row[kept].tolist())) for row, kept in zip(levels.index, levels.mask, strict=True)]
+    return ReadLayers(mean, levels.group_of_layer.tolist(), members, len(pictures))
 
 
 def fuser_of(model: DehvfModel) -> tuple[str, Any] | None:

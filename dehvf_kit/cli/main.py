@@ -367,7 +367,9 @@ def compare(
 @app.command()
 def plan(
     words: Words,
-    gpu: Annotated[str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.", autocompletion=completion.gpus)] = "a100-80gb",
+    gpu: Annotated[
+        str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.", autocompletion=completion.gpus)
+    ] = "a100-80gb",
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many of them.")] = 1,
     gpu_memory: Annotated[
         float | None, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.", show_default="the table's")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dehvf_kit.report.page import text
 
 WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 40
 FONT = 12
 CELL_X, CELL_Y = 27, 15
 Points = Sequence[tuple[float, float]]
@@ -44,7 +44,7 @@ def lines(points: Points, x_name: str, y_name: str, logarithmic: bool = False, s
         x = float(at(mark, kept[0][1]).split(",")[0])
         parts.append(_text(x, HEIGHT - BOTTOM + 17, _short(mark), "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_name, "middle"))
-    parts.append(_text(LEFT + 4, TOP + 8, y_name, "start"))
+    parts.append(_text(LEFT, 12, y_name, "start", "var(--ink)"))
     thin = "stroke-width='1' opacity='.45'" if smooth and len(kept) > 9 else "stroke-width='2'"
     parts.append(f"<polyline fill='none' stroke='var(--a)' {thin} points='{' '.join(at(*p) for p in kept)}'/>")
     if smooth and len(kept) > 9:
@@ -67,7 +67,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], 
     """Dots with intervals on an axis from 0 to 100: for each row one (value, low, high) a model, in per cent."""
     step = 18 * len(models) + 16
     longest = max((len(name) for name, _ in rows), default=0)
-    left, height = 18 + 7.2 * min(longest, 24), TOP + step * len(rows) + 26
+    left, height = 18 + 7.2 * min(longest, 24), 8 + step * len(rows) + 26
     parts = [_open("scores with their intervals", height)]
 
     def at(value: float) -> float:
@@ -75,10 +75,10 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], 
 
     for mark in (0, 25, 50, 75, 100):
         x = at(mark)
-        line = f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{TOP}' y2='{height - 22}' stroke='var(--line)'/>"
+        line = f"<line x1='{x:.1f}' x2='{x:.1f}' y1='8' y2='{height - 22}' stroke='var(--line)'/>"
         parts += [line, _text(x, height - 6, str(mark), "middle")]
     for number, (name, values) in enumerate(rows):
-        top = TOP + step * number
+        top = 8 + step * number
         parts.append(_text(left - 10, top + step / 2 + 4, name[:24], "end", "var(--ink)"))
         for model, (value, low, high) in enumerate(values):
             if not all(map(math.isfinite, (value, low, high))):
@@ -91,9 +91,9 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], 
 
 
 def heat_map(
-    values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str, x_name: str
+    values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str, x_name: str
 ) -> str:
-    """Cells of values from 0 to 1 (nothing is drawn for 0), darker for more; each says its value."""
+    """Framed cells of values from 0 to 1, stronger for more, each saying its value; nothing is drawn for None."""
     long = max((len(column) for column in columns), default=0)
     wide = max(CELL_X, 7.4 * long + 6)
     left, top = 14 + 6.6 * max((len(row) for row in rows), default=0), 50
@@ -110,11 +110,11 @@ def heat_map(
         y = top + CELL_Y * row
         parts.append(_text(left - 7, y + 11.5, name, "end", size=11))
         for number, value in enumerate(line):
-            if value <= 0:
+            if value is None:
                 continue
             parts.append(
                 f"<rect x='{left + wide * number:.1f}' y='{y}' width='{wide - 1:.1f}' height='{CELL_Y - 1}' "
-                f"fill='var(--heat)' fill-opacity='{0.05 + 0.95 * min(value, 1):.3f}'>"
+                f"fill='var(--heat)' fill-opacity='{min(value, 1):.3f}' stroke='var(--line)'>"
                 f"<title>{text(name)}, {text(columns[number])}: {value:.3f}</title></rect>"
             )
     return f"<div class='wide'>{''.join(parts)}</svg></div>"

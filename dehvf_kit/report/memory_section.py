@@ -17,8 +17,9 @@ STYLE = """
 .maps .pick button[aria-pressed=true]{border-color:var(--accent)}.maps .pick img{width:64px;height:64px;border-radius:5px;
 object-fit:cover}.maps .views{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}.maps canvas,.maps .seen{width:min(100%,
 260px);aspect-ratio:1;border-radius:6px;image-rendering:pixelated;display:block}.maps .views figure{width:min(100%,260px)}
-.maps input[type=range]{width:100%;max-width:540px;accent-color:var(--accent)}.maps label{display:block}
-.maps .bars{display:flex;align-items:flex-end;gap:2px;height:84px;max-width:540px;border-bottom:1px solid var(--line)}
+.maps input[type=range]{width:100%;max-width:540px;accent-color:var(--accent)}.maps label,.maps .layer{display:block}
+.maps .bars{display:flex;align-items:flex-end;gap:2px;height:84px;max-width:540px;
+border-bottom:1px solid var(--line)}
 .maps .bars button{flex:1;min-width:2px;border:0;padding:0;background:var(--line);cursor:pointer}
 .maps .bars button.on{background:var(--accent)}
 """
@@ -55,8 +56,9 @@ def memory_maps(maps: Sequence[MemoryMap], answers: Mapping[str, Prediction]) ->
     return f"""<style>{STYLE}</style><noscript><p class='note'>The maps need JavaScript.</p></noscript>
 <div class='maps'><script type="application/json">{data}</script><div class='pick'></div>
 <div><b class='question'></b><br><span class='said soft'></span></div>
-<div class='views'><figure><img class='seen' alt='the picture as the encoder sees it'><figcaption>as the encoder sees it</figcaption>
-</figure><figure><canvas width='520' height='520'></canvas><figcaption class='most'></figcaption></figure></div>
+<div class='views'><figure><img class='seen' alt='the picture as the encoder sees it'>
+<figcaption>as the encoder sees it</figcaption></figure>
+<figure><canvas width='520' height='520'></canvas><figcaption class='most'></figcaption></figure></div>
 <label><b class='layer'></b><input type='range' min='1' max='{layers}' value='{first}' aria-label='decoder layer'></label>
 <label><input type='checkbox' checked> each layer on a scale of its own</label>
 <div><div class='bars'></div><div class='soft'>how much all patches wrote, by decoder layer; click one</div></div></div>

@@ -31,7 +31,7 @@ a{color:var(--accent)}nav{display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin:.9re
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}pre{background:var(--card);border:1px solid
 var(--line);border-radius:7px;padding:.7rem .9rem;overflow-x:auto;margin:.5rem 0}code{overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0}th{font-weight:600;text-align:left;vertical-align:bottom}
-td,th{padding:.28rem 1.1rem .28rem 0}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td,th{padding:.28rem .9rem .28rem 0}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}
 tbody td{border-top:1px solid var(--line);vertical-align:top}tr.sum td{font-weight:600}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.7rem;margin:1rem 0}
 .fact{background:var(--card);border:1px solid var(--line);border-radius:9px;padding:.6rem .8rem}

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import platform
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from dehvf_kit.plugin_manager import plugins
 from dehvf_kit.report.page import Section, table, text
 from dehvf_kit.report.run_folder import RunFolder
 from dehvf_kit.report.sections import eval_command
+from dehvf_kit.training.run import ADAPTER
 from dehvf_kit.yaml_files import to_yaml
 
 
@@ -26,7 +29,9 @@ def repeat_section(run: RunFolder) -> Section:
     recipe = run.recipe
     file = f"{recipe.name or 'recipe'}.yaml"
     resolved = to_yaml(recipe.resolved())
-    commands = [f"dehvf-kit train {file} --output {run.folder}", eval_command(run), f"dehvf-kit report {run.folder}"]
+    again = Path("runs") / f"{recipe.name or run.folder.name}_again"
+    commands = [f"dehvf-kit train {quote(file)} --output {quote(str(again))}"]
+    commands += [eval_command(again / ADAPTER, again), f"dehvf-kit report {quote(str(again))}"]
     address = f"data:text/yaml;base64,{base64.b64encode(resolved.encode()).decode()}"
     print_ = saved_fingerprint(run.config, recipe, str(run.adapter))
     parts = [

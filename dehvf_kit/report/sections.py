@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from dehvf_kit.analysis.fuser_weights import ReadLayers
@@ -46,8 +48,8 @@ def curves_section(run: RunFolder) -> Section:
         drawn = lines(points, "step", names[name], logarithmic="loss" in name, smooth=name != "learning_rate")
         charts += [f"<figure>{drawn}</figure>"] if drawn else []
     if not charts:
-        command = f"dehvf-kit train RECIPE --output {run.folder}"
-        return Section("curves", "Training curves", missing("The run has no log.jsonl with steps.", command))
+        why, command = "The run has no log.jsonl with several steps.", f"dehvf-kit train RECIPE --output {quote(str(run.folder))}"
+        return Section("curves", "Training curves", missing(why, command))
     last = next((row for row in reversed(run.log) if "train_runtime" in row), None)
     note = "Thin: as logged; bold: its running mean. Losses on a logarithmic axis."
     if last is not None:
@@ -72,7 +74,7 @@ def scored(run: RunFolder, predictions: Sequence[Prediction] | None) -> Scores |
 def scores_section(run: RunFolder, name: str, main: Scores | DehvfError | None) -> Section:
     """Each column with its interval, beside the runs it is compared with."""
     if main is None:
-        return Section("scores", "Scores", missing("No answers are kept in this run.", eval_command(run)))
+        return Section("scores", "Scores", missing("No answers are kept in this run.", eval_command(run.adapter, run.folder)))
     if isinstance(main, DehvfError):
         return Section("scores", "Scores", missing(f"The answers cannot be scored here: {main}"))
     others = {rival: scored(run, answers) for rival, answers in run.rivals.items()}
@@ -116,23 +118,29 @@ def layers_sections(run: RunFolder, inside: Inside) -> list[Section]:
     found = inside.layers
     note = (
         f"The fuser's weights, averaged over {found.pictures:,} pictures of the test split. Layers are counted from 1; each row "
-        "sums to one, darker is more. Empty cells: layers that are not read."
+        "sums to one, a stronger colour is more. Framed cells are the layers that a row may read."
     )
-    groups = _maps(found, found.by_group(), lambda row: f"layers {row['decoder_layers'][0]} to {row['decoder_layers'][-1]}")
+    groups = _maps(found, found.by_group(), _decoder_layers)
     layers = _maps(found, found.by_layer(), lambda row: f"layer {row['decoder_layer']}")
     return [Section(*titles[0], groups, note), Section(*titles[1], layers)]
 
 
-def _maps(found: ReadLayers, rows: Sequence[Mapping[str, Any]], name: Any) -> str:
+def _decoder_layers(row: Mapping[str, Any]) -> str:
+    first, last = row["decoder_layers"][0], row["decoder_layers"][-1]
+    return f"layers {first} to {last}" if first != last else f"layer {first}"
+
+
+def _maps(found: ReadLayers, rows: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]) -> str:
     columns = found.weights.labels
-    names = [name(row) for row in rows]
     maps = []
     for role in rows[0]["weights"]:
         values = []
         for row in rows:
+            first = row["decoder_layers"][0] if "group" in row else row["decoder_layer"]
+            read = {columns[place] for place in found.members[found.group_of_layer[first - 1]]}
             known = dict(zip(row["vision_layers"], row["weights"][role], strict=True))
-            values.append([known.get(column, 0.0) for column in columns])
-        maps.append(heat_map(values, names, columns, role, "vision layer"))
+            values.append([known[column] if column in read else None for column in columns])
+        maps.append(heat_map(values, [name(row) for row in rows], columns, role, "vision layer"))
     return f"<div class='row'>{''.join(maps)}</div>"
 
 
@@ -150,13 +158,13 @@ def memory_section(run: RunFolder, inside: Inside) -> Section:
 
 
 def _again(run: RunFolder, inside: Inside, what: str) -> list[str]:
-    return [] if what in inside.why and "base" not in inside.why else [f"dehvf-kit report {run.folder}"]
+    return [] if what in inside.why and "base" not in inside.why else [f"dehvf-kit report {quote(str(run.folder))}"]
 
 
 def answers_section(run: RunFolder, samples: Mapping[str, Sample]) -> Section:
     """Right and wrong answers with their pictures, spread over the kinds of questions."""
     if run.predictions is None:
-        return Section("answers", "Answers", missing("No answers are kept in this run.", eval_command(run)))
+        return Section("answers", "Answers", missing("No answers are kept in this run.", eval_command(run.adapter, run.folder)))
     parts = []
     for right, title in ((False, "Wrong"), (True, "Right")):
         found = sorted((one for one in run.predictions if one.right is right), key=lambda one: one.kind)
@@ -200,6 +208,6 @@ def _cut(words: str, length: int = 160) -> str:
     return words if len(words) <= length else f"{words[: length - 1]}…"
 
 
-def eval_command(run: RunFolder) -> str:
+def eval_command(adapter: Path, folder: Path) -> str:
     """The command that keeps a run's answers where the page looks for them."""
-    return f"dehvf-kit eval {run.adapter} --output {run.folder / PREDICTIONS}"
+    return f"dehvf-kit eval {quote(str(adapter))} --output {quote(str(folder / PREDICTIONS))}"

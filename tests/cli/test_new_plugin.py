@@ -61,13 +61,17 @@ def test_it_never_overwrites(command: Command, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["My Plugin", "--kind", "data"], "cannot name a plugin"), (["../up", "--kind", "data"], "cannot name a plugin"),
-     (["class", "--kind", "data"], "cannot name a plugin"), (["mine", "--kind", "fuser"], "one of vision, decoder, component, data")],
-)  # fmt: skip
+    [
+        (["My Plugin", "--kind", "data"], "cannot name a plugin"),
+        (["../up", "--kind", "data"], "cannot name a plugin"),
+        (["class", "--kind", "data"], "cannot name a plugin"),
+        (["mine", "--kind", "fuser"], "one of vision, decoder, component, data"),
+    ],
+)
 def test_mistakes_are_told(command: Command, tmp_path: Path, words: list[str], says: str) -> None:
     ended = command("new-plugin", *words, "-o", tmp_path)
     assert ended.code == 1 and says in ended.err and list(tmp_path.iterdir()) == []
 
 
 def test_the_command_line_offers_every_kind() -> None:
-    assert OFFERED == list(KINDS)
+    assert list(KINDS) == OFFERED

@@ -64,8 +64,8 @@ def test_labels_stay_inside_their_boxes(drawings: dict[str, Drawing]) -> None:
     root = ElementTree.fromstring(svg(drawings["two_encoders.yaml"]))
     width = float(root.get("width"))
     for node in root.iter("{http://www.w3.org/2000/svg}text"):
-        half = 0.5 * 0.62 * float(node.get("font-size")) * len(node.text)
-        assert -20 < float(node.get("x")) - half and float(node.get("x")) + half < width + 20
+        half, x = 0.5 * 0.62 * float(node.get("font-size")) * len(node.text), float(node.get("x"))
+        assert x - half > -20 and x + half < width + 20
 
 
 @pytest.mark.parametrize("name", NAMES)

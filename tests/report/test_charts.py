@@ -29,8 +29,8 @@ def test_flat_and_non_positive_curves_are_drawn() -> None:
         assert "<polyline" in charts.lines(points, "step", "loss", logarithmic=True)
 
 
-def test_a_heat_map_has_a_cell_for_each_value_above_zero() -> None:
-    drawn = charts.heat_map([[0.5, 0.0], [1.0, 0.25]], ["layer 1", "layer 2"], ["3", "<4>"], "keys", "vision layer")
+def test_a_heat_map_has_a_cell_for_each_value_there_is() -> None:
+    drawn = charts.heat_map([[0.5, None], [1.0, 0.25]], ["layer 1", "layer 2"], ["3", "<4>"], "keys", "vision layer")
     assert drawn.count("<rect") == 3 and "layer 2, &lt;4&gt;: 0.250" in drawn
     opacity = [float(value) for value in re.findall(r"fill-opacity='([\d.]+)'", drawn)]
     assert opacity[1] == 1.0 and opacity[0] > opacity[2]

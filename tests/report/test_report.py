@@ -85,7 +85,7 @@ def test_it_says_how_to_repeat_the_run(page: Path, run: Path, tmp_path: Path) ->
     from dehvf_kit.recipe import load_recipe
 
     text = page.read_text()
-    assert f"dehvf-kit train tiny.yaml --output {run}" in text
+    assert "dehvf-kit train tiny.yaml --output runs/tiny_again" in text
     config = read_config(run / "adapter")
     assert config["prompt_fingerprint"]["hash"] in text and config["versions"]["torch"] in text
     (address,) = re.findall(r"data:text/yaml;base64,([\w+/=]+)", text)

@@ -1,4 +1,4 @@
-"""Reads YAML without surprises: duplicate keys, aliases and anything but plain data are refused, with their line."""
+"""Reads YAML without surprises (duplicate keys, aliases and anything but plain data are refused, with their line); writes it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from dehvf_kit.errors import Fault, RecipeError, did_you_mean
 MAX_BYTES = 100_000
 """Fifty times the longest recipe; PyYAML reads so much in less than a second."""
 MAX_DEPTH = 32
+LINE = 118
+HEAD = ("format", "name", "description")
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
@@ -148,3 +150,26 @@ def _kind(value: Any) -> str:
         float: "a number",
     }
     return names.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain values in one line; no aliases, which recipes refuse."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_list(self, data: list[Any]) -> yaml.Node:
+        plain = not any(isinstance(item, (dict, list)) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """YAML that a recipe file may hold, sections apart."""
+    parts = [
+        yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, width=LINE, allow_unicode=True)
+        for key, value in values.items()
+    ]
+    return "".join(part if key in HEAD else f"\n{part}" for key, part in zip(values, parts, strict=True))

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dehvf_kit.data.encoding import stack
+from dehvf_kit.data.encoding import open_picture, stack
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model import DehvfModel
+from dehvf_kit.shapes import KV
 
 
 class ReadsPictures(Protocol):
@@ -22,6 +23,23 @@ class ReadsPictures(Protocol):
 
     def read(self, sample: Sample) -> Any:
         """A picture's features with a leading axis of one."""
+
+
+class Pictures:
+    """Features of the finished model, picture by picture: an adapter inside the encoder changes no more."""
+
+    def __init__(self, model: DehvfModel) -> None:
+        self.model = model
+
+    def read(self, sample: Sample) -> Any:
+        """A picture's features with a leading axis of one."""
+        pixels = self.model.processor.image_processor(open_picture(sample), return_tensors="pt")["pixel_values"]
+        device = next(self.model.decoder.parameters()).device
+        moved = (
+            pixels.to(device) if isinstance(pixels, Tensor) else {name: one.to(device) for name, one in pixels.items()}
+        )
+        with torch.no_grad():
+            return self.model.vision_features(moved)
 
 
 @dataclass(frozen=True)
@@ -32,18 +50,63 @@ class LayerWeights:
     labels: list[str]
 
 
-def mean_weights(
+@dataclass(frozen=True)
+class ReadLayers:
+    """A trained adapter's mean weights, the group of each decoder layer, and each group's places among the vision layers.
+
+    Layers are counted from 1 in what `by_group` and `by_layer` give.
+    """
+
+    weights: LayerWeights
+    group_of_layer: list[int]
+    members: list[list[int]]
+    pictures: int
+
+    def by_group(self) -> list[dict[str, Any]]:
+        """Figure 3: for each group of decoder layers, the mean weight of every vision layer that it reads."""
+        rows = []
+        for group in sorted(set(self.group_of_layer)):
+            mine = [layer for layer, other in enumerate(self.group_of_layer) if other == group]
+            mean = self.weights.weights[mine].mean(0)  # [kv, vision layer]
+            read = self.members[group]
+            rows.append(
+                {
+                    "group": group + 1,
+                    "decoder_layers": [layer + 1 for layer in mine],
+                    "vision_layers": [self.weights.labels[place] for place in read],
+                    "weights": {
+                        role_name(kv, mean): [round(float(mean[kv, at]), 6) for at in read] for kv in range(len(mean))
+                    },
+                }
+            )
+        return rows
+
+    def by_layer(self) -> list[dict[str, Any]]:
+        """Figure 4: for each decoder layer, the weight of every vision layer."""
+        rows = []
+        for layer, row in enumerate(self.weights.weights):
+            weights = {role_name(kv, row): [round(float(value), 6) for value in row[kv]] for kv in range(len(row))}
+            rows.append({"decoder_layer": layer + 1, "vision_layers": self.weights.labels, "weights": weights})
+        return rows
+
+
+def role_name(kv: int, weights: Any) -> str:
+    """What a row of weights [kv, ...] decides: the memory's keys, its values, or both where they share one row."""
+    return f"memory {KV[kv]}s" if len(weights) > 1 else "keys and values"
+
+
+def read_layers(
     model: DehvfModel, samples: Sequence[Sample], features: ReadsPictures, batch_size: int = 32
-) -> LayerWeights | None:
-    """Average weights over the distinct pictures of some samples; None for a graph without a fuser.
+) -> ReadLayers | None:
+    """Average weights over the distinct pictures of some samples; None for a graph without a fuser, or without pictures.
 
     Members that are the same vision layer add up. Labels count blocks from 1, as the paper's figures do.
     """
-    fuser = next((name for name, node in model.graph.nodes.items() if "weights" in node.gives), None)
-    if fuser is None:
-        return None
-    levels_wire = model.graph.wires[fuser]["levels"][0]
+    found = fuser_of(model)
     pictures = list({sample.image: sample for sample in samples if sample.image is not None}.values())
+    if found is None or not pictures:
+        return None
+    fuser, wire = found
     total: Tensor | None = None
     for start in range(0, len(pictures), batch_size):
         batch = pictures[start : start + batch_size]
@@ -51,12 +114,22 @@ def mean_weights(
             outputs = model.run_graph(len(batch), vision_features=stack([features.read(sample) for sample in batch]))
         ports = list(model.graph.nodes[fuser].gives)
         weights = outputs[fuser][ports.index("weights")].float()
-        levels = outputs[levels_wire.node][list(model.graph.nodes[levels_wire.node].gives).index(levels_wire.port)]
+        levels = outputs[wire.node][list(model.graph.nodes[wire.node].gives).index(wire.port)]
         labels = _labels(model, int(levels.index.max()) + 1)
         index = levels.index[levels.group_of_layer][None, :, None, :].expand_as(weights)
         by_layer = weights.new_zeros(*weights.shape[:-1], len(labels)).scatter_add(-1, index, weights).sum(0)
         total = by_layer if total is None else total + by_layer
-    return None if total is None else LayerWeights((total / len(pictures)).cpu(), labels)
+    mean = LayerWeights((total / len(pictures)).cpu(), labels)
+    members = [sorted(set(row[kept].tolist())) for row, kept in zip(levels.index, levels.mask, strict=True)]
+    return ReadLayers(mean, levels.group_of_layer.tolist(), members, len(pictures))
+
+
+def fuser_of(model: DehvfModel) -> tuple[str, Any] | None:
+    """The node that weighs vision layers, and the wire its levels come from; None for a graph without one."""
+    for name, node in model.graph.nodes.items():
+        if "weights" in node.gives and "levels" in model.graph.wires[name]:
+            return name, model.graph.wires[name]["levels"][0]
+    return None
 
 
 def _labels(model: DehvfModel, count: int) -> list[str]:

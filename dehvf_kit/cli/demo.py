@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dehvf_kit.cli.console import grid, quiet_transformers, stdout
+from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout
 from dehvf_kit.cli.progress import reporting
 
 
-def run(output: Path, minutes: float) -> None:
+def run(output: Path, minutes: float, as_json: bool = False) -> None:
     """Run the demo and print what it found."""
     print("demo: loading (a minute, the first time)", file=sys.stderr, flush=True)
     from dehvf_kit.training.demo import run_demo
@@ -18,6 +18,9 @@ def run(output: Path, minutes: float) -> None:
     with reporting() as report:
         result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report)
     summary = result.summary
+    if as_json:
+        print_json({**summary, "adapter": str(result.adapter), "page": str(result.page)})
+        return
     table = grid("left", "right", "right", "right")
     table.add_row(
         "",

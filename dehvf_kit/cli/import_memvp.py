@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dehvf_kit.cli.console import quiet_transformers, stdout, waiting
+from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
 
 
-def run(file: Path, recipe: Path, overrides: Sequence[str], output: Path, overwrite: bool) -> None:
+def run(file: Path, recipe: Path, overrides: Sequence[str], output: Path, overwrite: bool, as_json: bool) -> None:
     """Read, check, save and report. Raises: RecipeError for a faulty recipe, AdapterError for what does not fit it."""
     with waiting(f"Reading {file}", plain=True):
         from dehvf_kit.memvp_checkpoint import import_memvp
@@ -16,6 +16,10 @@ def run(file: Path, recipe: Path, overrides: Sequence[str], output: Path, overwr
 
         quiet_transformers()
         found = import_memvp(file, load_recipe(recipe, overrides), output, overwrite)
+    if as_json:
+        count = found.model.num_trainable_parameters()
+        print_json({"adapter": str(output), "parameters": count, "left_out": list(found.dropped)})
+        return
     console = stdout()
     console.print(f"{found.model.num_trainable_parameters():,} parameters read; adapter in {output}", highlight=False)
     for name in found.dropped:

@@ -16,6 +16,10 @@ import typer
 from typer.core import TyperGroup
 
 from dehvf_kit import __version__
+from dehvf_kit.cli import completion
+from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
+from dehvf_kit.cli.page_commands import add_page_commands
+from dehvf_kit.cli.starting_commands import add_starting_commands
 from dehvf_kit.errors import DehvfError, RemoteCodeWarning
 
 INTERRUPTED = 130
@@ -58,11 +62,6 @@ app = typer.Typer(
     help="Give eyes to a frozen language model: hierarchical visual features written into its feed-forward memory.",
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a .yaml file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False),
-]
 Words = Annotated[
     list[str],
     typer.Argument(
@@ -71,7 +70,6 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions to ask at most.", show_default=False)]
 
 
@@ -107,11 +105,11 @@ def before(
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Find every fault of a recipe at once; needs both base models' configs, never weights."""
     from dehvf_kit.cli.check import run
 
-    run(recipe, overrides or [])
+    raise typer.Exit(run(recipe, overrides or [], as_json))
 
 
 @app.command()
@@ -125,7 +123,12 @@ def show(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False)
 @app.command(name="list")
 def list_installed(
     role: Annotated[
-        str | None, typer.Argument(metavar="ROLE", help="Only this role, with every field.", show_default=False)
+        str | None, typer.Argument(
+            metavar="ROLE",
+            help="Only this role, with every field.",
+            show_default=False,
+            autocompletion=completion.roles,
+        )
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -210,11 +213,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was ended, from its newest whole checkpoint.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a recipe's adapter on its data set."""
     from dehvf_kit.cli.train import run
 
-    run(recipe, overrides or [], output, resume)
+    run(recipe, overrides or [], output, resume, as_json)
 
 
 @app.command()
@@ -400,7 +404,9 @@ def compare(
 @app.command()
 def plan(
     words: Words,
-    gpu: Annotated[str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.")] = "a100-80gb",
+    gpu: Annotated[
+        str, typer.Option("--gpu", help="A GPU by name; an unknown one lists them.", autocompletion=completion.gpus)
+    ] = "a100-80gb",
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many of them.")] = 1,
     gpu_memory: Annotated[
         float | None, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.", show_default="the table's")
@@ -444,7 +450,12 @@ def plan(
 @app.command()
 def reproduce(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="table1 to table4, figure2 to figure4.", show_default=False)
+        str, typer.Argument(
+            metavar="NAME",
+            help="table1 to table4, figure2 to figure4.",
+            show_default=False,
+            autocompletion=completion.figures,
+        )
     ],
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where our runs lie.")] = Path("runs"),
     adapter: Annotated[
@@ -490,11 +501,12 @@ def import_memvp(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the adapter goes.")],
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that stands there.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Read an official MemVP adapter checkpoint into an adapter of the kit; needs no base weights, runs no pickle."""
     from dehvf_kit.cli.import_memvp import run
 
-    run(checkpoint, recipe, overrides or [], output, overwrite)
+    run(checkpoint, recipe, overrides or [], output, overwrite, as_json)
 
 
 @app.command()
@@ -503,11 +515,16 @@ def demo(
         "runs/demo"
     ),
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Minutes of training DEHVF, at most.")] = 7.0,
+    as_json: Json = False,
 ) -> None:
     """Train and score the default recipe on real pictures, beside the same recipe without pictures."""
     from dehvf_kit.cli.demo import run
 
-    run(output, minutes)
+    run(output, minutes, as_json)
+
+
+add_page_commands(app)
+add_starting_commands(app)
 
 
 def main() -> None:

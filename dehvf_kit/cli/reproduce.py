@@ -60,7 +60,7 @@ def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, pictu
         found = [{**asdict(point), "share": point.share} for point in points]
         facts = {"name": name, **data, "points": found}
         return facts, lambda: _figure2(facts)
-    read = figures.read_layers(adapter, limit)
+    read = figures.read_adapter(adapter, limit)
     rows = read.by_group() if name == "figure3" else read.by_layer()
     if picture is not None:
         (figures.draw_figure3 if name == "figure3" else figures.draw_figure4)(read, picture)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dehvf_kit.cli.build import default_folder
-from dehvf_kit.cli.console import quiet_transformers
+from dehvf_kit.cli.console import print_json, quiet_transformers
 from dehvf_kit.cli.progress import reporting
 
 
-def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool) -> None:
+def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool, as_json: bool) -> None:
     """Train and save. Raises: RecipeError, DataError or DehvfError, each saying what to change."""
     from dehvf_kit.data.sieve import SKIPPED, summary
     from dehvf_kit.recipe import load_recipe
@@ -25,6 +25,10 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool)
         result = train(recipe, folder, resume=resume, progress=report)
     leave_processes()
     if not here.main:
+        return
+    if as_json:
+        facts = {"adapter": str(result.adapter), "steps": result.steps, "samples": result.samples, "seconds": result.seconds}
+        print_json({**facts, "log": result.log})
         return
     if result.skipped:
         print(f"{len(result.skipped)} steps skipped, their loss or gradient not finite: see {folder / 'log.jsonl'}")

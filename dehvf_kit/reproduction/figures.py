@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dehvf_kit.analysis.closed_formulas import decoder, memory
-from dehvf_kit.analysis.fuser_weights import LayerWeights, mean_weights
+from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers, read_layers, role_name
 from dehvf_kit.analysis.plotting import MUTED, PALETTE, pyplot
 from dehvf_kit.comparison.job import write_with
-from dehvf_kit.data.encoding import open_picture
-from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
-from dehvf_kit.model import DehvfModel
 from dehvf_kit.planning.accounting import counted_flops, values_unknown
 from dehvf_kit.planning.symbolic import symbolic_model
 from dehvf_kit.recipe import load_recipe
 from dehvf_kit.reproduction.tables import ROOT, published
-from dehvf_kit.shapes import KV
 
 
 @dataclass(frozen=True)
@@ -94,42 +89,8 @@ def draw_figure2(points: list[Point], file: Path) -> Path:
     return _save(plt, figure, file)
 
 
-@dataclass(frozen=True)
-class ReadLayers:
-    """A trained adapter's mean weights and the group of each decoder layer; layers counted from 1."""
-
-    weights: LayerWeights
-    group_of_layer: list[int]
-    pictures: int
-
-    def by_group(self) -> list[dict[str, Any]]:
-        """Figure 3: for each group of decoder layers, the mean weight of every vision layer that it reads."""
-        rows = []
-        for group in sorted(set(self.group_of_layer)):
-            mine = [layer for layer, other in enumerate(self.group_of_layer) if other == group]
-            mean = self.weights.weights[mine].mean(0)  # [kv, vision layer]
-            read = (mean.sum(0) > 0).nonzero().squeeze(1).tolist()
-            rows.append(
-                {
-                    "group": group + 1,
-                    "decoder_layers": [layer + 1 for layer in mine],
-                    "vision_layers": [self.weights.labels[place] for place in read],
-                    "weights": {_role(kv, mean): [round(float(mean[kv, at]), 6) for at in read] for kv in range(len(mean))},
-                }
-            )  # fmt: skip
-        return rows
-
-    def by_layer(self) -> list[dict[str, Any]]:
-        """Figure 4: for each decoder layer, the weight of every vision layer."""
-        rows = []
-        for layer, row in enumerate(self.weights.weights):
-            weights = {_role(kv, row): [round(float(value), 6) for value in row[kv]] for kv in range(len(row))}
-            rows.append({"decoder_layer": layer + 1, "vision_layers": self.weights.labels, "weights": weights})
-        return rows
-
-
-def read_layers(adapter: Path, limit: int | None) -> ReadLayers:
-    """Average an adapter's weights over the pictures of its test split.
+def read_adapter(adapter: Path, limit: int | None) -> ReadLayers:
+    """Average an adapter's weights over the pictures of its test split, or those of its first `limit` questions.
 
     Raises: AdapterError for what is no adapter or has no fuser with weights, DataError where it has no pictures.
     """
@@ -141,34 +102,10 @@ def read_layers(adapter: Path, limit: int | None) -> ReadLayers:
     samples = [sample for sample in model.recipe.data.samples("test") if sample.image is not None][:limit]
     if not samples:
         raise DataError(f"{adapter}: the test split of its data set has no pictures")
-    fuser = next((name for name, node in model.graph.nodes.items() if "weights" in node.gives), None)
-    if fuser is None:
+    found = read_layers(model, samples, Pictures(model))
+    if found is None:
         raise AdapterError(f"{adapter}: its graph has no fuser, so no decoder layer reads several vision layers")
-    found = mean_weights(model, samples, Pictures(model))
-    wire = model.graph.wires[fuser]["levels"][0]
-    with torch.no_grad():
-        outputs = model.run_graph(1, vision_features=Pictures(model).read(samples[0]))
-    ports = list(model.graph.nodes[wire.node].gives)
-    levels = outputs[wire.node][ports.index(wire.port)]
-    pictures = len({sample.image for sample in samples})
-    return ReadLayers(found, levels.group_of_layer.tolist(), pictures)
-
-
-class Pictures:
-    """Features of the finished model, picture by picture: an adapter inside the encoder changes no more."""
-
-    def __init__(self, model: DehvfModel) -> None:
-        self.model = model
-
-    def read(self, sample: Sample) -> Any:
-        """A picture's features with a leading axis of one."""
-        pixels = self.model.processor.image_processor(open_picture(sample), return_tensors="pt")["pixel_values"]
-        device = next(self.model.decoder.parameters()).device
-        moved = (
-            pixels.to(device) if isinstance(pixels, Tensor) else {name: one.to(device) for name, one in pixels.items()}
-        )
-        with torch.no_grad():
-            return self.model.vision_features(moved)
+    return found
 
 
 def draw_figure3(found: ReadLayers, file: Path) -> Path:
@@ -203,16 +140,13 @@ def draw_figure4(found: ReadLayers, file: Path) -> Path:
         image = axes.imshow(weights[:, kv].numpy(), cmap="Blues", vmin=0, vmax=float(weights.max()), aspect="auto")
         axes.set_xticks(range(columns), found.weights.labels, fontsize=7)
         axes.set_yticks(range(0, layers, max(1, layers // 16)), range(1, layers + 1, max(1, layers // 16)), fontsize=7)
-        axes.set_title(_role(kv, weights[0]), fontsize=9, loc="left")
+        axes.set_title(role_name(kv, weights[0]), fontsize=9, loc="left")
         axes.set_xlabel("vision layer")
         axes.spines[:].set_visible(False)
     panels[0][0].set_ylabel("decoder layer")
     figure.colorbar(image, ax=panels[0].tolist(), label=f"mean weight over {found.pictures:,} pictures")
     return _save(plt, figure, file)
 
-
-def _role(kv: int, weights: Any) -> str:
-    return f"memory {KV[kv]}s" if len(weights) > 1 else "keys and values"
 
 
 def _save(plt: Any, figure: Any, file: Path) -> Path:

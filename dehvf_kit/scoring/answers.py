@@ -65,7 +65,7 @@ def asked(
     length: columns to pad to; None: those of the longest.
     """
     device = next(model.decoder.parameters()).device
-    inputs, starts = _asked(model.processor, batch, length)
+    inputs, starts = asked(model.processor, batch, length)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_pictures:
         if len(with_picture) < len(batch):
@@ -82,7 +82,7 @@ def asked(
     return {name: _move(value, device) for name, value in inputs.items()}, starts
 
 
-def _asked(
+def asked(
     processor: DehvfProcessor, batch: Sequence[Sample], length: int | None
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs of the prompts, each followed by the `answer_start` of its sample, padded on the left; and those starts."""

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 
 from dehvf_kit import __version__
-from dehvf_kit.analysis.demo_page import write_page
-from dehvf_kit.analysis.fuser_weights import mean_weights
 from dehvf_kit.builder import build
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.data.features import FeatureStore
@@ -22,6 +20,9 @@ from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe, load_recipe
+from dehvf_kit.report.inside import look_inside
+from dehvf_kit.report.run_folder import PREDICTIONS
+from dehvf_kit.report.write import write_report
 from dehvf_kit.scoring.answers import Prediction, accuracy, answer
 from dehvf_kit.shipped import HOME
 from dehvf_kit.training.run import CHECKPOINTS, Progress, TrainResult, bfloat16_is_fast, train
@@ -29,6 +30,7 @@ from dehvf_kit.training.trainer import num_steps
 
 SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
 RECIPES = HOME / "recipes"
+BLIND_RUN = "without_pictures"
 BATCHES_TIMED = 3
 SCORING_BATCH = 64
 
@@ -74,7 +76,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     say(f"training DEHVF: {steps} steps of {recipe.training.batch_size}")
     result = train(recipe, output, model, features, progress=progress)
     predictions = _ask(model, test_samples, features, progress)
-    weights = mean_weights(model, test_samples, features)
+    inside = look_inside(model, test_samples, len(test_samples), features=features)
 
     decoder, vision, processor = model.decoder, model.towers["vision"].model, model.processor
     model.detach()
@@ -82,7 +84,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     say(f"training the same recipe without pictures: {steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
     blind_result = train(
-        blind_recipe, output / "blind", blind, progress=_renamed(progress, "training without pictures")
+        blind_recipe, output / BLIND_RUN, blind, progress=_renamed(progress, "training without pictures")
     )
     blind_predictions = _ask(blind, test_samples, None, progress)
 
@@ -90,21 +92,8 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     summary = _summary(recipe, model, result, blind_result, predictions, blind_predictions, seconds)
     _write(output, summary, predictions, blind_predictions)
     page = output / "index.html"
-    facts = [
-        f"{recipe.description}. {summary['trained_parameters']:,} trained parameters, {result.steps} steps of "
-        f"{recipe.training.batch_size} questions in {result.seconds / 60:.1f} minutes on {summary['machine']}.",
-        "Both models answer the same questions; the one without pictures learns from the words alone and was trained as long.",
-    ]
-    scores = {"DEHVF": accuracy(predictions), "without pictures": accuracy(blind_predictions)}
-    write_page(
-        page,
-        "dehvf-kit demo: a frozen language model that sees",
-        facts,
-        scores,
-        weights,
-        predictions,
-        blind_predictions,
-    )
+    title = "dehvf-kit demo: a frozen language model that sees"
+    write_report(output, page, inside=inside, title=title)
     return DemoResult(summary, page, result.adapter)
 
 
@@ -184,8 +173,6 @@ def _summary(
 
 def _write(output: Path, summary: dict[str, Any], predictions: list[Prediction], blind: list[Prediction]) -> None:
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    rows = [
-        json.dumps({**one.row(), "without_pictures": other.prediction})
-        for one, other in zip(predictions, blind, strict=True)
-    ]
-    (output / "predictions.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for folder, answers in ((output, predictions), (output / BLIND_RUN, blind)):
+        rows = [json.dumps(one.row(), ensure_ascii=False) + "\n" for one in answers]
+        (folder / PREDICTIONS).write_text("".join(rows), encoding="utf-8")

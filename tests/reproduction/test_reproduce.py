@@ -13,7 +13,7 @@ from dehvf_kit.analysis import closed_formulas
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe import load_recipe
 from dehvf_kit.reproduction import tables
-from dehvf_kit.reproduction.figures import figure2, read_layers
+from dehvf_kit.reproduction.figures import figure2, read_adapter
 from dehvf_kit.reproduction.tables import ROOT, TABLES, published, table
 
 
@@ -132,7 +132,7 @@ def test_figure2_says_what_the_paper_says(points: list) -> None:
 
 
 def test_figures_3_and_4_from_an_adapter(adapter: Path) -> None:
-    found = read_layers(adapter, None)
+    found = read_adapter(adapter, None)
     groups, layers = found.by_group(), found.by_layer()
     assert found.pictures == 8
     assert [row["decoder_layers"] for row in groups] == [[1, 2], [3, 4]]
@@ -200,7 +200,7 @@ def test_an_adapter_without_a_fuser_is_told(world: Path, tmp_path: Path) -> None
     none = [f"graph.{node}=null" for node in ("grouper", "layer_query", "projector", "fuser")]
     found = train(load_recipe(world / "tiny.yaml", [*none, "training.max_steps=1"]), tmp_path / "run")
     with pytest.raises(DehvfError, match="its graph has no fuser"):
-        read_layers(found.adapter, None)
+        read_adapter(found.adapter, None)
 
 
 def test_the_docs_say_what_is_counted(points: list) -> None:

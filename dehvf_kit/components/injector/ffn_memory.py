@@ -28,6 +28,8 @@ from dehvf_kit.ops.ffn_memory import (
 )
 from dehvf_kit.shapes import KV, Cost, Readout
 
+Watch = Callable[[int, Tensor, "ActiveMemory", FfnSite], None]
+
 
 class FfnMemoryInjectorConfig(ComponentConfig):
     """FFN'(x) = FFN(x) + output_scale * dropout(act(x K^T)) M with the decoder's own activation and ungated slots.
@@ -109,6 +111,7 @@ class FfnMemoryInjector(nn.Module):
         self.memory: ActiveMemory | None = None
         self.sites: list[FfnSite] = []
         self._hooks: FfnHooks | None = None
+        self._watch: Watch | None = None
 
     def attach(self, decoder: nn.Module) -> None:
         """Hook every FFN of the decoder. Raises: DecoderError if it has none or the injector is attached already."""
@@ -144,9 +147,20 @@ class FfnMemoryInjector(nn.Module):
         finally:
             self.memory = before
 
+    @contextmanager
+    def watching(self, watch: Watch) -> Iterator[None]:
+        """Inside, `watch(layer, x, memory, site)` is called with each FFN's input before the memory is read there."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
     def _delta(self, index: int, x: Tensor) -> Tensor | None:
         if self.memory is None:
             return None
+        if self._watch is not None:
+            self._watch(index, x, self.memory, self.sites[index])
         return self.memory.read(index, x, self.sites[index], self.dropout if self.training else 0.0)
 
 

@@ -1,0 +1,114 @@
+"""What each patch of a picture wrote into which decoder layer, while the model is about to answer a question about it.
+
+For the last token of the prompt, with FFN input x, slot i of a layer adds output_scale * act(x K_i) M_i to FFN(x); without the
+picture it would add output_scale * act(x p_K,i) p_V,i. The length of the difference is what patch i wrote there.
+Source: DEHVF, equations 10 to 13, slot by slot; the measure is the kit's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dehvf_kit.backbones.vision import MEAN_STD
+from dehvf_kit.components.injector.ffn_memory import ActiveMemory, FfnMemoryInjector
+from dehvf_kit.data.encoding import open_picture
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.model import DehvfModel
+from dehvf_kit.ops.ffn_memory import build_keys_values
+from dehvf_kit.scoring.answers import asked
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dehvf_kit.backbones.ffn_sites import FfnSite
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """written [decoder_layer, row, column]: lengths of what each patch wrote; picture: as the encoder sees it."""
+
+    sample: Sample
+    written: Tensor
+    picture: Image
+
+
+def writes_memory(model: DehvfModel) -> bool:
+    """Whether pictures reach this model's decoder as key/value memory, one slot a patch."""
+    return model.reads_pictures and _injector(model) is not None
+
+
+@torch.no_grad()
+def memory_map(model: DehvfModel, sample: Sample) -> MemoryMap | None:
+    """The map of one question with a picture; None where no memory is written, or its patches are no square grid.
+
+    Cost: one pass over the prompt. Raises: DataError where the picture cannot be read.
+    """
+    injector = _injector(model)
+    if injector is None or not model.reads_pictures or sample.image is None:
+        return None
+    pixels = model.processor.image_processor(open_picture(sample), return_tensors="pt")["pixel_values"]
+    written: dict[int, Tensor] = {}
+
+    def watch(index: int, x: Tensor, memory: ActiveMemory, site: FfnSite) -> None:
+        found = slots_written(memory, index, x[:, -1:], site)
+        if found is not None:
+            written[index] = found[0, 0].float().cpu()
+
+    inputs, _ = asked(model.processor, [sample])
+    device = next(model.decoder.parameters()).device
+    with injector.watching(watch):
+        model(**_moved({**inputs, "pixel_values": pixels}, device))
+    side = math.isqrt(len(written[0])) if written else 0
+    if not written or side * side != len(written[0]):
+        return None
+    stacked = torch.stack([written[index] for index in sorted(written)])
+    return MemoryMap(sample, stacked.view(len(stacked), side, side), _as_seen(model, pixels))
+
+
+def slots_written(memory: ActiveMemory, index: int, x: Tensor, site: FfnSite) -> Tensor | None:
+    """Length of what the picture changed in each of its slots. Shapes: x [batch, token, hidden] -> [batch, token, patch].
+
+    None where the memory holds no picture. K and M of one layer are built.
+    """
+    layer = memory.layer(index, x)
+    codes = layer.key_codes if layer.key_codes is not None else layer.value_codes
+    if codes is None:
+        return None
+    patches = codes.shape[1]
+    keys, values = (table[:, :patches] for table in build_keys_values(layer))
+    seen = site.activation(x @ keys.mT)[..., None] * values[:, None]  # [batch, token, patch, hidden]
+    if layer.position_keys is not None and layer.position_values is not None:
+        blind = site.activation(x @ layer.position_keys[:patches].mT)[..., None]
+        seen = seen - blind * layer.position_values[:patches]
+    return memory.output_scale * seen.norm(dim=-1)
+
+
+def _injector(model: DehvfModel) -> FfnMemoryInjector | None:
+    return next((node for node in model.nodes.values() if isinstance(node, FfnMemoryInjector)), None)
+
+
+def _moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else _moved(value, device) for name, value in inputs.items()
+    }
+
+
+def _as_seen(model: DehvfModel, pixels: Any) -> Image:
+    """The first encoder's pixel values as a picture again."""
+    from PIL.Image import fromarray
+
+    name = next(iter(model.towers))
+    tensor = (pixels if isinstance(pixels, Tensor) else pixels[name])[0].float().cpu()
+    image = getattr(model.recipe.vision[name], "image", None)
+    if image is not None:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[image.normalisation])
+        tensor = tensor * std + mean
+    else:
+        tensor = (tensor - tensor.min()) / (tensor.max() - tensor.min()).clamp(min=1e-6)
+    return fromarray((tensor.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,102 @@
+"""`dehvf-kit graph`: the wiring of a recipe, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.errors import DehvfError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from dehvf_kit.drawing.wiring import Box, Drawing
+
+ENDINGS = {".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid", ".txt": "terminal"}
+FORMATS = ("terminal", "mermaid", "svg")
+COLUMN = 38
+
+
+def run(path: Path, overrides: Sequence[str], kind: str | None, output: Path | None, as_json: bool) -> None:
+    """Draw. kind None: as the ending of `output` says, else for the terminal.
+
+    Raises: RecipeError listing every fault, DehvfError for a format nobody draws or a file that cannot be written.
+    """
+    if kind is not None and kind not in FORMATS:
+        raise DehvfError(f"--format {kind}: one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}")
+    kind = kind or ENDINGS.get(output.suffix.lower() if output else "", "terminal")
+    with waiting(f"Reading {path}", plain=True):
+        from dehvf_kit.drawing.wiring import draw_recipe
+        from dehvf_kit.recipe import load_recipe
+
+        quiet_transformers()
+        drawing = draw_recipe(load_recipe(path, overrides))
+    if output is not None:
+        from dehvf_kit.comparison.job import write_text
+
+        write_text(output, _text(drawing, kind))
+    if as_json:
+        print_json({**asdict(drawing), "file": str(output) if output else None})
+    elif output is not None:
+        print(f"graph: {output}")
+    elif kind == "terminal":
+        show(stdout(), drawing)
+    else:
+        print(_text(drawing, kind), end="")
+
+
+def _text(drawing: Drawing, kind: str) -> str:
+    if kind == "svg":
+        from dehvf_kit.drawing.svg import svg
+
+        return svg(drawing)
+    if kind == "mermaid":
+        from dehvf_kit.drawing.mermaid import mermaid
+
+        return mermaid(drawing)
+    import io
+
+    from rich.console import Console
+
+    held = io.StringIO()
+    show(Console(file=held, width=118, highlight=False), drawing)
+    return "\n".join(line.rstrip() for line in held.getvalue().splitlines()) + "\n"
+
+
+def show(console: Console, drawing: Drawing) -> None:
+    """Rows of boxes, top to bottom: what a box reads stands in it beside the port, what it gives below."""
+    from rich.columns import Columns
+    from rich.markup import escape
+
+    from dehvf_kit.drawing.layout import Link, ranks_of
+
+    console.print(f"[bold]{escape(drawing.title)}[/]  [dim]port <- node.port; below it each output with its axes[/]")
+    ends = [(e.target, e.source) if e.loop else (e.source, e.target) for e in drawing.edges]
+    rank = ranks_of([box.name for box in drawing.boxes], [Link(*pair) for pair in ends])
+    for row in sorted(set(rank.values())):
+        boxes = [box for box in drawing.boxes if rank[box.name] == row]
+        columns = max(1, min(len(boxes), console.width // COLUMN))
+        panels = [_panel(drawing, box, console.width // columns - 1) for box in boxes]
+        console.print(Columns(panels, padding=(0, 1, 0, 0)))
+
+
+def _panel(drawing: Drawing, box: Box, width: int) -> RenderableType:
+    from rich.markup import escape
+    from rich.panel import Panel
+
+    trained = [f"{box.parameters:,} trained"] if box.parameters else []
+    lines = [f"[dim]{escape(', '.join([*box.lines, *trained]))}[/]"]
+    for edge in drawing.edges:
+        if edge.target == box.name:
+            arrow = "<~" if edge.attaches or edge.loop else "<-"
+            name = edge.source if edge.attaches else f"{edge.source}.{edge.source_port}"
+            lines.append(f"{escape(edge.target_port)} {arrow} {escape(name)}")
+    for port in box.gives:
+        lines.append(f"[cyan]{escape(port.name)}[/] [dim]{escape(' '.join(port.axes))}[/]")
+    times = f" x {box.repeated}" if box.repeated > 1 else ""
+    colour = {"node": "blue", "batch": "dim"}.get(box.kind, "white")
+    title = f"[bold]{escape(box.name)}[/]{times}"
+    return Panel("\n".join(lines), title=title, title_align="left", width=min(width, 76), border_style=colour)

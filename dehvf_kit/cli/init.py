@@ -1,0 +1,60 @@
+"""`dehvf-kit init`: a first recipe from three questions."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
+from dehvf_kit.errors import DehvfError
+
+
+def run(
+    decoder: str | None,
+    vision: str | None,
+    data: str | None,
+    output: Path | None,
+    overrides: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Ask for what no option says, check, write. Raises: DehvfError where an answer is missing or cannot be used."""
+    with waiting("Loading plugins"):
+        from dehvf_kit.plugin_manager import plugins
+        from dehvf_kit.starter import NO_DATA, starter_recipe, write_starter
+
+        registry = plugins().registry
+        quiet_transformers()
+    if output is not None and output.exists():
+        raise DehvfError(f"{output}: exists already; name another with --output")
+    known = ", ".join(registry.sources)
+    like = f"{known}, a folder or a hub id" if known else "a folder or a hub id"
+    decoder = decoder or _ask("decoder", "Which decoder shall see?", like)
+    vision = vision or _ask("vision", "Through which vision encoder?", like)
+    types = ", ".join(registry.types("data"))
+    data = data or _ask("data", "Which data shall it learn from?", f"a file, a folder, {types}, or {NO_DATA}")
+    name = output.stem if output is not None else _name(decoder, vision)
+    file = output or Path(f"{name}.yaml")
+    with waiting(f"Checking {file}"):
+        raw = starter_recipe(name, decoder, vision, data, tuple(overrides))
+    write_starter(file, raw)
+    if as_json:
+        print_json({"file": str(file), "recipe": raw})
+        return
+    print(f"{file}: written and checked")
+    print(f"next: dehvf-kit build {file}" + ("" if "data" not in raw else f"; dehvf-kit train {file}"))
+
+
+def _ask(option: str, question: str, hint: str) -> str:
+    """One answer from the terminal. Raises: DehvfError where there is none to ask."""
+    if not sys.stdin.isatty():
+        raise DehvfError(f"init: nobody to ask here; say --{option} ({hint})")
+    return str(typer.prompt(f"{question}\n  {hint}\n ", prompt_suffix="> ", err=True)).strip()
+
+
+def _name(decoder: str, vision: str) -> str:
+    words = [part.rstrip("/").rpartition("/")[2].rpartition(":")[2] for part in (decoder, vision)]
+    return re.sub(r"[^\w.]+", "_", "_".join(words)).strip("_").lower() or "recipe"

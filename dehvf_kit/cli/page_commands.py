@@ -1,0 +1,64 @@
+"""The command lines of `graph` and `report`: arguments only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
+
+FORMATS = ["terminal", "mermaid", "svg"]
+
+
+def add_page_commands(app: typer.Typer) -> None:
+    """Hang both commands on the command line."""
+    app.command()(graph)
+    app.command()(report)
+
+
+def graph(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="terminal, mermaid or svg.",
+            show_default="as FILE ends, else terminal",
+            autocompletion=lambda: FORMATS,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a recipe's wiring: nodes, ports, named axes with their sizes, towers; needs both configs, never weights."""
+    from dehvf_kit.cli.graph import run
+
+    run(recipe, overrides or [], kind, output, as_json)
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.", show_default="RUN/report.html")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions", metavar="FILE", help="Answers that eval --output kept.", show_default="RUN/predictions.jsonl"
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Pictures that the fuser's weights are averaged over.")] = 64,
+    maps: Annotated[int, typer.Option("--maps", min=1, help="Pictures that are followed into the decoder.")] = 6,
+    as_json: Json = False,
+) -> None:
+    """Write one page about a run: graph, curves, scores, answers, what each layer reads and holds, how to repeat it."""
+    from dehvf_kit.cli.report import run
+
+    run(folder, output, predictions, limit, maps, as_json)

@@ -1,0 +1,75 @@
+"""A recipe from three answers: it passes `check`, and nothing that is there is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from cli.commands import Command
+from helpers import tiny_decoder, tiny_vision
+from PIL import Image
+
+from dehvf_kit.recipe import load_recipe
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Configs of a decoder and an encoder, a data file, and nothing else in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    tiny_decoder().config.save_pretrained("decoder")
+    tiny_vision("clip").config.save_pretrained("vision")
+    Image.new("RGB", (8, 8)).save("a.png")
+    row = {"id": "1", "image": "a.png", "question": "what?", "answer": "black"}
+    Path("questions.jsonl").write_text(json.dumps(row) + "\n")
+    return tmp_path
+
+
+def ask(command: Command, *more: object, data: str = "questions.jsonl") -> object:
+    return command("init", "--decoder", "./decoder", "--vision", "./vision", "--data", data, *more)
+
+
+def test_the_recipe_passes_check(command: Command, models: Path) -> None:
+    ended = ask(command, "-o", "mine.yaml")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("mine.yaml: written and checked\n")
+    assert command("check", "mine.yaml").code == 0
+    recipe = load_recipe("mine.yaml")
+    assert recipe.data.type == "jsonl" and recipe.name == "mine"
+    assert recipe.vision["vision"].image.normalisation == "clip" and recipe.vision["vision"].image.size == 32
+    graph = recipe.check()
+    assert graph.nodes["grouper"].config.num_groups == 4 and graph.nodes["position"].config.num_slots == 16
+
+
+def test_fields_may_be_changed_at_once_and_told_as_json(command: Command, models: Path) -> None:
+    facts = json.loads(ask(command, "training.epochs=2", "graph.fuser.num_blocks=1", "--json", data="none").out)
+    assert facts["file"] == "decoder_vision.yaml" and "data" not in facts["recipe"]
+    written = yaml.safe_load(Path(facts["file"]).read_text())
+    assert written == facts["recipe"] and written["training"]["epochs"] == 2
+
+
+def test_it_never_overwrites(command: Command, models: Path) -> None:
+    Path("mine.yaml").write_text("mine")
+    ended = ask(command, "-o", "mine.yaml")
+    assert ended.code == 1 and "exists already" in ended.err and Path("mine.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--decoder", "./nowhere", "--vision", "./vision", "--data", "none"], "nowhere"),
+        (["--decoder", "./decoder", "--vision", "./decoder", "--data", "none"], "vision"),
+        (["--decoder", "./decoder", "--vision", "./vision", "--data", "jsonll"], "did you mean 'jsonl'?"),
+        (["--decoder", "./decoder", "--vision", "./vision", "--data", "jsonl"], "data"),
+        (["--decoder", "./decoder", "--vision", "./vision"], "say --data"),
+        (["--decoder", "./decoder", "--vision", "./vision", "--data", "none", "graph.fuser.type=x"], "graph.fuser.type"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(
+    command: Command, models: Path, words: list[str], says: str
+) -> None:
+    before = sorted(models.iterdir())
+    ended = command("init", *words, "-o", "mine.yaml")
+    assert ended.code == 1 and says in ended.err and "Traceback" not in ended.err
+    assert sorted(models.iterdir()) == before

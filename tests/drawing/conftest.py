@@ -1,0 +1,3 @@
+"""The tiny recipe of the command tests."""
+
+from cli.conftest import recipe  # noqa: F401 - a fixture

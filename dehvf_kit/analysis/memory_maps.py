@@ -21,7 +21,7 @@ from dehvf_kit.data.encoding import open_picture
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.ops.ffn_memory import build_keys_values
-from dehvf_kit.scoring.answers import asked
+from dehvf_kit.scoring.answers import prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,7 +60,7 @@ def memory_map(model: DehvfModel, sample: Sample) -> MemoryMap | None:
         if found is not None:
             written[index] = found[0, 0].float().cpu()
 
-    inputs, _ = asked(model.processor, [sample])
+    inputs, _ = prompts(model.processor, [sample])
     device = next(model.decoder.parameters()).device
     with injector.watching(watch):
         model(**_moved({**inputs, "pixel_values": pixels}, device))

@@ -65,7 +65,7 @@ def asked(
     length: columns to pad to; None: those of the longest.
     """
     device = next(model.decoder.parameters()).device
-    inputs, starts = asked(model.processor, batch, length)
+    inputs, starts = prompts(model.processor, batch, length)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_pictures:
         if len(with_picture) < len(batch):
@@ -82,16 +82,16 @@ def asked(
     return {name: _move(value, device) for name, value in inputs.items()}, starts
 
 
-def asked(
-    processor: DehvfProcessor, batch: Sequence[Sample], length: int | None
+def prompts(
+    processor: DehvfProcessor, batch: Sequence[Sample], length: int | None = None
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs of the prompts, each followed by the `answer_start` of its sample, padded on the left; and those starts."""
     padding = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
     if not any(sample.answer_start for sample in batch):
         return dict(processor(text=[sample.question for sample in batch], **padding)), [[] for _ in batch]
-    prompts = [processor.with_prompt(sample.question) for sample in batch]
+    texts = [processor.with_prompt(sample.question) for sample in batch]
     special = not (processor.prompt and processor.prompt.get("chat"))
-    pairs = encode_pairs(processor.tokenizer, prompts, [sample.answer_start for sample in batch], special)
+    pairs = encode_pairs(processor.tokenizer, texts, [sample.answer_start for sample in batch], special)
     rows = {"input_ids": [prompt + start for prompt, start in pairs]}
     inputs = processor.tokenizer.pad(rows, padding_side="left", return_tensors="pt", **padding)
     return dict(inputs), [start for _, start in pairs]

@@ -47,9 +47,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     Raises: OSError where it cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = beside(target)
-    part.mkdir()
+    os.makedirs(part)
     try:
         yield part
         publish(part, target)

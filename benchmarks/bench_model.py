@@ -41,10 +41,12 @@ RECIPE = {
 SUBJECTS = pytest.mark.parametrize("sees", [False, True], ids=["text", "picture"])
 
 
-def build() -> dehvf_kit.DehvfModel:
+def build(encoder: CLIPVisionModel | None = None) -> dehvf_kit.DehvfModel:
+    """The model on a small LLaMA; without an encoder given, one that holds no memory stands in, for features that are given."""
     torch.manual_seed(0)
-    with torch.device("meta"):
-        encoder = CLIPVisionModel(CLIPVisionConfig(**VISION, **GEOMETRY))
+    if encoder is None:
+        with torch.device("meta"):
+            encoder = CLIPVisionModel(CLIPVisionConfig(**VISION, **GEOMETRY))
     return dehvf_kit.build(
         dehvf_kit.parse_recipe(RECIPE), decoder=LlamaForCausalLM(LlamaConfig(**LLAMA)), vision=encoder
     )

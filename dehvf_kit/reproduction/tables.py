@@ -145,7 +145,8 @@ def _read(file: Path) -> Any:
 
 
 def _command(row: Mapping[str, Any], kind: Mapping[str, Any], data: str, runs: Path) -> str:
-    changes = f" {kind['overrides']}" if kind["overrides"] else ""
+    overrides = row.get("overrides", kind["overrides"])
+    changes = f" {overrides}" if overrides else ""
     folder = runs / row["run"]
     if data == "speed":
         recipes = [other["recipe"] for other in published()["table2"]["rows"] if (ROOT / other["recipe"]).is_file()]

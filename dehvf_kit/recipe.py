@@ -7,7 +7,7 @@ Sections: `extends` (a parent recipe), `format`, `name`, `description`, `publish
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Recipe:
     data: DataConfig | None
     generation: GenerationConfig
     source: str = "recipe"
-    parents: tuple[str, ...] = ()
+    parents: tuple[str, ...] = field(default=(), compare=False)
 
     def check(self, vision: Mapping[str, VisionSpec] | None = None, decoder: DecoderSpec | None = None) -> Graph:
         """Wire the graph on these towers, or on what the recipe's configs say of them.

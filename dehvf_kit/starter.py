@@ -16,9 +16,7 @@ from dehvf_kit.yaml_files import to_yaml
 NO_DATA = "none"
 LARGEST_IMAGE = 256  # encoders trained on larger pictures start at 224
 NORMALISATIONS = {"clip": "clip", "siglip": "half"}
-HEAD = """# Written by dehvf-kit init. What is not named here has its default: dehvf-kit show {file}
-# Next: dehvf-kit check {file}; dehvf-kit graph {file}; dehvf-kit build {file}; dehvf-kit train {file}
-"""
+HEAD = "# Written by dehvf-kit init. Fields that are not named have their defaults, which `dehvf-kit show` prints.\n"
 
 
 def starter_recipe(name: str, decoder: str, vision: str, data: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def starter_recipe(name: str, decoder: str, vision: str, data: str, overrides: t
 
 def write_starter(file: Path, raw: dict[str, Any]) -> None:
     """Write a recipe that is not there yet. Raises: DehvfError where the file exists or cannot be written."""
-    text = HEAD.format(file=file) + to_yaml(raw)
+    text = HEAD + to_yaml(raw)
     part = file.with_name(f".{file.name}.part")
     try:
         part.write_text(text, encoding="utf-8")

@@ -45,6 +45,7 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's.", show_default=False)
     ],
+    overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.", show_default="RUN/report.html")
     ] = None,
@@ -61,4 +62,4 @@ def report(
     """Write one page about a run: graph, curves, scores, answers, what each layer reads and holds, how to repeat it."""
     from dehvf_kit.cli.report import run
 
-    run(folder, output, predictions, limit, maps, as_json)
+    run(folder, overrides or [], output, predictions, limit, maps, as_json)

@@ -142,10 +142,11 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two logarithms, or the powers alone where there are many."""
+    """1, 2 and 5 times powers of ten between two logarithms; the powers alone where there are many, round numbers where few."""
     factors = (1, 2, 5) if high - low < 2.5 else (1,)
     found = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in factors]
-    return [value for value in found if low - 1e-9 <= math.log10(value) <= high + 1e-9]
+    kept = [value for value in found if low - 1e-9 <= math.log10(value) <= high + 1e-9]
+    return kept if len(kept) > 1 else _ticks(10**low, 10**high)
 
 
 def _short(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ class RunFolder:
         return max((row["step"] for row in self.rows), default=None)
 
 
-def read_run(folder: Path, predictions: Path | None = None) -> RunFolder:
+def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[str] = ()) -> RunFolder:
     """Read a run folder, or an adapter's own folder.
 
     predictions: where the answers lie, if not in the run. Runs inside the folder that hold answers are its rivals.
@@ -56,7 +56,7 @@ def read_run(folder: Path, predictions: Path | None = None) -> RunFolder:
     if adapter == folder and folder.name == ADAPTER:
         folder = folder.parent
     config = read_config(adapter)
-    recipe = adapter_recipe(config, adapter)
+    recipe = adapter_recipe(config, adapter, overrides)
     found = predictions or folder / PREDICTIONS
     answers = read_predictions(found) if predictions is not None or found.is_file() else None
     rivals = {

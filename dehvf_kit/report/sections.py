@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dehvf_kit.drawing.wiring import Drawing
 
 EXAMPLES = 12  # of right answers, and of wrong ones
+NO_DATA = "The recipe has no `data` section."
+SOME_DATA = "data.type=jsonl data.test=FILE"
 CURVES = {"loss": "loss", "learning_rate": "learning rate", "grad_norm": "gradient norm"}
 
 
@@ -74,7 +76,7 @@ def scored(run: RunFolder, predictions: Sequence[Prediction] | None) -> Scores |
 def scores_section(run: RunFolder, name: str, main: Scores | DehvfError | None) -> Section:
     """Each column with its interval, beside the runs it is compared with."""
     if main is None:
-        return Section("scores", "Scores", missing("No answers are kept in this run.", eval_command(run.adapter, run.folder)))
+        return Section("scores", "Scores", _no_answers(run))
     if isinstance(main, DehvfError):
         return Section("scores", "Scores", missing(f"The answers cannot be scored here: {main}"))
     others = {rival: scored(run, answers) for rival, answers in run.rivals.items()}
@@ -89,11 +91,11 @@ def scores_section(run: RunFolder, name: str, main: Scores | DehvfError | None) 
             values = [by_model[model].get(score.name) for model in models]
             chart.append((score.name, [_interval(one) for one in values]))
     notes = "".join(f"<p class='note'>{text(note)}</p>" for note in main.notes)
-    body = f"<div class='pair'><div>{table(head, rows)}</div><figure>{intervals(chart, list(models)) if chart else ''}"
+    body = f"{table(head, rows)}<figure>{intervals(chart, list(models)) if chart else ''}"
     key = ", ".join(
         f"<b style='color:var(--{'abcd'[number % 4]})'>{text(model)}</b>" for number, model in enumerate(models)
     )
-    body += f"<figcaption>{key}; bars: 95% intervals, per cent</figcaption></figure></div>{notes}"
+    body += f"<figcaption>{key}; bars: 95% intervals, per cent</figcaption></figure>{notes}"
     note = "On the test split, whose pictures are not trained on; the interval belongs to the first column of figures."
     return Section("scores", "Scores", body, note)
 
@@ -158,13 +160,15 @@ def memory_section(run: RunFolder, inside: Inside) -> Section:
 
 
 def _again(run: RunFolder, inside: Inside, what: str) -> list[str]:
-    return [] if what in inside.why and "base" not in inside.why else [f"dehvf-kit report {quote(str(run.folder))}"]
+    if what in inside.why and "base" not in inside.why:
+        return []
+    return [f"dehvf-kit report {quote(str(run.folder))}" + (f" {SOME_DATA}" if run.recipe.data is None else "")]
 
 
 def answers_section(run: RunFolder, samples: Mapping[str, Sample]) -> Section:
     """Right and wrong answers with their pictures, spread over the kinds of questions."""
     if run.predictions is None:
-        return Section("answers", "Answers", missing("No answers are kept in this run.", eval_command(run.adapter, run.folder)))
+        return Section("answers", "Answers", _no_answers(run))
     parts = []
     for right, title in ((False, "Wrong"), (True, "Right")):
         found = sorted((one for one in run.predictions if one.right is right), key=lambda one: one.kind)
@@ -206,6 +210,13 @@ def _card(run: RunFolder, one: Prediction, sample: Sample | None) -> str:
 def _cut(words: str, length: int = 160) -> str:
     words = words.strip() or "(nothing)"
     return words if len(words) <= length else f"{words[: length - 1]}…"
+
+
+def _no_answers(run: RunFolder) -> str:
+    command = eval_command(run.adapter, run.folder)
+    if run.recipe.data is None:
+        return missing(f"{NO_DATA} Name one, for example:", f"{command} {SOME_DATA}")
+    return missing("No answers are kept in this run.", command)
 
 
 def eval_command(adapter: Path, folder: Path) -> str:

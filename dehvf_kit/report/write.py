@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def write_report(
     folder: Path,
     output: Path | None = None,
     predictions: Path | None = None,
+    overrides: Sequence[str] = (),
     limit: int = 64,
     maps: int = 6,
     inside: Inside | None = None,
@@ -37,16 +38,16 @@ def write_report(
     """Write a run's page and say what is on it: {"page", "recipe", "sections": {title: whether it has its data}}.
 
     output: None is `report.html` in the run; inside: what a model in memory was found to do, else the adapter is loaded;
-    limit, maps: as in `look_inside`; maps or limit 0 leaves the model out.
+    overrides: `key=value` changes to the adapter's recipe, such as another test set; limit, maps: as in `look_inside`.
     Raises: AdapterError for what is no run, DataError for files in it that cannot be read, DehvfError where the page would
     replace a file that is none of the kit's. What is merely absent becomes a word on the page.
     """
-    run = read_run(folder, predictions)
+    run = read_run(folder, predictions, overrides)
     target = output or run.folder / PAGE
     refuse_foreign(target, MARK)
     samples, no_samples = _samples(run)
     if inside is None:
-        inside = _inside(run, samples, no_samples, limit, maps, progress)
+        inside = _inside(run, overrides, samples, no_samples, limit, maps, progress)
     scores = sections.scored(run, run.predictions)
     parts = [
         *_counted(run),
@@ -67,7 +68,7 @@ def write_report(
 def _samples(run: RunFolder) -> tuple[dict[str, Sample], str]:
     """The test split by id, and why there is none."""
     if run.recipe.data is None:
-        return {}, "The recipe has no `data` section."
+        return {}, sections.NO_DATA
     try:
         return {sample.id: sample for sample in run.recipe.data.samples("test")}, ""
     except DehvfError as error:
@@ -75,14 +76,20 @@ def _samples(run: RunFolder) -> tuple[dict[str, Sample], str]:
 
 
 def _inside(
-    run: RunFolder, samples: Mapping[str, Sample], no_samples: str, limit: int, maps: int, progress: Progress
+    run: RunFolder,
+    overrides: Sequence[str],
+    samples: Mapping[str, Sample],
+    no_samples: str,
+    limit: int,
+    maps: int,
+    progress: Progress,
 ) -> Inside:
     if no_samples or not samples:
         why = no_samples or "The test split is empty."
         return Inside(why={"layers": why, "maps": why, "base": why})
     try:
         progress("loading the adapter", 0, 1)
-        model = load(run.adapter)
+        model = load(run.adapter, overrides=overrides)
         progress("loading the adapter", 1, 1)
         return look_inside(model, list(samples.values()), limit, maps, progress=progress)
     except DehvfError as error:

@@ -119,3 +119,22 @@ def test_an_override_that_is_none_is_a_fault(command: Command, recipe: Path) -> 
     assert ended.code == 1 and "key=value" in ended.err
     with pytest.raises(DehvfError):
         load_recipe(recipe, ["training.seed"])
+
+
+def test_check_tells_both_outcomes_as_json(command: Command, recipe: Path) -> None:
+    facts = json.loads(command("check", recipe, "--json").out)
+    assert facts["sound"] and facts["decoder"]["num_layers"] == 4 and facts["trainable_parameters"] > 0
+    ended = command("check", recipe, "graph.fuser.type=nothing", "--json")
+    facts = json.loads(ended.out)
+    assert ended.code == 1 and not facts["sound"]
+    assert [fault["path"] for fault in facts["faults"]] == ["graph.fuser.type"]
+
+
+def test_every_command_that_prints_facts_has_json() -> None:
+    from typer.main import get_command
+
+    from dehvf_kit.cli.main import app
+
+    for name, verb in get_command(app).commands.items():
+        for one in getattr(verb, "commands", {name: verb}).values():
+            assert "--json" in {option for parameter in one.params for option in parameter.opts}, name

@@ -24,6 +24,11 @@ def test_a_curve_skips_what_is_no_number() -> None:
     assert charts.lines(points[:2], "step", "loss") == ""
 
 
+def test_a_short_logarithmic_axis_has_marks_too() -> None:
+    drawn = charts.lines([(1, 5.4), (2, 8.1)], "step", "loss", logarithmic=True)
+    assert all(f">{mark}<" in drawn for mark in (6, 7, 8))
+
+
 def test_flat_and_non_positive_curves_are_drawn() -> None:
     for points in ([(1, 2.0), (2, 2.0)], [(1, 0.0), (2, -1.0)]):
         assert "<polyline" in charts.lines(points, "step", "loss", logarithmic=True)

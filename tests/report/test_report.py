@@ -211,3 +211,17 @@ def test_broken_files_are_told(run: Path, tmp_path: Path, file: str, text: str, 
 def test_what_is_no_run_is_told(command: Command, tmp_path: Path) -> None:
     ended = command("report", tmp_path)
     assert ended.code == 1 and "no run of dehvf-kit" in ended.err
+
+
+def test_an_adapter_without_data_may_be_given_some(command: Command, run: Path, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["recipe"]["data"] = None
+    file.write_text(json.dumps(config))
+    page = tmp_path / "page.html"
+    assert "not there: Scores" in command("report", tmp_path / "adapter", "-o", page).out
+    assert "data.type=jsonl data.test=FILE" in page.read_text()
+    more = ["data.type=jsonl", f"data.test={world / 'test.jsonl'}", "--predictions", run / "predictions.jsonl"]
+    found = json.loads(command("report", tmp_path / "adapter", *more, "-o", page, "--maps", 1, "--json").out)
+    assert [title for title, has in found["sections"].items() if not has] == ["Training curves"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from helpers import LAYERS, PATCHES, pixels, raw_recipe, tiny_model, tokens
 
 import dehvf_kit
@@ -21,7 +22,9 @@ def test_a_pictures_memory_holds_the_counted_bytes() -> None:
     model = tiny_model()
     report = report_of(model)
     memory = model.memory(1, pixels(1))["injector"]
-    assert report.factored_per_image == memory._tensors["codes"].nbytes
+    layers = [memory.layer(index, torch.zeros(1, 1, 1)) for index in range(LAYERS)]
+    codes = {id(code): code for layer in layers for code in (layer.key_codes, layer.value_codes)}
+    assert report.factored_per_image == sum(code.nbytes for code in codes.values())
     layers = [memory.layer(layer, pixels(1)[0]) for layer in range(LAYERS)]
     assert report.built_per_image == sum(table.nbytes for layer in layers for table in build_keys_values(layer))
 

@@ -14,7 +14,7 @@ from integrations.benchmarks import recipe, towers
 
 import dehvf_kit
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.scoring.answers import _asked, answer
+from dehvf_kit.scoring.answers import answer, prompts
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_questions_are_asked_in_the_tokens_trained_on(base: Path, tmp_path: Path
     model = dehvf_kit.build(found)
     samples = found.data.samples("train")
     trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, pictures=False).tokens
-    inputs, starts = _asked(model.processor, samples)
+    inputs, starts = prompts(model.processor, samples)
     for row, mask, start, (tokens, labels) in zip(
         inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), starts, trained, strict=True
     ):
@@ -126,7 +126,7 @@ def test_in_a_chat_template_the_answer_stands_in_the_models_turn(base: Path, tmp
     )
     samples = found.data.samples("train")[:2]
     trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, pictures=False).tokens
-    inputs, _ = _asked(model.processor, samples)
+    inputs, _ = prompts(model.processor, samples)
     text = model.processor.tokenizer.decode(trained[0][0])
     assert text.startswith("Question Question :") and text.endswith("Response : Response : The answer is B . <eos>")
     asked = inputs["input_ids"][0].tolist()

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dehvf_kit.config import BuildContext, ComponentConfig
 from dehvf_kit.ops.activations import ActivationName, activation
-from dehvf_kit.ops.linear import linear_of_slice
 from dehvf_kit.shapes import Cost, Readout
 
 
@@ -68,7 +67,7 @@ class BottleneckMlpProjector(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Readout]:
-        codes = linear_of_slice(patches.to(self.fc1.weight.dtype), self.fc1.weight, self.fc1.bias)
+        codes = self.fc1(patches.to(self.fc1.weight.dtype))
         return codes, Readout(self.activation, self.fc2.weight, self.fc2.bias)
 
     def project(self, patches: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ DIGEST = "weights_sha256"
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PROBED_TENSORS, PROBED_VALUES = 16, 4
+LARGEST = torch.finfo(torch.float32).max
 ARCHITECTURE_FIELDS = (
     "model_type",
     "hidden_size",
@@ -269,7 +270,8 @@ def _bases(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dic
 
 
 def _is_values(values: Any) -> bool:
-    return isinstance(values, list) and len(values) == PROBED_VALUES and all(isinstance(v, float | int) for v in values)
+    whole = isinstance(values, list) and len(values) == PROBED_VALUES
+    return whole and all(isinstance(value, float | int) and abs(value) <= LARGEST for value in values)
 
 
 def _with_dtype(recipe: Recipe, name: str) -> Recipe:

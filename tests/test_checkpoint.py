@@ -204,6 +204,12 @@ BROKEN = {
         bases(lambda known: {**known, "decoder": {**known["decoder"], "probe": {"lm_head.weight": ["a"]}}}),
         "bases: 'decoder' has a garbled 'probe'",
     ),
+    "probe beyond every weight": (
+        bases(
+            lambda known: {**known, "decoder": {**known["decoder"], "probe": {"lm_head.weight": [10**400, 0, 0, 0]}}}
+        ),
+        "bases: 'decoder' has a garbled 'probe'",
+    ),
     "recipe of a component that is not installed": (
         lambda folder: change(folder, recipe=lambda recipe: {**recipe, "graph": {"fuser": {"type": "gone"}}}),
         r"adapter_config\.json: recipe: graph\.fuser\.type: no fuser is named 'gone'\. Installed: cross_attention, mean",

@@ -79,7 +79,9 @@ def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tupl
     steps = sum(row["learning_rate"] for row in logged(alone) if "learning_rate" in row)
     for name, weight in before.items():
         tolerance = 2 * steps if name.endswith("to_key.bias") else 1e-6
-        torch.testing.assert_close(weight, after[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            weight, after[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_only_rank_0_writes_and_prints(together: tuple) -> None:

@@ -50,7 +50,7 @@ def test_a_sound_model_says_the_same(model: DehvfModel, samples: list[Sample]) -
     found = batch_parity(model, samples, batch=4, new_tokens=4)
     assert [one.variant for one in found.differences] == ["batch 1, cached", "batch 4, uncached", "batch 4, cached"]
     assert found.changed == [] and found.questions == 5
-    # float32 sums in another order: worst seen LARGEST, where logits reach RANGE.
+    # float32 sums in another order: worst seen 1.3e-5, where logits reach 5.4.
     assert 0 < found.largest < 1e-4 * found.logit_range
 
 

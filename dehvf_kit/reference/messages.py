@@ -145,17 +145,20 @@ def _message_of(call: ast.Call, errors: set[str], owner: str) -> ast.expr | None
 
 def _texts(node: ast.expr | None) -> list[str]:
     """The texts an expression may be, `…` where something varies; none where it says nothing of its own."""
+    texts = (" ".join(text.split()) for text in _parts(node))
+    return [text for text in texts if any(letter.isalpha() for letter in text)]
+
+
+def _parts(node: ast.expr | None) -> list[str]:
     if isinstance(node, ast.IfExp):
-        return [*_texts(node.body), *_texts(node.orelse)]
+        return [*_parts(node.body), *_parts(node.orelse)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return [f"{left}{right}" for left in _texts(node.left) or [HOLE] for right in _texts(node.right) or [HOLE]]
-    text = ""
+        return [f"{left}{right}" for left in _parts(node.left) for right in _parts(node.right)]
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        text = node.value
-    elif isinstance(node, ast.JoinedStr):
-        text = "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values)
-    words = " ".join(text.split())
-    return [words] if any(letter.isalpha() for letter in words) else []
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values)]
+    return [HOLE]
 
 
 def _passes_on(node: ast.expr) -> bool:

@@ -2,15 +2,16 @@
 
 A text counts where it is the message of an error of `dehvf_kit.errors` or a subclass, of a `Misfit`, a `Fault` or an
 `Issue`, of a `fault(path, message)` of the checkers, or of a ValueError in a config class (pydantic hands it on). Where the
-message is put together beforehand, as `"\\n".join(faults)` is, the texts that went into it in the same function count; a
-place whose texts come from further away stands in `RELAYS`. `str(error)` and `f"{file}: {error}"` pass another text on.
+message is a constant or what a function of the kit returns, their texts count; where it is put together beforehand, as
+`"\\n".join(faults)` is, the texts that went into it in the same function. A place whose texts come from further away stands
+in `RELAYS`. `str(error)` and `f"{file}: {error}"` pass another text on.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -34,8 +35,14 @@ RELAYS = {
     "recipe_parser.py:parse_data": "the faults collected",
     "recipe_parser.py:_validate": "the texts of _wording",
     "recipe_list.py:load_all": "each recipe's faults",
+    "starter.py:_size": "the towers' errors",
+    "training/failures.py:_from_worker": "a worker's error",
     "yaml_files.py:parse_yaml": "the faults collected",
 }
+
+
+# What a name stands for, wherever it is: the value of a constant, what a function returns.
+Elsewhere = Mapping[str, Sequence[ast.expr]]
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,11 @@ def messages(package: Path = PACKAGE) -> list[Message]:
         file.relative_to(package).as_posix(): ast.parse(file.read_text(encoding="utf-8"))
         for file in sorted(package.rglob("*.py"))
     }
-    errors = _error_names(files.values())
+    errors, elsewhere = _error_names(files.values()), _elsewhere(files.values())
     found: list[Message] = []
     for name, tree in files.items():
         if name.split("/")[0] not in LEFT_OUT:
-            found += _in_file(name, tree, errors)
+            found += _in_file(name, tree, errors, elsewhere)
     return found
 
 
@@ -80,7 +87,7 @@ def _error_names(trees: Iterable[ast.Module]) -> set[str]:
     return names - {"RecipeError"}  # its messages are its faults
 
 
-def _in_file(name: str, tree: ast.Module, errors: set[str]) -> Iterator[Message]:
+def _in_file(name: str, tree: ast.Module, errors: set[str], elsewhere: Elsewhere) -> Iterator[Message]:
     for function, owner in _functions(tree):
         if f"{name}:{function.name}" in SPOKEN:
             for node in ast.walk(function):
@@ -92,7 +99,9 @@ def _in_file(name: str, tree: ast.Module, errors: set[str]) -> Iterator[Message]
             if argument is None:
                 continue
             place = f"{name}:{function.name}"
-            texts = list(dict.fromkeys(_texts(argument) or _gathered(argument, function)))
+            texts = list(
+                dict.fromkeys(_texts(argument) or [*_gathered(argument, function), *_followed(argument, elsewhere)])
+            )
             if not texts and not _passes_on(argument) and place not in RELAYS:
                 raise LookupError(
                     f"{name}:{call.lineno}: cannot tell this message's text; give it here, or add {place} to RELAYS"
@@ -145,22 +154,44 @@ def _message_of(call: ast.Call, errors: set[str], owner: str) -> ast.expr | None
 
 def _texts(node: ast.expr | None) -> list[str]:
     """The texts an expression may be, `…` where something varies; none where it says nothing of its own."""
+    texts = (" ".join(text.split()) for text in _parts(node))
+    return [text for text in texts if any(letter.isalpha() for letter in text)]
+
+
+def _parts(node: ast.expr | None) -> list[str]:
     if isinstance(node, ast.IfExp):
-        return [*_texts(node.body), *_texts(node.orelse)]
+        return [*_parts(node.body), *_parts(node.orelse)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return [f"{left}{right}" for left in _texts(node.left) or [HOLE] for right in _texts(node.right) or [HOLE]]
-    text = ""
+        return [f"{left}{right}" for left in _parts(node.left) for right in _parts(node.right)]
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        text = node.value
-    elif isinstance(node, ast.JoinedStr):
-        text = "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values)
-    words = " ".join(text.split())
-    return [words] if any(letter.isalpha() for letter in words) else []
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values)]
+    return [HOLE]
 
 
 def _passes_on(node: ast.expr) -> bool:
     """Whether an expression is another error's text, perhaps with a place before it: `str(error)`, `f"{file}: {error}"`."""
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "str")
+
+
+def _elsewhere(trees: Iterable[ast.Module]) -> Elsewhere:
+    found: dict[str, list[ast.expr]] = {}
+    for tree in trees:
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found.setdefault(node.targets[0].id, []).append(node.value)
+            if isinstance(node, ast.FunctionDef):
+                returned = (inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return))
+                found.setdefault(node.name, []).extend(value for value in returned if value is not None)
+    return found
+
+
+def _followed(argument: ast.expr, elsewhere: Elsewhere) -> Iterator[str]:
+    """Texts of a constant that is the whole message, or that the function returns which makes it."""
+    name = argument.func if isinstance(argument, ast.Call) else argument
+    for value in elsewhere.get(name.id, ()) if isinstance(name, ast.Name) else ():
+        yield from _texts(value)
 
 
 def _gathered(argument: ast.expr, function: ast.FunctionDef) -> Iterator[str]:

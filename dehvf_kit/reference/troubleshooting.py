@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dehvf_kit.reference.messages import PACKAGE, Message, messages, normal
 
-BULLET = re.compile(r"^- ``(.+?) ?``$", re.MULTILINE)
+BULLET = re.compile(r"^- `` ?(.+?) ?``$", re.MULTILINE)
 
 
 def told(pages: Path) -> dict[str, str]:

@@ -66,6 +66,10 @@ def joined(faults):
     raise DehvfError("\\\\n".join(faults))
 def either(x): raise DehvfError("this one" if x else "or that")
 def other(): raise ValueError("not ours")
+WHOLE = "a constant"
+def said(x): return f"made for {x}"
+def constant(): raise DehvfError(WHOLE)
+def returned(): raise DehvfError(said(1))
 """)
     assert [message.text for message in messages(tmp_path)] == [
         "…: is … here",
@@ -73,6 +77,8 @@ def other(): raise ValueError("not ours")
         "one more",
         "this one",
         "or that",
+        "a constant",
+        "made for …",
     ]
     (tmp_path / "hidden.py").write_text("def far(text): raise DehvfError(text)\n")
     with pytest.raises(LookupError, match=r"hidden.py:1: .* add hidden.py:far to RELAYS"):

@@ -62,7 +62,9 @@ def _origins(config: Mapping[str, Any]) -> Iterator[str]:
     recipe = config["recipe"]
     parents = config.get("recipe_parents") or ()
     yield f"- recipe: {recipe['name']}" + (f", which extends {', then '.join(parents)}" if parents else "")
-    data = {key: value for key, value in (recipe.get("data") or {}).items() if key != "prompt" and value is not None}
+    given = recipe.get("data") or {}
+    data = {"type": given.get("type"), **given}
+    data = {key: value for key, value in data.items() if key not in ("prompt", "on_bad_sample") and value is not None}
     yield f"- data: {_listed(data) if data else 'none named'}"
     found = config.get(FINGERPRINT) or {}
     yield f"- prompt fingerprint: `{found.get('hash', 'none')}`"

@@ -45,8 +45,12 @@ def read_with_parents(file: Path, source: str, seen: Sequence[Path] = ()) -> dic
 
 def parents_of(file: Path, source: str) -> tuple[str, ...]:
     """The names of the files that a recipe extends, the nearest first; `read_with_parents` has read them all before."""
+    file = or_shipped(file)
     parent = read_yaml(file, source).get("extends")
-    return () if parent is None else (Path(parent).name, *parents_of(file.parent / parent, source))
+    return () if parent is None else (
+        Path(parent).name,
+        *parents_of(or_shipped(file.parent / parent, Path(parent)), source),
+    )
 
 
 def merge(

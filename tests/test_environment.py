@@ -79,7 +79,8 @@ def test_no_gpu_is_visible_where_none_shall_be() -> None:
 
 
 def test_the_kit_sets_no_variable_of_this_process() -> None:
-    for file in PACKAGE.rglob("*.py"):
+    """But what tells accelerate that the decoder is split already, which it asks the launcher's variables for."""
+    for file in set(PACKAGE.rglob("*.py")) - {PACKAGE / "training" / "distributed.py"}:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else []
             written = [ast.unparse(target) for target in targets]

@@ -25,7 +25,7 @@ GONE = object()
 SECTIONS = "Sections: format, name, description, published, vision, decoder, graph, training, data, generation"
 ROLES = "Roles: fuser, grouper, injector, layer_query, merger, position, projector, vision_adapter"
 FUSER = "Fields: activation, attention_backend, hidden_size, intermediate_size, num_blocks, num_heads, type"
-TOWER = "attn_implementation, config, download, dtype, {}model, revision, trust_remote_code, type"
+TOWER = "attn_implementation, config, download, dtype, {}model, {}revision, trust_remote_code, type"
 MERGED = ("patches", "members", "levels")
 NOTHING_READS = "nothing reads its outputs; remove the node, or wire it to one that does"
 MISSING = [
@@ -118,7 +118,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown field of the encoder": (
         {"vision.modle": "x"},
-        [f"vision.modle: unknown field; did you mean 'model'? Fields: apply_post_norm, {TOWER.format('image, ')}"],
+        [f"vision.modle: unknown field; did you mean 'model'? Fields: apply_post_norm, {TOWER.format('image, ', '')}"],
     ),
     "unknown field of the image": (
         {"vision.image.sise": 32},
@@ -126,7 +126,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown field of the decoder": (
         {"decoder.modle": "x"},
-        [f"decoder.modle: unknown field; did you mean 'model'? Fields: {TOWER.format('')}"],
+        [f"decoder.modle: unknown field; did you mean 'model'? Fields: {TOWER.format('', 'quantization, ')}"],
     ),
     "unknown field of a node": (
         {"graph.fuser.num_head": 2},

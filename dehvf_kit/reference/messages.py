@@ -27,6 +27,7 @@ SPOKEN = ("recipe_parser.py:_wording", "registry.py:find", "data/scienceqa_promp
 # Functions that hand on messages made elsewhere, and where that is.
 RELAYS = {
     "data/issues.py:refuse": "the kinds of its issues",
+    "data/inspection.py:inspect_data": "the refusal of a split that cannot be read",
     "graph.py:fault": "its callers' texts",
     "recipe.py:check": "the graph's faults",
     "recipe_files.py:override": "the fault beside it",

@@ -54,4 +54,4 @@ def _from_worker(error: DehvfError) -> DehvfError | None:
         return DataError(text.splitlines()[-1])
     message = text.rpartition(f"dehvf_kit.errors.{found[-1]}: ")[2].strip()
     kind = getattr(errors, found[-1], DataError)
-    return kind(message) if kind in (DataError, TrainingError) else DehvfError(message)
+    return kind(message) if issubclass(kind, (DataError, TrainingError)) else DehvfError(message)

@@ -16,6 +16,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 import dehvf_kit
+from dehvf_kit.atomic import UNFINISHED
 from dehvf_kit.backbones.quantization import num_weights
 from dehvf_kit.builder import build
 from dehvf_kit.checkpoint import base_identities
@@ -87,8 +88,8 @@ def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tupl
 def test_only_rank_0_writes_and_prints(together: tuple) -> None:
     folder, ended = together
     assert ended.stdout.count("adapter in") == 1 and ended.stdout.count("12 steps") == 1
-    assert {file.name for file in (folder / "run").iterdir()} == {"adapter", "checkpoints", "log.jsonl"}
-    assert not [file for file in folder.rglob("*") if file.name.startswith(".") or file.suffix == ".part"]
+    assert {file.name for file in (folder / "run").iterdir()} == {".lock", "adapter", "checkpoints", "log.jsonl", "run.json"}
+    assert not [file for file in folder.rglob("*") if file.name.startswith(UNFINISHED) or file.suffix == ".part"]
     assert ended.stderr.count("training: 12/12") == 1
 
 

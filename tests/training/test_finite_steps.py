@@ -17,7 +17,7 @@ from dehvf_kit.checkpoint import read_weights
 from dehvf_kit.data.encoding import IGNORED, EncodedSamples
 from dehvf_kit.errors import DataError, TrainingError
 from dehvf_kit.model import DehvfModel
-from dehvf_kit.training import run as run_module
+from dehvf_kit.training import training_set
 from dehvf_kit.training.checkpoints import checkpoints, fault
 from dehvf_kit.training.first_non_finite import first_non_finite
 from dehvf_kit.training.run import TrainResult, train
@@ -187,7 +187,7 @@ def masked(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
 def test_a_run_that_could_learn_nothing_stops_at_step_0(world: Path, tmp_path: Path, monkeypatch, by: str) -> None:
     masked(monkeypatch)
     if by == "first batch":
-        monkeypatch.setattr(run_module, "leave_out_unanswered", lambda encoded: [])
+        monkeypatch.setattr(training_set, "leave_out_unanswered", lambda encoded: [])
     with pytest.raises(DataError) as refused:
         train(dehvf_kit.load_recipe(world / "tiny.yaml"), tmp_path / "run")
     assert "labels are all masked" in str(refused.value) and "what colour is it ? " in str(refused.value)

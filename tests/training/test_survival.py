@@ -304,7 +304,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 
 def test_a_disk_full_at_the_end_leaves_no_half_adapter(world: Path, whole: Path, cut: Path, monkeypatch) -> None:
-    def fail(model: Any, config: Any) -> str:
+    def fail(*given: Any) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "card", fail)

@@ -35,7 +35,7 @@ ODD = st.one_of(
     st.sampled_from(SHAPES),
     st.sampled_from([20, 50, 90]).map(nested),
 )
-STEPS = ("replace", "replace", "replace", "drop", "rename", "copy", "swap", "retype", "wrap", "add")
+STEPS = ("replace", "replace", "replace", "drop", "rename", "copy", "swap", "retype", "wrap", "add", "nudge", "nudge")
 CHANGES = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 10**6), ODD), min_size=1, max_size=3)
 """Changes of plain data: (what, where, with what)."""
 
@@ -44,10 +44,13 @@ SNIPPETS = [b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\t", b"\r", b"\n", b": ", b"
             b"\\ud83d", b"? ", b"|", b">", b"%", b"@", b"`", b"0x", b"1:2:3", b"2026-01-31", b",",
             b'{"a":1,"a":2}', b"\xc3\x28", b"\\u0000", b"~"]  # fmt: skip
 CUTS = ("insert", "delete", "truncate", "line twice", "overwrite", "as utf-16")
-TEXT_CHANGES = st.lists(
-    st.tuples(st.sampled_from(CUTS), st.integers(0, 10**6), st.sampled_from(SNIPPETS)), min_size=0, max_size=2
+TEXT_CHANGES = st.one_of(
+    st.just([]),
+    st.lists(
+        st.tuples(st.sampled_from(CUTS), st.integers(0, 10**6), st.sampled_from(SNIPPETS)), min_size=1, max_size=2
+    ),
 )
-"""Changes of bytes: (what, where, with what)."""
+"""Changes of bytes, in every second file: (what, where, with what)."""
 
 
 def places(tree: Any) -> list[tuple[Any, Any]]:
@@ -88,6 +91,10 @@ def _change(step: str, holder: Any, key: Any, value: Any, other: tuple[Any, Any]
     elif step == "retype":
         known = holder[key]
         holder[key] = str(known) if not isinstance(known, str) else len(known)
+    elif step == "nudge" and isinstance(holder[key], (int, float)):
+        holder[key] = {0: holder[key] + 1, 1: holder[key] - 1, 2: holder[key] * 2, 3: holder[key] // 2}[
+            len(str(value)) % 4
+        ]
     elif step == "wrap":
         holder[key] = [holder[key]] if not isinstance(value, dict) else {"type": holder[key]}
     elif step == "add":

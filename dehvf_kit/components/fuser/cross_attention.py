@@ -6,8 +6,10 @@ Source: DEHVF, equations 5 and 6.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import ClassVar, Literal
 
+import torch
 from einops import rearrange, repeat
 from pydantic import Field
 from torch import Tensor, nn
@@ -118,10 +120,16 @@ class CrossAttentionFuser(Fuser):
         return self.mix(weights, codes, levels), weights
 
     def weigh(self, members: Tensor, levels: Levels, queries: Tensor) -> Tensor:
-        """The weights alone: [batch, decoder_layer, kv, member]."""
+        """The weights alone: [batch, decoder_layer, kv, member]. In the fuser's own dtype, also under autocast."""
+        dtype, device = self.input.weight.dtype, members.device.type
+        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with exact:
+            return self._weigh(members.to(dtype), levels, queries.to(dtype))
+
+    def _weigh(self, members: Tensor, levels: Levels, queries: Tensor) -> Tensor:
         batch, num_groups, num_members, _ = members.shape
         num_kv = queries.shape[1]
-        keys = self.input(members.to(self.input.weight.dtype))
+        keys = self.input(members)
         keys = rearrange(keys, "batch group member query -> (batch group) member query")
         mask = None
         if not levels.full:

@@ -62,6 +62,14 @@ def test_an_image_weighs_alone():
     assert worst(together[0], together[1]) > 1e-3
 
 
+def test_autocast_does_not_reach_the_weights():
+    module = fuser()
+    members, levels, queries, _ = inputs(UNEVEN)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = module.weigh(members, levels, queries)
+    assert under.dtype == torch.float32 and torch.equal(under, module.weigh(members, levels, queries))
+
+
 def test_what_stands_in_masked_places_does_not_matter():
     module = fuser()
     members, levels, queries, codes = inputs(UNEVEN)

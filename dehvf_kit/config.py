@@ -72,6 +72,7 @@ class ComponentConfig(Settings):
     takes, gives: ports as `"name: axis axis ..."`; `name?` is optional, `name*` takes any number of wires.
     attaches: "decoder" or "vision" for a component whose module hooks itself onto a tower (`module.attach(tower)`);
     "input" for one whose forward returns `InputTokens` for the decoder's input (`module.attach(decoder, tokenizer)`).
+    takes_unprojected: True where its module reads codes that come as `Unprojected`; others are given the codes themselves.
     counts_positions: True where its output depends on where a token stands in its row, not only on who stands before it.
     """
 
@@ -79,6 +80,7 @@ class ComponentConfig(Settings):
     takes: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
     attaches: ClassVar[str] = ""
+    takes_unprojected: ClassVar[bool] = False
     counts_positions: ClassVar[bool] = False
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:

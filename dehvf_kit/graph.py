@@ -332,8 +332,10 @@ class _Checker:
             self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
             return None
         axes |= added
+        named = {axis for port in node.gives.values() for axis in port.axes}
+        unnamed = {axis: size for axis, size in added.items() if axis not in named}  # these travel with every port
         for name, port in node.gives.items():
-            self.sizes[node.name, name] = {axis: axes.get(axis) for axis in port.axes}
+            self.sizes[node.name, name] = {axis: axes.get(axis) for axis in port.axes} | unnamed
         return context
 
     def _unread(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.graph import BATCH, Graph
+from dehvf_kit.shapes import Unprojected
 
 if TYPE_CHECKING:
     from dehvf_kit.backbones.vision import VisionTower
@@ -96,5 +97,7 @@ def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -
             if not node.takes[port].optional:
                 return None
             continue
+        if not node.config.takes_unprojected:
+            found = [one.project(one.patches) if isinstance(one, Unprojected) else one for one in found]
         arguments[port] = found if node.takes[port].many else found[0]
     return arguments

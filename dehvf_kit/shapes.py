@@ -92,6 +92,18 @@ class Readout:
 
 
 @dataclass(frozen=True)
+class Unprojected:
+    """Codes that are not computed yet because mixing patches first is cheaper: `project(patches)`.
+
+    patches [batch, layer, patch, vision_hidden]; project: affine, [..., vision_hidden] -> [..., code], so that weights
+    that sum to one may be applied before it or after it.
+    """
+
+    patches: Tensor
+    project: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Cost:
     """FLOPs of one component's forward pass (a multiply-add is two): per step, per image, and per text token."""
 

@@ -136,6 +136,19 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def not_loaded(error: Exception, what: str, field: str, model: str, location: str) -> DehvfError:
+    """What to raise for a base model that did not load: not there, or whatever stands in its files.
+
+    what: as messages call it; field: the recipe's section of it.
+    """
+    if isinstance(error, OSError) and not os.path.isdir(location):
+        return DehvfError(
+            f"{what} '{model}' is not on this machine; give a local folder, or allow the download with "
+            f"{field}.download=true ({first_line(error)})"
+        )
+    return DehvfError(f"{what} '{model}' cannot be loaded: {first_line(error)}")
+
+
 def torch_dtype(name: Dtype) -> torch.dtype | Literal["auto"]:
     """The torch dtype of a recipe's name."""
     import torch

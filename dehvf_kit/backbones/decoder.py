@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dehvf_kit.backbones.base import TowerConfig, first_line, require_local, torch_dtype
+from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
 from dehvf_kit.backbones.quantization import Quantization, num_weights, quantization_config
 from dehvf_kit.errors import DecoderError, DehvfError
 from dehvf_kit.registry import Source
@@ -89,12 +88,7 @@ class HfDecoderConfig(TowerConfig):
                 **quantised,
             )
         except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
-            if isinstance(error, OSError) and not os.path.isdir(location):
-                raise DehvfError(
-                    f"decoder '{self.model}' is not on this machine; give a local folder, or allow the download with "
-                    f"decoder.download=true ({first_line(error)})"
-                ) from error
-            raise DehvfError(f"decoder '{self.model}' cannot be loaded: {first_line(error)}") from error
+            raise not_loaded(error, "decoder", "decoder", self.model, location) from error
 
     def tokenizer(self, sources: Mapping[str, Source]) -> PreTrainedTokenizerBase:
         """The decoder's tokenizer, with a padding token. Raises: DehvfError where it is not on this machine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +9,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from dehvf_kit.backbones.base import TowerConfig, first_line, require_local, torch_dtype
+from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
 from dehvf_kit.backbones.vision_classes import vision_class, vision_config
 from dehvf_kit.backbones.vision_loading import load_encoder
 from dehvf_kit.backbones.vision_tower import VisionTower
@@ -102,12 +101,7 @@ class HfVisionConfig(TowerConfig):
         except DehvfError:
             raise
         except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
-            if isinstance(error, OSError) and not os.path.isdir(location):
-                raise DehvfError(
-                    f"vision encoder '{self.model}' is not on this machine; give a local folder, or allow the download "
-                    f"with vision.download=true ({first_line(error)})"
-                ) from error
-            raise DehvfError(f"vision encoder '{self.model}' cannot be loaded: {first_line(error)}") from error
+            raise not_loaded(error, "vision encoder", "vision", self.model, location) from error
 
     def tower(self, model: nn.Module) -> VisionTower:
         """The kit's view of an encoder that is in memory."""

@@ -13,3 +13,12 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE... [KEY=VALUE]...",
+        help="Recipes, .yaml files, and fields to change in all of them.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions to ask at most.", show_default=False)]

@@ -42,9 +42,7 @@ def graph(
 
 
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's.", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's.", show_default=False)],
     overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.", show_default="RUN/report.html")
@@ -52,10 +50,15 @@ def report(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            "--predictions", metavar="FILE", help="Answers that eval --output kept.", show_default="RUN/predictions.jsonl"
+            "--predictions",
+            metavar="FILE",
+            help="Answers that eval --output kept.",
+            show_default="RUN/predictions.jsonl",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Pictures that the fuser's weights are averaged over.")] = 64,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Pictures that the fuser's weights are averaged over.")
+    ] = 64,
     maps: Annotated[int, typer.Option("--maps", min=1, help="Pictures that are followed into the decoder.")] = 6,
     as_json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from dehvf_kit import atomic
 from dehvf_kit.cli.console import grid, stdout
 from dehvf_kit.errors import DataError
 from dehvf_kit.scores import Score, Scores
@@ -33,12 +34,9 @@ def _figure(score: Score, value: float) -> str:
 
 def write_new(file: Path, text: str) -> None:
     """Write a file whole or not at all. Raises: DataError where it cannot be written."""
-    part = file.with_name(f".{file.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
+        atomic.write_text(file, text)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dehvf_kit import atomic
 from dehvf_kit.data.issues import Issue
 from dehvf_kit.data.pictures import read_picture
 from dehvf_kit.data.samples import DataConfig, Sample, Split
@@ -86,12 +87,10 @@ def write_skipped(file: Path, skipped: Sequence[Skipped]) -> Path | None:
     """List samples in a file, a JSON object a line; None where there are none. Raises: DataError where it cannot be written."""
     if not skipped:
         return None
-    part = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(one.row(), ensure_ascii=False) + "\n" for one in skipped)
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(file)
+        atomic.write_text(file, "".join(lines))
     except OSError as error:
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
     return file

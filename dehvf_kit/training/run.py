@@ -84,11 +84,12 @@ def train(
     trackers(recipe.training.report_to)
     here = join_processes()
     progress = progress if here.main else silent
-    with RunFolder(output, resume) as folder:
+    with RunFolder(output, resume, here.main) as folder:
         if folder.finished:
             log.warning("%s: this run is finished; there is nothing to go on with", output)
             return _result(folder, recipe, folder.read_log(), 0.0, here)
         last = newest(folder.checkpoints, folder.writes) if resume else None
+        here.wait()  # or another process looks at what the first puts aside
         given = read_samples(recipe, samples)
         with told(folder):
             _begin(folder, recipe, [] if isinstance(given, SampleStream) else given.samples, last, resume)

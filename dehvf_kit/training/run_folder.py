@@ -24,17 +24,17 @@ ADAPTER, CHECKPOINTS, LOG, LOCK = "adapter", "checkpoints", "log.jsonl", ".lock"
 class RunFolder:
     """One process's hold on a run's folder; inside `with` no other run can use it, and what a kill left is gone.
 
-    The adapter is the last thing a run writes: where it is, the run is finished. resume: go on with what is there.
+    The adapter is the last thing a run writes: where it is, the run is finished. resume: go on with what is there. writes:
+    work in it; of several processes the first does, the others look.
     Raises: DehvfError where the folder holds a run already (without resume), is not there (with it), is another
     process's, or cannot be written.
     """
 
-    def __init__(self, place: Path, resume: bool) -> None:
+    def __init__(self, place: Path, resume: bool, writes: bool = True) -> None:
         self.place, self.resume = place, resume
         self.checkpoints, self.adapter = place / CHECKPOINTS, place / ADAPTER
         self._lock: IO[str] | None = None
-        # Under torchrun the first process works in the folder, the others look.
-        self.writes = os.environ.get("RANK", "0") == "0"
+        self.writes = writes
 
     @property
     def finished(self) -> bool:

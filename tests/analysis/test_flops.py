@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DINOV2, LAYERS, PATCHES, VIT, pixels, raw_recipe, tiny_decoder, tiny_model, tiny_vision, tokens
+from helpers import (
+    DINOV2,
+    LAYERS,
+    PATCHES,
+    VIT,
+    pixels,
+    raw_recipe,
+    tiny_decoder,
+    tiny_model,
+    tiny_vision,
+    tokens,
+    worst,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +27,7 @@ import dehvf_kit
 from dehvf_kit.analysis.flops import component_costs, decoder_flops, flop_report, vision_flops
 from dehvf_kit.backbones.vision import VisionTower
 from dehvf_kit.builder import build_on_meta
+from dehvf_kit.model import DehvfModel
 from dehvf_kit.testing.tiny_models import tiny_decoder as tiny_decoder_of
 
 TWO = {
@@ -86,12 +99,7 @@ def test_an_encoder_costs_what_the_counter_sees(kind: str) -> None:
     assert vision_flops(tower) == counted(lambda: model(pixels(1)))
 
 
-@pytest.mark.parametrize("name", [*GRAPHS, "two_encoders"])
-def test_every_component_costs_what_the_counter_sees(name: str) -> None:
-    towers = {"clip": tiny_vision("clip"), "dino": tiny_vision("dinov2")} if name == "two_encoders" else tiny_vision()
-    sections = TWO if name == "two_encoders" else {"graph": GRAPHS[name]}
-    model = dehvf_kit.build(dehvf_kit.parse_recipe(raw_recipe(**sections)), decoder=tiny_decoder(), vision=towers)
-    pictures = {tower: pixels(1) for tower in towers} if name == "two_encoders" else pixels(1)
+def assert_costs_are_what_the_counter_sees(model: DehvfModel, pictures: Any) -> None:
     model.nodes.requires_grad_(False)  # the counter hooks modules whose inputs want gradients
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         features = model.vision_features(pictures)
@@ -101,6 +109,37 @@ def test_every_component_costs_what_the_counter_sees(name: str) -> None:
     for node, cost in component_costs(model.graph).items():
         if node != "vision_adapter":
             assert cost.per_step + cost.per_image == sum(seen.get(type(model.nodes[node]).__name__, {}).values()), node
+
+
+@pytest.mark.parametrize("name", [*GRAPHS, "two_encoders"])
+def test_every_component_costs_what_the_counter_sees(name: str) -> None:
+    towers = {"clip": tiny_vision("clip"), "dino": tiny_vision("dinov2")} if name == "two_encoders" else tiny_vision()
+    sections = TWO if name == "two_encoders" else {"graph": GRAPHS[name]}
+    model = dehvf_kit.build(dehvf_kit.parse_recipe(raw_recipe(**sections)), decoder=tiny_decoder(), vision=towers)
+    assert_costs_are_what_the_counter_sees(
+        model, {tower: pixels(1) for tower in towers} if name == "two_encoders" else pixels(1)
+    )
+
+
+@pytest.mark.parametrize("name", ["dehvf", "mean"])
+def test_a_shallow_decoder_has_its_patches_mixed_before_they_are_projected(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one layer mixes twice at most where the projector would run on eight vision layers."""
+    graph = {**GRAPHS[name], "grouper": {"num_groups": 1}}
+    model = tiny_model(decoder=tiny_decoder(num_hidden_layers=1), graph=graph)
+    assert model.nodes["projector"].mix_first
+    features = model.vision_features(pixels(2))
+    fused = model.run_graph(2, vision_features=features)["fuser"][0]
+    model.nodes["projector"].mix_first = False
+    assert (
+        worst(fused, model.run_graph(2, vision_features=features)["fuser"][0]) < 1e-5
+    )  # two orders of one float32 sum
+    model.nodes["projector"].mix_first = True
+    with monkeypatch.context() as patch:  # as for a fuser that knows nothing of it
+        patch.setattr(type(model.graph.nodes["fuser"].config), "takes_unprojected", False)
+        assert worst(fused, model.run_graph(2, vision_features=features)["fuser"][0]) < 1e-5
+    assert_costs_are_what_the_counter_sees(model, pixels(1))
 
 
 def test_the_vision_adapter_costs_what_it_adds_to_the_encoder() -> None:

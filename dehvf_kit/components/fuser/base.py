@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dehvf_kit.config import BuildContext, ComponentConfig
-from dehvf_kit.shapes import Levels
+from dehvf_kit.shapes import Levels, Unprojected
 
 
 class FuserConfig(ComponentConfig):
@@ -25,22 +25,26 @@ class FuserConfig(ComponentConfig):
     )
 
     def mix_cost(self, context: BuildContext, num_kv: int) -> int:
-        """FLOPs an image of the weighted sum."""
-        patches, layers = context.axes.get("patch") or 0, context.size("layer")
-        return 2 * context.decoder.num_layers * num_kv * layers * patches * context.size("code")
+        """FLOPs an image of the weighted sum, and of the projection that follows where the codes come unprojected."""
+        patches, layers, code = context.axes.get("patch") or 0, context.size("layer"), context.size("code")
+        unprojected = context.axes.get("unprojected")
+        a_mix = layers * (unprojected or code) + (unprojected or 0) * code
+        return 2 * context.decoder.num_layers * num_kv * patches * a_mix
 
 
 class Fuser(nn.Module):
     """Parent of the fusers' modules."""
 
     @staticmethod
-    def mix(weights: Tensor, codes: Tensor, levels: Levels) -> Tensor:
+    def mix(weights: Tensor, codes: Tensor | Unprojected, levels: Levels) -> Tensor:
         """sum_i weights_i codes_i over each decoder layer's group, as one matrix product per image.
 
         Shapes: weights [batch or 1, decoder_layer, kv, member], codes [batch, layer, patch, code]
         -> [batch, decoder_layer, kv, patch, code]. Weights of members that are the same vision layer add up.
         Cost: 2 * decoder_layer * kv * layer * patch * code FLOPs an image.
         """
+        if isinstance(codes, Unprojected):
+            return codes.project(Fuser.mix(weights, codes.patches, levels))
         batch, num_layers, num_patches, _ = codes.shape
         place = levels.index[levels.group_of_layer]
         place = place[None, :, None, :].expand_as(weights)

@@ -18,7 +18,7 @@ from dehvf_kit.components.fuser.base import Fuser, FuserConfig
 from dehvf_kit.config import BuildContext, Misfit
 from dehvf_kit.ops.activations import ActivationName, activation
 from dehvf_kit.ops.attention import Backend, attention
-from dehvf_kit.shapes import Cost, Levels
+from dehvf_kit.shapes import Cost, Levels, Unprojected
 
 MOST_HEADS = 256
 """Counts of heads that a message proposes."""
@@ -37,6 +37,7 @@ class CrossAttentionFuserConfig(FuserConfig):
         "queries: decoder_layer kv query",
         "codes: batch layer patch code",
     )
+    takes_unprojected: ClassVar[bool] = True
     type: Literal["cross_attention"] = "cross_attention"
     hidden_size: int = Field(64, ge=1, description="width r of the queries and of the projected global tokens")
     num_blocks: int = Field(4, ge=1, description="cross-attention blocks k")
@@ -115,7 +116,9 @@ class CrossAttentionFuser(Fuser):
             for _ in range(num_blocks)
         )
 
-    def forward(self, members: Tensor, levels: Levels, queries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, members: Tensor, levels: Levels, queries: Tensor, codes: Tensor | Unprojected
+    ) -> tuple[Tensor, Tensor]:
         weights = self.weigh(members, levels, queries)
         return self.mix(weights, codes, levels), weights
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dehvf_kit.components.fuser.base import Fuser, FuserConfig
 from dehvf_kit.config import BuildContext
-from dehvf_kit.shapes import Cost, Levels
+from dehvf_kit.shapes import Cost, Levels, Unprojected
 
 
 class MeanFuserConfig(FuserConfig):
     """Equal weights for all members of a group, the same for keys and values; no parameters."""
 
     takes: ClassVar[tuple[str, ...]] = ("levels: group member", "codes: batch layer patch code")
+    takes_unprojected: ClassVar[bool] = True
     type: Literal["mean"] = "mean"
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
@@ -37,8 +38,9 @@ class MeanFuser(Fuser):
     [batch, decoder_layer, 1, member]. Cost: the mix. Source: DEHVF, Table 4 ("w/o adaptive weights").
     """
 
-    def forward(self, levels: Levels, codes: Tensor) -> tuple[Tensor, Tensor]:
-        share = levels.mask.to(codes.dtype)
+    def forward(self, levels: Levels, codes: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
+        features = codes.patches if isinstance(codes, Unprojected) else codes
+        share = levels.mask.to(features.dtype)
         share = (share / share.sum(-1, keepdim=True))[levels.group_of_layer]
-        weights = share[None, :, None, :].expand(codes.shape[0], -1, -1, -1)
+        weights = share[None, :, None, :].expand(features.shape[0], -1, -1, -1)
         return self.mix(weights, codes, levels), weights

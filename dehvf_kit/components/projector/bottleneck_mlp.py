@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.config import BuildContext, ComponentConfig
 from dehvf_kit.ops.activations import ActivationName, activation
-from dehvf_kit.shapes import Cost, Readout
+from dehvf_kit.shapes import KV, Cost, Readout, Unprojected
 
 
 class BottleneckMlpProjectorConfig(ComponentConfig):
@@ -26,7 +26,14 @@ class BottleneckMlpProjectorConfig(ComponentConfig):
     activation: ActivationName = "silu"
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        return {"code": self.bottleneck_size}
+        late = {"unprojected": context.size("vision_hidden")} if self.mixes_first(context) else {}
+        return {"code": self.bottleneck_size, **late}
+
+    def mixes_first(self, context: BuildContext) -> bool:
+        """Whether fc1 after the mix costs fewer FLOPs than before it: more vision layers than decoder layers need."""
+        vision, code, layers = context.size("vision_hidden"), self.bottleneck_size, context.size("layer")
+        mixes = len(KV) * context.decoder.num_layers
+        return mixes * (layers * vision + vision * code) < layers * code * (vision + mixes)
 
     def num_params(self, context: BuildContext) -> dict[str, int]:
         vision, hidden = context.size("vision_hidden"), context.decoder.hidden_size
@@ -37,12 +44,16 @@ class BottleneckMlpProjectorConfig(ComponentConfig):
 
     def cost(self, context: BuildContext) -> Cost:
         patches = context.axes.get("patch") or 0
-        layers = context.size("layer")
+        layers = 0 if self.mixes_first(context) else context.size("layer")
         return Cost(per_image=2 * layers * patches * context.size("vision_hidden") * self.bottleneck_size)
 
     def build(self, context: BuildContext) -> BottleneckMlpProjector:
         return BottleneckMlpProjector(
-            context.size("vision_hidden"), self.bottleneck_size, context.decoder.hidden_size, self.activation
+            context.size("vision_hidden"),
+            self.bottleneck_size,
+            context.decoder.hidden_size,
+            self.activation,
+            self.mixes_first(context),
         )
 
 
@@ -50,15 +61,22 @@ class BottleneckMlpProjector(nn.Module):
     """fc1 once per vision layer; activation and fc2 are left to the reader of the codes.
 
     Since fc1 is linear and fusion weights sum to one, fc1(sum a_i V_i) = sum a_i fc1(V_i): mixing the narrow codes is
-    exact and replaces one fc1 per decoder layer and role by one per vision layer.
+    exact and replaces one fc1 per decoder layer and role by one per vision layer. Where there are fewer of the former
+    (`mix_first`), fc1 is left to the fuser, as `Unprojected`.
     Shapes: patches [batch, layer, patch, vision_hidden] -> codes [batch, layer, patch, code] and a `Readout`.
-    Cost: 2 * layer * patch * vision_hidden * code FLOPs an image. Source: DEHVF, equation 10.
+    Cost: 2 * layer * patch * vision_hidden * code FLOPs an image, none with `mix_first`. Source: DEHVF, equation 10.
     """
 
     def __init__(
-        self, vision_hidden_size: int, bottleneck_size: int, decoder_hidden_size: int, activation_name: str = "silu"
+        self,
+        vision_hidden_size: int,
+        bottleneck_size: int,
+        decoder_hidden_size: int,
+        activation_name: str = "silu",
+        mix_first: bool = False,
     ) -> None:
         super().__init__()
+        self.mix_first = mix_first
         self.fc1 = nn.Linear(vision_hidden_size, bottleneck_size)
         self.fc2 = nn.Linear(bottleneck_size, decoder_hidden_size)
         self.activation = activation(activation_name)
@@ -66,11 +84,11 @@ class BottleneckMlpProjector(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, patches: Tensor) -> tuple[Tensor, Readout]:
-        codes = self.fc1(patches.to(self.fc1.weight.dtype))
+    def forward(self, patches: Tensor) -> tuple[Tensor | Unprojected, Readout]:
+        patches = patches.to(self.fc1.weight.dtype)
+        codes = Unprojected(patches, self.fc1) if self.mix_first else self.fc1(patches)
         return codes, Readout(self.activation, self.fc2.weight, self.fc2.bias)
 
     def project(self, patches: Tensor) -> Tensor:
         """P applied whole: [..., vision_hidden] -> [..., decoder_hidden]."""
-        codes, readout = self(patches)
-        return nn.functional.linear(readout.activation(codes), readout.weight, readout.bias)
+        return self.fc2(self.activation(self.fc1(patches.to(self.fc1.weight.dtype))))

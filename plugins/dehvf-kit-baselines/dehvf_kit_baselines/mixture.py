@@ -8,10 +8,23 @@ own weights. Its cached decoding is one rotary position off; here cached and unc
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehvf_kit import ComponentConfig
+
 EXPERTS = 2
+
+
+class MixtureConfig(ComponentConfig):
+    """Settings of the adapter, wherever it stands."""
+
+    width: int = Field(8, ge=1, description="width of the adapters")
+    groups: int = Field(2, ge=1, description="groups that the expanding maps are cut into")
+    temperature: float = Field(10.0, gt=0, description="of the router's softmax: LaVIN has 10 at 7B, 5 at 13B")
+    scale: float = Field(1.0, gt=0, description="scale of what an adapter adds")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the adapters, in training")
 
 
 class MixtureAdapter(nn.Module):

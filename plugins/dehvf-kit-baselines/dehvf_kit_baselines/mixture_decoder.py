@@ -14,30 +14,24 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit import BuildContext, ComponentConfig
+from dehvf_kit import BuildContext
 from dehvf_kit.backbones.attention_sites import attention_sites
 from dehvf_kit.errors import DecoderError, ShapeError
 from dehvf_kit.shapes import Cost
 from dehvf_kit_baselines.llama_attention import before_attention, needs_llama_attention
-from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, check_groups, mixture_params
+from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
 
 
-class MixtureDecoderAdapterConfig(ComponentConfig):
+class MixtureDecoderAdapterConfig(MixtureConfig):
     """h = x + attention(adapter(norm x)) in every decoder layer, the adapter's two halves mixed by the sample's modality."""
 
     role: ClassVar[str] = "decoder_adapter"
     takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "has_image?: batch")
     attaches: ClassVar[str] = "decoder"
     type: Literal["mixture_of_modality"] = "mixture_of_modality"
-    width: int = Field(8, ge=1, description="width of the adapters")
-    groups: int = Field(2, ge=1, description="groups that the expanding maps are cut into")
-    temperature: float = Field(10.0, gt=0, description="of the router's softmax: LaVIN has 10 at 7B, 5 at 13B")
-    scale: float = Field(1.0, gt=0, description="scale of what an adapter adds")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the adapters, in training")
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         needs_llama_attention(context.decoder)

@@ -7,32 +7,26 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit import BuildContext, ComponentConfig, ffn_sites
+from dehvf_kit import BuildContext, ffn_sites
 from dehvf_kit.errors import VisionError, listing
 from dehvf_kit.shapes import Cost
 from dehvf_kit_baselines.llama_attention import before_attention
-from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, check_groups, mixture_params
+from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
 
 # What a block's attention holds: query, key and value maps, side by side or as one.
 MAPS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("qkv",))
 
 
-class MixtureVisionAdapterConfig(ComponentConfig):
+class MixtureVisionAdapterConfig(MixtureConfig):
     """x + attention(adapter(norm x)) in every vision block, each picture routed by its own class token."""
 
     role: ClassVar[str] = "vision_adapter"
     takes: ClassVar[tuple[str, ...]] = ("tower: layer vision_hidden",)
     attaches: ClassVar[str] = "vision"
     type: Literal["mixture_of_modality"] = "mixture_of_modality"
-    width: int = Field(8, ge=1, description="width of the adapters")
-    groups: int = Field(2, ge=1, description="groups that the expanding maps are cut into")
-    temperature: float = Field(10.0, gt=0, description="of the router's softmax: LaVIN has 10 at 7B, 5 at 13B")
-    scale: float = Field(1.0, gt=0, description="scale of what an adapter adds")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the adapters, in training")
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         check_groups(context.size("vision_hidden"), self.width, self.groups)

@@ -61,5 +61,5 @@ def test_cost_equals_counted_flops():
 
 
 def test_half_precision_features_are_read_in_float32():
-    module = BottleneckMlpProjectorConfig().build(context())
+    module = BottleneckMlpProjectorConfig(bottleneck_size=5).build(context())
     assert module(torch.randn(1, 2, 3, 24).to(torch.bfloat16))[0].dtype == torch.float32

@@ -8,7 +8,7 @@ touches no weight's values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,9 @@ def ffn_sites(model: nn.Module) -> list[FfnSite]:
     found: dict[str, list[FfnSite]] = {}
     for path, stack in stacks:
         sites = [
-            site for idx, layer in enumerate(stack) for site in _sites(layer, f"{path}.{idx}", idx, config, override)
+            site
+            for idx, (name, layer) in enumerate(stack._modules.items())
+            for site in _sites(layer, f"{path}.{name}", idx, config, override)
         ]
         if sites:
             found[path] = sites
@@ -96,7 +98,7 @@ def _main_stacks(model: nn.Module, found: dict[str, list[FfnSite]], config: Any)
 
 
 def _in_one_count(
-    found: dict[str, list[FfnSite]], stacks: dict[str, nn.ModuleList], chosen: list[str]
+    found: dict[str, list[FfnSite]], stacks: Mapping[str, nn.ModuleList | nn.Sequential], chosen: list[str]
 ) -> list[FfnSite]:
     """The sites of the chosen stacks, their layers counted through."""
     sites, offset = [], 0
@@ -107,7 +109,7 @@ def _in_one_count(
 
 
 def _text_config(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
@@ -122,7 +124,7 @@ def _decoder_of(model: nn.Module) -> tuple[nn.Module, str]:
     return model, ""
 
 
-def _layer_stacks(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.ModuleList]]:
+def _layer_stacks(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.ModuleList | nn.Sequential]]:
     """The outermost module lists below a module, with their paths."""
     for name, child in root.named_children():
         path = inside(root_path, name)
@@ -187,7 +189,7 @@ def _activation(
 def _configured_activation(config: Any) -> str:
     for name in ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act"):
         if getattr(config, name, None) in ACT2FN:
-            return getattr(config, name)
+            return str(getattr(config, name))
     return "silu"
 
 

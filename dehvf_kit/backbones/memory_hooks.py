@@ -81,7 +81,7 @@ def _check_memory(decoder: str, sites: Sequence[FfnSite], keys: Sequence[Tensor]
                 f"attach_memory: {decoder} has {len(sites)} FFN sites, {name} holds {len(tensors)} tensors; "
                 "give one [batch or 1, slots, hidden_size] tensor a site, in the order of ffn_sites"
             )
-    batches = set()
+    batches: set[int] = set()
     for index, (site, key, value) in enumerate(zip(sites, keys, values, strict=True)):
         for name, tensor in (("keys", key), ("values", value)):
             if tensor.ndim != 3 or tensor.shape[-1] != site.hidden_size:

@@ -61,7 +61,9 @@ def _one_token_changed(model: nn.Module, site: FfnSite, changed: bool) -> Iterat
     """While open, an FFN's first call sees one token's input scaled; its output is noted."""
     seen: list[Tensor] = []
 
-    def scale(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def scale(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         name = None if args else next(iter(kwargs))
         x = (args[0] if args else kwargs[name]).clone()
         if changed and not seen:

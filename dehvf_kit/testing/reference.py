@@ -62,7 +62,7 @@ class _Turn:
         self.calls = 0
         self.x: Tensor
 
-    def take(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.x = (args[0] if args else next(iter(kwargs.values()))).clone()
 
     def add(self, output: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -95,3 +96,23 @@ def test_a_decoder_without_ffn_is_refused():
         model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(num_hidden_layers=2))
     with pytest.raises(DecoderError, match="MambaForCausalLM: no layer holds.*Found lists of: MambaBlock"):
         ffn_sites(model)
+
+
+class Named(nn.Module):
+    """A layer as torchvision's: norm and FFN, in a sequence that names its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(x))
+
+
+def test_layers_that_have_names_are_found_by_them():
+    model = nn.Module()
+    model.blocks = nn.Sequential(OrderedDict(first=Named(), second=Named()))
+    sites = ffn_sites(model)
+    assert [(site.layer_idx, site.layer_path) for site in sites] == [(0, "blocks.first"), (1, "blocks.second")]
+    assert all(isinstance(model.get_submodule(site.path), nn.Module) for site in sites)

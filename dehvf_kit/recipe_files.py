@@ -110,7 +110,7 @@ def override(raw: dict[str, Any], text: str) -> None:
         raise RecipeError(
             [Fault(text, "an override is written key=value, for example training.batch_size=8")], "override"
         )
-    value = parse_yaml(given, f"override {text}") if given else ""
+    value = _value(key, given, f"override {text}") if given else ""
     change: Any = value
     for step in reversed(steps):
         change = {step: change}
@@ -124,6 +124,16 @@ def override(raw: dict[str, Any], text: str) -> None:
     merged = merge(raw, change, f"override {text}")
     raw.clear()
     raw.update(merged)
+
+
+def _value(key: str, given: str, source: str) -> Any:
+    try:
+        return parse_yaml(given, source)
+    except RecipeError as error:
+        if given.lstrip()[:1] in tuple("[{\"'"):
+            raise
+        advice = Fault("", f"if a text is meant, quote it: '{key}=\"{given}\"'")
+        raise RecipeError([*error.faults, advice], source) from error
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

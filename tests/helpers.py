@@ -32,6 +32,7 @@ from dehvf_kit.shapes import DecoderSpec, VisionSpec
 
 VOCAB, HIDDEN, LAYERS = 99, 32, 4
 VISION_HIDDEN, VISION_LAYERS, PATCHES, SLOTS = 24, 8, 16, 20
+MIXED = torch.tensor([True, False, True])  # has_image of a batch whose middle row has no picture
 LLAMA = {
     "hidden_size": HIDDEN,
     "intermediate_size": 64,

@@ -17,14 +17,14 @@ from dehvf_kit import __version__
 from dehvf_kit.checkpoint import WEIGHTS
 from dehvf_kit.fingerprint import saved_fingerprint
 from dehvf_kit.plugin_manager import plugins
+from dehvf_kit.report.finished_run import FinishedRun
 from dehvf_kit.report.page import Section, table, text
-from dehvf_kit.report.run_folder import RunFolder
 from dehvf_kit.report.sections import eval_command
 from dehvf_kit.training.run import ADAPTER
 from dehvf_kit.yaml_files import to_yaml
 
 
-def repeat_section(run: RunFolder) -> Section:
+def repeat_section(run: FinishedRun) -> Section:
     """Commands first, then what they must find."""
     recipe = run.recipe
     file = f"{recipe.name or 'recipe'}.yaml"
@@ -47,7 +47,7 @@ def repeat_section(run: RunFolder) -> Section:
     return Section("repeat", "Repeat this run", "".join(parts))
 
 
-def _versions(run: RunFolder) -> list[list[str]]:
+def _versions(run: FinishedRun) -> list[list[str]]:
     now = {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     now["python"] = platform.python_version()
     trained = run.config.get("versions", {})
@@ -63,7 +63,7 @@ def _bases(config: Any) -> list[list[str]]:
     ]
 
 
-def _sha256(run: RunFolder) -> str:
+def _sha256(run: FinishedRun) -> str:
     file = run.adapter / WEIGHTS
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
 

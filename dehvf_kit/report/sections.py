@@ -12,10 +12,10 @@ from dehvf_kit.data.encoding import open_picture
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.report.charts import heat_map, intervals, lines
+from dehvf_kit.report.finished_run import PREDICTIONS, FinishedRun
 from dehvf_kit.report.inside import Inside, evenly
 from dehvf_kit.report.memory_section import memory_maps
 from dehvf_kit.report.page import Section, missing, picture, table, text
-from dehvf_kit.report.run_folder import PREDICTIONS, RunFolder
 from dehvf_kit.scores import Score, Scores
 from dehvf_kit.scoring.predictions import Prediction
 
@@ -28,7 +28,7 @@ SOME_DATA = "data.type=jsonl data.test=FILE"
 CURVES = {"loss": "loss", "learning_rate": "learning rate", "grad_norm": "gradient norm"}
 
 
-def recipe_section(run: RunFolder, drawing: Drawing | DehvfError) -> Section:
+def recipe_section(run: FinishedRun, drawing: Drawing | DehvfError) -> Section:
     """The recipe's graph, drawn."""
     from dehvf_kit.drawing.svg import svg
 
@@ -40,7 +40,7 @@ def recipe_section(run: RunFolder, drawing: Drawing | DehvfError) -> Section:
     return Section("graph", "Recipe and graph", body, note)
 
 
-def curves_section(run: RunFolder) -> Section:
+def curves_section(run: FinishedRun) -> Section:
     """Loss, learning rate, gradient norm, and whatever scores the log holds, by step."""
     names = {name: CURVES.get(name, name.replace("_", " ")) for row in run.rows for name in row if _is_curve(name)}
     ordered = [name for name in CURVES if name in names] + [name for name in names if name not in CURVES]
@@ -63,7 +63,7 @@ def _is_curve(name: str) -> bool:
     return name in CURVES or name.startswith(("eval_", "score", "accuracy"))
 
 
-def scored(run: RunFolder, predictions: Sequence[Prediction] | None) -> Scores | DehvfError | None:
+def scored(run: FinishedRun, predictions: Sequence[Prediction] | None) -> Scores | DehvfError | None:
     """The figures of some answers, as the data set scores them; the reason where it cannot."""
     if predictions is None or run.recipe.data is None:
         return None
@@ -73,7 +73,7 @@ def scored(run: RunFolder, predictions: Sequence[Prediction] | None) -> Scores |
         return error
 
 
-def scores_section(run: RunFolder, name: str, main: Scores | DehvfError | None) -> Section:
+def scores_section(run: FinishedRun, name: str, main: Scores | DehvfError | None) -> Section:
     """Each column with its interval, beside the runs it is compared with."""
     if main is None:
         return Section("scores", "Scores", _no_answers(run))
@@ -111,7 +111,7 @@ def _interval(score: Score | None) -> tuple[float, float, float]:
     return (100 * score.value, 100 * score.low, 100 * score.high) if score else (nothing, nothing, nothing)
 
 
-def layers_sections(run: RunFolder, inside: Inside) -> list[Section]:
+def layers_sections(run: FinishedRun, inside: Inside) -> list[Section]:
     """The paper's Figures 3 and 4 of this adapter."""
     titles = ("figure3", "Vision layers by group (Figure 3)"), ("figure4", "Vision layers by decoder layer (Figure 4)")
     if inside.layers is None:
@@ -146,7 +146,7 @@ def _maps(found: ReadLayers, rows: Sequence[Mapping[str, Any]], name: Callable[[
     return f"<div class='row'>{''.join(maps)}</div>"
 
 
-def memory_section(run: RunFolder, inside: Inside) -> Section:
+def memory_section(run: FinishedRun, inside: Inside) -> Section:
     """What the patches of some pictures wrote into each decoder layer."""
     title = "What pictures write into the decoder"
     if not inside.maps:
@@ -159,13 +159,13 @@ def memory_section(run: RunFolder, inside: Inside) -> Section:
     return Section("memory", title, memory_maps(inside.maps, answers), note)
 
 
-def _again(run: RunFolder, inside: Inside, what: str) -> list[str]:
+def _again(run: FinishedRun, inside: Inside, what: str) -> list[str]:
     if what in inside.why and "base" not in inside.why:
         return []
     return [f"dehvf-kit report {quote(str(run.folder))}" + (f" {SOME_DATA}" if run.recipe.data is None else "")]
 
 
-def answers_section(run: RunFolder, samples: Mapping[str, Sample]) -> Section:
+def answers_section(run: FinishedRun, samples: Mapping[str, Sample]) -> Section:
     """Right and wrong answers with their pictures, spread over the kinds of questions."""
     if run.predictions is None:
         return Section("answers", "Answers", _no_answers(run))
@@ -187,7 +187,7 @@ def _spread_over_kinds(found: Sequence[Prediction], count: int) -> list[Predicti
     return evenly([*chosen, *evenly(rest, count - len(chosen))] if len(chosen) < count else chosen, count)
 
 
-def _card(run: RunFolder, one: Prediction, sample: Sample | None) -> str:
+def _card(run: FinishedRun, one: Prediction, sample: Sample | None) -> str:
     shown = ""
     if sample is not None and sample.image is not None:
         try:
@@ -212,7 +212,7 @@ def _cut(words: str, length: int = 160) -> str:
     return words if len(words) <= length else f"{words[: length - 1]}…"
 
 
-def _no_answers(run: RunFolder) -> str:
+def _no_answers(run: FinishedRun) -> str:
     command = eval_command(run.adapter, run.folder)
     if run.recipe.data is None:
         return missing(f"{NO_DATA} Name one, for example:", f"{command} {SOME_DATA}")

@@ -14,10 +14,10 @@ from dehvf_kit.drawing.wiring import draw_graph
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.report import sections
 from dehvf_kit.report.cost_section import cost_section
+from dehvf_kit.report.finished_run import FinishedRun, read_run, refuse_foreign
 from dehvf_kit.report.inside import Inside, look_inside
 from dehvf_kit.report.page import MARK, Section, missing, page
 from dehvf_kit.report.repeat_section import repeat_section
-from dehvf_kit.report.run_folder import RunFolder, read_run, refuse_foreign
 from dehvf_kit.scores import Scores
 
 PAGE = "report.html"
@@ -65,7 +65,7 @@ def write_report(
     return {"page": str(target), "recipe": run.recipe.name, "sections": has}
 
 
-def _samples(run: RunFolder) -> tuple[dict[str, Sample], str]:
+def _samples(run: FinishedRun) -> tuple[dict[str, Sample], str]:
     """The test split by id, and why there is none."""
     if run.recipe.data is None:
         return {}, sections.NO_DATA
@@ -76,7 +76,7 @@ def _samples(run: RunFolder) -> tuple[dict[str, Sample], str]:
 
 
 def _inside(
-    run: RunFolder,
+    run: FinishedRun,
     overrides: Sequence[str],
     samples: Mapping[str, Sample],
     no_samples: str,
@@ -97,7 +97,7 @@ def _inside(
         return Inside(why={"layers": why, "maps": why, "base": why})
 
 
-def _counted(run: RunFolder) -> list[Section]:
+def _counted(run: FinishedRun) -> list[Section]:
     """Graph and costs, which need the base models' configs alone."""
     try:
         model = build_on_meta(run.recipe)
@@ -108,7 +108,7 @@ def _counted(run: RunFolder) -> list[Section]:
         return [sections.recipe_section(run, error), Section("costs", "Parameters and costs", costs)]
 
 
-def _facts(run: RunFolder, scores: Any) -> list[tuple[str, str]]:
+def _facts(run: FinishedRun, scores: Any) -> list[tuple[str, str]]:
     facts = []
     if isinstance(scores, Scores):
         main = scores.headline

@@ -20,8 +20,8 @@ from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe, load_recipe
+from dehvf_kit.report.finished_run import PREDICTIONS
 from dehvf_kit.report.inside import look_inside
-from dehvf_kit.report.run_folder import PREDICTIONS
 from dehvf_kit.report.write import write_report
 from dehvf_kit.scoring.answers import Prediction, accuracy, answer
 from dehvf_kit.shipped import HOME

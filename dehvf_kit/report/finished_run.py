@@ -21,7 +21,7 @@ FIELDS = ("id", "kind", "question", "image", "answer", "prediction")
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class FinishedRun:
     """A run. log: the Trainer's rows; predictions: None where none are kept; rivals: answers of other runs by name."""
 
     folder: Path
@@ -42,7 +42,7 @@ class RunFolder:
         return max((row["step"] for row in self.rows), default=None)
 
 
-def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[str] = ()) -> RunFolder:
+def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[str] = ()) -> FinishedRun:
     """Read a run folder, or an adapter's own folder.
 
     predictions: where the answers lie, if not in the run. Runs inside the folder that hold answers are its rivals.
@@ -63,7 +63,7 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
         file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))
     }
     log = read_rows(folder / LOG) if (folder / LOG).is_file() else []
-    return RunFolder(folder, adapter, config, recipe, log, answers, rivals)
+    return FinishedRun(folder, adapter, config, recipe, log, answers, rivals)
 
 
 def read_predictions(file: Path) -> list[Prediction]:

@@ -88,11 +88,22 @@ class Parser:
             "generation": self._settings("generation", GenerationConfig),
             "source": self.source,
         }
+        self._node_rates(fields["training"], fields["nodes"])
         if self.whole:
             self._check_graph(fields["vision"], fields["decoder"], fields["nodes"])
         if self.faults:
             raise RecipeError(self.faults, self.source)
         return fields
+
+    def _node_rates(self, training: TrainingConfig | None, nodes: Mapping[str, Node]) -> None:
+        """Rates of nodes that there are not; of a graph that is no mapping, nothing more is said."""
+        graph = self.raw.get("graph")
+        for name in training.node_rates if training is not None and isinstance(graph, Mapping) else ():
+            if name not in graph:
+                self.fault(
+                    f"training.node_rates.{name}",
+                    f"the graph has no such node{did_you_mean(name, nodes)} Nodes: {', '.join(nodes)}",
+                )
 
     def _format(self) -> None:
         """Refuse a newer language at once: whatever else is wrong then is most likely that."""

@@ -26,6 +26,13 @@ NO_FUSER = [
 
 # Changes of the tiny recipe, as path -> value (GONE takes it away), and all faults they make.
 CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a learning rate of no node": (
+        {"training": {"node_rates": {"fusser": 0.1}}},
+        [
+            "training.node_rates.fusser: the graph has no such node; did you mean 'fuser'? Nodes: vision_adapter, grouper, "
+            "layer_query, projector, fuser, position, injector"
+        ],
+    ),
     "unknown section": ({"grph": {}}, [f"grph: unknown section; did you mean 'graph'? {SECTIONS}"]),
     "no vision": ({"vision": GONE}, MISSING[:1]),
     "no decoder": ({"decoder": GONE}, MISSING[1:2]),

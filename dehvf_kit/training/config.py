@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dehvf_kit.config import Settings
 
+PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 
@@ -24,6 +25,9 @@ class TrainingConfig(Settings):
     batch_size: int = Field(4, ge=1, description="samples a device and step")
     gradient_accumulation: int = Field(1, ge=1, description="batches summed before an optimiser step")
     base_learning_rate: float = Field(2e-2, gt=0, description="learning rate at an effective batch of 256")
+    node_rates: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="factors on the learning rate of single nodes, {fuser: 0.1}"
+    )
     weight_decay: float = Field(0.02, ge=0, description="none on biases, norms and embeddings of one dimension")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas")
     warmup_epochs: float = Field(2.0, ge=0, description="epochs of linear warm-up before the half-cycle cosine to zero")

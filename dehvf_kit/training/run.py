@@ -144,7 +144,7 @@ def _steps(
     started = time.perf_counter()
     model.train()
     with Stopping() as stopping:
-        trainer = DehvfTrainer(model, args, found.dataset, [report, stopping], config.max_bad_steps)
+        trainer = DehvfTrainer(model, args, found.dataset, [report, stopping], config.node_rates, config.max_bad_steps)
         _drop_printer(trainer)
         if last is not None and step_of(last) >= args.max_steps:
             # Ended after its last step: transformers would take one more where an epoch is not over.

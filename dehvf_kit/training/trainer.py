@@ -76,7 +76,8 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
 class DehvfTrainer(WholeCheckpoints):
     """The Trainer, with weight decay on matrices alone, checkpoints that hold the adapter alone, and every step looked at.
 
-    max_bad_steps: steps in a row with a loss or gradient that is not finite, which end the run.
+    node_rates: factors on the learning rate of single nodes. max_bad_steps: steps in a row with a loss or gradient that is
+    not finite, which end the run.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class DehvfTrainer(WholeCheckpoints):
         args: TrainingArguments,
         samples: Dataset,
         callbacks: list[TrainerCallback],
+        node_rates: Mapping[str, float] | None = None,
         max_bad_steps: int = 5,
     ) -> None:
+        self.node_rates = dict(node_rates or {})
         self.tokenizer = model.processor.tokenizer
         self.watch = FiniteSteps(max_bad_steps, self._forward, self._in_any_process)
         super().__init__(
@@ -100,6 +103,22 @@ class DehvfTrainer(WholeCheckpoints):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and tables, not biases and norms."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.ndim > 1]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Groups by weight decay, as the Trainer makes them, taken apart by learning rate."""
+        optimizer = super().create_optimizer(model)
+        named = {
+            parameter: rate
+            for node, rate in self.node_rates.items()
+            for parameter in self.model.nodes[node].parameters()
+        }
+        groups = []
+        for group in optimizer.param_groups:
+            for rate in dict.fromkeys(named.get(parameter, 1.0) for parameter in group["params"]):
+                own = [parameter for parameter in group["params"] if named.get(parameter, 1.0) == rate]
+                groups.append({**group, "params": own, "lr": group["lr"] * rate})
+        optimizer.param_groups[:] = groups
+        return optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Raises: DataError where nothing in the very first batch is to be learned."""

@@ -68,6 +68,25 @@ def test_weight_decay_spares_biases_and_norms(world: Path, tmp_path: Path) -> No
     assert len(decayed["params"]) + len(spared["params"]) == len(model.named_trainable_parameters())
 
 
+def test_a_node_may_learn_at_a_rate_of_its_own(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.node_rates={fuser: 0.1, layer_query: 0.5}"])
+    model = build(recipe)
+    args = training_arguments(recipe.training, tmp_path, 24)
+    trainer = DehvfTrainer(model, args, recipe.data.samples("train"), [], recipe.training.node_rates)
+    trainer.create_optimizer_and_scheduler(args.max_steps)
+    rates = {
+        parameter: (group["initial_lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(rates) == sum(len(group["params"]) for group in trainer.optimizer.param_groups)
+    for name, parameter in model.named_trainable_parameters().items():
+        factor = 0.1 if name.startswith("fuser.") else 0.5 if name.startswith("layer_query.") else 1.0
+        assert rates[parameter] == (pytest.approx(factor * args.learning_rate), 0.02 if parameter.ndim > 1 else 0.0), (
+            name
+        )
+
+
 def test_loss_of_answer_positions_equals_the_decoders_own() -> None:
     model = tiny_model()
     ids = tokens(3, 9)

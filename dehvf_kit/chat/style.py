@@ -1,0 +1,24 @@
+"""How the chat page looks: fonts of the system, nothing from other hosts; the heat maps in the page's light and dark colours."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+CSS = """
+:root{--ink:var(--body-text-color);--soft:var(--body-text-color-subdued);--line:var(--border-color-primary);--heat:#2a62bd}
+.dark{--heat:#7fb0ff}
+.gradio-container{max-width:1500px!important;margin:0 auto!important}
+#title h1{font-size:1.4rem;font-weight:600;margin:.4rem 0 0}h2{font-size:1rem;font-weight:600;overflow-wrap:anywhere}
+#preview img{display:block;max-width:100%;max-height:260px;border-radius:8px;margin:0 auto}
+[role=alert]{border:1px solid var(--error-border-color);background:var(--error-background-fill);color:var(--error-text-color);
+border-radius:8px;padding:.6rem .8rem;overflow-wrap:anywhere;white-space:pre-line;margin:0}
+.depths .row{display:flex;flex-wrap:wrap;gap:1.2rem}.depths .row>*{max-width:100%}.depths .wide{overflow-x:auto}
+.depths .note,.depths .missing{color:var(--soft);font-size:.88rem}.depths .note{margin:.4rem 0 0}
+"""
+SYSTEM = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's default theme with fonts that every system has: its own would be fetched."""
+    return gr.themes.Default(font=SYSTEM, font_mono=MONO, primary_hue="blue")

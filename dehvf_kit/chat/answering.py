@@ -95,6 +95,13 @@ class Answerer:
         for text in self._stream(inputs, _settings(temperature)):
             yield replace(turn, answer=text)
 
+    def idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is generated any more; whether that came about in time."""
+        ended = self._alone.acquire(timeout=timeout_s)
+        if ended:
+            self._alone.release()
+        return ended
+
     def _sample(self, question: str, picture: Upload | None) -> Sample:
         if not question.strip():
             raise DataError("the question is empty")
@@ -136,13 +143,15 @@ class Answerer:
             finally:
                 streamer.end()
 
-        Thread(target=generate, daemon=True).start()
+        worker = Thread(target=generate, daemon=True)
+        worker.start()
         try:
             said = ""
             for piece in streamer:
                 said += piece
                 if piece:
                     yield said.strip()
+            worker.join()
             if ended.error is not None:
                 raise ended.error
             new = ended.tokens[:, inputs["input_ids"].shape[1] :]

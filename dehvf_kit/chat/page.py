@@ -49,10 +49,10 @@ def chat_page(adapters: Sequence[Answerer]) -> gr.Blocks:
         with gr.Row():
             for number, adapter in enumerate(adapters):
                 with gr.Column(min_width=300, elem_id=f"adapter{number}"):
-                    gr.HTML(f"<h2>{text(adapter.name)}</h2>")
-                    fault = gr.HTML(elem_classes="fault")
-                    answer = gr.Textbox(label="Answer", lines=3, interactive=False, buttons=["copy"])
-                    depths = gr.HTML(elem_classes="depths")
+                    gr.HTML(f"<h2>{text(adapter.name)}</h2>", elem_classes="name")
+                    fault = gr.HTML(elem_id=f"fault{number}", elem_classes="fault")
+                    answer = gr.Textbox(label="Answer", lines=2, interactive=False, buttons=["copy"])
+                    depths = gr.HTML(elem_id=f"depths{number}", elem_classes="depths")
                 running.append(
                     gr.on(
                         [ask.click, question.submit],
@@ -91,6 +91,8 @@ def replies(adapter: Answerer) -> Callable[[str, str | None, float], Iterator[Sh
             for turn in adapter.answer(question, Upload(Path(file)) if file else None, temperature):
                 said, depths = turn.answer, depths or depth_panel(turn)
                 yield said, depths, ""
+            if not said:
+                yield said, depths, fault_box("The answer is empty: the model ended it at once.")
         except DehvfError as error:
             yield said, depths, fault_box(str(error))
         except OutOfMemoryError:

@@ -71,10 +71,10 @@ def page(browser: sync_api.Browser, server: tuple[str, subprocess.Popen[str]]) -
 
 def upload(page: sync_api.Page, file: Path) -> None:
     """Hand a picture over, the one before taken away."""
-    remove = page.locator("#picture button[aria-label*='emove'], #picture button[aria-label='Clear']")
-    if remove.count():
-        remove.first.click()
-    page.locator("#picture input[type=file]").set_input_files(file)
+    field = page.locator("#picture input[type=file]")
+    if not field.count():
+        page.get_by_role("button", name="Clear").click()
+    field.set_input_files(file)
 
 
 def ask(page: sync_api.Page, question: str) -> None:
@@ -93,11 +93,11 @@ def test_upload_ask_answer_and_what_was_read(page: sync_api.Page, world: Path, t
     page.locator("#preview img").wait_for()
     ask(page, QUESTION)
     assert answered(page, 0) and answered(page, 1)
-    page.locator("#adapter0 .depths svg").first.wait_for()
-    assert page.locator("#adapter0 .depths svg").count() == 2, "keys and values"
-    last = page.locator("#adapter0 .depths rect title").last.text_content()
+    page.locator("#depths0 svg").first.wait_for()
+    assert page.locator("#depths0 svg").count() == 2, "keys and values"
+    last = page.locator("#depths0 rect title").last.text_content()
     assert re.fullmatch(rf"layer {LAYERS}, {VISION_LAYERS}: [01]\.\d\d\d", last or "")
-    assert "This graph reads no picture." in page.locator("#adapter1 .depths").inner_text()
+    assert "This graph reads no picture." in page.locator("#depths1").inner_text()
     assert page.locator("[role=alert]").count() == 0
     shot = tmp_path / "page.png"
     page.screenshot(path=shot, full_page=True)
@@ -115,7 +115,7 @@ def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, 
         sync_api.expect(page.locator("#preview [role=alert]")).to_have_text(said)
         ask(page, QUESTION)
         for number in (0, 1):
-            sync_api.expect(page.locator(f"#adapter{number} [role=alert]")).to_have_text(said)
+            sync_api.expect(page.locator(f"#fault{number} [role=alert]")).to_have_text(said)
     large = tmp_path / "large.bmp"
     Image.new("RGB", (200, 200)).save(large)
     upload(page, large)
@@ -123,18 +123,18 @@ def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, 
     upload(page, world / "train0.png")
     page.locator("#preview img").wait_for()
     ask(page, " ")
-    sync_api.expect(page.locator("#adapter0 [role=alert]")).to_have_text("the question is empty")
+    sync_api.expect(page.locator("#fault0 [role=alert]")).to_have_text("the question is empty")
     ask(page, "what " * 600)
-    sync_api.expect(page.locator("#adapter0 [role=alert]")).to_contain_text("has 600 tokens in its prompt")
+    sync_api.expect(page.locator("#fault0 [role=alert]")).to_contain_text("has 600 tokens in its prompt")
     ask(page, QUESTION)
     assert answered(page, 0) and answered(page, 1)
     sync_api.expect(page.locator("[role=alert]")).to_have_count(0)
 
 
-def test_control_c_ends_it_without_a_word(server: tuple[str, subprocess.Popen[str]]) -> None:
+def test_control_c_ends_it_without_a_traceback(server: tuple[str, subprocess.Popen[str]]) -> None:
     """Last in this file: it ends the server of the others."""
     process = server[1]
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=20)
-    assert process.returncode == 0 and "Traceback" not in printed
-    assert [line for line in printed.splitlines() if not line.startswith("Loading ")] == []
+    assert process.returncode == 0
+    assert not re.search("Traceback|Error|interrupted", printed), printed

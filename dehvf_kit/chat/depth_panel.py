@@ -6,12 +6,13 @@ from dehvf_kit.chat.answering import Turn
 from dehvf_kit.report.page import missing
 from dehvf_kit.report.sections import weight_maps
 
+TITLE = "<h3>Vision layers read for this picture</h3>"
 NOTE = "Each row sums to one; a stronger colour is more. Framed cells are the vision layers that a decoder layer may read."
 
 
 def depth_panel(turn: Turn) -> str:
     """Heat maps of decoder layer by vision layer, counted from 1; where there are none, why."""
     if turn.depths is None:
-        return missing(turn.why)
+        return f"{TITLE}{missing(turn.why)}"
     maps = weight_maps(turn.depths, turn.depths.by_layer(), lambda row: f"layer {row['decoder_layer']}")
-    return f"<div class='depths'>{maps}<p class='note'>{NOTE}</p></div>"
+    return f"{TITLE}{maps}<p class='note'>{NOTE}</p>"

@@ -45,7 +45,7 @@ def address(bound: socket.socket) -> str:
 
 
 def serve(page: gr.Blocks, bound: socket.socket, max_upload_mb: float, open_browser: bool = False) -> None:
-    """Answer requests until ctrl-C or SIGTERM. Files larger than `max_upload_mb` million bytes are refused."""
+    """Answer requests until ctrl-C or SIGTERM. Files of more than `max_upload_mb` MiB are refused."""
     app = _application(page, max_upload_mb)
     config = uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=PATIENCE_S)
     if open_browser:
@@ -86,7 +86,7 @@ def _application(page: gr.Blocks, max_upload_mb: float) -> FastAPI:
         footer_links=[],
         run_history=False,
         show_error=True,
-        max_file_size=int(max_upload_mb * 1e6),
+        max_file_size=int(max_upload_mb * 2**20),
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,

@@ -77,7 +77,7 @@ def chat(
     ],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0: any free port.")] = 7860,
     max_upload_mb: Annotated[
-        float, typer.Option("--max-upload-mb", min=0.01, max=1000, help="Megabytes that a picture's file may have.")
+        float, typer.Option("--max-upload-mb", min=0.01, max=1000, help="MiB that a picture's file may have.")
     ] = 20,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser too.")] = False,
 ) -> None:

@@ -30,7 +30,7 @@ if CHROMIUM is None:
 
 @pytest.fixture(scope="module")
 def server(adapter: Path, blind: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The page of two adapters on a free port, 20 kB a picture."""
+    """The page of two adapters on a free port, 20 KiB a picture."""
     words = [sys.executable, "-m", "dehvf_kit", "chat", adapter, blind, "--port", "0", "--max-upload-mb", "0.02"]
     process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -99,6 +99,8 @@ def test_upload_ask_answer_and_what_was_read(page: sync_api.Page, world: Path, t
     assert re.fullmatch(rf"layer {LAYERS}, {VISION_LAYERS}: [01]\.\d\d\d", last or "")
     assert "This graph reads no picture." in page.locator("#depths1").inner_text()
     assert page.locator("[role=alert]").count() == 0
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390, "no sideways scrolling on a phone"
     shot = tmp_path / "page.png"
     page.screenshot(path=shot, full_page=True)
     assert len(Image.open(shot).convert("RGB").getcolors(1 << 24)) > 50, "something is drawn"

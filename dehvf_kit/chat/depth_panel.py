@@ -7,7 +7,9 @@ from dehvf_kit.report.page import missing
 from dehvf_kit.report.sections import weight_maps
 
 TITLE = "<h3>Vision layers read for this picture</h3>"
-NOTE = "Each row sums to one; a stronger colour is more. Framed cells are the vision layers that a decoder layer may read."
+NOTE = (
+    "Each row sums to one; a stronger colour is more. Framed cells are the vision layers that a decoder layer may read."
+)
 
 
 def depth_panel(turn: Turn) -> str:

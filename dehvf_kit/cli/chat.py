@@ -11,7 +11,7 @@ from dehvf_kit.errors import DehvfError
 
 
 def run(words: Sequence[str], port: int, max_upload_mb: float, open_browser: bool) -> None:
-    """Load, serve, say where. Raises: DehvfError without gradio or for a port that is taken, AdapterError for what is no adapter."""
+    """Load, serve, say where. Raises: DehvfError without gradio or for a taken port, AdapterError for what is no adapter."""
     if find_spec("gradio") is None:
         raise DehvfError("the chat page needs gradio; pip install 'dehvf-kit[chat]'")
     folders = [Path(word) for word in words if "=" not in word]

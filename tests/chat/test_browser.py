@@ -8,16 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from bad_files.picture_cases import png
+from chat.speaker import Speaker
 from helpers import LAYERS, VISION_LAYERS
 from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the extra `chat`")
+# ruff: noqa: E402
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `test`, which brings playwright")
+
+from dehvf_kit.chat.page import chat_page
+from dehvf_kit.chat.server import address, listen, serve
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -131,6 +138,29 @@ def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, 
     ask(page, QUESTION)
     assert answered(page, 0) and answered(page, 1)
     sync_api.expect(page.locator("[role=alert]")).to_have_count(0)
+
+
+def test_stop_ends_the_answer_and_two_people_take_turns(browser: sync_api.Browser) -> None:
+    speaker = Speaker(words=400)
+    bound = listen(0)
+    Thread(target=serve, args=(chat_page([speaker]), bound, 1), daemon=True).start()
+    first, second = (browser.new_page() for _ in range(2))
+    for page in (first, second):
+        page.goto(address(bound))
+        page.locator("#ask").wait_for()
+        ask(page, "first" if page is first else "second")
+        if page is first:
+            answered(page, 0)
+    second.get_by_text("queue: 1/1").wait_for()
+    first.locator("#stop").click()
+    assert answered(second, 0)
+    assert speaker.most == 1 and [asked[0] for asked in speaker.asked] == ["first", "second"]
+    second.close()
+    deadline = time.monotonic() + 10
+    while speaker.speaking and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not speaker.speaking and speaker.said < 400, "whoever leaves has stopped, too"
+    first.close()
 
 
 def test_control_c_ends_it_without_a_traceback(server: tuple[str, subprocess.Popen[str]]) -> None:

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the extra `chat`")
+# ruff: noqa: E402
 
+from chat.speaker import Speaker
 from cli.commands import Command
 
-from dehvf_kit.chat.answering import Turn, Upload
+from dehvf_kit.chat.answering import Upload
 from dehvf_kit.chat.page import chat_page, look, replies
 from dehvf_kit.chat.server import HOST, address, listen
 from dehvf_kit.errors import DataError, DehvfError
-
-
-class Speaker:
-    """Stands in for an adapter."""
-
-    name, temperature = "speaker <1>", 0.0
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.asked: list[tuple[str, Upload | None, float]] = []
-
-    def answer(self, question: str, picture: Upload | None, temperature: float) -> Iterator[Turn]:
-        self.asked.append((question, picture, temperature))
-        yield Turn("", why="nothing was weighed")
-        yield Turn("a")
-        if self.error is not None:
-            raise self.error
-        yield Turn("a b")
 
 
 def test_a_reply_grows_and_keeps_its_panel() -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -141,7 +141,7 @@ def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, 
 
 
 def test_stop_ends_the_answer_and_two_people_take_turns(browser: sync_api.Browser) -> None:
-    speaker = Speaker(words=400)
+    speaker = Speaker(words=2000)
     bound = listen(0)
     Thread(target=serve, args=(chat_page([speaker]), bound, 1), daemon=True).start()
     first, second = (browser.new_page() for _ in range(2))
@@ -152,15 +152,23 @@ def test_stop_ends_the_answer_and_two_people_take_turns(browser: sync_api.Browse
         if page is first:
             answered(page, 0)
     second.get_by_text("queue: 1/1").wait_for()
+    assert speaker.most == 1 and len(speaker.asked) == 1, "the second waits"
     first.locator("#stop").click()
     assert answered(second, 0)
-    assert speaker.most == 1 and [asked[0] for asked in speaker.asked] == ["first", "second"]
+    assert [asked[0] for asked in speaker.asked] == ["first", "second"]
+    assert comes_true(lambda: speaker.speaking == 1), "the first has stopped"
     second.close()
-    deadline = time.monotonic() + 10
-    while speaker.speaking and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not speaker.speaking and speaker.said < 400, "whoever leaves has stopped, too"
+    assert comes_true(lambda: speaker.speaking == 0), "whoever leaves has stopped, too"
+    assert speaker.said < speaker.words
     first.close()
+
+
+def comes_true(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
+    """Whether it does in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
 
 
 def test_control_c_ends_it_without_a_traceback(server: tuple[str, subprocess.Popen[str]]) -> None:

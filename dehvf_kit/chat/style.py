@@ -13,6 +13,7 @@ CSS = """
 .depths h3{font-size:.95rem;font-weight:600;margin:0 0 .4rem}
 #preview img{display:block;max-width:100%;max-height:260px;border-radius:8px;margin:0 auto}
 .fault:not(:has(p)){display:none!important}#preview:not(:has(p)):not(:has(img)){display:none!important}
+#temperature input[type=range]::-webkit-slider-thumb{box-shadow:0 0 0 1px var(--soft)}
 [role=alert]{border:1px solid var(--error-border-color);background:var(--error-background-fill);color:var(--error-text-color);
 border-radius:8px;padding:.6rem .8rem;overflow-wrap:anywhere;white-space:pre-line;margin:0}
 .depths .row{contain:inline-size;display:flex;flex-wrap:wrap;gap:1.2rem}.depths .row>*{max-width:100%}.depths .wide{overflow-x:auto}

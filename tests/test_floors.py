@@ -54,6 +54,7 @@ FLOORS = {
         "training",
         "scoring",
         "analysis",
+        "chat",
         "comparison",
         "drawing",
         "new_plugin",

@@ -1,4 +1,4 @@
-"""The command lines of `graph` and `report`: arguments only."""
+"""The command lines of `graph`, `report` and `chat`: arguments only."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ FORMATS = ["terminal", "mermaid", "svg"]
 
 
 def add_page_commands(app: typer.Typer) -> None:
-    """Hang both commands on the command line."""
+    """Hang the commands on the command line."""
     app.command()(graph)
     app.command()(report)
+    app.command()(chat)
 
 
 def graph(
@@ -66,3 +67,24 @@ def report(
     from dehvf_kit.cli.report import run
 
     run(folder, overrides or [], output, predictions, limit, maps, as_json)
+
+
+def chat(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER [ADAPTER] [KEY=VALUE]...",
+            help="One adapter's folder, or two to compare, and fields to change in both recipes.",
+            show_default=False,
+        ),
+    ],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0: any free port.")] = 7860,
+    max_upload_mb: Annotated[
+        float, typer.Option("--max-upload-mb", min=0.01, max=1000, help="MiB that a picture's file may have.")
+    ] = 20,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser too.")] = False,
+) -> None:
+    """Serve a page on this machine: drop a picture, ask, watch the answer grow and which vision layers were read."""
+    from dehvf_kit.cli.chat import run
+
+    run(words, port, max_upload_mb, open_browser)

@@ -122,8 +122,8 @@ def layers_sections(run: FinishedRun, inside: Inside) -> list[Section]:
         f"The fuser's weights, averaged over {found.pictures:,} pictures of the test split. Layers are counted from 1; each row "
         "sums to one, a stronger colour is more. Framed cells are the layers that a row may read."
     )
-    groups = _maps(found, found.by_group(), _decoder_layers)
-    layers = _maps(found, found.by_layer(), lambda row: f"layer {row['decoder_layer']}")
+    groups = weight_maps(found, found.by_group(), _decoder_layers)
+    layers = weight_maps(found, found.by_layer(), lambda row: f"layer {row['decoder_layer']}")
     return [Section(*titles[0], groups, note), Section(*titles[1], layers)]
 
 
@@ -132,7 +132,8 @@ def _decoder_layers(row: Mapping[str, Any]) -> str:
     return f"layers {first} to {last}" if first != last else f"layer {first}"
 
 
-def _maps(found: ReadLayers, rows: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]) -> str:
+def weight_maps(found: ReadLayers, rows: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]) -> str:
+    """One heat map for keys and one for values, or one for both. rows: of `by_group` or `by_layer`; name: what a row is called."""
     columns = found.weights.labels
     maps = []
     for role in rows[0]["weights"]:

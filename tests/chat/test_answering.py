@@ -1,0 +1,184 @@
+"""Answers in pieces and the weights of one picture, without the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from bad_files.ground import HANDLED, Case, Ground
+from bad_files.picture_cases import PICTURES
+from chat.conftest import NEW_TOKENS, save
+from helpers import LAYERS, VISION_LAYERS
+
+from dehvf_kit.analysis.fuser_weights import Pictures, read_layers
+from dehvf_kit.chat.answering import MAX_CHARACTERS, Answerer, Turn, Upload, load_answerer
+from dehvf_kit.chat.depth_panel import depth_panel
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import AdapterError, DataError, PictureError
+from dehvf_kit.scoring.answers import answer
+
+QUESTION = "what colour is it ?"
+
+
+@pytest.fixture(scope="module")
+def seeing(adapter: Path) -> Answerer:
+    return load_answerer(adapter)
+
+
+@pytest.fixture(scope="module")
+def unseeing(blind: Path) -> Answerer:
+    return load_answerer(blind)
+
+
+@pytest.fixture
+def red(world: Path) -> Upload:
+    return Upload(world / "train0.png")
+
+
+def whole(answerer: Answerer, picture: Upload | None) -> str:
+    """What `eval` and `generate` print."""
+    (found,) = answer(answerer.model, [Sample("one", QUESTION, "", picture)], num_beams=1)
+    return found.prediction
+
+
+@pytest.mark.parametrize("pictured", [True, False])
+def test_the_pieces_grow_to_the_answer_that_generate_gives(seeing: Answerer, red: Upload, pictured: bool) -> None:
+    picture = red if pictured else None
+    first, *turns = seeing.answer(QUESTION, picture)
+    texts = [turn.answer for turn in turns]
+    assert first.answer == "" and len(texts) > 3, "it comes in pieces"
+    assert all(later.startswith(sooner) for sooner, later in zip(texts, texts[1:], strict=False))
+    assert texts[-1] == whole(seeing, picture) != ""
+
+
+def test_the_weights_are_those_of_this_picture(seeing: Answerer, red: Upload, world: Path) -> None:
+    """Rows sum to one within 1e-6: eight float32 weights of a softmax (worst seen 1.2e-7)."""
+    found = next(seeing.answer(QUESTION, red)).depths
+    assert found is not None and found.pictures == 1
+    weights = found.weights.weights
+    assert weights.shape == (LAYERS, 2, VISION_LAYERS)
+    assert found.weights.labels == [str(number + 1) for number in range(VISION_LAYERS)]
+    assert torch.allclose(weights.sum(-1), torch.ones(LAYERS, 2), atol=1e-6)
+    alone = read_layers(seeing.model, [Sample("one", "", "", red)], Pictures(seeing.model))
+    assert alone is not None and torch.equal(weights, alone.weights.weights)
+    other = next(seeing.answer(QUESTION, Upload(world / "train1.png"))).depths
+    assert other is not None and not torch.allclose(weights, other.weights.weights, atol=1e-4)
+
+
+def test_the_panel_draws_a_cell_for_every_layer_that_may_be_read(seeing: Answerer, red: Upload) -> None:
+    turn = next(seeing.answer(QUESTION, red))
+    assert turn.depths is not None
+    drawn = depth_panel(turn)
+    read = sum(len(turn.depths.members[group]) for group in turn.depths.group_of_layer)
+    assert drawn.count("<rect") == 2 * read, "keys and values"
+    assert "memory keys" in drawn and "memory values" in drawn
+    assert f"layer {LAYERS}, {VISION_LAYERS}: {turn.depths.weights.weights[-1, 0, -1]:.3f}" in drawn
+
+
+def test_why_there_are_no_weights(seeing: Answerer, unseeing: Answerer, red: Upload) -> None:
+    assert next(seeing.answer(QUESTION, None)).why == "No picture was asked about."
+    first, *_, last = unseeing.answer(QUESTION, red)
+    assert first.depths is None and first.why == "This graph reads no picture."
+    assert last.answer == whole(unseeing, red)
+    assert "This graph reads no picture." in depth_panel(first)
+    assert "&lt;b&gt;" in depth_panel(Turn("", why="<b>"))
+
+
+def test_a_rival_without_a_fuser_answers_too(world: Path, tmp_path: Path, red: Upload) -> None:
+    """Tokens in the input and LoRA: nothing of DEHVF's graph is left."""
+    pytest.importorskip("dehvf_kit_baselines")
+    nodes = [
+        *(f"graph.{node}=null" for node in ("grouper", "layer_query", "fuser", "position", "injector")),
+        "graph.reader={type: patch_tokens, layer: -2}",
+        "graph.projector={type: bottleneck_mlp, bottleneck_size: 8, inputs: {patches: reader}}",
+        "graph.visual_tokens={type: visual_tokens}",
+        "graph.lora={role: decoder_adapter, type: lora, rank: 3}",
+    ]
+    rival = load_answerer(save(world, tmp_path / "llava", *nodes))
+    first, *turns = rival.answer(QUESTION, red)
+    assert first.depths is None and first.why.startswith("This graph has no fuser")
+    assert turns[-1].answer == whole(rival, red) != ""
+
+
+def test_beams_are_left_out_where_the_answer_is_streamed(adapter: Path, red: Upload) -> None:
+    beams = load_answerer(adapter, ["generation.num_beams=3"])
+    *_, last = beams.answer(QUESTION, red)
+    assert last.answer == whole(beams, red)
+
+
+def test_a_temperature_samples(seeing: Answerer, red: Upload) -> None:
+    torch.manual_seed(0)
+    answers = {list(seeing.answer(QUESTION, red, 2.0))[-1].answer for _ in range(4)}
+    assert len(answers) > 1
+    assert len({list(seeing.answer(QUESTION, red, 0.0))[-1].answer for _ in range(2)}) == 1
+    with pytest.raises(DataError, match="the temperature is 3.0; 0 to 2 would do"):
+        list(seeing.answer(QUESTION, red, 3.0))
+
+
+def test_the_recipes_temperature_is_where_the_page_begins(adapter: Path, seeing: Answerer) -> None:
+    assert seeing.temperature == 0
+    assert load_answerer(adapter, ["generation.do_sample=true", "generation.temperature=0.7"]).temperature == 0.7
+
+
+@pytest.mark.parametrize("bad", [case for case in PICTURES if not case.needs], ids=lambda case: case.name)
+def test_every_kind_of_bad_picture(bad: Case, seeing: Answerer, world: Path, adapter: Path, tmp_path: Path) -> None:
+    """The kit's reader, with the name that the owner knows; a folder's name is nobody's business."""
+    file = Path(str(bad.make(Ground(tmp_path, world, adapter))[1]))
+    if bad.outcome == HANDLED:
+        assert all(turn.depths is not None for turn in seeing.answer(QUESTION, Upload(file)))
+        return
+    with pytest.raises(PictureError) as refused:
+        next(seeing.answer(QUESTION, Upload(file)))
+    assert f"picture '{file.name}' cannot be read: " in str(refused.value)
+    assert str(tmp_path) not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        (" \n", "the question is empty"),
+        ("x" * (MAX_CHARACTERS + 1), "the question has 20,001 characters; 20,000 are read at most"),
+        ("what " * 513, "has 513 tokens in its prompt; tiny .* was trained on 512 at most"),
+    ],
+)
+def test_questions_that_are_not_asked(seeing: Answerer, red: Upload, question: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        next(seeing.answer(question, red))
+
+
+def test_closing_the_answer_ends_the_generation(seeing: Answerer, red: Upload) -> None:
+    """The decoder waits before its fourth token until the answer is closed, and makes none after that."""
+    passes, closed = [0], Event()
+
+    def slow(*_: object) -> None:
+        passes[0] += 1
+        if passes[0] > 3:
+            assert closed.wait(20)
+
+    hook = seeing.model.decoder.register_forward_pre_hook(slow)
+    turns = seeing.answer(QUESTION, red)
+    next(turns), next(turns)
+    turns.close()
+    closed.set()
+    assert seeing.idle(20)
+    hook.remove()
+    assert passes[0] <= 4 < NEW_TOKENS
+    assert list(seeing.answer(QUESTION, red))[-1].answer == whole(seeing, red)
+
+
+def test_what_goes_wrong_inside_is_raised_outside(seeing: Answerer, red: Upload) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of something")
+
+    hook = seeing.model.decoder.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="out of something"):
+        list(seeing.answer(QUESTION, red))
+    hook.remove()
+    assert list(seeing.answer(QUESTION, red))[-1].answer == whole(seeing, red)
+
+
+def test_what_is_no_adapter(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError):
+        load_answerer(tmp_path)

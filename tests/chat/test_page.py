@@ -1,0 +1,94 @@
+"""What the page calls, and where it listens; no browser."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="needs the extra `chat`")
+# ruff: noqa: E402
+
+from chat.speaker import Speaker
+from cli.commands import Command
+
+from dehvf_kit.chat.answering import Upload
+from dehvf_kit.chat.page import chat_page, look, replies
+from dehvf_kit.chat.server import HOST, address, listen
+from dehvf_kit.errors import DataError, DehvfError
+
+
+def test_a_reply_grows_and_keeps_its_panel() -> None:
+    speaker = Speaker()
+    shown = list(replies(speaker)("what?", "/somewhere/a.png", 0.5))
+    assert [said for said, _, _ in shown] == ["", "a", "a b"]
+    assert all("nothing was weighed" in panel and fault == "" for _, panel, fault in shown)
+    assert speaker.asked == [("what?", Upload(Path("/somewhere/a.png")), 0.5)]
+    list(replies(speaker)("what?", None, 0))
+    assert speaker.asked[-1] == ("what?", None, 0)
+
+
+def test_a_mistake_is_its_message_and_a_bug_leaves_the_page_up(caplog: pytest.LogCaptureFixture) -> None:
+    *_, (said, panel, fault) = replies(Speaker(DataError("<b> is empty")))("", None, 0)
+    assert (said, fault) == ("a", "<p role='alert'>&lt;b&gt; is empty</p>") and "nothing was weighed" in panel
+    assert not caplog.records
+    *_, (_, _, fault) = replies(Speaker(ZeroDivisionError("by zero")))("", None, 0)
+    assert fault == "<p role='alert'>speaker &lt;1&gt; could not answer: by zero</p>"
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_look_at_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    assert look(None) == ""
+    assert look(str(tmp_path / "a.png")).startswith("<img alt='a.png' src='data:image/png;base64,")
+    said = "<p role='alert'>picture &#x27;b.png&#x27; cannot be read: it is empty or no picture</p>"
+    assert look(str(tmp_path / "b.png")) == said
+
+
+def test_the_page_has_a_column_and_a_queue_of_its_own_for_each_adapter() -> None:
+    config = chat_page([Speaker(), Speaker()]).get_config_file()
+    assert config["analytics_enabled"] is False
+    columns = [part for part in config["components"] if str(part["props"].get("elem_id", "")).startswith("adapter")]
+    assert len(columns) == 2
+    page = chat_page([Speaker(), Speaker()])
+    asking = [call for call in page.fns.values() if call.concurrency_limit == 1 and call.name == "reply"]
+    assert len(asking) == 2 and len({call.concurrency_id for call in asking}) == 2
+
+
+def test_it_listens_on_this_machine_alone() -> None:
+    bound = listen(0)
+    host, port = bound.getsockname()
+    assert host == HOST == "127.0.0.1" and address(bound) == f"http://127.0.0.1:{port}"
+    with pytest.raises(DehvfError, match=f"port {port} is in use; name another with --port, or let --port 0 find one"):
+        listen(port)
+    bound.close()
+    listen(port).close()
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(command: Command, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = command("chat", tmp_path, "--port", port)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == f"port {port} is in use; name another with --port, or let --port 0 find one\n"
+
+
+def test_without_gradio_it_says_what_to_install(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dehvf_kit.cli.chat.find_spec", lambda _: None)
+    assert command("chat", "runs/a") == (1, "", "the chat page needs gradio; pip install 'dehvf-kit[chat]'\n")
+
+
+@pytest.mark.parametrize("words", [["x=1"], ["a", "b", "c"]])
+def test_one_adapter_or_two(command: Command, words: list[str]) -> None:
+    ended = command("chat", *words)
+    assert ended.code == 1 and "were named; the page shows one, or two side by side" in ended.err
+
+
+def test_what_is_no_adapter_ends_it(command: Command, tmp_path: Path) -> None:
+    ended = command("chat", tmp_path, "--port", 0)
+    assert ended.code == 1 and "Traceback" not in ended.err and str(tmp_path) in ended.err

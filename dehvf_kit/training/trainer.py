@@ -117,7 +117,8 @@ class DehvfTrainer(WholeCheckpoints):
             for rate in dict.fromkeys(named.get(parameter, 1.0) for parameter in group["params"]):
                 own = [parameter for parameter in group["params"] if named.get(parameter, 1.0) == rate]
                 groups.append({**group, "params": own, "lr": group["lr"] * rate})
-        optimizer.param_groups[:] = groups
+        # transformers logs the first group's rate
+        optimizer.param_groups[:] = sorted(groups, key=lambda group: group["lr"] != self.args.learning_rate)
         return optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -80,6 +80,7 @@ def test_a_node_may_learn_at_a_rate_of_its_own(world: Path, tmp_path: Path) -> N
         for parameter in group["params"]
     }
     assert len(rates) == sum(len(group["params"]) for group in trainer.optimizer.param_groups)
+    assert trainer.lr_scheduler.base_lrs[0] == args.learning_rate, "transformers logs the first group's"
     for name, parameter in model.named_trainable_parameters().items():
         factor = 0.1 if name.startswith("fuser.") else 0.5 if name.startswith("layer_query.") else 1.0
         assert rates[parameter] == (pytest.approx(factor * args.learning_rate), 0.02 if parameter.ndim > 1 else 0.0), (

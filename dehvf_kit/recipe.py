@@ -16,6 +16,7 @@ from dehvf_kit.config import settings_of
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.graph import Graph, Node, check_graph
+from dehvf_kit.plugin_code import plugin_code
 from dehvf_kit.plugin_manager import plugins
 from dehvf_kit.recipe_files import override, parents_of, read_with_parents
 from dehvf_kit.recipe_parser import FORMAT, Parser, Published
@@ -63,7 +64,8 @@ class Recipe:
         specs = {}
         for name, tower in self.vision.items():
             try:
-                specs[name] = tower.spec(plugins().registry.sources)
+                with plugin_code(tower):
+                    specs[name] = tower.spec(plugins().registry.sources)
             except DehvfError as error:
                 faults.append(Fault("vision" if list(self.vision) == ["vision"] else f"vision.{name}", str(error)))
         return specs
@@ -71,7 +73,8 @@ class Recipe:
     def decoder_spec(self, faults: list[Fault]) -> DecoderSpec | None:
         """Sizes of the decoder, from its config alone."""
         try:
-            return self.decoder.spec(plugins().registry.sources)
+            with plugin_code(self.decoder):
+                return self.decoder.spec(plugins().registry.sources)
         except DehvfError as error:
             faults.append(Fault("decoder", str(error)))
             return None

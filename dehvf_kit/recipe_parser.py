@@ -13,6 +13,7 @@ from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.config import ComponentConfig, Settings
 from dehvf_kit.errors import DehvfError, Fault, RecipeError, did_you_mean, listing, shown
 from dehvf_kit.graph import BATCH, DECODER, Node, check_graph
+from dehvf_kit.plugin_code import plugin_code
 from dehvf_kit.recipe_files import by_name
 from dehvf_kit.registry import Registry
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
@@ -135,7 +136,8 @@ class Parser:
         if name in self.unsure:
             return stand_in
         try:
-            return tower.spec(self.registry.sources)
+            with plugin_code(tower):
+                return tower.spec(self.registry.sources)
         except NoConfig:
             pass
         except DehvfError as error:

@@ -12,8 +12,8 @@ from helpers import tokens as tiny_tokens
 
 from dehvf_kit.builder import build_nodes
 from dehvf_kit.config import ComponentConfig
-from dehvf_kit.data.samples import DataConfig
-from dehvf_kit.errors import DehvfError, PluginError, RecipeError, ShapeError
+from dehvf_kit.data.samples import DataConfig, Sample
+from dehvf_kit.errors import DataError, DehvfError, PluginError, RecipeError, ShapeError
 from dehvf_kit.plugin_code import plugin_code
 from dehvf_kit.plugin_manager import load_plugin_file
 
@@ -157,3 +157,9 @@ def test_a_miscount_is_refused(own_plugins, tmp_path):
     fuser(tmp_path, "return LastFuser()", "return nn.Linear(3, 2)")
     with pytest.raises(PluginError, match=r"graph\.fuser \(last\): num_params says 0, the module has 8 trained"):
         build_nodes(tiny_recipe(**CHANGES).check())
+
+
+def test_a_samples_picture_may_be_a_text_but_no_picture():
+    assert Sample("1", "q", "a", "a/b.png") == Sample("1", "q", "a", Path("a/b.png"))
+    with pytest.raises(DataError, match="1: its image is of the type Tensor; wants the path of a file"):
+        Sample("1", "q", "a", torch.zeros(3, 4, 4))

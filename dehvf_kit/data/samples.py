@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dehvf_kit.config import Settings
 from dehvf_kit.data.issues import Issue
-from dehvf_kit.errors import shown
+from dehvf_kit.errors import DataError, shown
 from dehvf_kit.plugin_code import plugin_code
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ class Sample:
     image: Path | PictureFile | None = None
     kind: str = ""
     answer_start: str = ""
+
+    def __post_init__(self) -> None:
+        """A text is taken for a path. Raises: DataError for a picture that is neither a path nor answers to its names."""
+        if isinstance(self.image, str):
+            object.__setattr__(self, "image", Path(self.image))
+        elif self.image is not None and not hasattr(self.image, "read_bytes"):
+            raise DataError(f"{self.id}: its image is of the type {type(self.image).__name__}; wants the path of a file")
 
 
 @dataclass(frozen=True)

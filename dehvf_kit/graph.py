@@ -258,9 +258,12 @@ class _Checker:
     def _nothing_gives(self, node: Node, port: Port) -> None:
         others = [str(wire) for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
         hint = f"; of that shape there is {', '.join(others)}" if others else ""
+        axes = {axis for wire, known in self.ports.items() if wire.node != node.name for axis in known.axes}
+        strange = next((axis for axis in port.axes if axis not in axes), None)
+        last = f"; nothing gives an axis '{strange}'{did_you_mean(strange, axes)}" if strange else ""
         self.fault(
             f"graph.{node.name}.inputs.{port.name}",
-            f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`",
+            f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}",
         )
 
     def _order(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> tuple[str, ...] | None:

@@ -220,7 +220,8 @@ class Parser:
         if role not in roles:
             hint = did_you_mean(role, roles)
             what = f"'{role}' is no role" if isinstance(role, str) else f"role is {shown(role)}, which is none"
-            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. Roles: {listing(roles)}")
+            known = f"Roles: {listing(roles)}{self.registry.unloaded()}"
+            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. {known}")
             self.whole = False
             return None
         config = self._typed(path, role, fields)

@@ -15,7 +15,7 @@ from dehvf_kit.config import ComponentConfig
 from dehvf_kit.data.samples import DataConfig, Sample
 from dehvf_kit.errors import DataError, DehvfError, PluginError, RecipeError, ShapeError
 from dehvf_kit.plugin_code import plugin_code
-from dehvf_kit.plugin_manager import load_plugin_file
+from dehvf_kit.plugin_manager import load_plugin_file, plugins
 
 FUSER = """
 from typing import ClassVar, Literal
@@ -163,3 +163,46 @@ def test_a_samples_picture_may_be_a_text_but_no_picture():
     assert Sample("1", "q", "a", "a/b.png") == Sample("1", "q", "a", Path("a/b.png"))
     with pytest.raises(DataError, match="1: its image is of the type Tensor; wants the path of a file"):
         Sample("1", "q", "a", torch.zeros(3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("register(LastFuserConfig)", "register(LastFuserConfig())", "config class, got an instance of LastFuserConfig"),
+        ("register(LastFuserConfig)", "register(LastFuser)", "register wants a config class, got the class LastFuser"),
+        ("register(LastFuserConfig)", "pass", "last_fuser.py: registers nothing"),
+        ('= ("levels: group member", "codes: batch layer patch code")', '= "codes: batch"', "`takes` is a text; wants a tuple"),
+    ],
+    ids=["instance", "module", "nothing", "text"],
+)
+def test_what_cannot_be_registered(own_plugins, tmp_path, old, new, told):
+    with pytest.raises(DehvfError, match=told):
+        fuser(tmp_path, old, new)
+    fuser(tmp_path)  # nothing of the faulty one is left
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"fuser"', '"fusr"', "no fuser is named 'last'.* 'last' is registered under the role fusr"),
+        ("batch layer patch", "batch layers patch", "nothing gives an axis 'layers'; did you mean 'layer'"),
+    ],
+)
+def test_misspelt_roles_and_axes(own_plugins, tmp_path, old, new, told):
+    fuser(tmp_path, old, new)
+    with pytest.raises(RecipeError, match=told):
+        tiny_recipe(**CHANGES).check()
+
+
+def test_plugins_that_could_not_be_loaded_are_named_where_a_type_is_not_found(own_plugins):
+    plugins().broken["mine"] = "mine 0.1: RuntimeError: no\nlicence"
+    with pytest.raises(RecipeError, match=r"'last'.*; plugin mine 0\.1: RuntimeError: no licence \(could not be loaded\)"):
+        tiny_recipe(**CHANGES)
+    with pytest.raises(RecipeError, match=r"Roles: .*; plugin mine 0\.1"):
+        tiny_recipe(graph={"pool": {"type": "mean"}})
+
+
+def test_what_a_plugin_prints_goes_to_standard_error(own_plugins, tmp_path, capsys):
+    fuser(tmp_path, "    register(LastFuserConfig)", "    print('registering')\n    register(LastFuserConfig)\nprint('loading')")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == "loading\nregistering\n"

@@ -258,9 +258,11 @@ class _Checker:
     def _nothing_gives(self, node: Node, port: Port) -> None:
         others = [str(wire) for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
         hint = f"; of that shape there is {', '.join(others)}" if others else ""
-        axes = {axis for wire, known in self.ports.items() if wire.node != node.name for axis in known.axes}
-        strange = next((axis for axis in port.axes if axis not in axes), None)
-        last = f"; nothing gives an axis '{strange}'{did_you_mean(strange, axes)}" if strange else ""
+        last = ""
+        for wire, known in self.ports.items():
+            strange = [axis for axis in port.axes if axis not in known.axes]
+            if wire.port == port.name and wire.node != node.name and strange:
+                last = f"; {wire} has no axis '{strange[0]}'{did_you_mean(strange[0], known.axes)} It is {known}"
         self.fault(
             f"graph.{node.name}.inputs.{port.name}",
             f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}",

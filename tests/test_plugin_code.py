@@ -185,7 +185,7 @@ def test_what_cannot_be_registered(own_plugins, tmp_path, old, new, told):
     ("old", "new", "told"),
     [
         ('"fuser"', '"fusr"', "no fuser is named 'last'.* 'last' is registered under the role fusr"),
-        ("batch layer patch", "batch layers patch", "nothing gives an axis 'layers'; did you mean 'layer'"),
+        ("batch layer patch", "batch layers patch", r"projector\.codes has no axis 'layers'; did you mean 'layer'\? It is"),
     ],
 )
 def test_misspelt_roles_and_axes(own_plugins, tmp_path, old, new, told):

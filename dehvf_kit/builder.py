@@ -11,9 +11,10 @@ from torch import nn
 
 from dehvf_kit.backbones.decoder import decoder_spec, prepare_tokenizer
 from dehvf_kit.backbones.vision import VisionTower
-from dehvf_kit.errors import DehvfError
-from dehvf_kit.graph import Graph
+from dehvf_kit.errors import DehvfError, PluginError
+from dehvf_kit.graph import DECODER, Graph
 from dehvf_kit.model import DehvfModel
+from dehvf_kit.plugin_code import plugin_code
 from dehvf_kit.plugin_manager import plugins
 from dehvf_kit.processing import DehvfProcessor, picture_processor
 from dehvf_kit.recipe import Recipe
@@ -42,8 +43,9 @@ def build(
     sources = plugins().registry.sources
     towers = _towers(recipe, vision, meta=False)
     if decoder is None:
-        decoder = recipe.decoder.load(sources)
-        tokenizer = tokenizer or recipe.decoder.tokenizer(sources)
+        with plugin_code(recipe.decoder, DECODER):
+            decoder = recipe.decoder.load(sources)
+            tokenizer = tokenizer or recipe.decoder.tokenizer(sources)
     processor = None
     if tokenizer is not None:
         pictures = image_processor or picture_processor({name: tower.image for name, tower in recipe.vision.items()})
@@ -53,7 +55,8 @@ def build(
 
 def build_on_meta(recipe: Recipe, processor: Any = None) -> DehvfModel:
     """The recipe's model with real components on base models without weights: for counting, drawing and checking."""
-    decoder = recipe.decoder.meta(plugins().registry.sources)
+    with plugin_code(recipe.decoder, DECODER):
+        decoder = recipe.decoder.meta(plugins().registry.sources)
     return assemble(recipe, decoder, _towers(recipe, None, meta=True), processor)
 
 
@@ -79,8 +82,7 @@ def assemble(
 
 def _refuse_more(graph: Graph, expected: int | None, where: str) -> None:
     """Raises: DehvfError where a graph makes far more trained parameters than are expected."""
-    counts = (graph.nodes[name].config.num_params(graph.contexts[name]) for name in graph.order)
-    count = sum(sum(terms.values()) for terms in counts)
+    count = sum(sum(graph.num_params(name).values()) for name in graph.order)
     if expected is not None and count > 2 * expected:
         raise DehvfError(f"{where}: makes {count:,} trained parameters where there are weights for {expected:,}")
 
@@ -91,8 +93,21 @@ def build_nodes(graph: Graph, seed: int = 0) -> dict[str, nn.Module]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         for name in graph.order:
             torch.manual_seed(seed + zlib.crc32(name.encode()))
-            nodes[name] = graph.nodes[name].config.build(graph.contexts[name])
+            with plugin_code(graph.nodes[name].config, f"graph.{name}"):
+                nodes[name] = graph.nodes[name].config.build(graph.contexts[name])
+            _refuse_miscount(graph, name, nodes[name])
     return nodes
+
+
+def _refuse_miscount(graph: Graph, name: str, module: nn.Module) -> None:
+    """Raises: PluginError where `num_params`, which every count of the kit goes by, is not what the module trains."""
+    said = sum(graph.num_params(name).values())
+    made = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if said != made:
+        raise PluginError(
+            f"graph.{name} ({graph.nodes[name].config.type}): num_params says {said:,}, the module has {made:,} trained "
+            "parameters; return them from num_params"
+        )
 
 
 def prompt_of(recipe: Recipe) -> dict[str, Any] | None:
@@ -114,7 +129,8 @@ def _towers(recipe: Recipe, vision: Vision | None, meta: bool) -> dict[str, Visi
     towers = {}
     for name, config in recipe.vision.items():
         model = given.get(name)
-        if model is None:
-            model = config.meta(sources) if meta else config.load(sources)
-        towers[name] = model if isinstance(model, VisionTower) else config.tower(model)
+        with plugin_code(config, "vision" if name == "vision" else f"vision.{name}"):
+            if model is None:
+                model = config.meta(sources) if meta else config.load(sources)
+            towers[name] = model if isinstance(model, VisionTower) else config.tower(model)
     return towers

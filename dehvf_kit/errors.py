@@ -43,8 +43,14 @@ class Stopped(DehvfError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_status = 128 + signal_number
+
+
 class PictureError(DataError):
     """A picture is not there, is broken, or is none that the kit reads (`docs/bad_files.md`)."""
+
+
+class PluginError(DehvfError):
+    """Code of a plugin raised something of its own, or did not keep to what its config class says."""
 
 
 class RemoteCodeWarning(UserWarning):

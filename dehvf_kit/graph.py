@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
-from dehvf_kit.errors import Fault, did_you_mean, listing
-from dehvf_kit.shapes import DecoderSpec, VisionSpec
+from dehvf_kit.errors import Fault, PluginError, did_you_mean, listing
+from dehvf_kit.plugin_code import plugin_code
+from dehvf_kit.shapes import Cost, DecoderSpec, VisionSpec
 
 BATCH = "batch"
 DECODER = "decoder"
@@ -89,6 +90,16 @@ class Graph:
             for port, wires in self.wires[name].items():
                 for wire in wires:
                     yield wire, name, port
+
+    def num_params(self, name: str) -> dict[str, int]:
+        """A node's trained parameters, term by term. Raises: PluginError."""
+        with plugin_code(self.nodes[name].config, f"graph.{name}"):
+            return self.nodes[name].config.num_params(self.contexts[name])
+
+    def cost(self, name: str) -> Cost:
+        """A node's forward FLOPs. Raises: PluginError."""
+        with plugin_code(self.nodes[name].config, f"graph.{name}"):
+            return self.nodes[name].config.cost(self.contexts[name])
 
     def shape(self, wire: Wire, axes: tuple[str, ...]) -> str:
         """`batch layer=24 patch=256 vision_hidden=1024`."""
@@ -247,9 +258,14 @@ class _Checker:
     def _nothing_gives(self, node: Node, port: Port) -> None:
         others = [str(wire) for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
         hint = f"; of that shape there is {', '.join(others)}" if others else ""
+        last = ""
+        for wire, known in self.ports.items():
+            strange = [axis for axis in port.axes if axis not in known.axes]
+            if wire.port == port.name and wire.node != node.name and strange:
+                last = f"; {wire} has no axis '{strange[0]}'{did_you_mean(strange[0], known.axes)} It is {known}"
         self.fault(
             f"graph.{node.name}.inputs.{port.name}",
-            f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`",
+            f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}",
         )
 
     def _order(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> tuple[str, ...] | None:
@@ -276,9 +292,12 @@ class _Checker:
         for name, node in self.nodes.items():
             for tower in self._towers_of(wires[name]):
                 try:
-                    asked = node.config.vision_layers(self.towers[tower].num_layers)
-                except (ZeroDivisionError, ValueError):
+                    with plugin_code(node.config):
+                        asked = node.config.vision_layers(self.towers[tower].num_layers)
+                except (ZeroDivisionError, ValueError, PluginError) as error:
                     asked = None
+                    if isinstance(error, PluginError):
+                        self.fault(f"graph.{name}", str(error))
                 read[tower] |= {layer for layer in asked or () if 0 <= layer < self.towers[tower].num_layers}
         return {
             tower: tuple(sorted(found)) or tuple(range(self.towers[tower].num_layers)) for tower, found in read.items()
@@ -327,9 +346,12 @@ class _Checker:
             {name: tuple(tuple(sorted(self._behind(wire))) for wire in found) for name, found in ports.items()},
         )
         try:
-            added = node.config.resolve(context)
-        except Misfit as error:
-            self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
+            with plugin_code(node.config):
+                added = self._added(node, context)
+        except PluginError as error:
+            self.fault(f"graph.{node.name}", str(error))
+            return None
+        if added is None:
             return None
         axes |= added
         named = {axis for port in node.gives.values() for axis in port.axes}
@@ -337,6 +359,13 @@ class _Checker:
         for name, port in node.gives.items():
             self.sizes[node.name, name] = {axis: axes.get(axis) for axis in port.axes} | unnamed
         return context
+
+    def _added(self, node: Node, context: BuildContext) -> Mapping[str, int | None] | None:
+        try:
+            return node.config.resolve(context)
+        except Misfit as error:
+            self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
+            return None
 
     def _unread(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> None:
         read = {wire.node for ports in wires.values() for found in ports.values() for wire in found}

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dehvf_kit.errors import DehvfError, ShapeError
-from dehvf_kit.graph import BATCH, Graph
+from dehvf_kit.errors import PluginError, ShapeError
+from dehvf_kit.graph import BATCH, Graph, Wire
+from dehvf_kit.plugin_code import told_of
 from dehvf_kit.shapes import Unprojected
 
 if TYPE_CHECKING:
@@ -58,12 +59,18 @@ def one_a_row(
 
 
 def run_nodes(
-    graph: Graph, nodes: Mapping[str, nn.Module], features: Mapping[str, Tensor] | None, has_image: Tensor | None
+    graph: Graph,
+    nodes: Mapping[str, nn.Module],
+    features: Mapping[str, Tensor] | None,
+    has_image: Tensor | None,
+    seen: set[str] | None = None,
 ) -> dict[str, Any]:
     """Every node's output by name: one value, or a tuple in the order of its ports.
 
     A node that needs what this batch has not (features, where there is no picture) does not run.
-    Raises: DehvfError for a component that does not return one value a port.
+    seen: nodes whose outputs were compared with their ports before; those that are compared now are added.
+    Raises: PluginError for a component that does not return one value a port, or raises something of its own; ShapeError
+    for one whose output has another number of axes than its port, or another size where that is known.
     """
     values: dict[tuple[str, str], Any] = {(BATCH, "has_image"): has_image}
     for name, tensor in (features or {}).items():
@@ -73,16 +80,52 @@ def run_nodes(
         arguments = _arguments(graph, name, values)
         if arguments is None:
             continue
-        outputs[name] = nodes[name](**arguments)
+        config = graph.nodes[name].config
+        try:
+            outputs[name] = nodes[name](**arguments)
+        except Exception as error:
+            told = told_of(error, config, f"graph.{name}")
+            if told is None:
+                raise
+            raise told from error
         ports = list(graph.nodes[name].gives)
         results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
         if not isinstance(results, tuple) or len(results) != len(ports):
             given = f"{len(results)} values" if isinstance(results, tuple) else f"a {type(results).__name__}"
-            raise DehvfError(
+            raise PluginError(
                 f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port"
             )
+        if seen is not None and name not in seen:
+            _compare(graph, name, arguments, results)
+            seen.add(name)
         values |= {(name, port): value for port, value in zip(ports, results, strict=True)}
     return outputs
+
+
+def _compare(graph: Graph, name: str, arguments: Mapping[str, Any], results: tuple[Any, ...]) -> None:
+    """Raises: ShapeError where a node's tensors are not what its ports say.
+
+    Left open are axes of no known size, and those of which the node was given another size than the graph knows.
+    """
+    free = {BATCH}
+    for port, given in arguments.items():
+        several = given if graph.nodes[name].takes[port].many else [given]
+        for wire, value in zip(graph.wires[name][port], several, strict=True):
+            axes, sizes = graph.nodes[name].takes[port].axes, graph.sizes[wire.node, wire.port]
+            if isinstance(value, Tensor) and value.ndim == len(axes):
+                free |= {axis for axis, size in zip(axes, value.shape, strict=True) if sizes.get(axis) != size}
+    for port, value in zip(graph.nodes[name].gives.values(), results, strict=True):
+        if not isinstance(value, Tensor):
+            continue
+        sizes = graph.sizes[name, port.name]
+        wanted = [None if axis in free else sizes.get(axis) for axis in port.axes]
+        fits = value.ndim == len(wanted) and all(
+            size is None or not isinstance(given, int) or given == size
+            for given, size in zip(value.shape, wanted, strict=True)
+        )
+        if not fits:
+            declared = graph.shape(Wire(name, port.name), port.axes)
+            raise ShapeError(f"node '{name}' returned {list(value.shape)} for its port {port.name} [{declared}]")
 
 
 def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -> dict[str, Any] | None:

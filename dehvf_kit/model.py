@@ -70,6 +70,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         inner = (decoder, *(tower.model for tower in self.towers.values()))
         self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
         self._checkpointing = False
+        self._compared: set[str] = set()
         self.attached = False
         for tower in (decoder, *self.towers.values()):
             tower.requires_grad_(False)
@@ -258,7 +259,8 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             if image_index is not None:
                 given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
             features = one_a_row(given, self.towers, rows, has_image)
-        return run_nodes(self.graph, self.nodes, features, has_image)
+        seen = None if torch.compiler.is_compiling() else self._compared
+        return run_nodes(self.graph, self.nodes, features, has_image, seen)
 
     @property
     def _counts_positions(self) -> bool:

@@ -48,6 +48,7 @@ def new_plugin(name: str, kind: str, parent: Path) -> list[Path]:
     texts = {
         "pyproject.toml": TEMPLATES / "pyproject.toml.txt",
         "README.md": TEMPLATES / "README.md.txt",
+        ".gitignore": TEMPLATES / "gitignore.txt",
         f"{values['module']}.py": TEMPLATES / kind / "plugin.py.txt",
         f"tests/test_{values['type']}.py": TEMPLATES / kind / "test_plugin.py.txt",
     }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -25,8 +28,11 @@ class Plugins:
 
     registry: Registry = field(default_factory=Registry)
     origins: dict[str, str] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(PROJECT))
+
+    @property
+    def broken(self) -> dict[str, str]:
+        return self.registry.broken
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +44,8 @@ def plugins() -> Plugins:
     for entry in sorted(entry_points(group=PROJECT), key=lambda entry: entry.name):
         origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         try:
-            module = entry.load()
+            with redirect_stdout(sys.stderr):
+                module = entry.load()
         except Exception as error:  # whatever a stranger's plugin raises must not stop the kit
             loaded.broken[entry.name] = f"{origin}: {type(error).__name__}: {error}"
             continue
@@ -67,8 +74,12 @@ def load_plugin_file(path: str | Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
-        _add(plugins(), module, file.stem, str(path))
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+        if not _add(plugins(), module, file.stem, str(path)):
+            plugins().manager.unregister(module)
+            del plugins().origins[file.stem]
+            raise DehvfError("registers nothing; wants a hook such as `@hookimpl def register_components(register): ...`")
     except (DehvfError, pluggy.PluginValidationError) as error:
         del sys.modules[spec.name]
         raise DehvfError(f"--plugin {path}: {error}") from error
@@ -83,8 +94,11 @@ def loaded_files() -> list[Path]:
     return sorted(Path(module.__file__) for module in modules if module.__name__.startswith(FILE_MODULE))
 
 
-def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
-    """Register one plugin and call its hooks. Raises: PluginValidationError for a misspelt hook, DehvfError for duplicates."""
+def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
+    """Register one plugin and call its hooks; what they print goes to standard error. Returns how often they registered something.
+
+    Raises: PluginValidationError for a misspelt hook, DehvfError for duplicates.
+    """
     from dehvf_kit.backbones.ffn_overrides import register_ffn_override
     from dehvf_kit.backbones.vision_overrides import register_vision_override
 
@@ -101,13 +115,26 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> None:
         hook: manager.subset_hook_caller(hook, others)
         for hook in ("register_components", "register_sources", "register_ffn_overrides", "register_vision_overrides")
     }
+    registered = 0
+
+    def counted(register: Callable[..., None]) -> Callable[..., None]:
+        @wraps(register)
+        def call(*given: Any, **named: Any) -> None:
+            nonlocal registered
+            register(*given, **named)
+            registered += 1
+
+        return call
+
     try:
-        hooks["register_components"](register=loaded.registry.register)
-        hooks["register_sources"](register=loaded.registry.register_source)
-        hooks["register_ffn_overrides"](register=register_ffn_override)
-        hooks["register_vision_overrides"](register=register_vision_override)
+        with redirect_stdout(sys.stderr):
+            hooks["register_components"](register=counted(loaded.registry.register))
+            hooks["register_sources"](register=counted(loaded.registry.register_source))
+            hooks["register_ffn_overrides"](register=counted(register_ffn_override))
+            hooks["register_vision_overrides"](register=counted(register_vision_override))
     except Exception:
         loaded.registry.configs, loaded.registry.sources = before
         manager.unregister(module)
         raise
     loaded.origins[name] = origin
+    return registered

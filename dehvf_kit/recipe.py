@@ -16,8 +16,9 @@ from dehvf_kit.config import settings_of
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.graph import Graph, Node, check_graph
+from dehvf_kit.plugin_code import plugin_code
 from dehvf_kit.plugin_manager import plugins
-from dehvf_kit.recipe_files import override, parents_of, read_with_parents
+from dehvf_kit.recipe_files import Steps, override, parents_of, read_with_parents, refuse_needless
 from dehvf_kit.recipe_parser import FORMAT, Parser, Published
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.training.config import GenerationConfig, TrainingConfig
@@ -63,7 +64,8 @@ class Recipe:
         specs = {}
         for name, tower in self.vision.items():
             try:
-                specs[name] = tower.spec(plugins().registry.sources)
+                with plugin_code(tower):
+                    specs[name] = tower.spec(plugins().registry.sources)
             except DehvfError as error:
                 faults.append(Fault("vision" if list(self.vision) == ["vision"] else f"vision.{name}", str(error)))
         return specs
@@ -71,7 +73,8 @@ class Recipe:
     def decoder_spec(self, faults: list[Fault]) -> DecoderSpec | None:
         """Sizes of the decoder, from its config alone."""
         try:
-            return self.decoder.spec(plugins().registry.sources)
+            with plugin_code(self.decoder):
+                return self.decoder.spec(plugins().registry.sources)
         except DehvfError as error:
             faults.append(Fault("decoder", str(error)))
             return None
@@ -108,10 +111,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     it is given. Raises: RecipeError listing every fault with its path, what was given, and what fits.
     """
     source = str(path)
-    raw = read_with_parents(Path(path), source)
+    needless: list[Steps] = []
+    raw = read_with_parents(Path(path), source, (), needless)
     for text in [overrides] if isinstance(overrides, str) else overrides:
-        override(raw, text)
-    return replace(parse_recipe(raw, source), parents=parents_of(Path(path), source))
+        override(raw, text, needless)
+    recipe = parse_recipe(raw, source)
+    if needless:
+        refuse_needless(needless, recipe.resolved(), source)
+    return replace(recipe, parents=parents_of(Path(path), source))
 
 
 def parse_recipe(raw: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -15,8 +15,17 @@ from dehvf_kit.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 MAX_PARENTS = 16
 
 
-def read_with_parents(file: Path, source: str, seen: Sequence[Path] = ()) -> dict[str, Any]:
-    """A recipe file's data merged over its parents'. Raises: RecipeError for what cannot be read, or a circle."""
+Steps = tuple[str, ...]
+"""The place of a value in nested mappings, key by key."""
+
+
+def read_with_parents(
+    file: Path, source: str, seen: Sequence[Path] = (), needless: list[Steps] | None = None
+) -> dict[str, Any]:
+    """A recipe file's data merged over its parents'. Raises: RecipeError for what cannot be read, or a circle.
+
+    needless: gains the places of nulls that removed nothing, for `refuse_needless`.
+    """
     try:
         file = or_shipped(file)
         place = file.resolve()
@@ -40,7 +49,7 @@ def read_with_parents(file: Path, source: str, seen: Sequence[Path] = ()) -> dic
         beside = above.parent.glob("*.yaml") if os.path.isdir(above.parent) else ()
         near = sorted(path.name for path in beside if path.resolve() != place)
         raise RecipeError([Fault("extends", f"there is no recipe '{parent}'{did_you_mean(above.name, near)}")], source)
-    return merge(read_with_parents(above, str(above), [*seen, place]), raw, source)
+    return merge(read_with_parents(above, str(above), [*seen, place], needless), raw, source, (), needless)
 
 
 def parents_of(file: Path, source: str) -> tuple[str, ...]:
@@ -54,12 +63,17 @@ def parents_of(file: Path, source: str) -> tuple[str, ...]:
 
 
 def merge(
-    parent: Mapping[str, Any], child: Mapping[str, Any], source: str = "recipe", path: tuple[str, ...] = ()
+    parent: Mapping[str, Any],
+    child: Mapping[str, Any],
+    source: str = "recipe",
+    path: Steps = (),
+    needless: list[Steps] | None = None,
 ) -> dict[str, Any]:
     """A child recipe over its parent: mappings merge, lists and values replace, null removes.
 
     A new `type` starts that mapping afresh (a node keeps its `role`), and so does going from one encoder to several by
-    name or back. Raises: RecipeError where null removes a node that the parent has not.
+    name or back. needless: gains the places of nulls that removed nothing.
+    Raises: RecipeError where null removes a node that the parent has not.
     """
     merged = copy.deepcopy(dict(parent))
     for key, value in child.items():
@@ -75,6 +89,8 @@ def merge(
                     ],
                     source,
                 )
+            if key not in merged and needless is not None:
+                needless.append((*path, str(key)))
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(known, Mapping) and key not in ("inputs", "config"):
             retyped = "type" in value and value["type"] != known.get("type", value["type"])
@@ -89,10 +105,29 @@ def merge(
             ):
                 merged[key] = copy.deepcopy(dict(value))
             else:
-                merged[key] = merge(known, value, source, (*path, str(key)))
+                merged[key] = merge(known, value, source, (*path, str(key)), needless)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def refuse_needless(places: Sequence[Steps], resolved: Mapping[str, Any], source: str) -> None:
+    """Refuse nulls that removed nothing, but for those over a field that is at its default.
+
+    resolved: the recipe with every field filled in. Raises: RecipeError listing them.
+    """
+    faults = []
+    for *above, key in places:
+        fields: Any = resolved
+        for step in above:
+            fields = fields.get(step) if isinstance(fields, Mapping) else None
+        if isinstance(fields, Mapping) and key not in fields and key != "inputs":
+            near = did_you_mean(key, fields)
+            faults.append(
+                Fault(".".join([*above, key]), f"null removes a field, but none is named so{near} Fields: {listing(fields)}")
+            )
+    if faults:
+        raise RecipeError(faults, source)
 
 
 def by_name(vision: Any) -> bool:
@@ -102,8 +137,11 @@ def by_name(vision: Any) -> bool:
     return all(isinstance(value, Mapping) for value in vision.values())
 
 
-def override(raw: dict[str, Any], text: str) -> None:
-    """Apply one `section.field=value`; the value is read as YAML, so numbers, lists and null are typed."""
+def override(raw: dict[str, Any], text: str, needless: list[Steps] | None = None) -> None:
+    """Apply one `section.field=value`; the value is read as YAML, so numbers, lists and null are typed.
+
+    needless: gains the place of a null that removed nothing.
+    """
     key, equals, given = text.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps) or len(steps) > MAX_DEPTH:
@@ -121,7 +159,7 @@ def override(raw: dict[str, Any], text: str) -> None:
         if not isinstance(place, Mapping):
             message = f"is {shown(place)}, which has no field '{steps[depth + 1]}'"
             raise RecipeError([Fault(".".join(steps[: depth + 1]), message)], f"override {text}")
-    merged = merge(raw, change, f"override {text}")
+    merged = merge(raw, change, f"override {text}", (), needless)
     raw.clear()
     raw.update(merged)
 

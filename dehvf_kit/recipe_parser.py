@@ -13,6 +13,7 @@ from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.config import ComponentConfig, Settings
 from dehvf_kit.errors import DehvfError, Fault, RecipeError, did_you_mean, listing, shown
 from dehvf_kit.graph import BATCH, DECODER, Node, check_graph
+from dehvf_kit.plugin_code import plugin_code
 from dehvf_kit.recipe_files import by_name
 from dehvf_kit.registry import Registry
 from dehvf_kit.shapes import DecoderSpec, VisionSpec
@@ -135,7 +136,8 @@ class Parser:
         if name in self.unsure:
             return stand_in
         try:
-            return tower.spec(self.registry.sources)
+            with plugin_code(tower):
+                return tower.spec(self.registry.sources)
         except NoConfig:
             pass
         except DehvfError as error:
@@ -218,7 +220,8 @@ class Parser:
         if role not in roles:
             hint = did_you_mean(role, roles)
             what = f"'{role}' is no role" if isinstance(role, str) else f"role is {shown(role)}, which is none"
-            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. Roles: {listing(roles)}")
+            known = f"Roles: {listing(roles)}{self.registry.unloaded()}"
+            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. {known}")
             self.whole = False
             return None
         config = self._typed(path, role, fields)

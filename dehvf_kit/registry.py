@@ -25,17 +25,23 @@ class Source:
 
 @dataclass
 class Registry:
-    """What the built-ins and the installed plugins offer."""
+    """What the built-ins and the installed plugins offer; `broken` says of plugins that could not be loaded why."""
 
     configs: dict[tuple[str, str], type[BaseModel]] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def register(self, config: type[BaseModel]) -> None:
         """Add a config class under its role and its `type` default. Raises: DehvfError for a duplicate or nameless class."""
+        if not (isinstance(config, type) and issubclass(config, BaseModel)):
+            raise DehvfError(f"register wants a config class, got {_described(config)}")
         role, kind = getattr(config, "role", ""), type_name(config)
         where = f"{config.__module__}.{config.__qualname__}"
         if not role or not kind:
             raise DehvfError(f"{where}: a config class needs a `role` and a `type: Literal['...'] = '...'`")
+        for ports in ("takes", "gives"):
+            if isinstance(getattr(config, ports, ()), str):
+                raise DehvfError(f'{where}: `{ports}` is a text; wants a tuple of them: ("name: axis axis",)')
         known = self.configs.get((role, kind))
         if known is not None and known is not config:
             raise DehvfError(
@@ -67,12 +73,25 @@ class Registry:
         """The config class of a role and type. Raises: KeyError with a message that names what is installed."""
         if role not in self.roles():
             raise KeyError(
-                f"no role is named '{role}'{did_you_mean(role, self.roles())} Roles: {listing(self.roles())}"
+                f"no role is named '{role}'{did_you_mean(role, self.roles())} Roles: {listing(self.roles())}{self.unloaded()}"
             )
         if (role, kind) not in self.configs:
             types = self.types(role)
-            raise KeyError(f"no {role} is named '{kind}'{did_you_mean(kind, types)} Installed: {listing(types)}")
+            others = [other for other, known in self.configs if known == kind]
+            elsewhere = f"; '{kind}' is registered under the role {listing(others)}" if others else ""
+            raise KeyError(
+                f"no {role} is named '{kind}'{did_you_mean(kind, types)} Installed: {listing(types)}{elsewhere}{self.unloaded()}"
+            )
         return self.configs[role, kind]
+
+    def unloaded(self) -> str:
+        """What to add where something is not found: the plugins that could not be loaded, which may have had it."""
+        return "".join(f"; plugin {' '.join(why.split())} (could not be loaded)" for why in self.broken.values())
+
+
+def _described(value: object) -> str:
+    """`the class LastFuser`, or `an instance of LastFuserConfig`."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
 
 
 def type_name(config: type[BaseModel]) -> str:

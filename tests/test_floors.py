@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "dehvf_kit"
 FLOORS = {
     0: ("shapes", "errors", "scores", "atomic", "shipped"),
-    1: ("config", "hookspecs", "registry", "ops", "yaml_files", "strict_json"),
+    1: ("config", "hookspecs", "registry", "plugin_code", "ops", "yaml_files", "strict_json"),
     2: ("backbones", "components", "recipe_files"),
     3: (
         "graph",

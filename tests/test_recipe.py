@@ -161,6 +161,28 @@ def test_override(recipe_file, override, read, expected):
     assert read(dehvf_kit.load_recipe(recipe_file, [override, *extra])) == expected
 
 
+@pytest.mark.parametrize(
+    "override", ["vision.nonsense=null", "graph.fuser.num_heds=null", "data.prompt.chad=null", "traning=null"]
+)
+def test_a_null_over_no_field_is_refused(recipe_file, override):
+    more = ["data={type: jsonl, train: a.jsonl, prompt: {chat: true}}"]
+    key = override.removesuffix("=null")
+    with pytest.raises(RecipeError, match=rf"{key}: null removes a field, but none is named so.* Fields: "):
+        dehvf_kit.load_recipe(recipe_file, [*more, override])
+
+
+def test_a_null_over_a_field_at_its_default_is_nothing(recipe_file):
+    overrides = ["vision.dtype=null", "graph.fuser.inputs=null", "vision.revision=null", "published=null"]
+    assert dehvf_kit.load_recipe(recipe_file, overrides) == dehvf_kit.load_recipe(recipe_file)
+
+
+def test_a_null_in_a_file_is_refused_too(recipe_file):
+    child = recipe_file.with_name("child.yaml")
+    child.write_text(f"extends: {recipe_file.name}\ndecoder: {{revison: null}}\n")
+    with pytest.raises(RecipeError, match=r"decoder\.revison: null removes a field.*did you mean 'revision'"):
+        dehvf_kit.load_recipe(child)
+
+
 def test_later_overrides_win_and_one_text_is_one_override(recipe_file):
     assert dehvf_kit.load_recipe(recipe_file, ["training.seed=1", "training.seed=2"]).training.seed == 2
     assert dehvf_kit.load_recipe(recipe_file, "training.seed=3").training.seed == 3

@@ -102,7 +102,7 @@ def encoders_read(graph: Graph) -> set[str]:
 
 def component_costs(graph: Graph) -> dict[str, Cost]:
     """Each node's own count, in the order the nodes run."""
-    return {name: graph.nodes[name].config.cost(graph.contexts[name]) for name in graph.order}
+    return {name: graph.cost(name) for name in graph.order}
 
 
 def decoder_flops(decoder: nn.Module) -> TransformerFlops:

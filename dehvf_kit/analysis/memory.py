@@ -43,7 +43,7 @@ def memory_report(
     quantization: Quantization | None = None,
 ) -> MemoryReport:
     """Count a checked graph on its towers, which may be on the meta device. dtypes, quantization: as recipes write them."""
-    trained = sum(sum(node.config.num_params(graph.contexts[name]).values()) for name, node in graph.nodes.items())
+    trained = sum(sum(graph.num_params(name).values()) for name in graph.nodes)
     dtype = known_dtype(decoder_dtype, decoder)
     width = BYTES[dtype]
     held = [_held(graph, name) for name in graph.order if graph.nodes[name].config.attaches == "decoder"]

@@ -55,7 +55,7 @@ def parameter_table(graph: Graph, published: Published | None = None) -> Paramet
     terms = [
         ParameterTerm(name, graph.nodes[name].config.type, term, count)
         for name in graph.order
-        for term, count in graph.nodes[name].config.num_params(graph.contexts[name]).items()
+        for term, count in graph.num_params(name).items()
     ]
     return ParameterTable(tuple(terms), published)
 

@@ -26,6 +26,7 @@ def run(
     Raises: AdapterError for what is no adapter, DataError where it has no data set.
     """
     from dehvf_kit.checkpoint import load
+    from dehvf_kit.data.samples import samples_of
     from dehvf_kit.measured import keep
     from dehvf_kit.scoring.parity import batch_parity
 
@@ -35,7 +36,7 @@ def run(
         raise DataError(
             f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE"
         )
-    samples = list(model.recipe.data.samples("test")[:questions])
+    samples = list(samples_of(model.recipe.data, "test")[:questions])
     with reporting() as report:
         found = batch_parity(
             model, samples, batch, new_tokens, progress=lambda done, total: report("asking", done, total)

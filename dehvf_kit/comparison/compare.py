@@ -17,6 +17,7 @@ from typing import Any
 from dehvf_kit.comparison.job import Job
 from dehvf_kit.comparison.processes import Outcome, locked, run_jobs
 from dehvf_kit.comparison.rules import Tuning, best_rate, require_one_ground
+from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import DataError, DehvfError, RecipeError
 from dehvf_kit.recipe import Recipe
 from dehvf_kit.training.config import TrainingConfig
@@ -116,7 +117,7 @@ def check(recipes: Sequence[Recipe], settings: Settings) -> int:
     if faults:
         raise DehvfError("\n".join(faults))
     require_one_ground(recipes, settings.allowed)
-    counts = {split: len(recipes[0].data.samples(split)) for split in ("train", "test")}
+    counts = {split: len(samples_of(recipes[0].data, split)) for split in ("train", "test")}
     for split, count in counts.items():
         if not count:
             raise DataError(f"{recipes[0].source}: its {split} split is empty")

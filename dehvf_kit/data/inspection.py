@@ -11,7 +11,8 @@ from typing import Any
 from dehvf_kit.data.issues import Issue, grouped
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
 from dehvf_kit.data.sieve import picture_issues
-from dehvf_kit.errors import DataError
+from dehvf_kit.errors import DataError, PluginError
+from dehvf_kit.plugin_code import plugin_code
 
 Progress = Callable[[str, int, int], None]
 UNREADABLE = "cannot be read"
@@ -63,8 +64,9 @@ def inspect_data(config: DataConfig, open_pictures: bool = True, progress: Progr
     reports, ids = [], {}
     for part in config.parts():
         try:
-            reading = config.read(part)
-        except DataError as error:
+            with plugin_code(config, "data"):
+                reading = config.read(part)
+        except (DataError, PluginError) as error:
             reading = Reading([], [Issue(UNREADABLE, part, str(error))])
         issues = [*reading.issues, *_sample_issues(reading.samples)]
         for sample in reading.samples:

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dehvf_kit.config import Settings
 from dehvf_kit.data.issues import Issue
-from dehvf_kit.errors import shown
+from dehvf_kit.errors import DataError, shown
+from dehvf_kit.plugin_code import plugin_code
 
 if TYPE_CHECKING:
     from dehvf_kit.scores import Scores
@@ -40,6 +41,13 @@ class Sample:
     image: Path | PictureFile | None = None
     kind: str = ""
     answer_start: str = ""
+
+    def __post_init__(self) -> None:
+        """A text is taken for a path. Raises: DataError for a picture that is neither a path nor answers to its names."""
+        if isinstance(self.image, str):
+            object.__setattr__(self, "image", Path(self.image))
+        elif self.image is not None and not hasattr(self.image, "read_bytes"):
+            raise DataError(f"{self.id}: its image is of the type {type(self.image).__name__}; wants the path of a file")
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class DataConfig(Settings):
     def stream(self, split: Split) -> Any:
         """A split to be read as a stream (`data.stream.SampleStream`) in training; None where `samples` lists it."""
         return None
+
     def part_of(self, split: Split) -> str:
         """Which of `parts` a split is."""
         return split
@@ -104,8 +113,9 @@ class DataConfig(Settings):
     def usable(self, split: Split) -> Reading:
         """`samples(split)`; where bad samples are skipped, those that can be used, and what is wrong with the others."""
         if self.on_bad_sample == "error":
-            return Reading(self.samples(split))
-        return self.read(self.part_of(split))
+            return Reading(samples_of(self, split))
+        with plugin_code(self, "data"):
+            return self.read(self.part_of(split))
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
@@ -118,7 +128,7 @@ class DataConfig(Settings):
 
     def read(self, part: str) -> Reading:
         """One of `parts`, with everything wrong with it. Raises: DataError where nothing of it can be read."""
-        return Reading(self.samples(part))  # type: ignore[arg-type]
+        return Reading(samples_of(self, part))  # type: ignore[arg-type]
 
     def published(self, part: str) -> Published | None:
         """The published size of one of `parts`; None where there is none."""
@@ -136,3 +146,9 @@ class DataConfig(Settings):
         from dehvf_kit.scoring.predictions import exact_match
 
         return exact_match(predictions)
+
+
+def samples_of(data: DataConfig, split: Split) -> Sequence[Sample]:
+    """`data.samples(split)`. Raises: DataError as the data set does, PluginError for what else a plugin's data set raises."""
+    with plugin_code(data, "data"):
+        return data.samples(split)

@@ -105,7 +105,7 @@ def _decoder(spec: DecoderSpec, model: str, takes: tuple[str, ...]) -> Box:
 def _node(graph: Graph, name: str) -> Box:
     node = graph.nodes[name]
     kind = node.config.type if node.config.role == name else f"{node.config.role} {node.config.type}"
-    parameters = sum(node.config.num_params(graph.contexts[name]).values())
+    parameters = sum(graph.num_params(name).values())
     gives = [PortLabel(port.name, _axes(graph, name, port.name, port.axes)) for port in node.gives.values()]
     if node.config.attaches:
         gives.append(PortLabel(PLACES[node.config.attaches]))

@@ -22,7 +22,8 @@ from dehvf_kit.analysis.memory import BYTES, TRAINED_BYTES, memory_report
 from dehvf_kit.analysis.parameters import parameter_table
 from dehvf_kit.backbones.quantization import weight_bytes
 from dehvf_kit.builder import build_on_meta
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.data.samples import samples_of
+from dehvf_kit.errors import DehvfError, PluginError
 from dehvf_kit.planning.gpus import Gpu
 from dehvf_kit.planning.network import largest_layer, sharded_bytes, traffic
 from dehvf_kit.planning.rivals import Sizes, rivals
@@ -201,7 +202,7 @@ def count_work(recipe: Recipe, work: Workload) -> Counts:
             count_training(recipe, batch, work.tokens, work.answer),
             count_decoding(recipe, work.decode_batch, work.tokens - work.answer),
         )
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, PluginError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DehvfError(
             f"{recipe.source}: cannot be counted without numbers, since some part of it looks at values: {reason}"
@@ -214,7 +215,7 @@ def _samples(recipe: Recipe, work: Workload) -> tuple[int, str]:
     if recipe.data is not None:
         try:
             stream = recipe.data.stream("train")
-            return (len(recipe.data.samples("train")) if stream is None else len(stream)), "its data"
+            return (len(samples_of(recipe.data, "train")) if stream is None else len(stream)), "its data"
         except DehvfError:
             pass
     return SCIENCEQA_SAMPLES, "ScienceQA's training split; change it with --samples"

@@ -9,7 +9,7 @@ from typing import Any
 from dehvf_kit.builder import build_on_meta
 from dehvf_kit.checkpoint import load
 from dehvf_kit.comparison.job import write_text
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.drawing.wiring import draw_graph
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.report import sections
@@ -70,7 +70,7 @@ def _samples(run: FinishedRun) -> tuple[dict[str, Sample], str]:
     if run.recipe.data is None:
         return {}, sections.NO_DATA
     try:
-        return {sample.id: sample for sample in run.recipe.data.samples("test")}, ""
+        return {sample.id: sample for sample in samples_of(run.recipe.data, "test")}, ""
     except DehvfError as error:
         return {}, f"The data set cannot be read here: {error}"
 

@@ -12,6 +12,7 @@ from dehvf_kit.analysis.closed_formulas import decoder, memory
 from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers, read_layers, role_name
 from dehvf_kit.analysis.plotting import MUTED, PALETTE, pyplot
 from dehvf_kit.comparison.job import write_with
+from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.planning.accounting import counted_flops, values_unknown
 from dehvf_kit.planning.symbolic import symbolic_model
@@ -99,7 +100,7 @@ def read_adapter(adapter: Path, limit: int | None) -> ReadLayers:
     model = load(adapter)
     if model.recipe.data is None:
         raise DataError(f"{adapter}: its recipe has no `data` section, so there are no pictures to average over")
-    samples = [sample for sample in model.recipe.data.samples("test") if sample.image is not None][:limit]
+    samples = [sample for sample in samples_of(model.recipe.data, "test") if sample.image is not None][:limit]
     if not samples:
         raise DataError(f"{adapter}: the test split of its data set has no pictures")
     found = read_layers(model, samples, Pictures(model))

@@ -16,7 +16,7 @@ from dehvf_kit import __version__
 from dehvf_kit.builder import build
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.data.features import FeatureStore
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model import DehvfModel
 from dehvf_kit.recipe import Recipe, load_recipe
@@ -58,7 +58,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     recipe = demo_recipe(SEEING, overrides)
     say(f"building {recipe.description}")
     model = build(recipe)
-    train_samples, test_samples = list(recipe.data.samples("train")), list(recipe.data.samples("test"))
+    train_samples, test_samples = list(samples_of(recipe.data, "train")), list(samples_of(recipe.data, "test"))
     say(
         f"{model.num_trainable_parameters():,} trained parameters; {len(train_samples):,} training questions, "
         f"{len(test_samples):,} test questions"

@@ -23,8 +23,9 @@ def test_its_tests_pass_at_once(command: Command, tmp_path: Path, kind: str) -> 
     folder = Path(facts["folder"])
     assert folder == tmp_path / "dehvf-kit-my-own"
     assert {str(Path(file).relative_to(folder)) for file in facts["files"]} == {
-        "pyproject.toml", "README.md", "dehvf_kit_my_own.py", "tests/test_my_own.py"
+        "pyproject.toml", "README.md", ".gitignore", "dehvf_kit_my_own.py", "tests/test_my_own.py"
     }  # fmt: skip
+    assert {"build/", "*.egg-info/", "__pycache__/"} <= set((folder / ".gitignore").read_text().split())
     assert not any("{{" in Path(file).read_text() for file in facts["files"])
     ways = os.pathsep.join([str(folder), *sys.path])
     run = subprocess.run(

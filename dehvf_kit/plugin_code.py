@@ -1,0 +1,67 @@
+"""Where the kit calls code that a plugin brought: whatever is raised there becomes one line that names the plugin's own place.
+
+The kit's own components, towers and data sets keep their tracebacks, since what goes wrong in them is the kit's to mend.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dehvf_kit.errors import DehvfError, PluginError
+
+DEBUG = "DEHVF_KIT_DEBUG"
+"""The environment variable under which errors of plugins are left as they were raised."""
+
+
+@contextmanager
+def plugin_code(owner: object, where: str = "") -> Iterator[None]:
+    """Inside, an exception out of a plugin's code becomes a PluginError; DehvfErrors pass.
+
+    owner: the config whose code is called; where: its place in the recipe (`graph.fuser`), where the caller does not say it.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = told_of(error, owner, where)
+        if told is None:
+            raise
+        raise told from error
+
+
+def told_of(error: Exception, owner: object, where: str = "") -> PluginError | None:
+    """The PluginError to raise from an exception; None where it should go on as it is."""
+    kind = type(owner)
+    package = kind.__module__.partition(".")[0]
+    ours = isinstance(error, DehvfError) or package == __name__.partition(".")[0]
+    if ours or _out_of_memory(error) or os.environ.get(DEBUG):
+        return None
+    name = getattr(owner, "type", kind.__name__)
+    reason = " ".join(str(error).split())
+    raised = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    place = _place(error, kind, package)
+    message = f"the plugin's '{name}' raised {raised} ({place}); {DEBUG}=1 shows the traceback"
+    return PluginError(f"{where}: {message}" if where else message)
+
+
+def _place(error: Exception, kind: type, package: str) -> str:
+    """`file.py:12, in build`: the innermost frame in the plugin, else the file of its config class."""
+    frames = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+    ]
+    if frames:
+        code, line = frames[-1]
+        return f"{code.co_filename}:{line}, in {code.co_name}"
+    try:
+        return inspect.getfile(kind)
+    except (TypeError, OSError):
+        return kind.__module__
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

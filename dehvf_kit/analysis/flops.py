@@ -13,14 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from dehvf_kit.backbones.vision import VisionTower, vision_config
-from dehvf_kit.backbones.vision_classes import num_prefix_tokens
+from dehvf_kit.errors import VisionError
 from dehvf_kit.graph import Graph
 from dehvf_kit.shapes import Cost
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+FORMULA_FIELDS = ("hidden_size", "num_attention_heads", "num_hidden_layers")
 EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
 
 
@@ -61,9 +66,10 @@ class TextCost:
 
 @dataclass(frozen=True)
 class FlopReport:
-    """Costs of a recipe: each encoder that is read, a picture; each component; a sample at several text lengths."""
+    """Costs of a recipe: each encoder that is read, a picture (None: not known); each component; a sample at several
+    text lengths."""
 
-    vision: Mapping[str, int]
+    vision: Mapping[str, int | None]
     components: Mapping[str, Cost]
     decoder_per_token: int
     samples: tuple[TextCost, ...]
@@ -119,16 +125,38 @@ def decoder_flops(decoder: nn.Module) -> TransformerFlops:
     return TransformerFlops(int(weights), int(_matrix_weights(head, 1.0)) if head is not None else 0, layers, width)
 
 
-def vision_flops(tower: VisionTower) -> int:
-    """One picture through an encoder's patch embedding and all its blocks; pooling heads left out."""
-    config = vision_config(tower.model.config)
+def vision_flops(tower: VisionTower) -> int | None:
+    """One picture through an encoder's patch embedding and all its blocks; pooling heads left out.
+
+    By formula for encoders of transformers whose config has what it needs; others are run once under torch's counter,
+    where they are. None where that ends in an error: not known.
+    """
+    config = vision_config(getattr(tower.model, "config", None))
+    told = all(isinstance(getattr(config, name, None), int) for name in FORMULA_FIELDS)
+    if not told or not isinstance(tower.model, PreTrainedModel):
+        return _flops_of_a_run(tower)
     patches = tower.spec.num_patches or 0
     weights = sum(int(_matrix_weights(module, 1.0)) for block in tower.blocks for module in block.modules())
     width, layers = _attention(config)
     counted = TransformerFlops(weights, 0, layers, width)
     rows, columns = tower.patch_size or (0, 0)
     embedding = 2 * patches * getattr(config, "num_channels", 3) * rows * columns * tower.spec.hidden_size
-    return embedding + counted.forward(patches + num_prefix_tokens(tower.model))
+    return embedding + counted.forward(patches + tower.num_prefix_tokens())
+
+
+@torch.no_grad()
+def _flops_of_a_run(tower: VisionTower) -> int | None:
+    """FLOPs that torch's counter sees, attention written out, whatever mode the encoder is in."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernel is one that the counter does not know
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            tower.run_blocks()
+        return counter.get_total_flops() or None
+    except (VisionError, RuntimeError):
+        return None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _matrix_weights(module: nn.Module, share: float) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dehvf_kit.errors import VisionError
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def vision_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The vision half of a two-tower config (CLIP, SigLIP), or the config itself."""
+def vision_config(config: Any) -> Any:
+    """The vision half of a two-tower config (CLIP, SigLIP), or the config itself; None of a model without one."""
     return getattr(config, "vision_config", config)
 
 
@@ -49,8 +49,8 @@ def vision_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     raise VisionError(f"transformers has no encoder of pictures alone for model_type '{config.model_type}'")
 
 
-def num_prefix_tokens(model: nn.Module) -> int:
-    """Class and register tokens in front of the patches."""
+def named_prefix_tokens(model: nn.Module) -> int:
+    """Class and register tokens beside the patches, by the names of weights and config fields."""
     names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
-    registers = getattr(vision_config(model.config), "num_register_tokens", 0) or 0
-    return int(bool(names & {"cls_token", "class_embedding"})) + registers
+    registers = getattr(vision_config(getattr(model, "config", None)), "num_register_tokens", 0) or 0
+    return int(bool(names & {"cls_token", "class_embedding", "class_token"})) + registers

@@ -15,7 +15,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.vision_overrides import VisionOverride
+from dehvf_kit.backbones.vision_overrides import VisionOverride, override_key
 from dehvf_kit.errors import VisionError, listing
 
 # Where one of these arguments is taken, pictures are handed over as patches, laid out as the pattern says.
@@ -102,8 +102,8 @@ def model_arguments(
     missing = [name for name, p in takes.items() if p.default is p.empty and p.kind not in kinds and name not in given]
     if missing:
         raise VisionError(
-            f"{type(model).__name__}: its forward also needs {listing(missing)}; say what to give with "
-            "register_vision_override(model_type, arguments=...)"
+            f"{type(model).__name__}: its forward also needs {listing(missing)}; say what to give in a plugin's hook "
+            f"register_vision_overrides: register('{override_key(model)}', arguments=...)"
         )
     return given
 

@@ -118,12 +118,26 @@ def find_layout(
         code |= (moved[2 + 2 * digit] > moved[3 + 2 * digit]).long() << digit
     places, found = reacts.nonzero().squeeze(1), code[reacts]
     if not torch.equal(found.sort().values, numbers):
+        if len(places) == count:
+            raise VisionError(
+                f"{name}: before its first block, {type(first_block).__name__}, tokens depend on pixels of several patches, so "
+                f"which is whose cannot be told; mix patches in blocks alone, all of them in one nn.ModuleList; {READABLE}"
+            )
         raise VisionError(
             f"{name}: {len(places)} of {len(reacts)} tokens show pixels, for a grid of {rows} x {columns} patches; "
             f"{READABLE}"
         )
     others = (~reacts).nonzero().squeeze(1).tolist()
     return TokenLayout(places[found.argsort()].cpu(), others[0] if others else None, tokens_first)
+
+
+@torch.no_grad()
+def count_tokens(run: Callable[[Tensor], None], first_block: nn.Module, width: int, like: Tensor) -> int:
+    """Tokens an image before the first block, read from shapes alone, so also on the meta device.
+
+    like: pixels [1, 3, height, width]. Raises: VisionError where the first block takes no states of that width.
+    """
+    return token_rows(_input_of(run, first_block, like), 1, width).shape[1]
 
 
 def _pictures(changed: Tensor, rows: int, columns: int, like: Tensor, patch_size: tuple[int, int]) -> Tensor:

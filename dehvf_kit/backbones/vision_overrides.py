@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dehvf_kit.backbones.ffn_overrides import register_ffn_override
+from dehvf_kit.backbones.vision_classes import vision_config
 from dehvf_kit.errors import VisionError
 
 Arguments = Callable[[nn.Module, Tensor, tuple[int, int]], Mapping[str, Any]]
@@ -22,7 +23,7 @@ Arguments = Callable[[nn.Module, Tensor, tuple[int, int]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class VisionOverride:
-    """How one `model_type` is fed and read, as far as structure does not say.
+    """How the encoders of one key (see `override_key`) are fed and read, as far as structure does not say.
 
     `pixels`: what the encoder is given instead of [image, 3, height, width], as the right side of an einops pattern
     over the axes image, block, mr, mc (merge row and column inside a block of patches), c, t (frame), h, w (pixels of
@@ -104,8 +105,9 @@ def register_vision_override(
     layers: str | tuple[str, ...] | None = None,
     reason: str = "",
 ) -> None:
-    """Say for one `config.model_type` what structure cannot tell; see `VisionOverride` for the fields.
+    """Say for one `config.model_type`, or class name of encoders without one, what structure cannot tell.
 
+    The fields are those of `VisionOverride`.
     `layers`: the block lists meant, as for `register_ffn_override`, where an encoder has several.
     Raises: VisionError if the type has another description already, DecoderError if its `layers` have.
     """
@@ -124,6 +126,11 @@ def register_vision_override(
 def vision_override(model_type: str | None) -> VisionOverride:
     """The description registered for a `model_type`; an empty one where there is none."""
     return _OVERRIDES.get(model_type or "", VisionOverride())
+
+
+def override_key(model: nn.Module) -> str:
+    """What an encoder is described by: the `model_type` of its config, or the name of its class where it has none."""
+    return getattr(vision_config(getattr(model, "config", None)), "model_type", "") or type(model).__name__
 
 
 def described_types() -> dict[str, str]:

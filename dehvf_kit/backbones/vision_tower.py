@@ -9,19 +9,20 @@ from torch import Tensor, nn
 
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.ffn_sites import ffn_sites
-from dehvf_kit.backbones.vision_classes import num_prefix_tokens, vision_config
+from dehvf_kit.backbones.vision_classes import named_prefix_tokens, vision_config
 from dehvf_kit.backbones.vision_inputs import check_size, model_arguments, pair, settings_for_a_pass
 from dehvf_kit.backbones.vision_layout import (
     READABLE,
     Enough,
     TokenLayout,
+    count_tokens,
     find_layout,
     find_post_norm,
     in_evaluation,
     token_rows,
 )
-from dehvf_kit.backbones.vision_overrides import vision_override
-from dehvf_kit.errors import DecoderError, VisionError
+from dehvf_kit.backbones.vision_overrides import override_key, vision_override
+from dehvf_kit.errors import DecoderError, DehvfError, VisionError
 from dehvf_kit.shapes import VisionSpec
 
 # Config fields that only encoders of clips have, and fields that hold one size a level.
@@ -41,7 +42,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.model = model
         name = type(model).__name__
-        config = vision_config(model.config) if hasattr(model, "config") else None
+        config = vision_config(getattr(model, "config", None))
         if any(isinstance(getattr(config, field, None), (int, list, tuple)) for field in CLIPS):
             raise VisionError(f"{name} reads clips of frames, not single pictures; use an encoder of pictures")
         try:
@@ -51,7 +52,9 @@ class VisionTower(nn.Module):
             if levels is not None:
                 sizes = list(getattr(config, levels))
                 raise VisionError(f"{name} is hierarchical: its config has {levels} = {sizes}; {READABLE}") from error
-            raise VisionError(f"{name} is not a vision transformer the kit can read: {error}") from error
+            found = str(error).partition(" Memory can only be added")[0]  # what follows is advice for decoders
+            advice = "" if found == str(error) else " Put the blocks in one nn.ModuleList, such a module in each."
+            raise VisionError(f"{name} is not a vision transformer the kit can read: {found}{advice}") from error
         widths = sorted({site.hidden_size for site in sites})
         if len(widths) > 1:
             raise VisionError(
@@ -60,7 +63,7 @@ class VisionTower(nn.Module):
         paths = list(dict.fromkeys(site.layer_path for site in sites))
         self.blocks = [model.get_submodule(path) for path in paths]
         self.apply_post_norm = apply_post_norm
-        self.override = vision_override(getattr(config, "model_type", None))
+        self.override = vision_override(override_key(model))
         patch_size = pair(getattr(config, "patch_size", None)) or _patch_size(model)
         if patch_size is None:
             raise VisionError(f"{name}: its config names no patch_size, and it does not start with a patch embedding")
@@ -117,9 +120,41 @@ class VisionTower(nn.Module):
     def assume_layout(self) -> None:
         """Take it that patches follow the prefix tokens in row-major order, for a tower without weights to look at."""
         size, count = self.spec.image_size, self.spec.num_patches
-        prefix = num_prefix_tokens(self.model)
+        prefix = self.num_prefix_tokens()
         places = torch.arange(prefix, prefix + count)
         self._layouts[size, size] = TokenLayout(places, 0 if prefix else None, False)
+
+    def num_prefix_tokens(self) -> int:
+        """Class, register and other tokens beside the patches, counted before the first block.
+
+        An encoder of transformers that does not run on the meta device is read by its names instead.
+        """
+        try:
+            with in_evaluation(self.model):
+                tokens = count_tokens(self._pass, self.blocks[0], self.spec.hidden_size, self._black())
+        except (VisionError, RuntimeError):
+            if not hasattr(self.model, "config"):
+                raise
+            return named_prefix_tokens(self.model)
+        return max(0, tokens - (self.spec.num_patches or 0))
+
+    def run_blocks(self) -> None:
+        """One black picture through the encoder up to the end of its last block, for what is counted on the way."""
+
+        def finish(*_: Any) -> None:
+            raise Enough
+
+        handle = self.blocks[-1].register_forward_hook(finish)
+        try:
+            with in_evaluation(self.model):
+                self._pass(self._black())
+        except Enough:
+            pass
+        finally:
+            handle.remove()
+
+    def _black(self) -> Tensor:
+        return next(self.model.parameters()).new_zeros(1, 3, self.spec.image_size, self.spec.image_size)
 
     def post_norm(self, pixels: Tensor) -> nn.Module | None:
         """The encoder's own final norm, through which every layer passes, or None; found once."""
@@ -129,7 +164,8 @@ class VisionTower(nn.Module):
                 found = self.model.get_submodule(path) if path else None
             else:
                 with in_evaluation(self.model):
-                    found = find_post_norm(self.model, self._pass, self.blocks, self.spec.hidden_size, pixels)
+                    like = pixels.to(next(self.model.parameters()).dtype)
+                    found = find_post_norm(self.model, self._pass, self.blocks, self.spec.hidden_size, like)
             self._post_norm.append(found)
         return self._post_norm[0]
 
@@ -139,12 +175,20 @@ class VisionTower(nn.Module):
         try:
             with settings_for_a_pass(self.model, self.override):
                 self.model(**given)
-        except (ValueError, AssertionError, RuntimeError) as error:
+        except (Enough, DehvfError):
+            raise
+        except Exception as error:  # an encoder of a plugin fails in any way
             size = (pixels.shape[-2], pixels.shape[-1])
             if isinstance(error, RuntimeError) and (size == pair(self.native_size) or "memory" in str(error)):
                 raise
             name = type(self.model).__name__
-            raise VisionError(f"{name} refuses images of {size} pixels: {first_line(error)}") from error
+            if isinstance(error, (ValueError, AssertionError, RuntimeError)):
+                raise VisionError(f"{name} refuses images of {size} pixels: {first_line(error)}") from error
+            raise VisionError(
+                f"{name} ends with {type(error).__name__} when it is given pixels [image, 3, height, width]: "
+                f"{first_line(error)}; say what else to give in a plugin's hook "
+                f"register_vision_overrides: register('{override_key(self.model)}', arguments=...)"
+            ) from error
 
     def _run(self, pixels: Tensor) -> list[Any]:
         """Outputs of the blocks that are read; the pass ends with the deepest of them."""

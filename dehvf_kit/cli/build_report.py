@@ -98,7 +98,7 @@ def _flops(console: Console, report: FlopReport) -> None:
     section(console, "Forward FLOPs", "a multiply-add is two; see dehvf_kit/analysis/flops.py")
     table = grid("left", "right", "left")
     for name, count in report.vision.items():
-        table.add_row("", f"[cyan]{name}[/]", si(count, "FLOP"), "a picture")
+        table.add_row("", f"[cyan]{name}[/]", "not known" if count is None else si(count, "FLOP"), "a picture")
     for name, cost in report.components.items():
         for count, unit in ((cost.per_step, "batch"), (cost.per_image, "picture"), (cost.per_token, "text token")):
             if count:

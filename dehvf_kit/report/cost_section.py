@@ -45,7 +45,10 @@ def _parameters(found: ParameterTable) -> str:
 
 
 def _memory(found: MemoryReport) -> str:
-    rows = [["adapter, float32", si(found.adapter, "B")], ["gradients and AdamW", si(found.gradients_and_optimiser, "B")]]
+    rows = [
+        ["adapter, float32", si(found.adapter, "B")],
+        ["gradients and AdamW", si(found.gradients_and_optimiser, "B")],
+    ]
     rows.append([f"decoder, {found.dtype}", si(found.decoder, "B")])
     rows += [[name, si(count, "B")] for name, count in found.vision.items()]
     if found.factored_per_image:
@@ -57,9 +60,15 @@ def _memory(found: MemoryReport) -> str:
 
 
 def _flops(found: FlopReport) -> str:
-    rows = [[name, "a picture", si(count, "FLOP")] for name, count in found.vision.items()]
+    rows = [
+        [name, "a picture", "not known" if count is None else si(count, "FLOP")] for name, count in found.vision.items()
+    ]
     for name, cost in found.components.items():
-        for count, unit in ((cost.per_step, "a batch"), (cost.per_image, "a picture"), (cost.per_token, "a text token")):
+        for count, unit in (
+            (cost.per_step, "a batch"),
+            (cost.per_image, "a picture"),
+            (cost.per_token, "a text token"),
+        ):
             if count:
                 rows.append([name, unit, si(count, "FLOP")])
     rows.append(["decoder", "a text token", si(found.decoder_per_token, "FLOP")])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.backbones.vision import VisionTower
 from dehvf_kit.backbones.vision_inputs import model_arguments, pair, settings_for_a_pass
-from dehvf_kit.backbones.vision_layout import token_rows
+from dehvf_kit.backbones.vision_layout import first_tensor, token_rows
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError, did_you_mean, listing
 from dehvf_kit.testing.report import ItemResult
@@ -150,11 +150,18 @@ def post_norm_is_the_models_own(subject: VisionSubject) -> None:
     if subject.tower.layout(subject.pixels).global_token is None:
         expected = torch.cat([expected[:, :, 1:].mean(2, keepdim=True), expected[:, :, 1:]], dim=2)
     require(distance(subject.features, expected) < TOLERANCE, "features are not the final norm of the blocks' outputs")
-    own = _own_output(subject, raw_tower).get("last_hidden_state")
-    own = None if own is None else _as_patches(subject, raw_tower, own)
+    output = _own_output(subject, raw_tower)
+    given = first_tensor(output.get("last_hidden_state", output.get("tensor")))
+    if given is None:
+        raise NotRun("the model hands out neither a last_hidden_state nor a tensor alone")
+    own = _as_patches(subject, raw_tower, given)
     if own is None:
-        raise NotRun("the model's last hidden state has another shape than its blocks' outputs")
+        raise NotRun(f"what the model hands out, {tuple(given.shape)}, is not one state a token")
     off = min(distance(features[:, -1, 1:], own) for features in (raw, subject.features))
+    if "tensor" in output and off >= TOLERANCE:
+        raise NotRun(
+            "the tensor that the model hands out is not its last block's output, with or without the final norm"
+        )
     require(off < TOLERANCE, f"the last layer is {off:.1e} off the model's own last hidden state")
 
 
@@ -166,7 +173,7 @@ def _own_output(subject: VisionSubject, tower: VisionTower, **settings: Any) -> 
             output = tower.model(**given, **settings)
     except Exception as error:  # noqa: BLE001 - a family may fail in any way after its blocks
         raise NotRun(f"the model alone ends with {type(error).__name__}: {str(error)[:80]}") from error
-    return dict(output) if hasattr(output, "keys") else {}
+    return {"tensor": output} if isinstance(output, Tensor) else dict(output) if hasattr(output, "keys") else {}
 
 
 def _as_patches(subject: VisionSubject, tower: VisionTower, states: Any) -> Tensor | None:
@@ -289,7 +296,8 @@ def run_vision_contract(
 ) -> list[ItemResult]:
     """Run the contract, or some of its items, on the encoder that `make` builds (small, on the CPU).
 
-    Nothing raises but a wrong item name (DehvfError) and an encoder the kit does not read (VisionError).
+    Nothing raises but a wrong item name or a `make` that gives other weights each time (DehvfError), and an encoder the
+    kit does not read (VisionError).
     Cost: about a second for a tiny encoder.
     """
     chosen = list(VISION_CONTRACT) if items is None else list(items)
@@ -298,8 +306,21 @@ def run_vision_contract(
             near = did_you_mean(item, VISION_CONTRACT)
             raise DehvfError(f"run_vision_contract: no item is named '{item}'{near} Items: {listing(VISION_CONTRACT)}")
     subject = VisionSubject(make, image_size)
+    _require_one_model(subject)
     _ = subject.features
     return [_run(item, subject) for item in chosen]
+
+
+def _require_one_model(subject: VisionSubject) -> None:
+    """Raises: DehvfError where `make` gives other weights each time."""
+    first, second = (dict(subject.make().named_parameters()) for _ in range(2))
+    for name, weight in first.items():
+        other = second.get(name)
+        same = other is not None and other.shape == weight.shape and other.dtype == weight.dtype
+        if not same or not bool(((weight == other) | (weight != weight)).all()):
+            raise DehvfError(
+                f"make() gives other weights each time (first seen in {name}); seed it: torch.manual_seed(0) as its first line"
+            )
 
 
 def _run(item: str, subject: VisionSubject) -> ItemResult:
@@ -318,7 +339,10 @@ def _run(item: str, subject: VisionSubject) -> ItemResult:
 def check_vision(
     make: Callable[[], nn.Module], image_size: tuple[int, int] | None = None, items: Iterable[str] | None = None
 ) -> list[ItemResult]:
-    """Run the contract as `run_vision_contract` does and raise Broken, naming every item that does not hold."""
+    """Run the contract as `run_vision_contract` does and raise Broken, naming every item that does not hold.
+
+    Prints nothing; the results say item by item how it went (`for result in check_vision(make): print(result)`).
+    """
     results = run_vision_contract(make, image_size, items)
     broken = [str(result) for result in results if result.status == "broken"]
     if broken:

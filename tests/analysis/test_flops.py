@@ -20,6 +20,7 @@ from helpers import (
     tokens,
     worst,
 )
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,6 +29,7 @@ from dehvf_kit.analysis.flops import component_costs, decoder_flops, flop_report
 from dehvf_kit.backbones.vision import VisionTower
 from dehvf_kit.builder import build_on_meta
 from dehvf_kit.model import DehvfModel
+from dehvf_kit.testing import vision_models
 from dehvf_kit.testing.tiny_models import tiny_decoder as tiny_decoder_of
 
 TWO = {
@@ -97,6 +99,46 @@ def test_an_encoder_costs_what_the_counter_sees(kind: str) -> None:
     model = tiny_vision(kind, attn_implementation="eager")
     tower = VisionTower(model, 32)
     assert vision_flops(tower) == counted(lambda: model(pixels(1)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_encoder_without_a_config_is_counted_by_running_it(device: str, dtype: torch.dtype) -> None:
+    from torchvision.models import VisionTransformer
+
+    with torch.device(device):
+        model = VisionTransformer(image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32)
+    tower = VisionTower(model.to(dtype), 32)
+    assert tower.num_prefix_tokens() == 1
+    tokens, width = 17, 16
+    block = 2 * tokens * (4 * width * width + 2 * width * 32) + 4 * width * tokens**2
+    assert vision_flops(tower) == 2 * 16 * (3 * 8 * 8) * width + 3 * block
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokens"), [("dinov2_with_registers", 5), ("siglip_vision_model", 0), ("deit", 2), ("qwen2_vl_vision", 0)]
+)
+def test_prefix_tokens_are_those_the_blocks_see(model_type: str, tokens: int) -> None:
+    model = vision_models.tiny_vision(model_type)
+    assert VisionTower(model, 24).num_prefix_tokens() == tokens
+    assert VisionTower(model.to("meta"), 24).num_prefix_tokens() == tokens
+
+
+class Unmovable(nn.Module):
+    """An encoder without a config whose forward asks for a value, which the meta device has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_vision("vit", num_hidden_layers=2)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.inner(pixel_values * (1.0 + 0.0 * pixel_values.sum().item())).last_hidden_state
+
+
+def test_what_cannot_be_counted_is_not_known() -> None:
+    assert vision_flops(VisionTower(Unmovable(), 32)) == vision_flops(VisionTower(Unmovable().inner, 32))
+    assert vision_flops(VisionTower(Unmovable().to("meta"), 32)) is None
 
 
 def assert_costs_are_what_the_counter_sees(model: DehvfModel, pictures: Any) -> None:

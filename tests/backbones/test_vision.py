@@ -12,6 +12,7 @@ from helpers import VIT, tiny_vision
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2Model
 
+from dehvf_kit.backbones import vision_overrides
 from dehvf_kit.backbones.vision import HfVisionConfig, ImageConfig, VisionTower, vision_class
 from dehvf_kit.backbones.vision_inputs import packed_patches
 from dehvf_kit.backbones.vision_overrides import described_types, register_vision_override
@@ -155,7 +156,7 @@ class Strange(nn.Module):
 
 def test_a_description_fills_in_what_the_kit_does_not_know() -> None:
     pixels = torch.rand(1, 3, 32, 32)
-    with pytest.raises(VisionError, match="its forward also needs brightness; say what to give with register_vision"):
+    with pytest.raises(VisionError, match=r"also needs brightness; .* register_vision_overrides: register\('strange_vi"):
         VisionTower(Strange(), 32)(pixels)
     register_vision_override("strange_vision", arguments=bright, post_norm="", reason="needs the day's brightness")
     model = Strange()
@@ -170,6 +171,74 @@ def test_a_description_fills_in_what_the_kit_does_not_know() -> None:
 
 def bright(model: nn.Module, pixels: Tensor, grid: tuple[int, int]) -> dict[str, float]:
     return {"brightness": 2.0}
+
+
+class Unnamed(nn.Module):
+    """An encoder without a config: a stem, blocks, a norm; its tokens come back as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 8, 8)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(16)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.stem(pixels).flatten(2).mT
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        states = self.embed(pixels)
+        for block in self.blocks:
+            states = block(states)
+        return self.norm(states)
+
+
+class Dim(Unnamed):
+    def forward(self, pixels: Tensor, brightness: float) -> Tensor:
+        return super().forward(pixels * brightness)
+
+
+class Mixed(Unnamed):
+    def embed(self, pixels: Tensor) -> Tensor:
+        return super().embed(pixels) * pixels.mean((1, 2, 3))[:, None, None]
+
+
+class Listed(Unnamed):
+    def forward(self, pixels: dict[str, Tensor]) -> Tensor:
+        return super().forward(pixels["pixels"])
+
+
+class Scattered(Unnamed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = self.blocks
+        del self.blocks
+
+
+def test_an_encoder_without_a_config_is_described_by_the_name_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision_overrides, "_OVERRIDES", dict(vision_overrides._OVERRIDES))
+    with pytest.raises(VisionError, match=r"hook register_vision_overrides: register\('Dim', arguments=...\)"):
+        VisionTower(Dim(), 32)(PIXELS)
+    register_vision_override("Dim", arguments=bright, reason="needs the day's brightness")
+    model = Dim().eval()
+    with torch.no_grad():
+        last = VisionTower(model, 24)(PIXELS)[:, -1, 1:]
+        torch.testing.assert_close(last, model(PIXELS, 2.0), rtol=0, atol=1e-5)  # float32, two orders of a matrix product
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Mixed, "before its first block, TransformerEncoderLayer, tokens depend on pixels of several patches"),
+        (Listed, r"Listed ends with IndexError when it is given pixels .*register\('Listed', arguments=...\)"),
+        (Scattered, "Put the blocks in one nn.ModuleList, such a module in each.$"),
+    ],
+)
+def test_what_an_encoder_lacks_is_said_for_encoders(make: type[nn.Module], reason: str) -> None:
+    with pytest.raises(VisionError, match=reason) as refused:
+        VisionTower(make(), 24)(PIXELS)
+    assert "register_ffn_override" not in str(refused.value)
 
 
 def test_specs_need_no_weights() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from dehvf_kit.errors import DehvfError, VisionError
 from dehvf_kit.testing.subject import Broken
@@ -62,6 +63,38 @@ def test_a_broken_encoder_is_named_with_the_items_that_do_not_hold() -> None:
         check_vision(make, items=["neighbours"])
     with pytest.raises(DehvfError, match="no item is named 'neigbours'; did you mean 'neighbours'"):
         check_vision(make, items=["neigbours"])
+
+
+class Plain(nn.Module):
+    """An encoder without a config that returns a tensor: its tokens, or what `after` makes of them."""
+
+    def __init__(self, after: Callable[[Tensor], Tensor] = lambda tokens: tokens) -> None:
+        super().__init__()
+        self.inner, self.after = tiny_vision("vit"), after
+        del self.inner.config.image_size
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.after(self.inner(pixel_values).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("after", "status", "reason"),
+    [
+        (lambda tokens: tokens, "pass", ""),
+        (lambda tokens: 2 * tokens, "not run", "is not its last block's output, with or without the final norm"),
+        (lambda tokens: tokens[:, 0, :5], "not run", "what the model hands out, (3, 5), is not one state a token"),
+    ],
+)
+def test_a_tensor_alone_is_compared_with_the_last_block(
+    after: Callable[[Tensor], Tensor], status: str, reason: str
+) -> None:
+    (result,) = check_vision(lambda: Plain(after), (24, 24), items=["post norm"])
+    assert result.status == status and reason in result.reason
+
+
+def test_a_factory_without_a_seed_is_told_so_first() -> None:
+    with pytest.raises(DehvfError, match=r"^make\(\) gives other weights each time \(first seen in .*\); seed it"):
+        check_vision(lambda: tiny_vision("vit", seed=int(torch.seed() % 2**31)))
 
 
 @pytest.mark.parametrize(

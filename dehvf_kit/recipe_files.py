@@ -170,7 +170,7 @@ def _value(key: str, given: str, source: str) -> Any:
     except RecipeError as error:
         if given.lstrip()[:1] in tuple("[{\"'"):
             raise
-        advice = Fault("", f"if a text is meant, quote it: '{key}=\"{given}\"'")
+        advice = Fault(key, f"if a text is meant, quote it: '{key}=\"{given}\"'")
         raise RecipeError([*error.faults, advice], source) from error
 
 

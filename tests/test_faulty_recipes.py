@@ -99,7 +99,7 @@ OVERRIDES: dict[str, tuple[str, str]] = {
     "text with a colon": (
         "data.prompt.question=Q: {question} A:",
         "override data.prompt.question=Q: {question} A:: line 1, column 15: not valid YAML: expected <block end>, but found "
-        "'<scalar>'\noverride data.prompt.question=Q: {question} A:: if a text is meant, quote it: "
+        "'<scalar>'\noverride data.prompt.question=Q: {question} A:: data.prompt.question: if a text is meant, quote it: "
         "'data.prompt.question=\"Q: {question} A:\"'",
     ),
     "wrong type": (

@@ -82,12 +82,13 @@ class Sandbox:
             ended = self.command(words[1:])
             assert ended == (1 if block.mark == "fails" else 0), f"{shlex.join(words)} ended with {ended}"
 
-    @staticmethod
-    def command(words: list[str]) -> int:
-        try:
-            app([*words, *SHRUNK.get(words[0], [])])
-        except SystemExit as ended:
-            return int(ended.code or 0)
+    def command(self, words: list[str]) -> int:
+        """Run one command of the kit in the folder, shrunk. Returns its exit status."""
+        with _chdir(self.folder):
+            try:
+                app([*words, *SHRUNK.get(words[0], [])])
+            except SystemExit as ended:
+                return int(ended.code or 0)
         return 0
 
     def _python(self, block: Block) -> None:

@@ -23,6 +23,8 @@ GIVEN = {
     "README.md": "from dehvf_kit.testing import tiny_decoder\nimport torch\ndecoder = tiny_decoder('llama')\n"
     "keys = values = [torch.zeros(1, 2, s.hidden_size) for s in __import__('dehvf_kit').ffn_sites(decoder)]\n",
 }
+# What a reader of a page has done before.
+BEFORE = {"docs/report.md": ["train", "recipes/smollm2_dinov2_easyvqa.yaml", "--output", "runs/mine"]}
 
 
 def has(page: Path, demo: bool) -> bool:
@@ -46,6 +48,8 @@ def run_page(page: Path, folder: Path, demo: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     sandbox = Sandbox(folder)
     exec(GIVEN.get(page.relative_to(ROOT).as_posix(), ""), sandbox.names)
+    if demo and (words := BEFORE.get(page.relative_to(ROOT).as_posix())):
+        assert sandbox.command(words) == 0
     for block in blocks(page):
         if demo and block.language in SHELLS and ["make", "demo"] in block.commands():
             assert sandbox.command(["demo", "--output", "runs/demo"]) == 0

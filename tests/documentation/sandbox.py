@@ -21,13 +21,15 @@ from documentation.blocks import ROOT, SHELLS, Block
 from dehvf_kit.cli.main import app
 from dehvf_kit.recipe import load_recipe
 
-# Words of a command -> what is added, so that what takes hours takes seconds. The command itself stays as it stands.
+# Words of a command -> what is added, so that what takes hours takes seconds, and what asks is answered. The command itself
+# stays as it stands.
 SHRINK = ["training.max_steps=3", "training.warmup_epochs=0", "data.train_questions=40", "data.test_questions=12"]
 SHRUNK = {
     "train": SHRINK,
     "cache": SHRINK,
     "compare": [*SHRINK, "--seeds", "1", "--rate-factors", "1,2", "--tune-fraction", "0.9"],
     "demo": ["--minutes", "0.1"],
+    "init": ["--decoder", "smollm2-135m-instruct", "--vision", "dinov2-small", "--data", "easy_vqa"],
 }
 
 

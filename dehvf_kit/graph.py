@@ -294,10 +294,11 @@ class _Checker:
                 try:
                     with plugin_code(node.config):
                         asked = node.config.vision_layers(self.towers[tower].num_layers)
-                except (ZeroDivisionError, ValueError, PluginError) as error:
+                except PluginError as error:
                     asked = None
-                    if isinstance(error, PluginError):
-                        self.fault(f"graph.{name}", str(error))
+                    self.fault(f"graph.{name}", str(error))
+                except (ZeroDivisionError, ValueError):
+                    asked = None
                 read[tower] |= {layer for layer in asked or () if 0 <= layer < self.towers[tower].num_layers}
         return {
             tower: tuple(sorted(found)) or tuple(range(self.towers[tower].num_layers)) for tower, found in read.items()
@@ -347,11 +348,12 @@ class _Checker:
         )
         try:
             with plugin_code(node.config):
-                added = self._added(node, context)
+                added = node.config.resolve(context)
+        except Misfit as error:
+            self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
+            return None
         except PluginError as error:
             self.fault(f"graph.{node.name}", str(error))
-            return None
-        if added is None:
             return None
         axes |= added
         named = {axis for port in node.gives.values() for axis in port.axes}
@@ -359,13 +361,6 @@ class _Checker:
         for name, port in node.gives.items():
             self.sizes[node.name, name] = {axis: axes.get(axis) for axis in port.axes} | unnamed
         return context
-
-    def _added(self, node: Node, context: BuildContext) -> Mapping[str, int | None] | None:
-        try:
-            return node.config.resolve(context)
-        except Misfit as error:
-            self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
-            return None
 
     def _unread(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> None:
         read = {wire.node for ports in wires.values() for found in ports.values() for wire in found}

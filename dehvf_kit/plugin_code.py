@@ -19,7 +19,7 @@ DEBUG = "DEHVF_KIT_DEBUG"
 
 @contextmanager
 def plugin_code(owner: object, where: str = "") -> Iterator[None]:
-    """Inside, an exception out of a plugin's code becomes a PluginError; DehvfErrors pass.
+    """Inside, an exception out of a plugin's code becomes a PluginError; the kit's own (DehvfError, Misfit) pass.
 
     owner: the config whose code is called; where: its place in the recipe (`graph.fuser`), where the caller does not say it.
     """
@@ -35,8 +35,8 @@ def plugin_code(owner: object, where: str = "") -> Iterator[None]:
 def told_of(error: Exception, owner: object, where: str = "") -> PluginError | None:
     """The PluginError to raise from an exception; None where it should go on as it is."""
     kind = type(owner)
-    package = kind.__module__.partition(".")[0]
-    ours = isinstance(error, DehvfError) or package == __name__.partition(".")[0]
+    package, kit = kind.__module__.partition(".")[0], __name__.partition(".")[0]
+    ours = isinstance(error, DehvfError) or kit in (package, type(error).__module__.partition(".")[0])
     if ours or _out_of_memory(error) or os.environ.get(DEBUG):
         return None
     name = getattr(owner, "type", kind.__name__)

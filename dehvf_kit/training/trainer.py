@@ -106,6 +106,8 @@ class DehvfTrainer(WholeCheckpoints):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Groups by weight decay, as the Trainer makes them, taken apart by learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
         optimizer = super().create_optimizer(model)
         named = {
             parameter: rate

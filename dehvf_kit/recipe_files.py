@@ -96,7 +96,8 @@ def merge(
             retyped = "type" in value and value["type"] != known.get("type", value["type"])
             if retyped:
                 role = {"role": known["role"]} if "role" in known else {}
-                merged[key] = role | copy.deepcopy(dict(value))
+                left = {name: given for name, given in value.items() if given is not None or name not in known}
+                merged[key] = role | copy.deepcopy(left)
             elif (
                 key == "vision"
                 and not path

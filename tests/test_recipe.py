@@ -62,6 +62,11 @@ MERGES = {
         {"graph": {"fuser": {"type": "mean"}}},
         {"graph": {"fuser": {"type": "mean"}}},
     ),
+    "and a null over what is gone already is nothing": (
+        {"graph": {"fuser": {"type": "cross_attention", "num_heads": 2}}},
+        {"graph": {"fuser": {"type": "mean", "num_heads": None}}},
+        {"graph": {"fuser": {"type": "mean"}}},
+    ),
     "but a node keeps its role": (
         {"graph": {"first": {"role": "grouper", "type": "contiguous", "num_groups": 2}}},
         {"graph": {"first": {"type": "listed", "groups": [[0]]}}},

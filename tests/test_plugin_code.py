@@ -14,6 +14,7 @@ from dehvf_kit.builder import build_nodes
 from dehvf_kit.config import ComponentConfig
 from dehvf_kit.data.samples import DataConfig, Sample
 from dehvf_kit.errors import DataError, DehvfError, PluginError, RecipeError, ShapeError
+from dehvf_kit.planning.plan import Workload, count_work
 from dehvf_kit.plugin_code import plugin_code
 from dehvf_kit.plugin_manager import load_plugin_file, plugins
 
@@ -157,6 +158,12 @@ def test_a_miscount_is_refused(own_plugins, tmp_path):
     fuser(tmp_path, "return LastFuser()", "return nn.Linear(3, 2)")
     with pytest.raises(PluginError, match=r"graph\.fuser \(last\): num_params says 0, the module has 8 trained"):
         build_nodes(tiny_recipe(**CHANGES).check())
+
+
+def test_a_plan_tells_a_plugins_own_fault_from_what_needs_numbers(own_plugins, tmp_path):
+    fuser(tmp_path, "levels.index[", "levels.indices[")
+    with pytest.raises(PluginError, match=r"^graph\.fuser: the plugin's 'last' raised AttributeError"):
+        count_work(tiny_recipe(**CHANGES), Workload(tokens=9, answer=2, decode_batch=1))
 
 
 def test_a_samples_picture_may_be_a_text_but_no_picture():

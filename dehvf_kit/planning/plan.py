@@ -203,6 +203,8 @@ def count_work(recipe: Recipe, work: Workload) -> Counts:
             count_decoding(recipe, work.decode_batch, work.tokens - work.answer),
         )
     except (NotImplementedError, RuntimeError, PluginError) as error:
+        if isinstance(error, PluginError) and not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise DehvfError(
             f"{recipe.source}: cannot be counted without numbers, since some part of it looks at values: {reason}"

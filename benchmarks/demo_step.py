@@ -1,7 +1,7 @@
 """A training step of the embedded default with its features cached, against the text-only step of the same decoder.
 
     python benchmarks/demo_step.py                              # 2 threads, float32: the recipe as it stands
-    python benchmarks/demo_step.py graph.projector.bottleneck_size=128
+    python benchmarks/demo_step.py graph.projector.bottleneck_size=64
 
 Both take the same batches of real easy-VQA questions and lose on the answers alone. Text only is the frozen decoder with
 a gradient at its embeddings. Neither has an optimiser. Needs the demo's three wheels (`make demo` installs them).
@@ -28,12 +28,14 @@ QUESTIONS = 128
 
 
 def batches(model: dehvf_kit.DehvfModel, recipe: dehvf_kit.Recipe, cache: Path) -> list[dict[str, Tensor]]:
-    """Batches of like lengths, as the recipe's training makes them, with features read from a filled cache."""
+    """Batches as the recipe's training makes them, of like lengths or shuffled, with features read from a filled cache."""
     samples = recipe.data.samples("train")[:QUESTIONS]
     store = FeatureFiles(model, folder=cache)
     store.fill(samples)
     encoded = EncodedSamples(samples, model.processor, recipe.data.prompt, recipe.training.max_length, True, store)
-    order = sorted(range(len(samples)), key=lambda number: len(encoded.tokens[number][0]))
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+    if recipe.training.group_by_length:
+        order.sort(key=lambda number: len(encoded.tokens[number][0]))
     collate, size = Collator(model.processor.tokenizer.pad_token_id), recipe.training.batch_size
     return [collate([encoded[number] for number in order[start : start + size]]) for start in range(0, len(order), size)]
 

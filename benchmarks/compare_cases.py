@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from compare_methods import Method
+from compare_shapes import Shapes
 from compare_timing import Case
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,13 +15,19 @@ from transformers import StaticCache
 
 
 def training_step(method: Method, batch: int, tokens: int) -> Case:
-    """Forward and backward, with a gradient at the embeddings too, so that every subject's backward passes every layer."""
+    """Forward and backward, with a gradient at the embeddings too, so that every subject's backward passes every layer.
+
+    Beside a decoder of half precision all subjects run under autocast, as mixed-precision training does.
+    """
     shapes = method.shapes
+    mixed = autocast(shapes)
     text, features = shapes.text(batch, tokens).requires_grad_(), shapes.features(batch)
     labels = torch.randint(shapes.vocabulary, (batch * tokens,), device=shapes.device)
 
     def run() -> None:
-        F.cross_entropy(method.forward(text, features).flatten(0, 1).float(), labels).backward()
+        with mixed:
+            loss = F.cross_entropy(method.forward(text, features).flatten(0, 1).float(), labels)
+        loss.backward()
 
     def reset() -> None:
         method.train(True)
@@ -64,11 +71,15 @@ def preparation(method: Method, batch: int) -> Case:
     """What a picture costs before the decoder's first layer: fuser, projector and grouping, forward and backward."""
     features = method.shapes.features(batch)
     method.train(True)
-    seeds = [torch.ones_like(tensor) for tensor in method.prepared(features)]
+    mixed = autocast(method.shapes)
+    with mixed:
+        seeds = [torch.ones_like(tensor) for tensor in method.prepared(features)]
 
     def run() -> None:
         if seeds:
-            torch.autograd.backward(method.prepared(features), seeds)
+            with mixed:
+                prepared = method.prepared(features)
+            torch.autograd.backward(prepared, seeds)
 
     return Case(run, lambda: _clear(list(method.trained())))
 
@@ -83,6 +94,11 @@ def flops(run: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+def autocast(shapes: Shapes) -> torch.autocast:
+    """As in mixed-precision training where the decoder has half precision; without effect for float32."""
+    return torch.autocast(shapes.device, shapes.torch_dtype, enabled=shapes.torch_dtype != torch.float32)
 
 
 def _clear(tensors: list[Tensor]) -> None:

@@ -74,6 +74,7 @@ class ComponentConfig(Settings):
     "input" for one whose forward returns `InputTokens` for the decoder's input (`module.attach(decoder, tokenizer)`).
     takes_unprojected: True where its module reads codes that come as `Unprojected`; others are given the codes themselves.
     counts_positions: True where its output depends on where a token stands in its row, not only on who stands before it.
+    strength: the field that scales what a component attached to the decoder adds there; `compare --scales` tunes it.
     """
 
     role: ClassVar[str] = ""
@@ -82,6 +83,7 @@ class ComponentConfig(Settings):
     attaches: ClassVar[str] = ""
     takes_unprojected: ClassVar[bool] = False
     counts_positions: ClassVar[bool] = False
+    strength: ClassVar[str] = ""
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         """Sizes of the axes this node adds to its outputs. Raises: Misfit where its settings and its wires disagree."""

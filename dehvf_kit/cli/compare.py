@@ -24,6 +24,7 @@ def run(
     tune: bool,
     rate_factors: str,
     rates: str,
+    scales: str,
     fraction: float,
     validation: float,
     side_by_side: int,
@@ -41,7 +42,7 @@ def run(
     from dehvf_kit.recipe_list import load_all
 
     recipes = load_all(words)
-    tuning = tuning_of(rate_factors, rates, fraction, validation) if tune or rates else None
+    tuning = tuning_of(rate_factors, rates, scales, fraction, validation) if tune or rates or scales else None
     threads = threads or max(1, (os.cpu_count() or 1) // side_by_side)
     settings = Settings(seeds, tuning, side_by_side, threads, tuple(allowed), tuple(map(str, loaded_files())))
 
@@ -69,13 +70,16 @@ def run(
     return int(bool(found["errors"]))
 
 
-def tuning_of(rate_factors: str, rates: str, fraction: float, validation: float) -> Tuning:
+def tuning_of(rate_factors: str, rates: str, scales: str, fraction: float, validation: float) -> Tuning:
     """The rule of tuning from what was typed. Raises: DehvfError for what is no list of positive numbers."""
     from dehvf_kit.comparison.job import HoldOut
     from dehvf_kit.comparison.rules import Tuning
 
-    factors, absolute = _numbers("--rate-factors", rate_factors), _numbers("--rates", rates) if rates else ()
-    return Tuning(factors, absolute, fraction, HoldOut(validation, Tuning.hold_out.questions))
+    factors = _numbers("--rate-factors", rate_factors)
+    absolute, strengths = (
+        _numbers(option, text) if text else () for option, text in (("--rates", rates), ("--scales", scales))
+    )
+    return Tuning(factors, absolute, strengths, fraction, HoldOut(validation, Tuning.hold_out.questions))
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -154,6 +154,14 @@ def compare(
     rates: Annotated[
         str, typer.Option("--rates", help="The grid of --tune in absolute base learning rates.", show_default=False)
     ] = "",
+    scales: Annotated[
+        str,
+        typer.Option(
+            "--scales",
+            help="Tune how strongly a method acts on the decoder too: times 0.3,1,3, say.",
+            show_default=False,
+        ),
+    ] = "",
     fraction: Annotated[
         float, typer.Option("--tune-fraction", min=0.001, max=1, help="Part of the steps that a tuning run makes.")
     ] = 0.2,
@@ -180,6 +188,7 @@ def compare(
             tune,
             rate_factors,
             rates,
+            scales,
             fraction,
             validation,
             side_by_side,

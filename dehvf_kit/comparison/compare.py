@@ -16,7 +16,7 @@ from typing import Any
 
 from dehvf_kit.comparison.job import Job
 from dehvf_kit.comparison.processes import Outcome, locked, run_jobs
-from dehvf_kit.comparison.rules import Tuning, best_rate, require_one_ground
+from dehvf_kit.comparison.rules import EXTENSIONS, Search, Tuning, require_one_ground
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import DataError, DehvfError, RecipeError
 from dehvf_kit.recipe import Recipe
@@ -39,22 +39,27 @@ class Settings:
 
 @dataclass
 class MethodRuns:
-    """What is known of one recipe: tried learning rates with their validation accuracy, the one used, results by seed."""
+    """What is known of one recipe: the search for its base learning rate and its scale, and results by seed.
+
+    The scale is a factor on the fields that say how strongly the method acts on the decoder (`strengths`).
+    """
 
     recipe: Recipe
-    learning_rate: float
-    tried: list[tuple[float, float]] = field(default_factory=list)
+    rate: Search
+    scale: Search = field(default_factory=lambda: Search(1.0))
     results: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     @property
-    def at_the_edge(self) -> bool:
-        """Whether the best learning rate is the lowest or highest of its grid, so that a wider one may do better."""
-        rates = [rate for rate, _ in self.tried]
-        return len(rates) > 2 and self.learning_rate in (rates[0], rates[-1])
+    def strengths(self) -> list[tuple[str, str, float]]:
+        """Node, field and the recipe's own value of what scales its work on the decoder."""
+        nodes = self.recipe.nodes.items()
+        found = [(name, node.config) for name, node in nodes if node.config.strength]
+        return [(name, config.strength, getattr(config, config.strength)) for name, config in found]
 
 
 Update = Callable[[list[MethodRuns]], None]
+Run = Callable[[list[tuple[MethodRuns, Job]], str], list[Outcome]]
 
 
 def compare(
@@ -70,7 +75,7 @@ def compare(
     Raises: DehvfError, before anything runs, for recipes that cannot be compared or built, listing every fault.
     """
     steps = check(recipes, settings)
-    methods = [MethodRuns(recipe, recipe.training.base_learning_rate) for recipe in recipes]
+    methods = [MethodRuns(recipe, Search(recipe.training.base_learning_rate)) for recipe in recipes]
     with locked(output) as lock:
 
         def run(jobs: list[tuple[MethodRuns, Job]], stage: str) -> list[Outcome]:
@@ -88,12 +93,10 @@ def compare(
             return run_jobs([job for _, job in jobs], output, lock, settings.side_by_side, ended=ended)
 
         if settings.tuning is not None:
-            jobs = [(method, job) for method in methods for job in _tuning_jobs(method, settings, steps)]
-            outcomes = run(jobs, "tuning")
+            _tune(methods, settings, steps, run)
             for method in methods:
-                own = [outcome for (owner, _), outcome in zip(jobs, outcomes, strict=True) if owner is method]
-                _choose(method, own)
-                say(f"{method.recipe.name}: base learning rate {method.learning_rate:g}")
+                scale = f", scale times {method.scale.best:g}" if method.scale.tried else ""
+                say(f"{method.recipe.name}: base learning rate {method.rate.best:g}{scale}")
         seeds = [(method, _seed_job(method, seed, settings)) for seed in range(settings.seeds) for method in methods]
         run(seeds, "seeds")
     return methods
@@ -130,39 +133,55 @@ def _steps(config: TrainingConfig, samples: int) -> int:
     return config.max_steps or max(1, math.ceil(per_epoch * config.epochs))
 
 
-def _tuning_jobs(method: MethodRuns, settings: Settings, steps: int) -> list[Job]:
+def _tune(methods: Sequence[MethodRuns], settings: Settings, steps: int, run: Run) -> None:
+    """Every method's learning rate, then at the best rate its scale; a grid grows where its best stands at its edge."""
     tuning = settings.tuning
-    config = method.recipe.training
-    jobs = []
-    for rate in tuning.grid(config.base_learning_rate):
-        shorter = {
-            "max_steps": max(1, round(steps * tuning.fraction)),
-            "warmup_epochs": config.warmup_epochs * tuning.fraction,
-            "base_learning_rate": rate,
-            "seed": 0,
-        }
-        jobs.append(_job(method, f"rate{rate:g}", settings, shorter, tuning))
-    return jobs
+
+    def search(kind: str, grids: list[tuple[MethodRuns, list[float]]]) -> None:
+        for _ in range(1 + EXTENSIONS):
+            trials = [(method, value) for method, values in grids for value in values]
+            jobs = [(method, _tuning_job(method, kind, value, settings, steps)) for method, value in trials]
+            outcomes = run(jobs, "tuning") if jobs else []
+            for (method, value), outcome in zip(trials, outcomes, strict=True):
+                if outcome.result is None:
+                    method.errors.append(f"{outcome.job.label}: {outcome.error}")
+                else:
+                    getattr(method, kind).add(value, outcome.result["scores"]["all"]["accuracy"])
+            grids = [(method, getattr(method, kind).beyond()) for method, _ in grids]
+
+    search("rate", [(method, tuning.grid(method.rate.own)) for method in methods])
+    if tuning.scales:
+        scaled = [method for method in methods if method.strengths and method.rate.tried]
+        for method in scaled:
+            method.scale.add(1.0, dict(method.rate.tried)[method.rate.best])
+        search("scale", [(method, [scale for scale in tuning.scales if scale != 1]) for method in scaled])
+
+
+def _tuning_job(method: MethodRuns, kind: str, value: float, settings: Settings, steps: int) -> Job:
+    tuning, warm_up = settings.tuning, method.recipe.training.warmup_epochs
+    shorter = {
+        "max_steps": max(1, round(steps * tuning.fraction)),
+        "warmup_epochs": warm_up * tuning.fraction,
+        "base_learning_rate": value if kind == "rate" else method.rate.best,
+        "seed": 0,
+    }
+    return _job(method, f"{kind}{value:g}", settings, shorter, value if kind == "scale" else 1.0, tuning)
 
 
 def _seed_job(method: MethodRuns, seed: int, settings: Settings) -> Job:
-    return _job(method, f"seed{seed}", settings, {"base_learning_rate": method.learning_rate, "seed": seed}, None)
+    training = {"base_learning_rate": method.rate.best, "seed": seed}
+    return _job(method, f"seed{seed}", settings, training, method.scale.best, None)
 
 
-def _job(method: MethodRuns, label: str, settings: Settings, training: dict[str, Any], tuning: Tuning | None) -> Job:
+def _job(
+    method: MethodRuns, label: str, settings: Settings, training: dict[str, Any], scale: float, tuning: Tuning | None
+) -> Job:
     raw = copy.deepcopy(method.recipe.resolved())
     raw["training"] |= training
+    for node, name, own in method.strengths:
+        raw["graph"][node][name] = own * scale
     hold_out = tuning.hold_out if tuning else None
     return Job(method.recipe.name, label, raw, hold_out, settings.threads, settings.plugins)
-
-
-def _choose(method: MethodRuns, outcomes: Sequence[Outcome]) -> None:
-    method.tried = [
-        (one.result["base_learning_rate"], one.result["scores"]["all"]["accuracy"]) for one in outcomes if one.result
-    ]
-    method.errors += [f"{one.job.label}: {one.error}" for one in outcomes if not one.result]
-    if method.tried:
-        method.learning_rate = best_rate(method.tried)
 
 
 def _take(method: MethodRuns, outcome: Outcome) -> None:

@@ -56,9 +56,12 @@ def _row(method: MethodRuns, first: MethodRuns, kinds: Sequence[str]) -> dict[st
     row: dict[str, Any] = {
         "recipe": method.recipe.name,
         "description": method.recipe.description,
-        "base_learning_rate": method.learning_rate,
-        "tried": [{"base_learning_rate": rate, "validation_accuracy": score} for rate, score in method.tried],
-        "at_the_edge": method.at_the_edge,
+        "base_learning_rate": method.rate.best,
+        "tried": [{"base_learning_rate": rate, "validation_accuracy": score} for rate, score in method.rate.tried],
+        "at_the_edge": method.rate.at_the_edge,
+        "scale": method.scale.best,
+        "scales_tried": [{"scale": scale, "validation_accuracy": score} for scale, score in method.scale.tried],
+        "scale_at_the_edge": method.scale.at_the_edge,
         "seeds": [result["seed"] for result in results],
     }
     if not results:
@@ -120,11 +123,16 @@ def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         "a step",
     ]
     head += ["s a step", "ms a question", "memory of a step", "peak", "base rate"]
+    scaled = any(row["scales_tried"] for row in found["rows"])
+    if scaled:
+        head.append("scale")
     rows = []
     for row in found["rows"]:
-        rate = f"{row['base_learning_rate']:g}" + (" (edge)" if row["at_the_edge"] else "")
+        tuned = [f"{row['base_learning_rate']:g}" + (" (edge)" if row["at_the_edge"] else "")]
+        if scaled:
+            tuned.append(f"x {row['scale']:g}" + (" (edge)" if row["scale_at_the_edge"] else ""))
         if "accuracy" not in row:
-            rows.append([row["recipe"], "not run", *["-"] * (len(head) - 3), rate])
+            rows.append([row["recipe"], "not run", *["-"] * (len(head) - 2 - len(tuned)), *tuned])
             continue
         flops = row["flops"]
         rows.append(
@@ -142,7 +150,7 @@ def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 _number(row["answer_seconds_per_question"], 1000, 1),
                 _bytes(row["step_memory"]),
                 _bytes(row["peak_memory"]),
-                rate,
+                *tuned,
             ]
         )
     return head, rows
@@ -176,7 +184,7 @@ def markdown(found: Mapping[str, Any], title: str = "Comparison") -> str:
             "",
         ]
     if found["tuning"]:
-        lines += ["## Learning rates", "", found["tuning"], "", *_tuning_table(found), ""]
+        lines += ["## Tuning", "", found["tuning"], "", *_tuning_table(found), ""]
     if found["allowed_to_differ"]:
         lines += [f"Allowed to differ between the recipes: {', '.join(found['allowed_to_differ'])}.", ""]
     versions = ", ".join(f"{name} {'/'.join(several)}" for name, several in found["versions"].items())
@@ -190,17 +198,23 @@ def markdown(found: Mapping[str, Any], title: str = "Comparison") -> str:
 
 
 def _tuning_table(found: Mapping[str, Any]) -> list[str]:
-    lines = [
-        _line(["method", "base learning rate: validation accuracy, the chosen one in bold"]),
-        _line(["---", "---"]),
-    ]
+    """Validation accuracies of every method; the chosen ones in bold."""
+    scaled = any(row["scales_tried"] for row in found["rows"])
+    head = ["method", "base learning rate: validation accuracy", *(["scale: validation accuracy"] if scaled else [])]
+    lines = [_line(head), _line(["---"] * len(head))]
     for row in found["rows"]:
-        tried = []
-        for one in row["tried"]:
-            text = f"{one['base_learning_rate']:g}: {one['validation_accuracy']:.1%}"
-            tried.append(f"**{text}**" if one["base_learning_rate"] == row["base_learning_rate"] else text)
-        lines.append(_line([row["recipe"], " · ".join(tried) or "none finished; its own is used"]))
+        rates = [(one["base_learning_rate"], one["validation_accuracy"]) for one in row["tried"]]
+        cells = [row["recipe"], _trials(rates, row["base_learning_rate"]) or "none finished; its own is used"]
+        if scaled:
+            scales = [(one["scale"], one["validation_accuracy"]) for one in row["scales_tried"]]
+            cells.append(_trials(scales, row["scale"]) or "none")
+        lines.append(_line(cells))
     return lines
+
+
+def _trials(scores: Sequence[tuple[float, float]], chosen: float) -> str:
+    texts = [(value, f"{value:g}: {score:.1%}") for value, score in scores]
+    return " · ".join(f"**{text}**" if value == chosen else text for value, text in texts)
 
 
 def _line(texts: Sequence[str]) -> str:
@@ -210,14 +224,14 @@ def _line(texts: Sequence[str]) -> str:
 def comma_separated(found: Mapping[str, Any]) -> str:
     """One line a recipe with plain numbers: fractions, bytes, seconds, FLOPs."""
     kinds = found["kinds"]
-    head = ["recipe", "seeds", "base_learning_rate", "accuracy", "accuracy_half"]
+    head = ["recipe", "seeds", "base_learning_rate", "scale", "accuracy", "accuracy_half"]
     head += [f"accuracy {kind}{end}" for kind in kinds for end in ("", " half")]
     head += ["trained_parameters", "flops_forward", "flops_encoder", "flops_train_step", *MEANS]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     for row in found["rows"]:
-        line: list[Any] = [row["recipe"], len(row["seeds"]), row["base_learning_rate"]]
+        line: list[Any] = [row["recipe"], len(row["seeds"]), row["base_learning_rate"], row["scale"]]
         if "accuracy" in row:
             for value in [row["accuracy"], *(row["accuracy_by_kind"][kind] for kind in kinds)]:
                 line += [value["mean"], value["half"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dehvf_kit.comparison.job import HoldOut, flat
 from dehvf_kit.data.samples import Sample
@@ -13,18 +13,22 @@ from dehvf_kit.recipe import Recipe
 
 GROUND = ("data", "vision", "decoder", "generation")
 OWN = ("apply_post_norm",)  # how a method reads the encoder's layers is its own
+EXTENSIONS = 2
+"""How often a grid grows beyond its edge."""
 BUDGET = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length", "precision", "group_by_length")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How every method's learning rate is found: the same grid, the same share of the steps, one seed, no test question.
+    """How every method's learning rate and strength are found: the same grids and share of the steps, one seed, no test question.
 
-    factors multiply the recipe's own base learning rate; rates, where given, replace them for all recipes.
+    factors multiply the recipe's own base learning rate; rates, where given, replace them for all recipes. scales, where
+    given, multiply how strongly the method acts on the decoder (`ComponentConfig.strength`), at the best learning rate.
     """
 
     factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     rates: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
     fraction: float = 0.2
     hold_out: HoldOut = HoldOut(0.1, 500)
 
@@ -36,22 +40,53 @@ class Tuning:
         """The rule as the table prints it."""
         shares = ", ".join(f"{value:g}" for value in self.rates or self.factors)
         grid = f"base learning rates {shares}" if self.rates else f"its recipe's base learning rate times {shares}"
+        if self.scales:
+            grid += "; then, at the best of them, the scale of what it adds to the decoder times " + ", ".join(
+                f"{value:g}" for value in self.scales
+            )
         return (
             f"Every method is tuned alike: {grid}, each trained for {self.fraction:.0%} of the steps with seed 0 and scored on "
             f"questions about {self.hold_out.share:.0%} of the training pictures (at most {self.hold_out.questions} "
-            "questions), which those runs do not train on. The best is used for all seeds; of equals the one nearest to "
-            "the middle of the grid. The test split has no part in it."
+            "questions), which those runs do not train on. Where the best is the lowest or highest of a grid, the grid goes on "
+            f"beyond it by the same factor, at most {EXTENSIONS} times. The best is used for all seeds; of equals the one "
+            "nearest to the middle of the grid. The test split has no part in it."
         )
 
 
-def best_rate(scores: Sequence[tuple[float, float]]) -> float:
-    """The learning rate with the highest score; of equals the one nearest to the middle of the grid.
+@dataclass
+class Search:
+    """A value that is searched for on a grid: what was tried, (value, score) in ascending values, and the best.
 
-    scores: (rate, score), ascending in rate.
+    Without any trial `best` is the recipe's own value.
     """
-    middle = (len(scores) - 1) / 2
-    place = max(range(len(scores)), key=lambda at: (scores[at][1], -abs(at - middle)))
-    return scores[place][0]
+
+    own: float
+    tried: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, value: float, score: float) -> None:
+        self.tried = sorted([*self.tried, (value, score)])
+
+    @property
+    def best(self) -> float:
+        """The value with the highest score; of equals the one nearest to the middle of the grid."""
+        if not self.tried:
+            return self.own
+        middle = (len(self.tried) - 1) / 2
+        place = max(range(len(self.tried)), key=lambda at: (self.tried[at][1], -abs(at - middle)))
+        return self.tried[place][0]
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the best of three values or more is the lowest or highest, so that a wider grid may do better."""
+        return len(self.tried) > 2 and self.best in (self.tried[0][0], self.tried[-1][0])
+
+    def beyond(self) -> list[float]:
+        """What to try next: one step of the grid beyond the best where that is at the edge, else nothing."""
+        if not self.at_the_edge:
+            return []
+        values = [value for value, _ in self.tried]
+        edge, inner = values[:2] if self.best == values[0] else (values[-1], values[-2])
+        return [float(f"{edge * edge / inner:.4g}")]
 
 
 def require_one_ground(recipes: Sequence[Recipe], allowed: Sequence[str] = ()) -> None:

@@ -78,11 +78,13 @@ def join_tables(memory: LayerMemory, output_scale: float) -> tuple[JoinedTable |
 
 
 def _join(memory: LayerMemory, codes: Tensor | None, positions: Tensor | None, scale: float) -> JoinedTable | None:
+    positions = positions if positions is None or scale == 1.0 else scale * positions
     if codes is None:
-        return None if positions is None else JoinedTable(_scaled(positions, scale), 0, False)
-    rows, bias_row = [memory.visual_scale * memory.weight.T], False
+        return None if positions is None else JoinedTable(positions, 0, False)
+    visual = scale * memory.visual_scale
+    rows, bias_row = [visual * memory.weight.T], False
     if memory.bias is not None:
-        bias = (memory.visual_scale * memory.bias).unsqueeze(0)
+        bias = (visual * memory.bias).unsqueeze(0)
         bias_row = memory.has_image is not None
         if bias_row:
             rows.append(bias)
@@ -94,11 +96,7 @@ def _join(memory: LayerMemory, codes: Tensor | None, positions: Tensor | None, s
             positions = torch.cat([positions[: codes.shape[1]] + bias, positions[codes.shape[1] :]])
     if positions is not None:
         rows.append(positions)
-    return JoinedTable(_scaled(torch.cat(rows), scale), codes.shape[2], bias_row)
-
-
-def _scaled(table: Tensor, scale: float) -> Tensor:
-    return table if scale == 1.0 else scale * table
+    return JoinedTable(torch.cat(rows), codes.shape[2], bias_row)
 
 
 def factored_memory(
@@ -133,19 +131,26 @@ def _scores(x: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
     products = F.linear(x, table.rows)
     if memory.key_codes is None:
         return products
-    narrow, bias, slots = products.split(table.sizes, dim=-1)
+    code, bias, slots = table.sizes
     codes, patches = memory.key_codes.transpose(1, 2), memory.key_codes.shape[1]
+    narrow, shared = products.split((code, bias + slots), dim=-1)
     if memory.has_image is None:
-        if not slots.shape[-1]:
+        if not slots:
             return torch.bmm(narrow, codes)
-        visual = torch.baddbmm(slots[..., :patches], narrow, codes)
+        if not torch.is_grad_enabled():
+            _first(shared, patches).add_(torch.bmm(narrow, codes))
+            return shared
+        visual = torch.baddbmm(_first(shared, patches), narrow, codes)
     else:
         visual = torch.bmm(narrow, codes)
-        visual = (visual + bias if table.bias_row else visual) * memory.has_image[:, None, None]
-        if not slots.shape[-1]:
+        if bias:
+            bias_products, shared = shared.split((bias, slots), dim=-1)
+            visual = visual + bias_products
+        visual = visual * memory.has_image[:, None, None]
+        if not slots:
             return visual
-        visual = visual + slots[..., :patches]
-    return visual if slots.shape[-1] == patches else torch.cat([visual, slots[..., patches:]], dim=-1)
+        visual = visual + _first(shared, patches)
+    return visual if slots == patches else torch.cat([visual, shared[..., patches:]], dim=-1)
 
 
 def _values(weights: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
@@ -153,15 +158,20 @@ def _values(weights: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
     code, bias, slots = table.sizes
     if not code:
         return weights @ table.rows
-    visual = weights[..., : memory.value_codes.shape[1]]
+    visual = _first(weights, memory.value_codes.shape[1])
     if memory.has_image is not None:
         visual = visual * memory.has_image[:, None, None]
     parts = [torch.bmm(visual, memory.value_codes)]
     if bias:
         parts.append(visual.sum(-1, keepdim=True))
     if slots:
-        parts.append(weights[..., :slots])
+        parts.append(_first(weights, slots))
     return torch.cat(parts, dim=-1) @ table.rows
+
+
+def _first(tensor: Tensor, count: int) -> Tensor:
+    """The first `count` of the last axis; all of it is the tensor itself, since a slice's backward fills a copy."""
+    return tensor if tensor.shape[-1] == count else tensor[..., :count]
 
 
 def build_keys_values(memory: LayerMemory) -> tuple[Tensor, Tensor]:

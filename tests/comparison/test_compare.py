@@ -99,10 +99,49 @@ def test_tuning_tries_one_grid_and_uses_the_best(recipes: list[Path], tmp_path: 
     assert "**0.4: 100.0%**" in text and "Every method is tuned alike" in text
 
 
-def test_the_best_at_the_grids_edge_is_told(recipes: list[Path], tmp_path: Path) -> None:
+def test_a_grid_whose_edge_is_best_goes_on_beyond_it(recipes: list[Path], tmp_path: Path) -> None:
     assert say(recipes[0], "--seeds", 1, "--rates", "0.1,0.2,0.3", "--output", tmp_path).exit_code == 0
+    assert order(tmp_path)[3:] == ["dehvf rate0.45", "dehvf rate0.675", "dehvf seed0"]
+    assert rows(tmp_path)["dehvf"]["base_learning_rate"] == 0.45 and not rows(tmp_path)["dehvf"]["at_the_edge"]
+
+
+def test_an_edge_that_stays_best_is_told(recipes: list[Path], tmp_path: Path) -> None:
+    assert say(recipes[0], "--seeds", 1, "--rates", "0.01,0.02,0.03", "--output", tmp_path).exit_code == 0
+    assert order(tmp_path)[3:] == ["dehvf rate0.045", "dehvf rate0.0675", "dehvf seed0"]
     assert rows(tmp_path)["dehvf"]["at_the_edge"] is True
-    assert "0.3 (edge)" in (tmp_path / "comparison.md").read_text()
+    assert "0.0675 (edge)" in (tmp_path / "comparison.md").read_text()
+
+
+def test_scales_are_tuned_at_the_best_rate(recipes: list[Path], tmp_path: Path) -> None:
+    """The pretended accuracy is highest where the memory's output_scale, 1 in the recipe, is 8."""
+    result = say(*recipes, "--seeds", 1, "--rates", "0.3,0.4,0.5", "--scales", "0.5,1,2", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    ran = [line for line in order(tmp_path) if line.startswith("mean ")]
+    assert ran == [
+        "mean rate0.3",
+        "mean rate0.4",
+        "mean rate0.5",
+        "mean scale0.5",
+        "mean scale2",
+        "mean scale4",
+        "mean scale8",
+    ] + ["mean seed0"]
+    for label, scale in (("rate0.4", 1), ("scale4", 4), ("seed0", 8)):
+        recipe = json.loads((tmp_path / "runs" / "mean" / label / "job.json").read_text())["recipe"]
+        assert recipe["graph"]["injector"]["output_scale"] == scale
+        assert recipe["training"]["base_learning_rate"] == 0.4
+    row = rows(tmp_path)["mean"]
+    assert row["scale"] == 8 and not row["at_the_edge"]
+    assert [one["scale"] for one in row["scales_tried"]] == [0.5, 1, 2, 4, 8]
+    text = (tmp_path / "comparison.md").read_text()
+    assert "the scale of what it adds to the decoder times 0.5, 1, 2" in text
+    assert "| x 8 (edge) |" in text and "0.3: 90.9% · **0.4: 100.0%** · 0.5: 90.9%" in text
+    assert "mean: base learning rate 0.4, scale times 8" in result.stderr
+
+
+def test_scales_that_are_no_numbers_are_refused(recipes: list[Path], tmp_path: Path) -> None:
+    result = say(*recipes, "--scales", "1,big", "--output", tmp_path)
+    assert result.exit_code == 1 and "--scales: given '1,big'" in result.stderr
 
 
 @pytest.mark.parametrize(

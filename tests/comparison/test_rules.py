@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dehvf_kit.comparison.job import HoldOut
-from dehvf_kit.comparison.rules import Tuning, best_rate, hold_out, require_one_ground
+from dehvf_kit.comparison.rules import Search, Tuning, hold_out, require_one_ground
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe import load_recipe
@@ -42,8 +42,28 @@ def test_absolute_rates_are_the_same_for_all() -> None:
         ([(1, 0.5)], 1),
     ],
 )
-def test_the_best_rate_wins_and_of_equals_the_middle_one(scores: list[tuple[float, float]], best: float) -> None:
-    assert best_rate(scores) == best
+def test_the_best_value_wins_and_of_equals_the_middle_one(scores: list[tuple[float, float]], best: float) -> None:
+    assert Search(7.0, scores).best == best
+
+
+def test_without_a_trial_the_recipes_own_value_stands() -> None:
+    assert Search(7.0).best == 7.0 and not Search(7.0).at_the_edge and Search(7.0).beyond() == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "beyond"),
+    [
+        ([(1, 0.9), (2, 0.1), (4, 0.1)], [0.5]),
+        ([(1, 0.1), (2, 0.1), (6, 0.9)], [18.0]),
+        ([(1, 0.1), (2, 0.9), (4, 0.1)], []),
+        ([(1, 0.1), (2, 0.9)], []),
+    ],
+)
+def test_a_grid_goes_on_beyond_an_edge_that_is_best(scores: list[tuple[float, float]], beyond: list[float]) -> None:
+    search = Search(7.0)
+    for value, score in reversed(scores):
+        search.add(value, score)
+    assert search.tried == scores and search.beyond() == beyond and search.at_the_edge == bool(beyond)
 
 
 def test_whole_pictures_are_held_out() -> None:

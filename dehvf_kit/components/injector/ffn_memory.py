@@ -47,6 +47,7 @@ class FfnMemoryInjectorConfig(ComponentConfig):
         "has_image?: batch",
     )
     attaches: ClassVar[str] = "decoder"
+    strength: ClassVar[str] = "output_scale"
     type: Literal["ffn_memory"] = "ffn_memory"
     visual_scale: float = Field(0.01, gt=0, description="scale of the projected picture")
     output_scale: float = Field(0.1, gt=0, description="scale of what the memory adds to the FFN")
@@ -213,14 +214,16 @@ class ActiveMemory:
     def _by_layer(self, fused: Tensor, activate: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
         """Activated codes of each decoder layer and role.
 
-        Taken apart at once and before the activation: in backward, slices of the whole would each fill it, and
-        passes over pieces that stay in a cache cost less than passes over the whole.
+        Taken apart by layers before the activation: in backward, slices of the whole would each fill it, and passes over
+        pieces that stay in a cache cost less than passes over the whole.
         """
-        layers, kv = fused.shape[1:3]
-        pieces = fused.flatten(1, 2).unbind(1)
-        places = {role: min(place, kv - 1) for place, role in enumerate(KV) if role in self.visual_in}
-        active = {i: activate(piece) for i, piece in enumerate(pieces) if i % kv in places.values()}
-        return [{role: active[layer * kv + place] for role, place in places.items()} for layer in range(layers)]
+        last = fused.shape[2] - 1
+        places = {role: min(place, last) for place, role in enumerate(KV) if role in self.visual_in}
+        if len(set(places.values())) <= last:
+            (place,) = set(places.values())
+            fused, places = fused[:, :, place : place + 1], dict.fromkeys(places, 0)
+        layers = [activate(layer).unbind(1) for layer in fused.unbind(1)]
+        return [{role: layer[place] for role, place in places.items()} for layer in layers]
 
     def read(self, index: int, x: Tensor, site: FfnSite, dropout: float) -> Tensor | None:
         """What this memory adds to FFN(x) at one site. Shapes: x [rows, token, hidden], rows a multiple of the batch."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
 from dehvf_kit.errors import ShapeError
+from dehvf_kit.ops.precision import product_dtype
 from dehvf_kit.shapes import Cost, Levels
 
 
@@ -108,7 +109,7 @@ class ConcatLevelsMerger(nn.Module):
     def forward(
         self, patches: list[Tensor], members: list[Tensor], levels: list[Levels]
     ) -> tuple[Tensor, Tensor, Levels]:
-        dtype = self.maps[0].weight.dtype
+        dtype = product_dtype(self.maps[0].weight)
         merged = torch.cat(
             [self._resample(project(tensor.to(dtype))) for project, tensor in zip(self.maps, patches, strict=True)],
             dim=1,

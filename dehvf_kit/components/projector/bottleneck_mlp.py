@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.config import BuildContext, ComponentConfig
 from dehvf_kit.ops.activations import ActivationName, activation
+from dehvf_kit.ops.precision import product_dtype
 from dehvf_kit.shapes import KV, Cost, Readout, Unprojected
 
 
@@ -85,10 +86,10 @@ class BottleneckMlpProjector(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, patches: Tensor) -> tuple[Tensor | Unprojected, Readout]:
-        patches = patches.to(self.fc1.weight.dtype)
+        patches = patches.to(product_dtype(self.fc1.weight))
         codes = Unprojected(patches, self.fc1) if self.mix_first else self.fc1(patches)
         return codes, Readout(self.activation, self.fc2.weight, self.fc2.bias)
 
     def project(self, patches: Tensor) -> Tensor:
         """P applied whole: [..., vision_hidden] -> [..., decoder_hidden]."""
-        return self.fc2(self.activation(self.fc1(patches.to(self.fc1.weight.dtype))))
+        return self.fc2(self.activation(self.fc1(patches.to(product_dtype(self.fc1.weight)))))

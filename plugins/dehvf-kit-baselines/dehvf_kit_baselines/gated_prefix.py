@@ -24,7 +24,7 @@ from dehvf_kit_baselines.llama_attention import needs_llama_attention
 
 
 class GatedPrefixConfig(ComponentConfig):
-    """attention(x) + tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers; the picture's token is added to P."""
+    """attention(x) + scale * tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers; P holds the picture's token."""
 
     role: ClassVar[str] = "decoder_adapter"
     takes: ClassVar[tuple[str, ...]] = (
@@ -33,10 +33,12 @@ class GatedPrefixConfig(ComponentConfig):
         "has_image?: batch",
     )
     attaches: ClassVar[str] = "decoder"
+    strength: ClassVar[str] = "scale"
     counts_positions: ClassVar[bool] = True  # queries are rotated, the prompts' keys are not
     type: Literal["gated_prefix"] = "gated_prefix"
     num_prompts: int = Field(10, ge=1, description="prompts in each layer")
     num_layers: int | None = Field(30, ge=1, description="layers that have prompts, from the top; null: all")
+    scale: float = Field(1.0, gt=0, description="scale of what the prompts add, besides the gate")
 
     def top(self, context: BuildContext) -> int:
         """How many layers have prompts."""
@@ -68,7 +70,8 @@ class GatedPrefixConfig(ComponentConfig):
 
     def build(self, context: BuildContext) -> GatedPrefix:
         spec = context.decoder
-        return GatedPrefix(spec.num_layers, self.top(context), self.num_prompts, spec.hidden_size, spec.num_heads)
+        top = self.top(context)
+        return GatedPrefix(spec.num_layers, top, self.num_prompts, spec.hidden_size, spec.num_heads, self.scale)
 
 
 class Prefix:
@@ -86,11 +89,13 @@ class GatedPrefix(nn.Module):
     Raises: ShapeError for rows that are no multiple of the batch.
     """
 
-    def __init__(self, num_layers: int, top: int, num_prompts: int, hidden_size: int, num_heads: int) -> None:
+    def __init__(
+        self, num_layers: int, top: int, num_prompts: int, hidden_size: int, num_heads: int, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.prompts = nn.Parameter(torch.randn(top, num_prompts, hidden_size))
         self.gates = nn.Parameter(torch.zeros(top, num_heads))
-        self.num_layers, self.first = num_layers, num_layers - top
+        self.num_layers, self.first, self.scale = num_layers, num_layers - top, scale
         self.memory: Prefix | None = None
         self._attention: dict[int, _Attention] = {}
 
@@ -120,10 +125,7 @@ class GatedPrefix(nn.Module):
                 token = token * has_image.to(token)[:, None, None]
             prompts = prompts + token[None]
         return Prefix(
-            {
-                layer: attention.keys_values(prompts[layer - self.first])
-                for layer, attention in self._attention.items()
-            }
+            {layer: attention.keys_values(prompts[layer - self.first]) for layer, attention in self._attention.items()}
         )
 
     @contextmanager
@@ -136,7 +138,7 @@ class GatedPrefix(nn.Module):
             self.memory = before
 
     def _added(self, layer: int, queries: Tensor) -> Tensor | None:
-        """tanh(gate) * attention to the prompts. Shapes: queries [rows, head, token, head_dim] -> the same."""
+        """scale * tanh(gate) * attention to the prompts. Shapes: queries [rows, head, token, head_dim] -> the same."""
         if self.memory is None:
             return None
         keys, values = self.memory.keys_values[layer]
@@ -149,7 +151,7 @@ class GatedPrefix(nn.Module):
         found = F.scaled_dot_product_attention(grouped, keys, values, scale=self._attention[layer].scaling)
         found = found.view(batch, shared, rows // batch, heads // shared, tokens, width)
         found = found.permute(0, 2, 1, 3, 4, 5).reshape(queries.shape)
-        gate = self.gates[layer - self.first].tanh().to(found.dtype)
+        gate = (self.scale * self.gates[layer - self.first].tanh()).to(found.dtype)
         return gate[None, :, None, None] * found
 
 

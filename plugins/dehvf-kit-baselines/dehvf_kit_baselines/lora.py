@@ -29,6 +29,7 @@ class LoraConfig(ComponentConfig):
 
     role: ClassVar[str] = "decoder_adapter"
     attaches: ClassVar[str] = "decoder"
+    strength: ClassVar[str] = "alpha"
     type: Literal["lora"] = "lora"
     rank: int = Field(6, ge=1, description="width of A's output")
     alpha: float = Field(12.0, gt=0, description="the update is scaled by alpha / rank (choice: twice the rank)")
@@ -55,7 +56,12 @@ def projection_sizes(context: BuildContext) -> dict[str, tuple[int, int]]:
     spec = context.decoder
     hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
     shared = spec.num_key_value_heads * spec.head_dim
-    return {"q_proj": (hidden, heads), "k_proj": (hidden, shared), "v_proj": (hidden, shared), "o_proj": (heads, hidden)}
+    return {
+        "q_proj": (hidden, heads),
+        "k_proj": (hidden, shared),
+        "v_proj": (hidden, shared),
+        "o_proj": (heads, hidden),
+    }
 
 
 class Lora(nn.Module):

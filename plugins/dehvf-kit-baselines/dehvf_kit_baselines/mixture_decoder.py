@@ -31,6 +31,7 @@ class MixtureDecoderAdapterConfig(MixtureConfig):
     role: ClassVar[str] = "decoder_adapter"
     takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "has_image?: batch")
     attaches: ClassVar[str] = "decoder"
+    strength: ClassVar[str] = "scale"
     type: Literal["mixture_of_modality"] = "mixture_of_modality"
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:

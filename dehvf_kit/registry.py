@@ -42,6 +42,12 @@ class Registry:
         for ports in ("takes", "gives"):
             if isinstance(getattr(config, ports, ()), str):
                 raise DehvfError(f'{where}: `{ports}` is a text; wants a tuple of them: ("name: axis axis",)')
+        strength = getattr(config, "strength", "")
+        if strength and strength not in config.model_fields:
+            fields = list(config.model_fields)
+            raise DehvfError(
+                f"{where}: `strength` is '{strength}', none of its fields{did_you_mean(strength, fields)} Fields: {listing(fields)}"
+            )
         known = self.configs.get((role, kind))
         if known is not None and known is not config:
             raise DehvfError(

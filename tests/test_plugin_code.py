@@ -179,8 +179,9 @@ def test_a_samples_picture_may_be_a_text_but_no_picture():
         ("register(LastFuserConfig)", "register(LastFuser)", "register wants a config class, got the class LastFuser"),
         ("register(LastFuserConfig)", "pass", "last_fuser.py: registers nothing"),
         ('= ("levels: group member", "codes: batch layer patch code")', '= "codes: batch"', "`takes` is a text; wants a tuple"),
+        ('"fuser"', '"fuser"\n    strength: ClassVar[str] = "scale"', "`strength` is 'scale', none of its fields. Fields: type"),
     ],
-    ids=["instance", "module", "nothing", "text"],
+    ids=["instance", "module", "nothing", "text", "strength"],
 )
 def test_what_cannot_be_registered(own_plugins, tmp_path, old, new, told):
     with pytest.raises(DehvfError, match=told):

@@ -64,7 +64,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "llama_adapter": {
         "reader": {"type": "global_tokens", "num_tokens": 1},
         "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "inputs": {"patches": "reader"}},
-        "decoder_adapter": {"type": "gated_prefix", "num_prompts": 5, "num_layers": 3},
+        "decoder_adapter": {"type": "gated_prefix", "num_prompts": 5, "num_layers": 3, "scale": 0.7},
     },
     "llava_lora": {
         "vision_adapter": {"type": "parallel", "bottleneck_size": 3, "dropout": 0.0},

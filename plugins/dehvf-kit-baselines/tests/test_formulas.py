@@ -148,7 +148,7 @@ def llama_adapter(model, base, vision, row: Tensor, pixel: Tensor | None) -> Ten
         )
         keys, values = (one.repeat_interleave(HEADS // KEY_HEADS, 0) for one in (keys, values))
         found = (queries @ keys.transpose(1, 2) / math.sqrt(width)).softmax(-1) @ values
-        return node.gates[layer - 1].tanh()[:, None, None] * found
+        return 0.7 * node.gates[layer - 1].tanh()[:, None, None] * found
 
     return literal_llama(base, base.model.embed_tokens(row), beside=beside)
 

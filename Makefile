@@ -1,4 +1,4 @@
-# make demo: train the default recipe on real pictures and questions, about 11 minutes on 2 cores.
+# make demo: train the default recipe on real pictures and questions, 6 to 11 minutes on 2 cores.
 # make test: everything that must be true. Both create .venv first; the second time they start at once.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

@@ -34,6 +34,21 @@ def test_mix_equals_a_loop():
                     assert worst(mixed[image, layer, role], expected) < 1e-6
 
 
+def test_half_precision_patches_beside_their_global_tokens_mix_alike():
+    """Rows with gaps are the same numbers as rows without: no difference, gradients included."""
+    torch.manual_seed(2)
+    _, levels = Grouper(GROUPS, 5)(torch.randn(2, 8, 4))
+    features = torch.randn(2, 8, 10, 6, dtype=torch.bfloat16)
+    found = []
+    for patches in (features[:, :, 1:], features[:, :, 1:].clone(memory_format=torch.contiguous_format)):
+        torch.manual_seed(3)
+        weights = weights_of(2, levels).requires_grad_()
+        mixed = Fuser.mix(weights, patches, levels)
+        mixed.sum().backward()
+        found.append((mixed, weights.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 def test_fc1_of_the_sum_is_the_sum_of_fc1():
     """Method, section 3: weights sum to one, so mixing narrow codes equals projecting mixed features.
 

@@ -51,7 +51,7 @@ class Fuser(nn.Module):
         by_layer = weights.new_zeros(*weights.shape[:-1], num_layers).scatter_add(-1, place, weights)
         rows = rearrange(by_layer, "batch decoder_layer kv layer -> batch (decoder_layer kv) layer").to(codes.dtype)
         flat = rearrange(codes, "batch layer patch code -> batch layer (patch code)")
-        if flat.dtype != torch.float32:
+        if flat.element_size() < 4:
             flat = flat.contiguous()  # rows with gaps, the global tokens', are copied by each half-precision product
         mixed = torch.matmul(rows, flat)
         return rearrange(

@@ -217,9 +217,9 @@ class ActiveMemory:
         Taken apart by layers before the activation: in backward, slices of the whole would each fill it, and passes over
         pieces that stay in a cache cost less than passes over the whole.
         """
-        last = fused.shape[2] - 1
-        places = {role: min(place, last) for place, role in enumerate(KV) if role in self.visual_in}
-        if len(set(places.values())) <= last:
+        kv = fused.shape[2]
+        places = {role: min(place, kv - 1) for place, role in enumerate(KV) if role in self.visual_in}
+        if len(set(places.values())) < kv:  # one role of two
             (place,) = set(places.values())
             fused, places = fused[:, :, place : place + 1], dict.fromkeys(places, 0)
         layers = [activate(layer).unbind(1) for layer in fused.unbind(1)]

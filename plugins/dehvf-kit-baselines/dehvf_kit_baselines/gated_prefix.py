@@ -24,7 +24,7 @@ from dehvf_kit_baselines.llama_attention import needs_llama_attention
 
 
 class GatedPrefixConfig(ComponentConfig):
-    """attention(x) + scale * tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers; P holds the picture's token."""
+    """attention(x) + scale * tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers, the picture's token added to P."""
 
     role: ClassVar[str] = "decoder_adapter"
     takes: ClassVar[tuple[str, ...]] = (
@@ -125,7 +125,10 @@ class GatedPrefix(nn.Module):
                 token = token * has_image.to(token)[:, None, None]
             prompts = prompts + token[None]
         return Prefix(
-            {layer: attention.keys_values(prompts[layer - self.first]) for layer, attention in self._attention.items()}
+            {
+                layer: attention.keys_values(prompts[layer - self.first])
+                for layer, attention in self._attention.items()
+            }
         )
 
     @contextmanager

@@ -37,7 +37,9 @@ def batches(model: dehvf_kit.DehvfModel, recipe: dehvf_kit.Recipe, cache: Path) 
     if recipe.training.group_by_length:
         order.sort(key=lambda number: len(encoded.tokens[number][0]))
     collate, size = Collator(model.processor.tokenizer.pad_token_id), recipe.training.batch_size
-    return [collate([encoded[number] for number in order[start : start + size]]) for start in range(0, len(order), size)]
+    return [
+        collate([encoded[number] for number in order[start : start + size]]) for start in range(0, len(order), size)
+    ]
 
 
 def dehvf_step(model: dehvf_kit.DehvfModel, batch: dict[str, Tensor]) -> Callable[[], None]:

@@ -24,7 +24,7 @@ KINDS = {
     "decoder": (
         "A decoder for dehvf-kit.",
         "decoder",
-        "In a recipe: `decoder: {model: folder}`, where the folder's config.json says `\"model_type\": \"TYPE\"`.",
+        'In a recipe: `decoder: {model: folder}`, where the folder\'s config.json says `"model_type": "TYPE"`.',
     ),
     "component": ("A fuser for dehvf-kit.", "fuser", "In a recipe: `graph: {fuser: {type: TYPE}}`."),
     "data": ("A data set for dehvf-kit.", "data", "In a recipe: `data: {type: TYPE, path: folder}`."),

@@ -79,7 +79,9 @@ def load_plugin_file(path: str | Path) -> None:
         if not _add(plugins(), module, file.stem, str(path)):
             plugins().manager.unregister(module)
             del plugins().origins[file.stem]
-            raise DehvfError("registers nothing; wants a hook such as `@hookimpl def register_components(register): ...`")
+            raise DehvfError(
+                "registers nothing; wants a hook such as `@hookimpl def register_components(register): ...`"
+            )
     except (DehvfError, pluggy.PluginValidationError) as error:
         del sys.modules[spec.name]
         raise DehvfError(f"--plugin {path}: {error}") from error

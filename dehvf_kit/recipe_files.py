@@ -56,9 +56,13 @@ def parents_of(file: Path, source: str) -> tuple[str, ...]:
     """The names of the files that a recipe extends, the nearest first; `read_with_parents` has read them all before."""
     file = or_shipped(file)
     parent = read_yaml(file, source).get("extends")
-    return () if parent is None else (
-        Path(parent).name,
-        *parents_of(or_shipped(file.parent / parent, Path(parent)), source),
+    return (
+        ()
+        if parent is None
+        else (
+            Path(parent).name,
+            *parents_of(or_shipped(file.parent / parent, Path(parent)), source),
+        )
     )
 
 
@@ -125,7 +129,10 @@ def refuse_needless(places: Sequence[Steps], resolved: Mapping[str, Any], source
         if isinstance(fields, Mapping) and key not in fields and key != "inputs":
             near = did_you_mean(key, fields)
             faults.append(
-                Fault(".".join([*above, key]), f"null removes a field, but none is named so{near} Fields: {listing(fields)}")
+                Fault(
+                    ".".join([*above, key]),
+                    f"null removes a field, but none is named so{near} Fields: {listing(fields)}",
+                )
             )
     if faults:
         raise RecipeError(faults, source)

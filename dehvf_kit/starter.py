@@ -103,7 +103,9 @@ def _data(given: str) -> dict[str, Any]:
 
 def _size(raw: dict[str, Any]) -> None:
     """Fill in what depends on both models: size and normalisation of pictures, groups, slots, where features can be kept."""
-    probe: Recipe = parse_recipe({key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": _PROBE}, raw["name"])
+    probe: Recipe = parse_recipe(
+        {key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": _PROBE}, raw["name"]
+    )
     faults: list[Any] = []
     specs, decoder = probe.vision_specs(faults), probe.decoder_spec(faults)
     if faults or decoder is None:
@@ -114,7 +116,9 @@ def _size(raw: dict[str, Any]) -> None:
         raw["vision"]["image"] = {"size": native if native <= LARGEST_IMAGE else 224}
         family = next((value for key, value in NORMALISATIONS.items() if key in spec.model_type), "imagenet")
         raw["vision"]["image"]["normalisation"] = family
-        patches = parse_recipe({**raw, "graph": _PROBE, "data": None}, raw["name"]).vision_specs([])["vision"].num_patches
+        patches = (
+            parse_recipe({**raw, "graph": _PROBE, "data": None}, raw["name"]).vision_specs([])["vision"].num_patches
+        )
     else:
         patches = spec.num_patches
     raw["graph"]["grouper"]["num_groups"] = min(4, spec.num_layers, decoder.num_layers)

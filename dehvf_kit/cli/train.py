@@ -27,7 +27,12 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool,
     if not here.main:
         return
     if as_json:
-        facts = {"adapter": str(result.adapter), "steps": result.steps, "samples": result.samples, "seconds": result.seconds}
+        facts = {
+            "adapter": str(result.adapter),
+            "steps": result.steps,
+            "samples": result.samples,
+            "seconds": result.seconds,
+        }
         print_json({**facts, "log": result.log})
         return
     if result.skipped:

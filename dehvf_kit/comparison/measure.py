@@ -52,7 +52,9 @@ def count_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> 
         if pictures and model.reads_pictures:
             pixels = model.processor.image_processor([open_picture(one) for one in pictures], return_tensors="pt")
             pixels = _on_device(pixels["pixel_values"], next(model.decoder.parameters()).device)
-            model.vision_features(pixels)  # an encoder's first pass looks at its layers too, which is not what a picture costs
+            model.vision_features(
+                pixels
+            )  # an encoder's first pass looks at its layers too, which is not what a picture costs
             with _counting() as counter:
                 given["vision_features"] = model.vision_features(pixels)
             encoder = counter.get_total_flops()

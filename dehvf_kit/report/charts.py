@@ -121,9 +121,7 @@ def heat_map(
 
 
 def _open(name: str, height: float = HEIGHT) -> str:
-    return (
-        f"<svg class='chart' viewBox='0 0 {WIDTH} {height:.0f}' role='img' aria-label='{text(name)}' font-size='{FONT}'>"
-    )
+    return f"<svg class='chart' viewBox='0 0 {WIDTH} {height:.0f}' role='img' aria-label='{text(name)}' font-size='{FONT}'>"
 
 
 def _text(x: float, y: float, words: str, anchor: str, fill: str = "var(--soft)", size: int = FONT) -> str:

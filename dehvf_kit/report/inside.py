@@ -62,9 +62,7 @@ def look_inside(
     return Inside(layers, [one for one in found if one is not None], why)
 
 
-def _features(
-    model: DehvfModel, samples: Sequence[Sample], progress: Callable[[str, int, int], None]
-) -> ReadsPictures:
+def _features(model: DehvfModel, samples: Sequence[Sample], progress: Callable[[str, int, int], None]) -> ReadsPictures:
     if model.image_is_trained:
         return Pictures(model)
     features = cached_features(model, model.recipe.training)

@@ -81,5 +81,3 @@ def _data(one: MemoryMap, answer: Prediction | None) -> dict[str, Any]:
         "most": [float(f"{value:.4g}") for value in most.tolist()],
         "sums": [float(f"{value:.4g}") for value in written.sum(1).tolist()],
     }
-
-

@@ -36,7 +36,9 @@ def recipe_section(run: FinishedRun, drawing: Drawing | DehvfError) -> Section:
         body = missing(f"The graph cannot be drawn here: {drawing}")
     else:
         body = f"<div class='wide'>{svg(drawing)}</div>"
-    note = "Grey: frozen. Blue: trained. Solid lines carry tensors, dashed ones are hooks. Axes stand below each output."
+    note = (
+        "Grey: frozen. Blue: trained. Solid lines carry tensors, dashed ones are hooks. Axes stand below each output."
+    )
     return Section("graph", "Recipe and graph", body, note)
 
 
@@ -50,7 +52,10 @@ def curves_section(run: FinishedRun) -> Section:
         drawn = lines(points, "step", names[name], logarithmic="loss" in name, smooth=name != "learning_rate")
         charts += [f"<figure>{drawn}</figure>"] if drawn else []
     if not charts:
-        why, command = "The run has no log.jsonl with several steps.", f"dehvf-kit train RECIPE --output {quote(str(run.folder))}"
+        why, command = (
+            "The run has no log.jsonl with several steps.",
+            f"dehvf-kit train RECIPE --output {quote(str(run.folder))}",
+        )
         return Section("curves", "Training curves", missing(why, command))
     last = next((row for row in reversed(run.log) if "train_runtime" in row), None)
     note = "Thin: as logged; bold: its running mean. Losses on a logarithmic axis."

@@ -149,7 +149,6 @@ def draw_figure4(found: ReadLayers, file: Path) -> Path:
     return _save(plt, figure, file)
 
 
-
 def _save(plt: Any, figure: Any, file: Path) -> Path:
     try:
         return write_with(file, lambda place: figure.savefig(place, dpi=150))

@@ -117,7 +117,8 @@ def test_an_encoder_without_a_config_is_counted_by_running_it(device: str, dtype
 
 
 @pytest.mark.parametrize(
-    ("model_type", "tokens"), [("dinov2_with_registers", 5), ("siglip_vision_model", 0), ("deit", 2), ("qwen2_vl_vision", 0)]
+    ("model_type", "tokens"),
+    [("dinov2_with_registers", 5), ("siglip_vision_model", 0), ("deit", 2), ("qwen2_vl_vision", 0)],
 )
 def test_prefix_tokens_are_those_the_blocks_see(model_type: str, tokens: int) -> None:
     model = vision_models.tiny_vision(model_type)

@@ -156,7 +156,9 @@ class Strange(nn.Module):
 
 def test_a_description_fills_in_what_the_kit_does_not_know() -> None:
     pixels = torch.rand(1, 3, 32, 32)
-    with pytest.raises(VisionError, match=r"also needs brightness; .* register_vision_overrides: register\('strange_vi"):
+    with pytest.raises(
+        VisionError, match=r"also needs brightness; .* register_vision_overrides: register\('strange_vi"
+    ):
         VisionTower(Strange(), 32)(pixels)
     register_vision_override("strange_vision", arguments=bright, post_norm="", reason="needs the day's brightness")
     model = Strange()
@@ -224,7 +226,9 @@ def test_an_encoder_without_a_config_is_described_by_the_name_of_its_class(monke
     model = Dim().eval()
     with torch.no_grad():
         last = VisionTower(model, 24)(PIXELS)[:, -1, 1:]
-        torch.testing.assert_close(last, model(PIXELS, 2.0), rtol=0, atol=1e-5)  # float32, two orders of a matrix product
+        torch.testing.assert_close(
+            last, model(PIXELS, 2.0), rtol=0, atol=1e-5
+        )  # float32, two orders of a matrix product
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,19 @@ from dehvf_kit.errors import DehvfError
 
 VERBS = [
     *("check", "show", "list", "doctor", "build", "prepare", "data", "cache", "train", "eval", "verify", "score"),
-    *("compare", "plan", "reproduce", "generate", "import-memvp", "demo", "graph", "report", "chat", "init", "new-plugin"),
+    *(
+        "compare",
+        "plan",
+        "reproduce",
+        "generate",
+        "import-memvp",
+        "demo",
+        "graph",
+        "report",
+        "chat",
+        "init",
+        "new-plugin",
+    ),
 ]
 HEAVY = ["torch", "transformers", "numpy", "pluggy", "yaml"]
 HELP = """

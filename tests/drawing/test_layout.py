@@ -26,9 +26,7 @@ def test_boxes_do_not_overlap_and_wires_pass_beside_them(seed: int) -> None:
     chance = random.Random(seed)
     names = [f"n{number}" for number in range(12)]
     sizes = {name: (chance.uniform(40, 200), chance.uniform(20, 90)) for name in names}
-    links = [
-        Link(a, b) for place, a in enumerate(names) for b in names[place + 1 :] if chance.random() < 0.25
-    ]
+    links = [Link(a, b) for place, a in enumerate(names) for b in names[place + 1 :] if chance.random() < 0.25]
     found = lay_out(sizes, links)
     for row in found.ranks:
         ordered = sorted(row, key=lambda name: found.x[name])

@@ -130,9 +130,7 @@ def test_a_map_is_what_each_slot_adds_less_what_it_would_add_without_the_picture
             codes = layer.key_codes[:, one], layer.value_codes[:, one]
             seen = LayerMemory(*codes, layer.weight, layer.bias, *positions, layer.visual_scale)
             blank = LayerMemory(None, None, None, None, *positions)
-            added, without = (
-                factored_memory(x, held, site.activation, memory.output_scale) for held in (seen, blank)
-            )
+            added, without = (factored_memory(x, held, site.activation, memory.output_scale) for held in (seen, blank))
             assert (added - without).norm().item() == pytest.approx(lengths[slot].item(), rel=1e-4, abs=1e-7)
 
 

@@ -88,7 +88,13 @@ def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tupl
 def test_only_rank_0_writes_and_prints(together: tuple) -> None:
     folder, ended = together
     assert ended.stdout.count("adapter in") == 1 and ended.stdout.count("12 steps") == 1
-    assert {file.name for file in (folder / "run").iterdir()} == {".lock", "adapter", "checkpoints", "log.jsonl", "run.json"}
+    assert {file.name for file in (folder / "run").iterdir()} == {
+        ".lock",
+        "adapter",
+        "checkpoints",
+        "log.jsonl",
+        "run.json",
+    }
     assert not [file for file in folder.rglob("*") if file.name.startswith(UNFINISHED) or file.suffix == ".part"]
     assert ended.stderr.count("training: 12/12") == 1
 

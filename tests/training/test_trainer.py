@@ -74,7 +74,9 @@ def test_a_node_may_learn_at_a_rate_of_its_own(world: Path, tmp_path: Path) -> N
     args = training_arguments(recipe.training, tmp_path, 24)
     trainer = DehvfTrainer(model, args, recipe.data.samples("train"), [], recipe.training.node_rates)
     trainer.create_optimizer()
-    trainer.create_optimizer_and_scheduler(args.max_steps)  # asks for the optimizer again, which must not scale it twice
+    trainer.create_optimizer_and_scheduler(
+        args.max_steps
+    )  # asks for the optimizer again, which must not scale it twice
     rates = {
         parameter: (group["initial_lr"], group["weight_decay"])
         for group in trainer.optimizer.param_groups

@@ -125,10 +125,7 @@ class GatedPrefix(nn.Module):
                 token = token * has_image.to(token)[:, None, None]
             prompts = prompts + token[None]
         return Prefix(
-            {
-                layer: attention.keys_values(prompts[layer - self.first])
-                for layer, attention in self._attention.items()
-            }
+            {layer: attention.keys_values(prompts[layer - self.first]) for layer, attention in self._attention.items()}
         )
 
     @contextmanager

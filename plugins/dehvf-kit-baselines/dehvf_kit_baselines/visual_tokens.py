@@ -80,9 +80,7 @@ class VisualTokens(nn.Module):
         seen = torch.ones(rows, dtype=torch.bool) if has_image is None else has_image.bool()
         seen = seen.to(device)[:, None]
         words = torch.cat([without, before]).to(tokens)
-        shown = torch.cat(
-            [(~seen).expand(-1, len(without)), seen.expand(-1, len(before) + tokens.shape[1])], dim=1
-        )
+        shown = torch.cat([(~seen).expand(-1, len(without)), seen.expand(-1, len(before) + tokens.shape[1])], dim=1)
         return InputTokens(torch.cat([words.expand(rows, -1, -1), tokens], 1), shown)
 
     def _embed(self, words: str) -> Tensor:

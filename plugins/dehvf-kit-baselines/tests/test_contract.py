@@ -64,7 +64,9 @@ def padded(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of several lengths with padding on the left, and their mask."""
     longest = max(map(len, rows))
     both = [(torch.cat([torch.full((longest - len(row),), PAD), row]), len(row)) for row in rows]
-    return torch.stack([row for row, _ in both]), torch.stack([(torch.arange(longest) >= longest - n).long() for _, n in both])
+    return torch.stack([row for row, _ in both]), torch.stack(
+        [(torch.arange(longest) >= longest - n).long() for _, n in both]
+    )
 
 
 ROWS = [ids(1, 9, 4)[0], ids(1, 5, 5)[0], ids(1, 7, 6)[0]]
@@ -75,9 +77,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_padding(kind: str) -> No
     model, pixel_values = rival(kind), pixels(2)
     input_ids, mask = padded(ROWS)
     together = model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values, has_image=MIXED).logits
-    other = model(
-        input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values.flip(0), has_image=MIXED
-    ).logits
+    other = model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values.flip(0), has_image=MIXED).logits
     assert worst(other[1], together[1]) == 0
     for place, row in enumerate(ROWS):
         own = {} if place == 1 else {"pixel_values": pixel_values[place // 2][None]}
@@ -233,12 +233,20 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["lavin", "llama_adapter", "llava_lora"])
 def test_a_decoder_without_such_attention_is_refused(kind: str) -> None:
     base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB))
-    with pytest.raises(RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"):
+    with pytest.raises(
+        RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"
+    ):
         rival(kind, base=base)
 
 
 def test_prompts_refuse_queries_that_are_normed() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
     base = Qwen3ForCausalLM(Qwen3Config(**sizes, num_key_value_heads=2, vocab_size=VOCAB))
     with pytest.raises(DecoderError, match="it has k_norm, q_norm besides"):
         rival("llama_adapter", base=base)

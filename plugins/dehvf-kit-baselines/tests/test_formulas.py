@@ -32,7 +32,9 @@ IMAGE, COLON, NOT, SLASH, AVAILABLE = 4, 5, 6, 7, 8  # ids of the words in "Imag
 LOGITS, GRADIENTS = 2e-5, 2e-4
 
 
-def picture_states(vision, pixel: Tensor, adapt=lambda block, n1, n2: (n1, 0.0), post_norm: bool = True) -> list[Tensor]:
+def picture_states(
+    vision, pixel: Tensor, adapt=lambda block, n1, n2: (n1, 0.0), post_norm: bool = True
+) -> list[Tensor]:
     """Outputs of CLIP's blocks for one picture [1 + patch, hidden], written out."""
     config = vision.config
     emb = vision.embeddings
@@ -102,16 +104,18 @@ def memvp(model, base, vision, row: Tensor, pixel: Tensor | None) -> Tensor:
         v = 0.5 * project(nodes.projector, states[BLOCKS - 2][1:])
         visual = torch.cat([v, torch.zeros(SLOTS - PATCHES, v.shape[1])])
     keys, values = visual + nodes.position.keys, visual + nodes.position.values
-    return literal_llama(
-        base, base.model.embed_tokens(row), ffn=lambda layer, n: 0.1 * F.silu(n @ keys.T) @ values
-    )
+    return literal_llama(base, base.model.embed_tokens(row), ffn=lambda layer, n: 0.1 * F.silu(n @ keys.T) @ values)
 
 
 def lavin(model, base, vision, row: Tensor, pixel: Tensor | None) -> Tensor:
     """The sequence as LaVIN has it, modality token in front, which sees itself alone and is seen by itself alone."""
     nodes, embed = model.nodes, base.model.embed_tokens
     words = [IMAGE, COLON] if pixel is not None else [IMAGE, COLON, NOT, SLASH, AVAILABLE]
-    tokens = [nodes.decoder_adapter.modality.weight[int(pixel is not None)][None], embed(row[:1]), embed(torch.tensor(words))]
+    tokens = [
+        nodes.decoder_adapter.modality.weight[int(pixel is not None)][None],
+        embed(row[:1]),
+        embed(torch.tensor(words)),
+    ]
     if pixel is not None:
 
         def adapt(block, n1, n2):

@@ -42,8 +42,8 @@ benchmark: $(VENV)/.test
 
 # The site in build/site, links and pages checked.
 docs: $(VENV)/.test
-	$(BIN)/python -m dehvf_kit.reference --check
-	$(BIN)/python -m dehvf_kit.reference --messages
+	$(BIN)/python -m tools.reference --check
+	$(BIN)/python -m tools.reference --messages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The documentation's code blocks that need the demo's models; minutes.

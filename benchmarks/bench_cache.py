@@ -12,10 +12,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import dehvf_kit
-from dehvf_kit.backbones.vision import ImageConfig
-from dehvf_kit.data.feature_files import FeatureFiles
+from dehvf_kit.backbones.vision.config import ImageConfig
+from dehvf_kit.data.processing import DehvfProcessor, picture_processor
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.processing import DehvfProcessor, picture_processor
+from dehvf_kit.model.feature_files import FeatureFiles
 
 PICTURES = 8
 

@@ -10,7 +10,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from dehvf_kit.backbones.vision import VisionTower
+from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.components.fuser.cross_attention import CrossAttentionFuser
 from dehvf_kit.components.fuser.mean import MeanFuser
 from dehvf_kit.components.grouper.base import Grouper, runs

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 import dehvf_kit
-from dehvf_kit.backbones.ffn_sites import ffn_sites
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
-from dehvf_kit.holding import Holding
+from dehvf_kit.model.memory_scope import Holding
 from dehvf_kit.ops.ffn_memory import build_keys_values
 
 PATCH_SIZE = 14

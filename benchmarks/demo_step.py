@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import dehvf_kit
 from dehvf_kit.data.encoding import Collator, EncodedSamples
-from dehvf_kit.data.feature_files import FeatureFiles
+from dehvf_kit.model.feature_files import FeatureFiles
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2_dinov2_easyvqa.yaml"
 QUESTIONS = 128

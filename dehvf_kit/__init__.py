@@ -8,27 +8,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dehvf_kit.auto_classes import register_with_transformers
-
-__version__ = "0.1.0"
+from dehvf_kit._transformers import register_with_transformers
+from dehvf_kit._version import __version__
 
 _HOME = {
-    "load_recipe": "dehvf_kit.recipe",
-    "parse_recipe": "dehvf_kit.recipe",
-    "Recipe": "dehvf_kit.recipe",
-    "build": "dehvf_kit.builder",
-    "load": "dehvf_kit.checkpoint",
-    "DehvfConfig": "dehvf_kit.model_config",
-    "DehvfModel": "dehvf_kit.model",
-    "DehvfProcessor": "dehvf_kit.processing",
-    "ffn_sites": "dehvf_kit.backbones.ffn_sites",
-    "FfnSite": "dehvf_kit.backbones.ffn_sites",
-    "hook_ffns": "dehvf_kit.backbones.memory_hooks",
-    "attach_memory": "dehvf_kit.backbones.memory_hooks",
-    "hookimpl": "dehvf_kit.hookspecs",
-    "ComponentConfig": "dehvf_kit.config",
-    "BuildContext": "dehvf_kit.config",
-    "Misfit": "dehvf_kit.config",
+    "load_recipe": "dehvf_kit.recipe.recipe",
+    "parse_recipe": "dehvf_kit.recipe.recipe",
+    "Recipe": "dehvf_kit.recipe.recipe",
+    "build": "dehvf_kit.model.builder",
+    "load": "dehvf_kit.adapter.checkpoint",
+    "DehvfConfig": "dehvf_kit.model.config",
+    "DehvfModel": "dehvf_kit.model.model",
+    "DehvfProcessor": "dehvf_kit.data.processing",
+    "ffn_sites": "dehvf_kit.backbones.ffn.sites",
+    "FfnSite": "dehvf_kit.backbones.ffn.sites",
+    "hook_ffns": "dehvf_kit.backbones.ffn.memory_hooks",
+    "attach_memory": "dehvf_kit.backbones.ffn.memory_hooks",
+    "hookimpl": "dehvf_kit.api.hookspecs",
+    "ComponentConfig": "dehvf_kit.api.config",
+    "BuildContext": "dehvf_kit.api.config",
+    "Misfit": "dehvf_kit.api.config",
     "DehvfError": "dehvf_kit.errors",
     "RecipeError": "dehvf_kit.errors",
 }
@@ -46,23 +45,23 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
-    from dehvf_kit.backbones.ffn_sites import FfnSite as FfnSite
-    from dehvf_kit.backbones.ffn_sites import ffn_sites as ffn_sites
-    from dehvf_kit.backbones.memory_hooks import attach_memory as attach_memory
-    from dehvf_kit.backbones.memory_hooks import hook_ffns as hook_ffns
-    from dehvf_kit.builder import build as build
-    from dehvf_kit.checkpoint import load as load
-    from dehvf_kit.config import BuildContext as BuildContext
-    from dehvf_kit.config import ComponentConfig as ComponentConfig
-    from dehvf_kit.config import Misfit as Misfit
+    from dehvf_kit.adapter.checkpoint import load as load
+    from dehvf_kit.api.config import BuildContext as BuildContext
+    from dehvf_kit.api.config import ComponentConfig as ComponentConfig
+    from dehvf_kit.api.config import Misfit as Misfit
+    from dehvf_kit.api.hookspecs import hookimpl as hookimpl
+    from dehvf_kit.backbones.ffn.memory_hooks import attach_memory as attach_memory
+    from dehvf_kit.backbones.ffn.memory_hooks import hook_ffns as hook_ffns
+    from dehvf_kit.backbones.ffn.sites import FfnSite as FfnSite
+    from dehvf_kit.backbones.ffn.sites import ffn_sites as ffn_sites
+    from dehvf_kit.data.processing import DehvfProcessor as DehvfProcessor
     from dehvf_kit.errors import DehvfError as DehvfError
     from dehvf_kit.errors import RecipeError as RecipeError
-    from dehvf_kit.hookspecs import hookimpl as hookimpl
-    from dehvf_kit.model import DehvfModel as DehvfModel
-    from dehvf_kit.model_config import DehvfConfig as DehvfConfig
-    from dehvf_kit.processing import DehvfProcessor as DehvfProcessor
-    from dehvf_kit.recipe import Recipe as Recipe
-    from dehvf_kit.recipe import load_recipe as load_recipe
-    from dehvf_kit.recipe import parse_recipe as parse_recipe
+    from dehvf_kit.model.builder import build as build
+    from dehvf_kit.model.config import DehvfConfig as DehvfConfig
+    from dehvf_kit.model.model import DehvfModel as DehvfModel
+    from dehvf_kit.recipe.recipe import Recipe as Recipe
+    from dehvf_kit.recipe.recipe import load_recipe as load_recipe
+    from dehvf_kit.recipe.recipe import parse_recipe as parse_recipe
 
 register_with_transformers()

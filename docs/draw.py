@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dehvf_kit import load_recipe
-from dehvf_kit.analysis.plotting import INK, MUTED, PALETTE
 from dehvf_kit.components.grouper.base import GrouperConfig, runs
+from dehvf_kit.utils.plotting import INK, MUTED, PALETTE
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from cli.commands import Command, Ended
 
-from dehvf_kit import plugin_manager
 from dehvf_kit.cli.main import app
-from dehvf_kit.plugin_manager import plugins
+from dehvf_kit.recipe import plugin_manager
+from dehvf_kit.recipe.plugin_manager import plugins
 
 
 @pytest.fixture(scope="session", autouse=True)

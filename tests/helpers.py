@@ -24,11 +24,11 @@ from transformers import (
 )
 
 import dehvf_kit
-from dehvf_kit.config import BuildContext
-from dehvf_kit.model import DehvfModel
-from dehvf_kit.recipe import Recipe
-from dehvf_kit.recipe_files import merge
-from dehvf_kit.shapes import DecoderSpec, VisionSpec
+from dehvf_kit.api.config import BuildContext
+from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.files import merge
+from dehvf_kit.recipe.recipe import Recipe
 
 VOCAB, HIDDEN, LAYERS = 99, 32, 4
 VISION_HIDDEN, VISION_LAYERS, PATCHES, SLOTS = 24, 8, 16, 20

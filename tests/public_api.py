@@ -11,7 +11,7 @@ from typing_extensions import assert_type
 
 import dehvf_kit
 from dehvf_kit import BuildContext, ComponentConfig, hookimpl, testing
-from dehvf_kit.hookspecs import Register
+from dehvf_kit.api.hookspecs import Register
 
 
 def build_and_save(decoder: PreTrainedModel, vision: nn.Module) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dehvf_kit import atomic
+from dehvf_kit.utils import atomic
 
 
 def fail(part: Path) -> None:

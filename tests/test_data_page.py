@@ -10,7 +10,7 @@ from typer.main import get_command
 from dehvf_kit.cli.main import app
 from dehvf_kit.data.scienceqa import ScienceQaDataConfig
 from dehvf_kit.data.scienceqa_prompt import Problem, prompt, reply
-from dehvf_kit.schema import builtin_registry
+from dehvf_kit.recipe.schema import builtin_registry
 
 PAGE = (Path(__file__).parents[1] / "docs/data.md").read_text()
 

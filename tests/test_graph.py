@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dehvf_kit.config import ComponentConfig, Misfit
-from dehvf_kit.graph import Graph, Node, Port, Wire, check_graph
-from dehvf_kit.shapes import DecoderSpec, VisionSpec
+from dehvf_kit.api.config import ComponentConfig, Misfit
+from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
+from dehvf_kit.recipe.graph import Graph, Node, Port, Wire, check_graph
 
 DECODER = DecoderSpec(hidden_size=32, num_layers=4)
 TOWERS = {"vision": VisionSpec(hidden_size=24, num_layers=8, num_patches=16)}
@@ -232,5 +232,5 @@ def test_a_deep_lattice_is_checked_at_once():
 
 
 def test_nothing_here_imports_torch():
-    code = "import sys, dehvf_kit.graph; print('torch' in sys.modules)"
+    code = "import sys, dehvf_kit.recipe.graph; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dehvf_kit.errors import ShapeError
-from dehvf_kit.input_tokens import ExtendedInputs, InputTokens, bos_token, positions
+from dehvf_kit.model.input_tokens import ExtendedInputs, InputTokens, bos_token, positions
 
 BOS, PAD = 1, 0
 TEXT = torch.tensor([[BOS, 11, 12, 13], [PAD, BOS, 21, 22], [31, 32, 33, PAD], [PAD, PAD, PAD, 41]])

@@ -22,7 +22,7 @@ from helpers import (
 
 import dehvf_kit
 from dehvf_kit.errors import DehvfError, ShapeError
-from dehvf_kit.recipe_files import merge
+from dehvf_kit.recipe.files import merge
 
 VARIANTS = {
     "plain": {},

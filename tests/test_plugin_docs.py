@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 import dehvf_kit
-from dehvf_kit import hookspecs
-from dehvf_kit.backbones import ffn_overrides, vision_overrides
-from dehvf_kit.plugin_manager import load_plugin_file
+from dehvf_kit.api import hookspecs
+from dehvf_kit.backbones.ffn import overrides as ffn_overrides
+from dehvf_kit.backbones.vision import overrides as vision_overrides
+from dehvf_kit.recipe.plugin_manager import load_plugin_file
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")

@@ -11,11 +11,11 @@ import torch
 from helpers import LLAMA, pixels, tiny_decoder, tiny_model, tiny_recipe, tiny_vision, tokens, worst
 
 import dehvf_kit
-from dehvf_kit import builtin_plugin, plugin_manager
-from dehvf_kit.config import ComponentConfig
+from dehvf_kit.api.config import ComponentConfig
+from dehvf_kit.api.registry import Registry
 from dehvf_kit.errors import DehvfError, RecipeError
-from dehvf_kit.plugin_manager import load_plugin_file, plugins
-from dehvf_kit.registry import Registry
+from dehvf_kit.recipe import builtin_plugin, plugin_manager
+from dehvf_kit.recipe.plugin_manager import load_plugin_file, plugins
 
 PLUGIN = '''
 from typing import ClassVar, Literal

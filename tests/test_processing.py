@@ -15,9 +15,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 import dehvf_kit
-from dehvf_kit.backbones.vision import MEAN_STD, ImageConfig
+from dehvf_kit.backbones.vision.config import MEAN_STD, ImageConfig
+from dehvf_kit.data.processing import DehvfProcessor, SeveralImageProcessor, picture_processor
 from dehvf_kit.errors import DataError
-from dehvf_kit.processing import DehvfProcessor, SeveralImageProcessor, picture_processor
 
 WORDS = [
     "<pad>",

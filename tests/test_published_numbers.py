@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from helpers import count
 
-from dehvf_kit.analysis.parameters import agrees, parameter_table
-from dehvf_kit.builder import build_nodes
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.costs.parameters import agrees, parameter_table
+from dehvf_kit.model.builder import build_nodes
+from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # recipe: (published, trained by the kit, parameters the published count includes and nothing uses)

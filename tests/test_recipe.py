@@ -10,9 +10,9 @@ import yaml
 from helpers import LLAMA, raw_recipe, tiny_decoder, tiny_recipe, tiny_vision
 
 import dehvf_kit
-from dehvf_kit.checkpoint import adapter_recipe
+from dehvf_kit.adapter.checkpoint import adapter_recipe
 from dehvf_kit.errors import RecipeError
-from dehvf_kit.recipe_files import merge
+from dehvf_kit.recipe.files import merge
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 

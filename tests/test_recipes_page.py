@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PAGE = (RECIPES / "README.md").read_text()

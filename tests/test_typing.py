@@ -21,7 +21,7 @@ def test_every_public_name_is_checked() -> None:
     assert all((ROOT / file).exists() for file in files)
     homes = {Path(importlib.import_module(home).__file__ or "") for home in dehvf_kit._HOME.values()}
     assert {home.relative_to(ROOT).as_posix() for home in homes} <= files
-    assert {"dehvf_kit/__init__.py", "dehvf_kit/hookspecs.py", "dehvf_kit/testing"} <= files
+    assert {"dehvf_kit/__init__.py", "dehvf_kit/api/hookspecs.py", "dehvf_kit/testing"} <= files
     assert Path(testing.__file__ or "").parent == ROOT / "dehvf_kit/testing"
     assert "strict = true" in PROJECT
 

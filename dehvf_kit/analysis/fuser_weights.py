@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dehvf_kit.api.shapes import KV
 from dehvf_kit.data.encoding import open_picture, stack
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.model import DehvfModel
-from dehvf_kit.shapes import KV
+from dehvf_kit.model.model import DehvfModel
 
 
 class ReadsPictures(Protocol):

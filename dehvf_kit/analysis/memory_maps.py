@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dehvf_kit.backbones.vision import MEAN_STD
+from dehvf_kit.backbones.vision.config import MEAN_STD
 from dehvf_kit.components.injector.ffn_memory import ActiveMemory, FfnMemoryInjector
 from dehvf_kit.data.encoding import open_picture
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.model import DehvfModel
+from dehvf_kit.evaluation.answers import prompts
+from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.ops.ffn_memory import build_keys_values
-from dehvf_kit.scoring.answers import prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dehvf_kit.backbones.ffn_sites import FfnSite
+    from dehvf_kit.backbones.ffn.sites import FfnSite
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dehvf_kit.backbones.ffn_sites import ffn_sites
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError, listing
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")

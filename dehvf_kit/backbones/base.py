@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.config import Settings
+from dehvf_kit.api.config import Settings
+from dehvf_kit.api.registry import Source
+from dehvf_kit.api.shapes import MAX_LAYERS
 from dehvf_kit.errors import DehvfError, RemoteCodeWarning, did_you_mean, shown
-from dehvf_kit.registry import Source
-from dehvf_kit.shapes import MAX_LAYERS
 
 if TYPE_CHECKING:
     import torch

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from dehvf_kit.api.registry import Source
+from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
 from dehvf_kit.backbones.quantization import Quantization, num_weights, quantization_config
 from dehvf_kit.errors import DecoderError, DehvfError
-from dehvf_kit.registry import Source
-from dehvf_kit.shapes import DecoderSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,7 +118,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 def decoder_spec(decoder: nn.Module) -> DecoderSpec:
     """Sizes of a decoder that is in memory, on whichever device. Raises: DecoderError if its FFNs differ in width."""
     from dehvf_kit.backbones.attention_sites import attention_sites
-    from dehvf_kit.backbones.ffn_sites import ffn_sites
+    from dehvf_kit.backbones.ffn.sites import ffn_sites
 
     sites = ffn_sites(decoder)
     widths = sorted({site.hidden_size for site in sites})

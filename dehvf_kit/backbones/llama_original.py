@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.errors import DehvfError, listing
-from dehvf_kit.strict_json import parse_json
+from dehvf_kit.utils.strict_json import parse_json
 
 if TYPE_CHECKING:
     import torch

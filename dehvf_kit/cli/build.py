@@ -12,10 +12,10 @@ from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waitin
 from dehvf_kit.errors import AdapterError, DehvfError
 
 if TYPE_CHECKING:
-    from dehvf_kit.analysis.flops import FlopReport
-    from dehvf_kit.analysis.memory import MemoryReport
-    from dehvf_kit.analysis.parameters import ParameterTable
-    from dehvf_kit.model import DehvfModel
+    from dehvf_kit.costs.flops import FlopReport
+    from dehvf_kit.costs.memory import MemoryReport
+    from dehvf_kit.costs.parameters import ParameterTable
+    from dehvf_kit.model.model import DehvfModel
 
 RUNS = Path("runs")
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
@@ -24,12 +24,12 @@ FOLDER_NAME = re.compile(r"\w[\w.-]*")
 def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bool, save: bool, as_json: bool) -> None:
     """Build, save and report. Raises: RecipeError for a faulty recipe, AdapterError where weights would be lost."""
     with waiting(f"Building {path} without base weights", plain=True):
-        from dehvf_kit.analysis.flops import flop_report
-        from dehvf_kit.analysis.memory import memory_report
-        from dehvf_kit.analysis.parameters import parameter_table
         from dehvf_kit.backbones.base import NoConfig
-        from dehvf_kit.builder import build_on_meta
-        from dehvf_kit.recipe import load_recipe
+        from dehvf_kit.costs.flops import flop_report
+        from dehvf_kit.costs.memory import memory_report
+        from dehvf_kit.costs.parameters import parameter_table
+        from dehvf_kit.model.builder import build_on_meta
+        from dehvf_kit.recipe.recipe import load_recipe
 
         quiet_transformers()
         recipe = load_recipe(path, overrides)
@@ -67,7 +67,7 @@ def save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
 
     Raises: AdapterError where other weights would be lost, or the folder cannot be written.
     """
-    from dehvf_kit.checkpoint import WEIGHTS, save
+    from dehvf_kit.adapter.checkpoint import WEIGHTS, save
 
     if (folder / WEIGHTS).exists() and not overwrite and not _same_weights(model, folder):
         raise AdapterError(
@@ -80,7 +80,7 @@ def _same_weights(model: DehvfModel, folder: Path) -> bool:
     """Whether an adapter on disk holds the initial weights of this model, so that nothing is lost with it."""
     import torch
 
-    from dehvf_kit.checkpoint import read_weights
+    from dehvf_kit.adapter.checkpoint import read_weights
 
     try:
         known = read_weights(folder)

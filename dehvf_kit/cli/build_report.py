@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from dehvf_kit.analysis.flops import FlopReport, encoders_read
-from dehvf_kit.analysis.memory import MemoryReport
-from dehvf_kit.analysis.parameters import ParameterTable
-from dehvf_kit.analysis.units import ratio, si
 from dehvf_kit.cli.console import grid, section
+from dehvf_kit.costs.flops import FlopReport, encoders_read
+from dehvf_kit.costs.memory import MemoryReport
+from dehvf_kit.costs.parameters import ParameterTable
+from dehvf_kit.utils.units import ratio, si
 
 if TYPE_CHECKING:
-    from dehvf_kit.graph import Graph
-    from dehvf_kit.model import DehvfModel
+    from dehvf_kit.model.model import DehvfModel
+    from dehvf_kit.recipe.graph import Graph
 
 _PLACES = {"decoder": " on every decoder layer", "vision": " on every vision block", "input": " in the decoder's input"}
 
@@ -95,7 +95,7 @@ def _parameters(console: Console, table: ParameterTable) -> None:
 
 
 def _flops(console: Console, report: FlopReport) -> None:
-    section(console, "Forward FLOPs", "a multiply-add is two; see dehvf_kit/analysis/flops.py")
+    section(console, "Forward FLOPs", "a multiply-add is two; see dehvf_kit/costs/flops.py")
     table = grid("left", "right", "left")
     for name, count in report.vision.items():
         table.add_row("", f"[cyan]{name}[/]", "not known" if count is None else si(count, "FLOP"), "a picture")

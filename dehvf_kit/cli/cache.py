@@ -14,10 +14,10 @@ from dehvf_kit.errors import DataError
 
 def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Say how much will be written, and write it. Raises: RecipeError, or DataError where features cannot be kept."""
-    from dehvf_kit.builder import build
-    from dehvf_kit.data.feature_files import FeatureFiles, cached_features, shown_bytes
-    from dehvf_kit.data.sieve import SKIPPED, Sieve, summary, write_skipped
-    from dehvf_kit.recipe import load_recipe
+    from dehvf_kit.data.sample_filter import SKIPPED, Sieve, summary, write_skipped
+    from dehvf_kit.model.builder import build
+    from dehvf_kit.model.feature_files import FeatureFiles, cached_features, shown_bytes
+    from dehvf_kit.recipe.recipe import load_recipe
 
     quiet_transformers()
     recipe = load_recipe(path, [*overrides, "training.cache_features=true"])

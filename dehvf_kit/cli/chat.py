@@ -19,16 +19,16 @@ def run(words: Sequence[str], port: int, max_upload_mb: float, open_browser: boo
     if len(folders) not in (1, 2):
         raise DehvfError(f"{len(folders)} adapters were named; the page shows one, or two side by side")
     quiet_transformers()
-    from dehvf_kit.chat.server import address, listen, serve
+    from dehvf_kit_chat.server import address, listen, serve
 
     bound = listen(port)
     adapters = []
     for folder in folders:
         with waiting(f"Loading {folder}", plain=True):
-            from dehvf_kit.chat.answering import load_answerer
+            from dehvf_kit_chat.answering import load_answerer
 
             adapters.append(load_answerer(folder, overrides))
-    from dehvf_kit.chat.page import chat_page
+    from dehvf_kit_chat.page import chat_page
 
     print(f"{address(bound)}  (this machine alone; ctrl-C ends it)", flush=True)
     serve(chat_page(adapters), bound, max_upload_mb, open_browser)

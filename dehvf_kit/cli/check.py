@@ -16,8 +16,8 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> int:
     as_json: faults are printed as data, and 1 is returned in place of the error.
     """
     with waiting(f"Checking {path}", plain=True):
-        from dehvf_kit.analysis.parameters import parameter_table
-        from dehvf_kit.recipe import load_recipe
+        from dehvf_kit.costs.parameters import parameter_table
+        from dehvf_kit.recipe.recipe import load_recipe
 
         quiet_transformers()
         try:

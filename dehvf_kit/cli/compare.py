@@ -12,7 +12,7 @@ from dehvf_kit.cli.console import grid, print_json, stdout
 from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
-    from dehvf_kit.comparison.rules import Tuning
+    from dehvf_kit.evaluation.compare.rules import Tuning
 
 PICTURE = "comparison.png"
 
@@ -36,10 +36,10 @@ def run(
 
     Raises: DehvfError for recipes that cannot be compared, before anything runs.
     """
-    from dehvf_kit.comparison.compare import MethodRuns, Settings, compare
-    from dehvf_kit.comparison.report import cells, table, write_report
-    from dehvf_kit.plugin_manager import loaded_files
-    from dehvf_kit.recipe_list import load_all
+    from dehvf_kit.evaluation.compare.compare import MethodRuns, Settings, compare
+    from dehvf_kit.evaluation.compare.table import cells, table, write_report
+    from dehvf_kit.recipe.plugin_manager import loaded_files
+    from dehvf_kit.recipe.several import load_all
 
     recipes = load_all(words)
     tuning = tuning_of(rate_factors, rates, scales, fraction, validation) if tune or rates or scales else None
@@ -72,8 +72,8 @@ def run(
 
 def tuning_of(rate_factors: str, rates: str, scales: str, fraction: float, validation: float) -> Tuning:
     """The rule of tuning from what was typed. Raises: DehvfError for what is no list of positive numbers."""
-    from dehvf_kit.comparison.job import HoldOut
-    from dehvf_kit.comparison.rules import Tuning
+    from dehvf_kit.evaluation.compare.job import HoldOut
+    from dehvf_kit.evaluation.compare.rules import Tuning
 
     factors = _numbers("--rate-factors", rate_factors)
     absolute, strengths = (
@@ -99,7 +99,7 @@ def say(line: str) -> None:
 
 def _draw(found: dict, file: Path) -> bool:
     """The picture, or one line why there is none."""
-    from dehvf_kit.comparison.picture import draw
+    from dehvf_kit.evaluation.compare.figure import draw
 
     if not any("accuracy" in row for row in found["rows"]):
         return False

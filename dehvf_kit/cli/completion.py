@@ -21,6 +21,6 @@ def figures() -> list[str]:
 
 def gpus() -> list[str]:
     """The GPUs that `plan` knows."""
-    from dehvf_kit.planning.gpus import GPUS
+    from dehvf_kit.costs.gpus import GPUS
 
     return list(GPUS)

@@ -15,10 +15,10 @@ from dehvf_kit.errors import DataError
 
 def run(path: Path, overrides: Sequence[str], peek: int, as_json: bool) -> None:
     """Print the first samples. Raises: RecipeError, DataError; needs the decoder's tokenizer, not its weights."""
-    from dehvf_kit.data.peek import peek_samples
-    from dehvf_kit.data.sieve import Sieve
-    from dehvf_kit.fingerprint import fingerprint
-    from dehvf_kit.recipe import load_recipe
+    from dehvf_kit.adapter.fingerprint import fingerprint
+    from dehvf_kit.data.sample_filter import Sieve
+    from dehvf_kit.recipe.recipe import load_recipe
+    from dehvf_kit.training.peek import peek_samples
 
     quiet_transformers()
     recipe = load_recipe(path, overrides)

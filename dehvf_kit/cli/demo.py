@@ -12,7 +12,7 @@ from dehvf_kit.cli.progress import reporting
 def run(output: Path, minutes: float, as_json: bool = False) -> None:
     """Run the demo and print what it found."""
     print("demo: loading (a minute, the first time)", file=sys.stderr, flush=True)
-    from dehvf_kit.training.demo import run_demo
+    from dehvf_kit_demo.demo import run_demo
 
     quiet_transformers()
     with reporting() as report:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.strict_json import NotJson, parse_json
+from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def read_config(name: str) -> tuple[PretrainedConfig, dict[str, Any]]:
     Raises: DehvfError where it is not on this machine or cannot be read.
     """
     from dehvf_kit.backbones.base import TowerConfig
-    from dehvf_kit.plugin_manager import plugins
+    from dehvf_kit.recipe.plugin_manager import plugins
 
     settings: dict[str, Any] = {"model": name}
     file = Path(name).expanduser()
@@ -76,8 +76,8 @@ def read_config(name: str) -> tuple[PretrainedConfig, dict[str, Any]]:
 def decoder_facts(name: str) -> dict[str, Any]:
     """A decoder's sites, layer by layer, from its config alone; `check` runs the contract."""
     from dehvf_kit.backbones.decoder import HfDecoderConfig
-    from dehvf_kit.backbones.ffn_sites import ffn_sites
-    from dehvf_kit.plugin_manager import plugins
+    from dehvf_kit.backbones.ffn.sites import ffn_sites
+    from dehvf_kit.recipe.plugin_manager import plugins
 
     config, settings = read_config(name)
     model = HfDecoderConfig(**settings).meta(plugins().registry.sources)
@@ -110,9 +110,9 @@ def decoder_facts(name: str) -> dict[str, Any]:
 
 def vision_facts(name: str) -> dict[str, Any]:
     """What a vision encoder yields, from its config alone; `check` runs the contract."""
-    from dehvf_kit.backbones.vision import HfVisionConfig, VisionTower, vision_config
-    from dehvf_kit.backbones.vision_inputs import pair
-    from dehvf_kit.plugin_manager import plugins
+    from dehvf_kit.backbones.vision.config import HfVisionConfig, VisionTower, vision_config
+    from dehvf_kit.backbones.vision.inputs import pair
+    from dehvf_kit.recipe.plugin_manager import plugins
     from dehvf_kit.testing.vision_contract import VisionSubject, run_vision_contract
     from dehvf_kit.testing.vision_models import random_vision, shrink_vision_config
 
@@ -144,8 +144,8 @@ def vision_facts(name: str) -> dict[str, Any]:
 
 def _fitting_size(model: nn.Module, patch_size: tuple[int, int]) -> int:
     """The side nearest IMAGE_SIZE that an encoder of any size can cut into patches and blocks of them."""
-    from dehvf_kit.backbones.vision_inputs import packing
-    from dehvf_kit.backbones.vision_overrides import vision_override
+    from dehvf_kit.backbones.vision.inputs import packing
+    from dehvf_kit.backbones.vision.overrides import vision_override
 
     packed = packing(model, vision_override(model.config.model_type))
     step = max(patch_size) * (packed[1] if packed else 1)

@@ -30,11 +30,11 @@ def run(
     Raises: AdapterError for what is no adapter or was trained on other prompts, DataError where it has no data set or a
     sample cannot be read.
     """
-    from dehvf_kit.checkpoint import load
-    from dehvf_kit.data.feature_files import cached_features
-    from dehvf_kit.data.sieve import SKIPPED, Sieve, summary, write_skipped
-    from dehvf_kit.scoring.answers import answer
-    from dehvf_kit.scoring.predictions import note_skipped, with_skipped
+    from dehvf_kit.adapter.checkpoint import load
+    from dehvf_kit.data.metrics.exact_match import note_skipped, with_skipped
+    from dehvf_kit.data.sample_filter import SKIPPED, Sieve, summary, write_skipped
+    from dehvf_kit.evaluation.answers import answer
+    from dehvf_kit.model.feature_files import cached_features
 
     refuse_existing(output, results)
     quiet_transformers()
@@ -68,7 +68,7 @@ def run(
     if results is not None:
         write_new(results, as_text(scores.results))
     if store:
-        from dehvf_kit.measured import keep
+        from dehvf_kit.adapter.measured import keep
 
         rows = {one.name: one.row() for one in scores.scores}
         keep(adapter, "scores", {"data": _asked(recipe.data, len(samples), limit), "scores": rows})
@@ -91,8 +91,8 @@ def _asked(data: Any, count: int, limit: int | None) -> str:
 
 def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool) -> list[dict[str, Any]]:
     """How the prompt differs from the one trained on; refused where it does, unless allowed."""
-    from dehvf_kit.checkpoint import adapter_recipe, read_config
-    from dehvf_kit.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
+    from dehvf_kit.adapter.checkpoint import adapter_recipe, read_config
+    from dehvf_kit.adapter.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
 
     config = read_config(adapter)
     trained = saved_fingerprint(config, adapter_recipe(config, adapter), str(adapter))

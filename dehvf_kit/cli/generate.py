@@ -27,9 +27,9 @@ def run(
         raise DataError("the question is empty")
     quiet_transformers()
     with waiting(f"Loading {adapter}", plain=True):
-        from dehvf_kit.checkpoint import load
+        from dehvf_kit.adapter.checkpoint import load
         from dehvf_kit.data.encoding import open_picture
-        from dehvf_kit.scoring.answers import answer
+        from dehvf_kit.evaluation.answers import answer
 
         sample = Sample(id=str(image), question=question, answer="", image=image)
         open_picture(sample)

@@ -13,7 +13,7 @@ from dehvf_kit.errors import DehvfError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from dehvf_kit.drawing.wiring import Box, Drawing
+    from dehvf_kit.analysis.drawing.wiring import Box, Drawing
 
 ENDINGS = {".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid", ".txt": "terminal"}
 FORMATS = ("terminal", "mermaid", "svg")
@@ -29,13 +29,13 @@ def run(path: Path, overrides: Sequence[str], kind: str | None, output: Path | N
         raise DehvfError(f"--format {kind}: one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}")
     kind = kind or ENDINGS.get(output.suffix.lower() if output else "", "terminal")
     with waiting(f"Reading {path}", plain=True):
-        from dehvf_kit.drawing.wiring import draw_recipe
-        from dehvf_kit.recipe import load_recipe
+        from dehvf_kit.analysis.drawing.wiring import draw_recipe
+        from dehvf_kit.recipe.recipe import load_recipe
 
         quiet_transformers()
         drawing = draw_recipe(load_recipe(path, overrides))
     if output is not None:
-        from dehvf_kit.comparison.job import write_text
+        from dehvf_kit.evaluation.compare.job import write_text
 
         write_text(output, _text(drawing, kind))
     if as_json:
@@ -50,11 +50,11 @@ def run(path: Path, overrides: Sequence[str], kind: str | None, output: Path | N
 
 def _text(drawing: Drawing, kind: str) -> str:
     if kind == "svg":
-        from dehvf_kit.drawing.svg import svg
+        from dehvf_kit.analysis.drawing.svg import svg
 
         return svg(drawing)
     if kind == "mermaid":
-        from dehvf_kit.drawing.mermaid import mermaid
+        from dehvf_kit.analysis.drawing.mermaid import mermaid
 
         return mermaid(drawing)
     import io
@@ -71,7 +71,7 @@ def show(console: Console, drawing: Drawing) -> None:
     from rich.columns import Columns
     from rich.markup import escape
 
-    from dehvf_kit.drawing.layout import Link, ranks_of
+    from dehvf_kit.analysis.drawing.layout import Link, ranks_of
 
     console.print(f"[bold]{escape(drawing.title)}[/]  [dim]port <- node.port; below it each output with its axes[/]")
     ends = [(e.target, e.source) if e.loop else (e.source, e.target) for e in drawing.edges]

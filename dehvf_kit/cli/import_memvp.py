@@ -11,8 +11,9 @@ from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waitin
 def run(file: Path, recipe: Path, overrides: Sequence[str], output: Path, overwrite: bool, as_json: bool) -> None:
     """Read, check, save and report. Raises: RecipeError for a faulty recipe, AdapterError for what does not fit it."""
     with waiting(f"Reading {file}", plain=True):
-        from dehvf_kit.memvp_checkpoint import import_memvp
-        from dehvf_kit.recipe import load_recipe
+        from dehvf_kit_baselines.memvp_checkpoint import import_memvp
+
+        from dehvf_kit.recipe.recipe import load_recipe
 
         quiet_transformers()
         found = import_memvp(file, load_recipe(recipe, overrides), output, overwrite)

@@ -23,8 +23,8 @@ def run(
 ) -> None:
     """Ask for what no option says, check, write. Raises: DehvfError where an answer is missing or cannot be used."""
     with waiting("Loading plugins"):
-        from dehvf_kit.plugin_manager import plugins
-        from dehvf_kit.starter import NO_DATA, starter_recipe, write_starter
+        from dehvf_kit.recipe.plugin_manager import plugins
+        from dehvf_kit.recipe.starter import NO_DATA, starter_recipe, write_starter
 
         registry = plugins().registry
         quiet_transformers()

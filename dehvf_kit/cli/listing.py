@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
-from dehvf_kit.plugin_manager import Plugins, plugins
+from dehvf_kit.recipe.plugin_manager import Plugins, plugins
 
 
 def run(role: str | None, as_json: bool) -> None:

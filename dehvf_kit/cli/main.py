@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dehvf_kit import __version__
+from dehvf_kit._version import __version__
 from dehvf_kit.cli.data_commands import add_data_commands
 from dehvf_kit.cli.page_commands import add_page_commands
 from dehvf_kit.cli.recipe_commands import add_recipe_commands
@@ -88,7 +88,7 @@ def before(
 ) -> None:
     """What happens before every command."""
     if plugin:
-        from dehvf_kit.plugin_manager import load_plugin_file
+        from dehvf_kit.recipe.plugin_manager import load_plugin_file
 
         for file in plugin:
             load_plugin_file(file)

@@ -9,7 +9,7 @@ from dehvf_kit.cli.console import print_json
 
 def run(name: str, kind: str, output: Path, as_json: bool) -> None:
     """Write the package. Raises: DehvfError for a name or kind that will not do, or a folder that is there already."""
-    from dehvf_kit.new_plugin import new_plugin
+    from dehvf_kit.cli.plugin_writer import new_plugin
 
     files = new_plugin(name, kind, output)
     folder = files[0].parent

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from dehvf_kit.analysis.units import si
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
+from dehvf_kit.utils.units import si
 
 if TYPE_CHECKING:
-    from dehvf_kit.planning.gpus import Gpu
-    from dehvf_kit.planning.plan import Plan, Workload
+    from dehvf_kit.costs.gpus import Gpu
+    from dehvf_kit.costs.plan import Plan, Workload
 
 
 def run(words: Sequence[str], gpu: dict[str, Any], work: dict[str, Any], explain: bool, as_json: bool) -> None:
     """Plan every recipe. words: recipes and KEY=VALUE. Raises: DehvfError for a faulty recipe or an unknown GPU."""
     with waiting("Counting without weights", plain=True):
-        from dehvf_kit.planning import plan as planning
-        from dehvf_kit.planning.gpus import find_gpu
-        from dehvf_kit.recipe_list import load_all
+        from dehvf_kit.costs import plan as planning
+        from dehvf_kit.costs.gpus import find_gpu
+        from dehvf_kit.recipe.several import load_all
 
         quiet_transformers()
         card = find_gpu(**gpu)

@@ -46,10 +46,10 @@ def run(words: Sequence[str], open_pictures: bool, as_json: bool) -> int:
 def data_of(place: Path, overrides: Sequence[str]) -> Any:
     """The data config of a recipe, or of a file or folder of data. Raises: RecipeError, DataError."""
     from dehvf_kit.data.inspection import recognise
-    from dehvf_kit.plugin_manager import plugins
-    from dehvf_kit.recipe import load_recipe
-    from dehvf_kit.recipe_files import override
-    from dehvf_kit.recipe_parser import parse_data
+    from dehvf_kit.recipe.files import override
+    from dehvf_kit.recipe.parser import parse_data
+    from dehvf_kit.recipe.plugin_manager import plugins
+    from dehvf_kit.recipe.recipe import load_recipe
 
     if place.suffix in (".yaml", ".yml"):
         recipe = load_recipe(place, overrides)

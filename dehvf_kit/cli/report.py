@@ -19,7 +19,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Write the page and say what it lacks. Raises: AdapterError for what is no run, DataError for broken files in it."""
-    from dehvf_kit.report.write import write_report
+    from dehvf_kit.analysis.report.write import write_report
 
     quiet_transformers()
     with reporting() as report:

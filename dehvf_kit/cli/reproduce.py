@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from dehvf_kit.analysis.units import si
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
+from dehvf_kit.utils.units import si
 
 TABLES = ("table1", "table2", "table3", "table4")
 FIGURES = ("figure2", "figure3", "figure4")
@@ -43,7 +43,7 @@ def run(name: str, runs: Path, adapter: Path | None, limit: int | None, picture:
 
 
 def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, picture: Path | None) -> tuple[Any, Any]:
-    from dehvf_kit.reproduction import figures, tables
+    from dehvf_kit_baselines.reproduction import figures, tables
 
     data = tables.published().get(name, {})
     if name in TABLES:

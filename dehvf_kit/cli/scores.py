@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from dehvf_kit import atomic
 from dehvf_kit.cli.console import grid, stdout
+from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.errors import DataError
-from dehvf_kit.scores import Score, Scores
+from dehvf_kit.utils import atomic
 
 
 def show(scores: Scores) -> None:

@@ -11,8 +11,8 @@ from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waitin
 def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Print a recipe whole. Raises: RecipeError listing every fault."""
     with waiting(f"Reading {path}", plain=True):
-        from dehvf_kit.recipe import load_recipe
-        from dehvf_kit.yaml_files import to_yaml
+        from dehvf_kit.recipe.recipe import load_recipe
+        from dehvf_kit.utils.yaml_files import to_yaml
 
         quiet_transformers()
         resolved = load_recipe(path, overrides).resolved()

@@ -12,7 +12,7 @@ from dehvf_kit.errors import DehvfError
 
 def main(file: Path) -> int:
     """Run the job; a fault the user can mend is its message alone."""
-    from dehvf_kit.comparison.single_run import run_job
+    from dehvf_kit.evaluation.compare.single_run import run_job
 
     quiet_transformers()
     try:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from dehvf_kit.cli.console import print_json, quiet_transformers
 from dehvf_kit.errors import DehvfError, did_you_mean
-from dehvf_kit.shipped import HOME
+from dehvf_kit.utils.shipped import HOME
 
 if TYPE_CHECKING:
-    from dehvf_kit.testing.matrix import FamilyResult
-    from dehvf_kit.testing.vision_matrix import EncoderResult
+    from tools.support.matrix import FamilyResult
+    from tools.support.vision_matrix import EncoderResult
 
 DOCS = HOME / "docs"
 PAGES = ("support.md", "support_vision.md")
@@ -30,9 +30,9 @@ def run(types: Sequence[str], run_now: bool, processes: int, as_json: bool) -> N
         _print_pages()
         return
     quiet_transformers()
-    from dehvf_kit.testing.matrix import run_matrix
     from dehvf_kit.testing.tiny_models import decoder_types
-    from dehvf_kit.testing.vision_matrix import image_encoder_types, run_vision_matrix
+    from tools.support.matrix import run_matrix
+    from tools.support.vision_matrix import image_encoder_types, run_vision_matrix
 
     decoders, encoders = decoder_types(), image_encoder_types()
     for name in types:
@@ -53,8 +53,8 @@ def run(types: Sequence[str], run_now: bool, processes: int, as_json: bool) -> N
             {kind: [{**asdict(one), "status": one.status} for one in results] for kind, results in facts.items()}
         )
         return
-    from dehvf_kit.testing.support_page import support_page
-    from dehvf_kit.testing.vision_page import vision_page
+    from tools.support.support_page import support_page
+    from tools.support.vision_page import vision_page
 
     print("\n".join(page(results) for page, results in ((support_page, found), (vision_page, seen)) if results))
 

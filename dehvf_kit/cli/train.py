@@ -12,8 +12,8 @@ from dehvf_kit.cli.progress import reporting
 
 def run(path: Path, overrides: Sequence[str], output: Path | None, resume: bool, as_json: bool) -> None:
     """Train and save. Raises: RecipeError, DataError or DehvfError, each saying what to change."""
-    from dehvf_kit.data.sieve import SKIPPED, summary
-    from dehvf_kit.recipe import load_recipe
+    from dehvf_kit.data.sample_filter import SKIPPED, summary
+    from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit.training.distributed import join_processes, leave_processes
     from dehvf_kit.training.run import train
 

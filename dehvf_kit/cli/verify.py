@@ -13,7 +13,7 @@ from dehvf_kit.cli.progress import reporting
 from dehvf_kit.errors import DataError
 
 if TYPE_CHECKING:
-    from dehvf_kit.scoring.parity import Parity
+    from dehvf_kit.evaluation.parity import Parity
 
 SHOWN = 10
 
@@ -25,10 +25,10 @@ def run(
 
     Raises: AdapterError for what is no adapter, DataError where it has no data set.
     """
-    from dehvf_kit.checkpoint import load
+    from dehvf_kit.adapter.checkpoint import load
+    from dehvf_kit.adapter.measured import keep
     from dehvf_kit.data.samples import samples_of
-    from dehvf_kit.measured import keep
-    from dehvf_kit.scoring.parity import batch_parity
+    from dehvf_kit.evaluation.parity import batch_parity
 
     quiet_transformers()
     model = load(adapter, overrides=overrides)

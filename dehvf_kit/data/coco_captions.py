@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.json_files import read_json
 from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
+from dehvf_kit.utils.json_files import read_json
 
 if TYPE_CHECKING:
-    from dehvf_kit.scores import Scores
+    from dehvf_kit.data.metrics.scores import Scores
 
 SOURCE = "Karpathy and Fei-Fei 2015, arXiv:1412.2306"
 COUNTS = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
@@ -91,7 +91,7 @@ class CocoCaptionsDataConfig(DataConfig):
 
     def score(self, predictions: Sequence[Any]) -> Scores:
         """BLEU, METEOR, ROUGE-L and CIDEr of the captions given."""
-        from dehvf_kit.scoring.captions import score
+        from dehvf_kit.data.metrics.captions import score
 
         references = self.references()
         given = {one.id: one.prediction for one in predictions}

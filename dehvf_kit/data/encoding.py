@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dehvf_kit.data.pictures import read_picture
+from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.tokens import encode_pairs
 from dehvf_kit.errors import DataError, PictureError
-from dehvf_kit.processing import DehvfProcessor
 
 if TYPE_CHECKING:
-    from dehvf_kit.data.features import FeatureStore
+    from dehvf_kit.model.features import FeatureStore
 
 IGNORED = -100
 

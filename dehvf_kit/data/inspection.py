@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.data.issues import Issue, grouped
+from dehvf_kit.data.sample_filter import picture_issues
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
-from dehvf_kit.data.sieve import picture_issues
 from dehvf_kit.errors import DataError, PluginError
-from dehvf_kit.plugin_code import plugin_code
 
 Progress = Callable[[str, int, int], None]
 UNREADABLE = "cannot be read"

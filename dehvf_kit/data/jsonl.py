@@ -12,7 +12,7 @@ from pydantic import Field
 from dehvf_kit.data.issues import Issue
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
-from dehvf_kit.strict_json import NotJson, parse_json
+from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 FIELDS = ("id", "image", "question", "answer", "kind")
 MAX_LINE = 2**24

@@ -9,13 +9,13 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from dehvf_kit.config import Settings
+from dehvf_kit.api.config import Settings
+from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.data.issues import Issue
 from dehvf_kit.errors import DataError, shown
-from dehvf_kit.plugin_code import plugin_code
 
 if TYPE_CHECKING:
-    from dehvf_kit.scores import Scores
+    from dehvf_kit.data.metrics.scores import Scores
 
 Split = Literal["train", "test"]
 
@@ -137,15 +137,15 @@ class DataConfig(Settings):
         return None
 
     def prompt_facts(self) -> dict[str, Any]:
-        """What decides the text a model sees, short and readable: it travels with an adapter (`dehvf_kit/fingerprint.py`)."""
+        """What decides the text a model sees, short and readable: see `adapter/fingerprint.py`."""
         return {"question": self.prompt.question, "answer": self.prompt.answer, "chat": self.prompt.chat}
 
     def score(self, predictions: Sequence[Any]) -> Scores:
         """How good the answers to `samples("test")` are, or to some of them.
 
-        predictions: `dehvf_kit.scoring.predictions.Prediction`s. By default the share of answers equal to the reference.
+        predictions: `dehvf_kit.data.metrics.exact_match.Prediction`s. By default the share of answers equal to the reference.
         """
-        from dehvf_kit.scoring.predictions import exact_match
+        from dehvf_kit.data.metrics.exact_match import exact_match
 
         return exact_match(predictions)
 

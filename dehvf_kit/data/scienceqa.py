@@ -15,7 +15,6 @@ from pydantic import Field, field_validator
 
 from dehvf_kit.data.hub_tables import TablePicture, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.json_files import read_json
 from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.data.scienceqa_prompt import (
@@ -28,9 +27,10 @@ from dehvf_kit.data.scienceqa_prompt import (
     reply_start,
 )
 from dehvf_kit.errors import DataError, listing, shown
+from dehvf_kit.utils.json_files import read_json
 
 if TYPE_CHECKING:
-    from dehvf_kit.scores import Scores
+    from dehvf_kit.data.metrics.scores import Scores
 
 SOURCE = "Lu et al. 2022, arXiv:2209.09513"
 COUNTS = {"train": 12_726, "val": 4_241, "test": 4_241}
@@ -95,7 +95,7 @@ class ScienceQaDataConfig(DataConfig):
 
     def score(self, predictions: Sequence[Any]) -> Scores:
         """The nine columns; an answer that names no choice is wrong, and counted as such in a note."""
-        from dehvf_kit.scoring.scienceqa import score
+        from dehvf_kit.data.metrics.scienceqa import score
 
         problems = {problem.id: problem for problem in self.problems(self.test_split)[0]}
         asked = [problems[one.id] for one in predictions]

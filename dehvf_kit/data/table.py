@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.config import Settings
+from dehvf_kit.api.config import Settings
 from dehvf_kit.data.hub_tables import TablePicture, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import json_lines, named

@@ -2,7 +2,7 @@
 
 `check_decoder("llama")` or `check_decoder(make_my_decoder)` is a whole test, `check_vision(make_my_encoder)` another;
 `tiny_decoder("gpt2")` and `tiny_vision("dinov2")` build models with random weights and no download.
-`python -m dehvf_kit.testing.matrix` writes docs/support.md, `python -m dehvf_kit.testing.vision_matrix`
+`python -m tools.support.matrix` writes docs/support.md, `python -m tools.support.vision_matrix`
 docs/support_vision.md.
 """
 

@@ -9,8 +9,8 @@ import tempfile
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.ffn_sites import ffn_sites
-from dehvf_kit.backbones.memory_hooks import attach_memory
+from dehvf_kit.backbones.ffn.memory_hooks import attach_memory
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.testing.reference import reference_memory
 from dehvf_kit.testing.subject import (
     OUTPUT_SCALE,

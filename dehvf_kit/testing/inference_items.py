@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.ffn_sites import FfnSite
+from dehvf_kit.backbones.ffn.sites import FfnSite
 from dehvf_kit.testing.reference import reference_memory
 from dehvf_kit.testing.subject import (
     BATCH,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.ffn_sites import FfnSite
+from dehvf_kit.backbones.ffn.sites import FfnSite
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.memory_hooks import attach_memory
+from dehvf_kit.backbones.ffn.memory_hooks import attach_memory
 from dehvf_kit.testing.subject import (
     OUTPUT_SCALE,
     Broken,

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.vision import VisionTower
-from dehvf_kit.backbones.vision_inputs import model_arguments, pair, settings_for_a_pass
-from dehvf_kit.backbones.vision_layout import first_tensor, token_rows
+from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.backbones.vision.inputs import model_arguments, pair, settings_for_a_pass
+from dehvf_kit.backbones.vision.layout import first_tensor, token_rows
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError, did_you_mean, listing
 from dehvf_kit.testing.report import ItemResult

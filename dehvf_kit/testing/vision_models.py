@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from dehvf_kit.backbones.vision import vision_class
+from dehvf_kit.backbones.vision.config import vision_class
 from dehvf_kit.errors import VisionError, did_you_mean
 from dehvf_kit.testing.tiny_models import HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, NUM_LAYERS, shrink_config
 

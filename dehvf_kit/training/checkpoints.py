@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dehvf_kit import atomic
 from dehvf_kit.errors import TrainingError, listing
+from dehvf_kit.utils import atomic
 
 SEAL = "seal.json"
 KEPT = 2

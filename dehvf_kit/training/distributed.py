@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed, nn
 
-from dehvf_kit.backbones.ffn_sites import ffn_sites
-from dehvf_kit.checkpoint import base_identities
+from dehvf_kit.adapter.checkpoint import base_identities
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
-    from dehvf_kit.model import DehvfModel
+    from dehvf_kit.model.model import DehvfModel
 
 WANTS_FSDP, LOADS_ONCE = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
 

@@ -14,15 +14,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import set_seed
 
-from dehvf_kit.builder import build
-from dehvf_kit.checkpoint import check_bases, read_config, read_weights, restore
-from dehvf_kit.data.features import FeatureStore
+from dehvf_kit.adapter.checkpoint import check_bases, read_config, read_weights, restore
+from dehvf_kit.data.sample_filter import SKIPPED, Skipped, write_skipped
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.data.sieve import SKIPPED, Skipped, write_skipped
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, Stopped
-from dehvf_kit.model import DehvfModel
-from dehvf_kit.recipe import Recipe
+from dehvf_kit.model.builder import build
+from dehvf_kit.model.features import FeatureStore
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, spread
 from dehvf_kit.training.failures import told

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from dehvf_kit import atomic
 from dehvf_kit.errors import DehvfError, TrainingError
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.training.run_record import RECORD
+from dehvf_kit.utils import atomic
 
 try:
     import fcntl

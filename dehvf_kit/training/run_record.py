@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import transformers
 
-from dehvf_kit import __version__, atomic
+from dehvf_kit._version import __version__
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import TrainingError, shown
-from dehvf_kit.recipe import Recipe
-from dehvf_kit.recipe_files import flat
+from dehvf_kit.recipe.files import flat
+from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit.utils import atomic
 
 RECORD = "run.json"
 FORMAT = 1

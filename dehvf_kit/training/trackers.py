@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.training.config import Tracker
+from dehvf_kit.recipe.sections import Tracker
 
 INSTALL = {"tensorboard": "pip install 'dehvf-kit[train]'", "wandb": "pip install wandb"}
 

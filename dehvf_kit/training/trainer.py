@@ -15,9 +15,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dehvf_kit.data.encoding import Collator
 from dehvf_kit.errors import DataError
-from dehvf_kit.model import DehvfModel
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.answers import has_answer, no_answer
-from dehvf_kit.training.config import TrainingConfig
 from dehvf_kit.training.finite_steps import FiniteSteps
 from dehvf_kit.training.trackers import trackers
 from dehvf_kit.training.whole_checkpoints import WholeCheckpoints

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.data.feature_files import cached_features
-from dehvf_kit.data.features import FeatureStore
+from dehvf_kit.data.sample_filter import Sieve, Skipped
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.data.sieve import Sieve, Skipped
 from dehvf_kit.data.stream import SampleStream
-from dehvf_kit.data.stream_encoding import check_streamable, streamed
 from dehvf_kit.errors import DataError, DehvfError
-from dehvf_kit.model import DehvfModel
-from dehvf_kit.recipe import Recipe
+from dehvf_kit.model.feature_files import cached_features
+from dehvf_kit.model.features import FeatureStore
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.answers import leave_out_unanswered
 from dehvf_kit.training.distributed import Processes
+from dehvf_kit.training.stream_encoding import check_streamable, streamed
 
 Progress = Callable[[str, int, int, str], None]
 

@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 
-from dehvf_kit import atomic
-from dehvf_kit.checkpoint import read_weights, restore
+from dehvf_kit.adapter.checkpoint import read_weights, restore
 from dehvf_kit.errors import AdapterError, TrainingError
 from dehvf_kit.training.checkpoints import checkpoints, retire, seal
+from dehvf_kit.utils import atomic
 
 
 class WholeCheckpoints(Trainer):

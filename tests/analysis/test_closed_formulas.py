@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from dehvf_kit_baselines.reproduction import closed_formulas
 
-from dehvf_kit.analysis import closed_formulas
-from dehvf_kit.planning.accounting import counted_flops
-from dehvf_kit.planning.symbolic import symbolic_model
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.costs.accounting import counted_flops
+from dehvf_kit.costs.symbolic import symbolic_model
+from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "llama7b_clip.yaml"
 H, D, WIDTH, VOCABULARY = 4096, 32, 11008, 32000

@@ -25,10 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import dehvf_kit
-from dehvf_kit.analysis.flops import component_costs, decoder_flops, flop_report, vision_flops
-from dehvf_kit.backbones.vision import VisionTower
-from dehvf_kit.builder import build_on_meta
-from dehvf_kit.model import DehvfModel
+from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.costs.flops import component_costs, decoder_flops, flop_report, vision_flops
+from dehvf_kit.model.builder import build_on_meta
+from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.testing import vision_models
 from dehvf_kit.testing.tiny_models import tiny_decoder as tiny_decoder_of
 

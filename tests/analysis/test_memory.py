@@ -6,11 +6,11 @@ import torch
 from helpers import LAYERS, PATCHES, pixels, raw_recipe, tiny_model, tokens
 
 import dehvf_kit
-from dehvf_kit.analysis.memory import MemoryReport, known_dtype, memory_report
-from dehvf_kit.analysis.units import ratio, si
-from dehvf_kit.builder import build_on_meta
-from dehvf_kit.model import DehvfModel
+from dehvf_kit.costs.memory import MemoryReport, known_dtype, memory_report
+from dehvf_kit.model.builder import build_on_meta
+from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.ops.ffn_memory import build_keys_values
+from dehvf_kit.utils.units import ratio, si
 
 
 def report_of(model: DehvfModel, decoder_dtype: str = "float32") -> MemoryReport:

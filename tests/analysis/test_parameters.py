@@ -9,10 +9,10 @@ import pytest
 from helpers import count, raw_recipe
 
 import dehvf_kit
-from dehvf_kit.analysis.parameters import agrees, parameter_table
-from dehvf_kit.builder import build_nodes
+from dehvf_kit.costs.parameters import agrees, parameter_table
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe_parser import Published
+from dehvf_kit.model.builder import build_nodes
+from dehvf_kit.recipe.parser import Published
 
 GRAPHS: dict[str, dict[str, Any]] = {
     "dehvf": {},

@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.ffn_sites import ffn_sites
-from dehvf_kit.backbones.memory_hooks import attach_memory, hook_ffns
+from dehvf_kit.backbones.ffn.memory_hooks import attach_memory, hook_ffns
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError, ShapeError
 
 TINY = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

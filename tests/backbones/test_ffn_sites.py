@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from dehvf_kit.backbones.ffn_sites import ffn_sites
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError
 
 DECODERS = [

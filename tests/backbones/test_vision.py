@@ -12,10 +12,10 @@ from helpers import VIT, tiny_vision
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2Model
 
-from dehvf_kit.backbones import vision_overrides
-from dehvf_kit.backbones.vision import HfVisionConfig, ImageConfig, VisionTower, vision_class
-from dehvf_kit.backbones.vision_inputs import packed_patches
-from dehvf_kit.backbones.vision_overrides import described_types, register_vision_override
+from dehvf_kit.backbones.vision import overrides as vision_overrides
+from dehvf_kit.backbones.vision.config import HfVisionConfig, ImageConfig, VisionTower, vision_class
+from dehvf_kit.backbones.vision.inputs import packed_patches
+from dehvf_kit.backbones.vision.overrides import described_types, register_vision_override
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError
 from dehvf_kit.testing import shrink_config, vision_models

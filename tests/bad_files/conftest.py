@@ -10,7 +10,7 @@ from helpers import randomise
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 import dehvf_kit
-from dehvf_kit.builder import build
+from dehvf_kit.model.builder import build
 
 
 @pytest.fixture(scope="session")

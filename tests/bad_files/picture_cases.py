@@ -11,7 +11,7 @@ import numpy as np
 from bad_files.ground import HANDLED, REFUSED, Case, Ground, Words, collector
 from PIL import Image
 
-from dehvf_kit.data.pictures import read_picture
+from dehvf_kit.data.images import read_picture
 
 PICTURES: list[Case] = []
 case = collector("Pictures", PICTURES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from dehvf_kit.chat.answering import Turn, Upload
+from dehvf_kit_chat.answering import Turn, Upload
 
 
 class Speaker:

@@ -10,14 +10,14 @@ import torch
 from bad_files.ground import HANDLED, Case, Ground
 from bad_files.picture_cases import PICTURES
 from chat.conftest import NEW_TOKENS, save
+from dehvf_kit_chat.answering import MAX_CHARACTERS, Answerer, Turn, Upload, load_answerer
+from dehvf_kit_chat.depth_panel import depth_panel
 from helpers import LAYERS, VISION_LAYERS
 
 from dehvf_kit.analysis.fuser_weights import Pictures, read_layers
-from dehvf_kit.chat.answering import MAX_CHARACTERS, Answerer, Turn, Upload, load_answerer
-from dehvf_kit.chat.depth_panel import depth_panel
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import AdapterError, DataError, PictureError
-from dehvf_kit.scoring.answers import answer
+from dehvf_kit.evaluation.answers import answer
 
 QUESTION = "what colour is it ?"
 

@@ -23,8 +23,8 @@ pytest.importorskip("gradio", reason="needs the extra `chat`")
 # ruff: noqa: E402
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `test`, which brings playwright")
 
-from dehvf_kit.chat.page import chat_page
-from dehvf_kit.chat.server import address, listen, serve
+from dehvf_kit_chat.page import chat_page
+from dehvf_kit_chat.server import address, listen, serve
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)

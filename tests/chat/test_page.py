@@ -13,10 +13,10 @@ pytest.importorskip("gradio", reason="needs the extra `chat`")
 
 from chat.speaker import Speaker
 from cli.commands import Command
+from dehvf_kit_chat.answering import Upload
+from dehvf_kit_chat.page import chat_page, look, replies
+from dehvf_kit_chat.server import HOST, address, listen
 
-from dehvf_kit.chat.answering import Upload
-from dehvf_kit.chat.page import chat_page, look, replies
-from dehvf_kit.chat.server import HOST, address, listen
 from dehvf_kit.errors import DataError, DehvfError
 
 

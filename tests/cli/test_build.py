@@ -10,8 +10,8 @@ import torch
 from cli.commands import Command
 from safetensors.torch import load_file, save_file
 
-from dehvf_kit.builder import build_nodes
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.model.builder import build_nodes
+from dehvf_kit.recipe.recipe import load_recipe
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -11,8 +11,8 @@ from cli.commands import Command
 from helpers import raw_recipe
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.plugin_manager import plugins
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.recipe.plugin_manager import plugins
+from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -11,7 +11,7 @@ from cli.commands import Command
 from helpers import tiny_decoder, tiny_vision
 from PIL import Image
 
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.recipe.recipe import load_recipe
 
 
 @pytest.fixture

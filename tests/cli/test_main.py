@@ -107,7 +107,7 @@ def test_a_one_file_plugin_is_loaded_before_the_command(command: Command, tmp_pa
     plugin.write_text(
         "from typing import Literal\n"
         "from dehvf_kit.components.fuser.mean import MeanFuserConfig\n"
-        "from dehvf_kit.hookspecs import hookimpl\n"
+        "from dehvf_kit.api.hookspecs import hookimpl\n"
         "class MyFuserConfig(MeanFuserConfig):\n"
         "    'A fuser of my own.'\n"
         "    type: Literal['mine'] = 'mine'\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 
+from dehvf_kit.cli.plugin_writer import KINDS
 from dehvf_kit.cli.starting_commands import KINDS as OFFERED
-from dehvf_kit.new_plugin import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from dehvf_kit.cli.main import app
-from dehvf_kit.comparison import processes
-from dehvf_kit.comparison.processes import locked
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.evaluation.compare import processes
+from dehvf_kit.evaluation.compare.processes import locked
 
 FAULTY, KILLED, SILENT = 0.111, 0.222, 0.333
 

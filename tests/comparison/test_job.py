@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dehvf_kit.comparison.job import (
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.evaluation.compare.job import (
     HoldOut,
     Job,
     finished_result,
@@ -17,7 +18,6 @@ from dehvf_kit.comparison.job import (
     write_json,
     write_with,
 )
-from dehvf_kit.errors import DehvfError
 
 JOB = Job(
     "mine", "seed0", {"name": "mine", "training": {"seed": 0, "betas": [0.9, 0.95]}}, HoldOut(0.1, 500), 2, ("p.py",)

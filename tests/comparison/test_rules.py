@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dehvf_kit.comparison.job import HoldOut
-from dehvf_kit.comparison.rules import Search, Tuning, hold_out, require_one_ground
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.evaluation.compare.job import HoldOut
+from dehvf_kit.evaluation.compare.rules import Search, Tuning, hold_out, require_one_ground
+from dehvf_kit.recipe.recipe import load_recipe
 
 
 def samples(pictures: int, each: int) -> list[Sample]:

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 import dehvf_kit
 from dehvf_kit.cli.main import app
-from dehvf_kit.comparison.job import HoldOut, Job, write_job
-from dehvf_kit.comparison.measure import PeakMemory, StepClock, count_flops
-from dehvf_kit.comparison.single_run import run_job
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.evaluation.compare.job import HoldOut, Job, write_job
+from dehvf_kit.evaluation.compare.measure import PeakMemory, StepClock, count_flops
+from dehvf_kit.evaluation.compare.single_run import run_job
+from dehvf_kit.model.features import FeatureStore
+from dehvf_kit.recipe.recipe import load_recipe
 from dehvf_kit.training.run import silent
 
 
@@ -98,7 +98,7 @@ def test_the_command_trains_in_a_process_of_its_own(recipes: list[Path], tmp_pat
 
 def test_counted_flops_are_the_reports(recipes: list[Path]) -> None:
     """Encoder and forward as the formulas of `analysis.flops` have them; backward adds at least its frozen half."""
-    from dehvf_kit.analysis.flops import decoder_flops, flop_report, vision_flops
+    from dehvf_kit.costs.flops import decoder_flops, flop_report, vision_flops
 
     recipe = load_recipe(recipes[0], ["graph.injector.form=factored"])
     model = dehvf_kit.build(recipe)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dehvf_kit.comparison.statistics import NORMAL_975, T_975, Mean, mean_interval
+from dehvf_kit.evaluation.compare.statistics import NORMAL_975, T_975, Mean, mean_interval
 
 
 def test_three_seeds() -> None:

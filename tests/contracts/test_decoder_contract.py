@@ -1,4 +1,4 @@
-"""The contract on a representative dozen decoder types; the whole matrix is `python -m dehvf_kit.testing.matrix`."""
+"""The contract on a representative dozen decoder types; the whole matrix is `python -m tools.support.matrix`."""
 
 from __future__ import annotations
 

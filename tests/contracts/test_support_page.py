@@ -8,8 +8,8 @@ import pytest
 import transformers
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.testing.matrix import main, run_matrix
-from dehvf_kit.testing.support_page import is_stale, support_page
+from tools.support.matrix import main, run_matrix
+from tools.support.support_page import is_stale, support_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 
@@ -18,7 +18,7 @@ def test_the_page_is_not_stale():
     page = PAGE.read_text(encoding="utf-8")
     if f"transformers {transformers.__version__}," not in page:
         pytest.skip(f"the page was written for another transformers than {transformers.__version__}")
-    assert not is_stale(page), "run python -m dehvf_kit.testing.matrix and commit docs/support.md"
+    assert not is_stale(page), "run python -m tools.support.matrix and commit docs/support.md"
 
 
 def test_a_run_in_processes_keeps_the_order_and_says_why_a_type_is_not_in_the_table():
@@ -31,7 +31,7 @@ def test_a_run_in_processes_keeps_the_order_and_says_why_a_type_is_not_in_the_ta
 
 
 def test_the_command_writes_the_page_and_refuses_unknown_types(tmp_path, monkeypatch):
-    monkeypatch.setattr("dehvf_kit.testing.matrix.run_matrix", lambda types, processes, on_result: [])
+    monkeypatch.setattr("tools.support.matrix.run_matrix", lambda types, processes, on_result: [])
     assert main(["llama", "--output", str(tmp_path / "page.md")]) == 0
     assert "0 of 0 keep the whole contract" in (tmp_path / "page.md").read_text(encoding="utf-8")
     with pytest.raises(DehvfError, match="no decoder type is named 'lama'; did you mean 'llama'"):

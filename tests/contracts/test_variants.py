@@ -7,9 +7,9 @@ import torch
 import transformers
 from torch import nn
 
-from dehvf_kit.backbones.ffn_overrides import register_ffn_override
-from dehvf_kit.backbones.ffn_sites import ffn_sites
-from dehvf_kit.backbones.memory_hooks import attach_memory, hook_ffns
+from dehvf_kit.backbones.ffn.memory_hooks import attach_memory, hook_ffns
+from dehvf_kit.backbones.ffn.overrides import register_ffn_override
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError, ShapeError
 from dehvf_kit.testing import check_decoder, shrink_config, tiny_config, tiny_decoder
 

@@ -1,4 +1,4 @@
-"""The contract on a representative dozen encoders; all of them: `python -m dehvf_kit.testing.vision_matrix`."""
+"""The contract on a representative dozen encoders; all of them: `python -m tools.support.vision_matrix`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from dehvf_kit.errors import DehvfError, VisionError
 from dehvf_kit.testing.subject import Broken
 from dehvf_kit.testing.vision_contract import VISION_CONTRACT, check_vision, run_vision_contract
-from dehvf_kit.testing.vision_matrix import encoder_result, main
 from dehvf_kit.testing.vision_models import tiny_vision
-from dehvf_kit.testing.vision_page import is_stale, vision_page
+from tools.support.vision_matrix import encoder_result, main
+from tools.support.vision_page import is_stale, vision_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "support_vision.md"
 # What each stands for: class token, none, registers, rotary, patches dropped, tokens first, class token last, tokens
@@ -118,7 +118,7 @@ def test_the_page_is_not_stale() -> None:
     page = PAGE.read_text(encoding="utf-8")
     if f"transformers {transformers.__version__}," not in page:
         pytest.skip(f"the page was written for another transformers than {transformers.__version__}")
-    assert not is_stale(page), "run python -m dehvf_kit.testing.vision_matrix and commit docs/support_vision.*"
+    assert not is_stale(page), "run python -m tools.support.vision_matrix and commit docs/support_vision.*"
     results = json.loads(PAGE.with_suffix(".json").read_text(encoding="utf-8"))
     ran = [result for result in results if result["items"]]
     assert f"**{sum(result['status'] == 'pass' for result in ran)} of {len(ran)} keep the whole contract**" in page
@@ -126,7 +126,7 @@ def test_the_page_is_not_stale() -> None:
 
 def test_the_command_writes_the_page_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dehvf_kit.testing.vision_matrix.image_encoder_types",
+        "tools.support.vision_matrix.image_encoder_types",
         lambda: ["clip_vision_model", "vilt", "llama4_vision_model"],
     )
     page = tmp_path / "vision.md"

@@ -13,12 +13,12 @@ import torch
 from helpers import tiny_model
 from PIL import Image
 
-from dehvf_kit.backbones.vision import ImageConfig
-from dehvf_kit.data.feature_files import TEMPORARY, FeatureFiles
+from dehvf_kit.backbones.vision.config import ImageConfig
+from dehvf_kit.data.processing import DehvfProcessor, picture_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.model import DehvfModel
-from dehvf_kit.processing import DehvfProcessor, picture_processor
+from dehvf_kit.model.feature_files import TEMPORARY, FeatureFiles
+from dehvf_kit.model.model import DehvfModel
 
 
 @pytest.fixture

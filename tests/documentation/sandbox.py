@@ -19,7 +19,7 @@ from data.small_sets import picture, scienceqa
 from documentation.blocks import ROOT, SHELLS, Block
 
 from dehvf_kit.cli.main import app
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.recipe.recipe import load_recipe
 
 # Words of a command -> what is added, so that what takes hours takes seconds, and what asks is answered. The command itself
 # stays as it stands.

@@ -12,7 +12,8 @@ from documentation.blocks import ROOT, SHELLS, Block, blocks, pages
 from documentation.sandbox import Sandbox
 from typer.main import get_command
 
-from dehvf_kit.backbones import ffn_overrides, vision_overrides
+from dehvf_kit.backbones.ffn import overrides as ffn_overrides
+from dehvf_kit.backbones.vision import overrides as vision_overrides
 from dehvf_kit.cli.main import app
 
 ALL = [block for page in pages() for block in blocks(page)]

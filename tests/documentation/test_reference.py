@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dehvf_kit import schema
-from dehvf_kit.reference import __main__ as reference
-from dehvf_kit.reference.messages import messages, normal
-from dehvf_kit.reference.troubleshooting import missing, stale, told
+from dehvf_kit.recipe import schema
+from tools.reference import __main__ as reference
+from tools.reference.messages import messages, normal
+from tools.reference.troubleshooting import missing, stale, told
 
 PAGES = reference.DOCS / "troubleshooting"
 
@@ -21,7 +21,7 @@ def test_generated_pages_are_fresh() -> None:
 def test_a_stale_page_is_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "reproduction.md").write_text((reference.DOCS / "reproduction.md").read_text())
     assert reference.main(["--check", "--docs", str(tmp_path)]) == 1
-    assert "run python -m dehvf_kit.reference" in capsys.readouterr().err
+    assert "run python -m tools.reference" in capsys.readouterr().err
     assert reference.main(["--docs", str(tmp_path)]) == 0
     assert reference.main(["--check", "--docs", str(tmp_path)]) == 0
     (tmp_path / "recipe_reference.md").write_text("old")

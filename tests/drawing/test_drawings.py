@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 
-from dehvf_kit.drawing.mermaid import mermaid
-from dehvf_kit.drawing.svg import svg
-from dehvf_kit.drawing.wiring import Drawing, draw_recipe
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.analysis.drawing.mermaid import mermaid
+from dehvf_kit.analysis.drawing.svg import svg
+from dehvf_kit.analysis.drawing.wiring import Drawing, draw_recipe
+from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ["llama7b_clip.yaml", "two_encoders.yaml", "ablations/no_visual_prompts.yaml", "ablations/learned_tokens.yaml"]

@@ -28,8 +28,7 @@ from training.conftest import WORDS, tokenizer  # noqa: F401 - a fixture
 
 import dehvf_kit
 from dehvf_kit.backbones.decoder import HfDecoderConfig
-from dehvf_kit.backbones.vision import HfVisionConfig
-from dehvf_kit.builder import build
+from dehvf_kit.backbones.vision.config import HfVisionConfig
 from dehvf_kit.cli.check import run as check
 from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
 from dehvf_kit.data.inspection import inspect_data
@@ -39,7 +38,8 @@ from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.data.scienceqa import ScienceQaDataConfig
 from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DehvfError, RecipeError
-from dehvf_kit.recipe_files import read_with_parents
+from dehvf_kit.model.builder import build
+from dehvf_kit.recipe.files import read_with_parents
 
 EXAMPLES = int(os.environ.get("DEHVF_KIT_FUZZ", "2000"))
 LIMIT_S = 2.0

@@ -14,7 +14,7 @@ from integrations.benchmarks import recipe, towers
 
 import dehvf_kit
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.scoring.answers import answer, prompts
+from dehvf_kit.evaluation.answers import answer, prompts
 
 
 @pytest.fixture(scope="module")

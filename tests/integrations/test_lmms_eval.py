@@ -18,7 +18,7 @@ from PIL import Image
 import dehvf_kit
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.scoring.answers import answer
+from dehvf_kit.evaluation.answers import answer
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def lmms(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "dehvf_kit.integrations.lmms_model", raising=False)
+    monkeypatch.delitem(sys.modules, "dehvf_kit.evaluation.lmms_model", raising=False)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def request(document: int, **keywords: Any) -> SimpleNamespace:
 
 @pytest.mark.usefixtures("lmms")
 def test_requests_are_answered_in_order(adapter: Path) -> None:
-    from dehvf_kit.integrations.lmms_eval import manifests
+    from dehvf_kit.evaluation.lmms_eval import manifests
 
     (manifest,) = manifests()
     module, _, name = manifest.simple_class_path.rpartition(".")
@@ -106,6 +106,6 @@ def test_requests_are_answered_in_order(adapter: Path) -> None:
 
 def test_the_entry_point_stands_in_the_metadata() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert '[project.entry-points."lmms_eval.models"]\ndehvf_kit = "dehvf_kit.integrations.lmms_eval:manifests"' in text
+    assert '[project.entry-points."lmms_eval.models"]\ndehvf_kit = "dehvf_kit.evaluation.lmms_eval:manifests"' in text
     for entry in entry_points(group="lmms_eval.models", name="dehvf_kit"):
-        assert entry.value == "dehvf_kit.integrations.lmms_eval:manifests"
+        assert entry.value == "dehvf_kit.evaluation.lmms_eval:manifests"

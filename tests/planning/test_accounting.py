@@ -13,11 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 import dehvf_kit
+from dehvf_kit.costs.accounting import LiveBytes, SavedBytes, fused_attention
+from dehvf_kit.costs.symbolic import count_decoding, count_training, training_flops, with_checkpointing
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.model import DehvfModel
-from dehvf_kit.planning.accounting import LiveBytes, SavedBytes, fused_attention
-from dehvf_kit.planning.symbolic import count_decoding, count_training, training_flops, with_checkpointing
-from dehvf_kit.recipe import Recipe
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.recipe import Recipe
 
 BATCH, LENGTH, ANSWER = 3, 7, 2
 GRAPHS: dict[str, dict[str, Any]] = {
@@ -215,7 +215,7 @@ def test_an_answer_has_room(answer: int) -> None:
 
 
 def test_words_are_counted_where_there_is_no_tokenizer() -> None:
-    from dehvf_kit.planning.symbolic import WordCounter
+    from dehvf_kit.costs.symbolic import WordCounter
 
     counted = [
         len(WordCounter()(text, add_special_tokens=False)["input_ids"]) for text in ("", "Image: ", "Image: N/A")

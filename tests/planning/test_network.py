@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from helpers import tiny_recipe
 
+from dehvf_kit.costs.gpus import find_gpu
+from dehvf_kit.costs.network import sharded_bytes, traffic
+from dehvf_kit.costs.plan import Workload, count_work, make_plan
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.planning.gpus import find_gpu
-from dehvf_kit.planning.network import sharded_bytes, traffic
-from dehvf_kit.planning.plan import Workload, count_work, make_plan
-from dehvf_kit.planning.scale_page import feature_line, rows
+from tools.scale_page import feature_line, rows
 
 ROOT = Path(__file__).parents[2]
 GPU = find_gpu("a100-80gb")
@@ -55,4 +55,4 @@ def test_the_page_shows_what_is_planned_now() -> None:
     """The 7B rows; the others are written by the same code."""
     page = (ROOT / "docs/scale.md").read_text()
     for row in [*rows(ROOT / "recipes", "llama7b_clip"), feature_line(ROOT / "recipes")]:
-        assert row in page, f"run python -m dehvf_kit.planning.scale_page; the page has no line {row}"
+        assert row in page, f"run python -m tools.scale_page; the page has no line {row}"

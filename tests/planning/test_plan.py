@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 from cli.commands import Command
+from dehvf_kit_baselines.cost_formulas import Sizes, mixture_adapter, rivals
 from helpers import raw_recipe
 
 import dehvf_kit
-from dehvf_kit.analysis.parameters import agrees
-from dehvf_kit.builder import build_on_meta
+from dehvf_kit.costs.gpus import GPUS, Gpu, find_gpu
+from dehvf_kit.costs.parameters import agrees
+from dehvf_kit.costs.plan import BANDWIDTH_UTILISATION, RESERVE, Workload, feature_bytes, make_plan
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.planning.gpus import GPUS, Gpu, find_gpu
-from dehvf_kit.planning.plan import BANDWIDTH_UTILISATION, RESERVE, Workload, feature_bytes, make_plan
-from dehvf_kit.planning.rivals import Sizes, mixture_adapter, rivals
+from dehvf_kit.model.builder import build_on_meta
 
 LLAMA_7B = Sizes(4096, 32, 32, 1024, 24, 256)
 LLAMA_13B = Sizes(5120, 40, 40, 1024, 24, 256)

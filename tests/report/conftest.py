@@ -9,7 +9,7 @@ from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
 from dehvf_kit.cli.main import app
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.recipe.recipe import load_recipe
 from dehvf_kit.training.run import train
 
 

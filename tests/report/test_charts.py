@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dehvf_kit.report import charts
+from dehvf_kit.analysis.report import charts
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from cli.commands import Command
 from PIL import Image
 
 from dehvf_kit.analysis.memory_maps import memory_map
+from dehvf_kit.analysis.report.write import write_report
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.report.write import write_report
 
 VOID = {"meta", "img", "br", "input", "line", "rect", "circle", "polyline", "path"}
 
@@ -81,8 +81,8 @@ def test_it_shows_layers_scores_and_answers(page: Path, run: Path) -> None:
 def test_it_says_how_to_repeat_the_run(page: Path, run: Path, tmp_path: Path) -> None:
     from base64 import b64decode
 
-    from dehvf_kit.checkpoint import read_config
-    from dehvf_kit.recipe import load_recipe
+    from dehvf_kit.adapter.checkpoint import read_config
+    from dehvf_kit.recipe.recipe import load_recipe
 
     text = page.read_text()
     assert "dehvf-kit train tiny.yaml --output runs/tiny_again" in text
@@ -145,7 +145,7 @@ def test_a_run_without_picture_or_answers_says_so(blind: Path, tmp_path: Path) -
 
 
 def test_mean_weights_are_shown_too(world: Path, tmp_path: Path) -> None:
-    from dehvf_kit.recipe import load_recipe
+    from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit.training.run import train
 
     changes = ["graph.fuser.type=mean", "graph.layer_query=null", "training.max_steps=1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
-from dehvf_kit.recipe import load_recipe
+from dehvf_kit.recipe.recipe import load_recipe
 from dehvf_kit.training.run import train
 
 

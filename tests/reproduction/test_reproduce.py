@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from cli.commands import Command
+from dehvf_kit_baselines.reproduction import closed_formulas, tables
+from dehvf_kit_baselines.reproduction.figures import figure2, read_adapter
+from dehvf_kit_baselines.reproduction.tables import ROOT, TABLES, published, table
 from PIL import Image
 
-from dehvf_kit.analysis import closed_formulas
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe import load_recipe
-from dehvf_kit.reproduction import tables
-from dehvf_kit.reproduction.figures import figure2, read_adapter
-from dehvf_kit.reproduction.tables import ROOT, TABLES, published, table
+from dehvf_kit.recipe.recipe import load_recipe
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_speed_comes_from_a_comparison(tmp_path: Path) -> None:
 
 
 def test_hours_by_the_formula(tmp_path: Path) -> None:
-    from dehvf_kit.planning.symbolic import training_flops
+    from dehvf_kit.costs.symbolic import training_flops
 
     row = next(row for row in table("table4", tmp_path) if row.method == "w/o visual prompts")
     flops = training_flops(load_recipe(ROOT / "recipes" / "ablations" / "no_visual_prompts.yaml"), 200, 8)
@@ -173,7 +172,7 @@ def test_the_command_prints_a_table(command: Command, tmp_path: Path) -> None:
 def test_figure2_as_json_with_its_picture(
     command: Command, tmp_path: Path, points: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dehvf_kit.reproduction.figures.figure2", lambda: points)
+    monkeypatch.setattr("dehvf_kit_baselines.reproduction.figures.figure2", lambda: points)
     ended = command("reproduce", "figure2", "--picture", tmp_path / "figure2.png", "--json")
     assert [point["visual_tokens"] for point in json.loads(ended.out)["points"]][-1] == 576
     assert (tmp_path / "figure2.png").stat().st_size > 10_000
@@ -204,7 +203,7 @@ def test_an_adapter_without_a_fuser_is_told(world: Path, tmp_path: Path) -> None
 
 
 def test_the_docs_say_what_is_counted(points: list) -> None:
-    from dehvf_kit.analysis.units import si
+    from dehvf_kit.utils.units import si
 
     page = (ROOT / "docs" / "flops.md").read_text()
     for point in points:

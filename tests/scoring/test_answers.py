@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dehvf_kit.scoring.answers import Prediction, accuracy, share, tidy
+from dehvf_kit.evaluation.answers import Prediction, accuracy, share, tidy
 
 
 @pytest.mark.parametrize(

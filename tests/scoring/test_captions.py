@@ -11,8 +11,8 @@ import pytest
 from cli.commands import Command
 from data.small_sets import coco
 
+from dehvf_kit.data.metrics import captions
 from dehvf_kit.errors import DataError
-from dehvf_kit.scoring import captions
 
 REFERENCES = {
     "1": [

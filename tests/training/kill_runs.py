@@ -23,11 +23,11 @@ import torch
 import torch.utils.tensorboard  # here, so that no fork has to
 
 import dehvf_kit
-from dehvf_kit.atomic import UNFINISHED
-from dehvf_kit.builder import build
-from dehvf_kit.checkpoint import WEIGHTS, read_weights
+from dehvf_kit.adapter.checkpoint import WEIGHTS, read_weights
+from dehvf_kit.model.builder import build
 from dehvf_kit.training.checkpoints import checkpoints, fault
 from dehvf_kit.training.run import train
+from dehvf_kit.utils.atomic import UNFINISHED
 
 
 def forked(work: Callable[[], Any]) -> int:

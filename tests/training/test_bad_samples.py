@@ -79,7 +79,7 @@ def test_train_and_eval_skip_count_and_list(spoilt: Path, command: Command, tmp_
 
 
 def test_an_empty_reference_does_not_make_a_skipped_answer_right() -> None:
-    from dehvf_kit.scoring.predictions import Prediction
+    from dehvf_kit.data.metrics.exact_match import Prediction
 
     assert Prediction("a", "", "what ?", "a.png", "", "").right
     assert not Prediction("a", "", "what ?", "a.png", "", "", skipped="broken picture").right
@@ -108,7 +108,7 @@ def test_a_split_of_nothing_else_is_refused(world: Path, command: Command, tmp_p
 def test_a_big_set_skips_without_stopping(world: Path, tmp_path: Path) -> None:
     """A thousand questions about ten pictures, two of which are broken: each is opened once, all their questions go."""
     from dehvf_kit.data.jsonl import JsonlDataConfig
-    from dehvf_kit.data.sieve import Sieve
+    from dehvf_kit.data.sample_filter import Sieve
 
     for number in range(10):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")

@@ -16,13 +16,13 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 import dehvf_kit
-from dehvf_kit.atomic import UNFINISHED
+from dehvf_kit.adapter.checkpoint import base_identities
 from dehvf_kit.backbones.quantization import num_weights
-from dehvf_kit.builder import build
-from dehvf_kit.checkpoint import base_identities
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.model.builder import build
 from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, spread
 from dehvf_kit.training.run import train
+from dehvf_kit.utils.atomic import UNFINISHED
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 

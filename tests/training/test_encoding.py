@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import dehvf_kit
-from dehvf_kit.builder import build
 from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples, open_picture
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.model import DehvfModel
+from dehvf_kit.model.builder import build
+from dehvf_kit.model.model import DehvfModel
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import dehvf_kit
-from dehvf_kit.builder import build
-from dehvf_kit.checkpoint import read_weights
+from dehvf_kit.adapter.checkpoint import read_weights
 from dehvf_kit.data.encoding import IGNORED, EncodedSamples
 from dehvf_kit.errors import DataError, TrainingError
-from dehvf_kit.model import DehvfModel
+from dehvf_kit.model.builder import build
+from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.training import training_set
 from dehvf_kit.training.checkpoints import checkpoints, fault
 from dehvf_kit.training.first_non_finite import first_non_finite

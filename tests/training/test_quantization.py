@@ -11,11 +11,11 @@ import torch
 from helpers import randomise, tiny_decoder
 
 import dehvf_kit
-from dehvf_kit.backbones.ffn_sites import ffn_sites
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.backbones.quantization import num_weights, weight_bytes
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.model import DehvfModel
+from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.training.run import train
 
 KINDS = ("int8", "int4")

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 
 import dehvf_kit
-from dehvf_kit import checkpoint
-from dehvf_kit.checkpoint import WEIGHTS, read_weights
+from dehvf_kit.adapter import checkpoint
+from dehvf_kit.adapter.checkpoint import WEIGHTS, read_weights
 from dehvf_kit.data import encoding
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.errors import DataError, DehvfError, Stopped, TrainingError
-from dehvf_kit.recipe import Recipe
+from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.checkpoints import checkpoints, fault
 from dehvf_kit.training.run import train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.training.config import TrainingConfig
+from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.trackers import trackers
 from dehvf_kit.training.trainer import training_arguments
 

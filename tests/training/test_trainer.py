@@ -11,10 +11,10 @@ import torch
 from helpers import tiny_model, tokens
 
 import dehvf_kit
-from dehvf_kit.builder import build
-from dehvf_kit.data.features import FeatureStore
 from dehvf_kit.errors import DataError, DehvfError
-from dehvf_kit.training.config import TrainingConfig
+from dehvf_kit.model.builder import build
+from dehvf_kit.model.features import FeatureStore
+from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.run import train
 from dehvf_kit.training.trainer import DehvfTrainer, learning_rate, num_steps, training_arguments
 
@@ -108,7 +108,7 @@ def test_loss_of_answer_positions_equals_the_decoders_own() -> None:
 
 
 def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> None:
-    from dehvf_kit.scoring.answers import accuracy, answer
+    from dehvf_kit.evaluation.answers import accuracy, answer
 
     recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.epochs=50", "graph.injector.dropout=0"])
     seen: list[tuple[str, int, int]] = []

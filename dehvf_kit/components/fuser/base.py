@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from dehvf_kit.config import BuildContext, ComponentConfig
-from dehvf_kit.shapes import Levels, Unprojected
+from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.shapes import Levels, Unprojected
 
 
 class FuserConfig(ComponentConfig):

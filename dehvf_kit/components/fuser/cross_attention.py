@@ -14,11 +14,11 @@ from einops import rearrange, repeat
 from pydantic import Field
 from torch import Tensor, nn
 
+from dehvf_kit.api.config import BuildContext, Misfit
+from dehvf_kit.api.shapes import Cost, Levels, Unprojected
 from dehvf_kit.components.fuser.base import Fuser, FuserConfig
-from dehvf_kit.config import BuildContext, Misfit
 from dehvf_kit.ops.activations import ActivationName, activation
 from dehvf_kit.ops.attention import Backend, attention
-from dehvf_kit.shapes import Cost, Levels, Unprojected
 
 MOST_HEADS = 256
 """Counts of heads that a message proposes."""

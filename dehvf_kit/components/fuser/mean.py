@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from dehvf_kit.api.config import BuildContext
+from dehvf_kit.api.shapes import Cost, Levels, Unprojected
 from dehvf_kit.components.fuser.base import Fuser, FuserConfig
-from dehvf_kit.config import BuildContext
-from dehvf_kit.shapes import Cost, Levels, Unprojected
 
 
 class MeanFuserConfig(FuserConfig):

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.config import BuildContext, ComponentConfig
-from dehvf_kit.shapes import Levels
+from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.shapes import Levels
 
 
 def runs(count: int, num_groups: int) -> list[list[int]]:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from dehvf_kit.api.config import BuildContext, Misfit
+from dehvf_kit.api.shapes import MAX_LAYERS
 from dehvf_kit.components.grouper.base import Grouper, GrouperConfig, runs
-from dehvf_kit.config import BuildContext, Misfit
-from dehvf_kit.shapes import MAX_LAYERS
 
 
 class ContiguousGrouperConfig(GrouperConfig):

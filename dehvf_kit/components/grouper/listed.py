@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from dehvf_kit.api.config import BuildContext, Misfit
 from dehvf_kit.components.grouper.base import Grouper, GrouperConfig
-from dehvf_kit.config import BuildContext, Misfit
 
 
 class ListedGrouperConfig(GrouperConfig):

@@ -12,9 +12,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.ffn_sites import FfnSite, ffn_sites
-from dehvf_kit.backbones.memory_hooks import FfnHooks, hook_ffns
-from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.api.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.api.shapes import KV, Cost, Readout
+from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks, hook_ffns
+from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
 from dehvf_kit.errors import DecoderError, ShapeError
 from dehvf_kit.ops.ffn_memory import (
     Form,
@@ -26,7 +27,6 @@ from dehvf_kit.ops.ffn_memory import (
     factored_memory,
     join_tables,
 )
-from dehvf_kit.shapes import KV, Cost, Readout
 
 Watch = Callable[[int, Tensor, "ActiveMemory", FfnSite], None]
 

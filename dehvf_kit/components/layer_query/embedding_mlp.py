@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.shapes import Cost
 from dehvf_kit.ops.activations import ActivationName, activation
-from dehvf_kit.shapes import Cost
 
 
 class EmbeddingMlpQueryConfig(ComponentConfig):

@@ -13,10 +13,10 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.api.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.api.shapes import Cost, Levels
 from dehvf_kit.errors import ShapeError
 from dehvf_kit.ops.precision import product_dtype
-from dehvf_kit.shapes import Cost, Levels
 
 
 class ConcatLevelsMergerConfig(ComponentConfig):

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import BuildContext, ComponentConfig
 
 
 class LearnedPositionConfig(ComponentConfig):

@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.shapes import KV, Cost, Readout, Unprojected
 from dehvf_kit.ops.activations import ActivationName, activation
 from dehvf_kit.ops.precision import product_dtype
-from dehvf_kit.shapes import KV, Cost, Readout, Unprojected
 
 
 class BottleneckMlpProjectorConfig(ComponentConfig):

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from dehvf_kit.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.shapes import Readout
 from dehvf_kit.ops.activations import activation
 from dehvf_kit.ops.precision import product_dtype
-from dehvf_kit.shapes import Readout
 
 
 class LinearProjectorConfig(ComponentConfig):

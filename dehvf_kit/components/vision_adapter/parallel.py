@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehvf_kit.backbones.ffn_sites import ffn_sites
-from dehvf_kit.backbones.memory_hooks import FfnHooks, hook_ffns
-from dehvf_kit.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.shapes import Cost
+from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks, hook_ffns
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import VisionError
-from dehvf_kit.shapes import Cost
 
 
 class ParallelVisionAdapterConfig(ComponentConfig):

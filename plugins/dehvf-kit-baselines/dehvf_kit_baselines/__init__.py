@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dehvf_kit import hookimpl
-from dehvf_kit.hookspecs import Register
+from dehvf_kit.api.hookspecs import Register
 
 
 @hookimpl

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dehvf_kit import Misfit
+from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.backbones.attention_sites import PROJECTIONS
-from dehvf_kit.shapes import DecoderSpec
 
 
 def needs_llama_attention(decoder: DecoderSpec) -> None:

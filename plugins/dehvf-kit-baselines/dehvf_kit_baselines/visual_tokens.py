@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dehvf_kit import BuildContext, ComponentConfig, DehvfError, Misfit
-from dehvf_kit.input_tokens import InputTokens
-from dehvf_kit.shapes import Cost, Readout
+from dehvf_kit.api.shapes import Cost, Readout
+from dehvf_kit.model.input_tokens import InputTokens
 
 
 class VisualTokensConfig(ComponentConfig):

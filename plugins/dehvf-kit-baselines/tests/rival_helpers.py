@@ -20,8 +20,8 @@ from transformers import (
 )
 
 import dehvf_kit
-from dehvf_kit.model import DehvfModel
-from dehvf_kit.recipe_files import merge
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.files import merge
 
 PAD, BOS, EOS, VOCAB, HIDDEN, LAYERS, HEADS, KEY_HEADS = 0, 1, 2, 60, 32, 4, 4, 2
 WIDTH, BLOCKS, PATCHES, SLOTS = 24, 8, 16, 20

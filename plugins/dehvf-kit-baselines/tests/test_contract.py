@@ -11,7 +11,7 @@ from rival_helpers import BOS, GRAPHS, PAD, VOCAB, decoder, encoder, ids, pixels
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import dehvf_kit
-from dehvf_kit.analysis.parameters import parameter_table
+from dehvf_kit.costs.parameters import parameter_table
 from dehvf_kit.errors import AdapterError, DecoderError, DehvfError, RecipeError, ShapeError
 
 KINDS = list(GRAPHS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from dehvf_kit_baselines.memvp_checkpoint import import_memvp
 from rival_helpers import (
     BLOCKS,
     GRAPHS,
@@ -31,7 +32,6 @@ from torch.nn import functional as F
 import dehvf_kit
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import AdapterError
-from dehvf_kit.memvp_checkpoint import import_memvp
 
 CODE, BOTTLENECK = 8, 3
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dehvf_kit_baselines.method_table import method_table, published_recipes
 
 import dehvf_kit
-from dehvf_kit.analysis.method_table import method_table, published_recipes
 from dehvf_kit.errors import DehvfError
 
 ROOT = Path(__file__).parents[3]

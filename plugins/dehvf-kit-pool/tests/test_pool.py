@@ -8,7 +8,7 @@ from dehvf_kit_pool import AveragePooler
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 import dehvf_kit
-from dehvf_kit.plugin_manager import plugins
+from dehvf_kit.recipe.plugin_manager import plugins
 
 LLAMA = {
     "hidden_size": 16,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dehvf_kit.hookspecs import Register, hookimpl
+from dehvf_kit.api.hookspecs import Register, hookimpl
 
 __version__ = "0.1.0"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers import context, count, reference_groups, worst
 
+from dehvf_kit.api.config import Misfit
+from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.components.grouper.contiguous import ContiguousGrouperConfig
-from dehvf_kit.config import Misfit
-from dehvf_kit.shapes import DecoderSpec, VisionSpec
 
 
 def wired(vision_layers: int, decoder_layers: int):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import context, count
 
+from dehvf_kit.api.config import Misfit
 from dehvf_kit.components.grouper.listed import ListedGrouperConfig
-from dehvf_kit.config import Misfit
 
 
 def test_the_penultimate_layer_alone_reads_no_other():

@@ -8,10 +8,10 @@ from helpers import context, count, tiny_decoder, tokens, worst
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from dehvf_kit.api.config import Misfit
+from dehvf_kit.api.shapes import Readout
 from dehvf_kit.components.injector.ffn_memory import FfnMemoryInjector, FfnMemoryInjectorConfig
-from dehvf_kit.config import Misfit
 from dehvf_kit.errors import DecoderError, ShapeError
-from dehvf_kit.shapes import Readout
 
 
 def inputs(batch: int = 2, kv: int = 2, patches: int = 6, slots: int = 9):

@@ -6,8 +6,8 @@ import pytest
 from helpers import context, count, randomise, reference_query, worst
 from torch.utils.flop_counter import FlopCounterMode
 
+from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.components.layer_query.embedding_mlp import EmbeddingMlpQueryConfig
-from dehvf_kit.shapes import DecoderSpec
 
 
 @pytest.mark.parametrize("separate", [True, False])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import context, count
 
+from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.components.layer_query.learned_tokens import LearnedTokensQueryConfig
-from dehvf_kit.shapes import DecoderSpec
 
 
 @pytest.mark.parametrize("separate", [True, False])

@@ -8,9 +8,9 @@ from helpers import context, count, randomise, worst
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from dehvf_kit.api.config import Misfit
 from dehvf_kit.components.grouper.base import Grouper
 from dehvf_kit.components.merger.concat_levels import ConcatLevelsMerger, ConcatLevelsMergerConfig
-from dehvf_kit.config import Misfit
 from dehvf_kit.errors import ShapeError
 
 FIRST, SECOND = [[0, 1, 2], [3, 4, 3]], [[0], [1, 0]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from helpers import context, count
 
+from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.components.position.learned import LearnedPositionConfig
-from dehvf_kit.shapes import DecoderSpec
 
 
 def test_tables_and_their_initial_values():

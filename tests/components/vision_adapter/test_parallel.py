@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from dehvf_kit.api.shapes import VisionSpec
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter, ParallelVisionAdapterConfig
 from dehvf_kit.errors import VisionError
-from dehvf_kit.shapes import VisionSpec
 
 
 class Beside(nn.Module):

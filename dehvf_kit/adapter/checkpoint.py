@@ -1,0 +1,376 @@
+"""Adapters on disk: trained weights alone, the resolved recipe, and the identity of the base models they belong to.
+
+A folder holds `adapter_model.safetensors`, `adapter_config.json`, `config.json` (which tells transformers whose it is),
+`generation_config.json`, the processor's files and a card `README.md`. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dehvf_kit._version import __version__
+from dehvf_kit.adapter.card import card
+from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
+from dehvf_kit.adapter.fingerprint import fingerprint
+from dehvf_kit.adapter.licences import licence_of
+from dehvf_kit.adapter.tokenizer_identity import KEY as TOKENIZER
+from dehvf_kit.adapter.tokenizer_identity import check_tokenizer, tokenizer_identity
+from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
+from dehvf_kit.recipe.files import by_name, override
+from dehvf_kit.recipe.recipe import Recipe, parse_recipe
+from dehvf_kit.utils.atomic import sha256, whole_folder, write_file, write_text
+from dehvf_kit.utils.strict_json import NotJson, parse_json
+
+if TYPE_CHECKING:
+    from dehvf_kit.model.model import DehvfModel
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FORMAT = 1
+DIGEST = "weights_sha256"
+MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PROBED_TENSORS, PROBED_VALUES = 16, 4
+LARGEST = torch.finfo(torch.float32).max
+ARCHITECTURE_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+    "patch_size",
+)
+
+
+def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
+    """Write an adapter; a new folder appears whole or not at all, and so does every file in an older one.
+
+    Raises: AdapterError where the folder cannot be written.
+    """
+    if model.recipe is None:
+        raise AdapterError("this model was made without a recipe; save the components' state_dict yourself")
+    if folder.exists() and not folder.is_dir():
+        raise AdapterError(f"{folder}: is a file; name a folder")
+    if not overwrite and (folder / WEIGHTS).exists():
+        raise AdapterError(f"{folder}: holds an adapter already; name another folder")
+    try:
+        if folder.exists():
+            _fill(model, folder)
+        else:
+            with whole_folder(folder) as place:
+                _fill(model, place)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise AdapterError(f"{folder}: cannot be written: {error}") from error
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _fill(model: DehvfModel, folder: Path) -> None:
+    from dehvf_kit.adapter.measured import about, write_measured
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
+    if model.processor is not None:
+        model.processor.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    write_file(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    config = {**adapter_config(model), DIGEST: sha256(folder / WEIGHTS)}
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    known = about(model.measured, folder)
+    write_measured(folder, known)
+    write_text(folder / "README.md", card(config, {name: tensor.numel() for name, tensor in weights.items()}, known))
+    write_text(
+        folder / "config.json",
+        json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
+    )
+
+
+def adapter_config(model: DehvfModel) -> dict[str, Any]:
+    """What an adapter says of itself."""
+    import transformers
+
+    recipe = model.recipe.resolved()
+    return {
+        "format": FORMAT,
+        "kit": "dehvf-kit",
+        "versions": {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "trainable_parameters": model.num_trainable_parameters(),
+        "bases": model.bases or base_identities(model),
+        "base_model_name_or_path": model.recipe.decoder.model,
+        "recipe": recipe,
+        "recipe_parents": list(model.recipe.parents),
+        FINGERPRINT: fingerprint(model.recipe),
+        TOKENIZER: tokenizer_identity(model.processor.tokenizer) if model.processor is not None else None,
+    }
+
+
+def base_identities(model: DehvfModel) -> dict[str, Any]:
+    """The identity of each base model of an adapter, by its name in the recipe."""
+    with model.unhooked():
+        bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
+        return bases | {
+            name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()
+        }
+
+
+def identity(model: nn.Module, name: str) -> dict[str, Any]:
+    """What tells a base model from another: its name, its architecture, and a probe of its weights.
+
+    The probe holds a few values of a few tensors, spread over the model; None for a model without weights (meta device).
+    """
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    fields = {key: getattr(config, key) for key in ARCHITECTURE_FIELDS if getattr(config, key, None) is not None}
+    return {
+        "name": name,
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "probe": _probe(model),
+        "license": licence_of(name, model),
+    }
+
+
+def _probe(model: nn.Module) -> dict[str, list[float]] | None:
+    tensors = sorted(
+        ((name, p) for name, p in model.named_parameters() if p.is_floating_point()), key=lambda item: item[0]
+    )
+    if not tensors or any(parameter.device.type == "meta" for _, parameter in tensors):
+        return None
+    step = max(1, len(tensors) // PROBED_TENSORS)
+    return {name: _values(parameter) for name, parameter in tensors[::step]}
+
+
+def _values(parameter: Tensor) -> list[float]:
+    flat = parameter.detach().reshape(-1)
+    places = [place * (flat.numel() - 1) // (PROBED_VALUES - 1) for place in range(PROBED_VALUES)]
+    return flat[places].float().cpu().tolist()
+
+
+# Largest relative error of rounding a weight to each dtype: half a unit in the last place.
+ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 0.0}
+
+
+def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> None:
+    """Raises: AdapterError where a base model is not the one an adapter was trained on."""
+    found = identity(model, "")
+    wanted = saved.get("architecture", {})
+    for key in wanted:
+        if found["architecture"].get(key) != wanted[key]:
+            raise AdapterError(
+                f"{what}: the adapter was trained on {_called(saved)} with {key} {wanted[key]}; "
+                f"this one has {key} {found['architecture'].get(key)}"
+            )
+    held = dict(model.named_parameters())
+    if saved.get("probe") is None or any(parameter.device.type == "meta" for parameter in held.values()):
+        return
+    tolerance = 0.0
+    if saved["dtype"] != found["dtype"]:
+        tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], found["dtype"]))
+    for name, values in saved["probe"].items():
+        parameter = held.get(name)
+        if parameter is not None and not parameter.is_floating_point():
+            continue  # quantised here, and not there: the weights around it tell
+        if parameter is None or parameter.numel() < 1:
+            raise AdapterError(
+                f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none"
+            )
+        for expected, value in zip(values, _values(parameter), strict=True):
+            if abs(expected - value) > tolerance * max(abs(expected), 2.0**-14):
+                raise AdapterError(
+                    f"{what}: other weights than the adapter was trained on ({_called(saved)}): '{name}' holds {value:.6g} "
+                    f"where {expected:.6g} is expected; load the base model it names"
+                )
+
+
+def _called(saved: Mapping[str, Any]) -> str:
+    return f"'{saved['name']}'" if saved.get("name") else "a model handed over in memory"
+
+
+def load(
+    folder: str | Path,
+    decoder: Any = None,
+    vision: Any = None,
+    tokenizer: Any = None,
+    dtype: Any = None,
+    overrides: Sequence[str] = (),
+) -> DehvfModel:
+    """Restore an adapter on its base models, or on `decoder` and `vision` that are in memory already.
+
+    vision: one module, or one by name for several encoders. dtype: another dtype for the frozen decoder;
+    overrides: `key=value` changes to the recipe, such as another test set.
+    Raises: AdapterError for a missing or unexpected weight, another base model, or files that are not an adapter.
+    """
+    from dehvf_kit.adapter.measured import read_measured
+    from dehvf_kit.model.builder import build
+
+    place = Path(folder)
+    config = read_config(place)
+    recipe = adapter_recipe(config, place, overrides)
+    if dtype not in (None, "auto"):
+        name = str(dtype).removeprefix("torch.")
+        recipe = _with_dtype(recipe, name)
+    if decoder is not None and tokenizer is None and (place / "tokenizer_config.json").is_file():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except Exception as error:  # whatever stands in the folder's files
+            raise AdapterError(f"{place}: its tokenizer cannot be loaded: {error}") from error
+    weights = read_weights(place)
+    _bases(config, ["decoder", *recipe.vision], place)
+    held = sum(tensor.numel() for tensor in weights.values())
+    model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held)
+    try:
+        check_bases(model, config, place)
+        if model.processor is not None:
+            check_tokenizer(config.get(TOKENIZER), model.processor.tokenizer, str(place))
+        restore(model, weights, str(place))
+        model.measured = read_measured(place)
+    except BaseException:
+        model.detach()
+        raise
+    return model
+
+
+def check_bases(model: DehvfModel, config: Mapping[str, Any], folder: Path) -> None:
+    """Raises: AdapterError where a model's base models are not those that an adapter's config names."""
+    bases = _bases(config, ["decoder", *model.towers], folder)
+    with model.unhooked():
+        check_identity(bases["decoder"], model.decoder, "decoder")
+        for name, tower in model.towers.items():
+            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
+
+
+def _bases(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The identities of the base models. Raises: AdapterError where one is missing or garbled."""
+    for name in names:
+        base = config["bases"].get(name)
+        where = f"{folder / CONFIG}: bases: '{name}'"
+        if not isinstance(base, dict):
+            raise AdapterError(f"{where} is missing")
+        for key, kind in (("architecture", dict), ("dtype", str)):
+            if not isinstance(base.get(key), kind):
+                raise AdapterError(f"{where} has no '{key}'")
+        probe = base.get("probe")
+        if probe is not None and not (isinstance(probe, dict) and all(map(_is_values, probe.values()))):
+            raise AdapterError(f"{where} has a garbled 'probe'")
+    return dict(config["bases"])
+
+
+def _is_values(values: Any) -> bool:
+    whole = isinstance(values, list) and len(values) == PROBED_VALUES
+    return whole and all(isinstance(value, float | int) and abs(value) <= LARGEST for value in values)
+
+
+def _with_dtype(recipe: Recipe, name: str) -> Recipe:
+    return replace(recipe, decoder=recipe.decoder.model_copy(update={"dtype": name}))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`. Raises: AdapterError where it is missing, not ours, or of a newer format."""
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: there is no such folder")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder}: not an adapter of dehvf-kit, it has no {CONFIG}")
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise AdapterError(f"{path}: has {size:,} bytes, {MAX_CONFIG_BYTES:,} at most are read; it is no {CONFIG}")
+        config = parse_json(path.read_bytes(), max_depth=MAX_CONFIG_DEPTH)
+    except NotJson as error:
+        raise AdapterError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from error
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not isinstance(config, dict) or config.get("kit") != "dehvf-kit":
+        raise AdapterError(f"{path}: not written by dehvf-kit")
+    if not isinstance(config.get("format"), int) or isinstance(config["format"], bool):
+        raise AdapterError(f"{path}: 'format' is missing")
+    if config["format"] > FORMAT:
+        raise AdapterError(
+            f"{path}: format {shown(config['format'])}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
+        )
+    for key in ("recipe", "bases"):
+        if not isinstance(config.get(key), dict):
+            raise AdapterError(f"{path}: '{key}' is missing")
+    return config
+
+
+def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe an adapter was built from, with its defaults filled in, and `key=value` changes to it.
+
+    Raises: AdapterError where it asks to run code that comes with a base model, and no override allows that.
+    """
+    _refuse_code(config["recipe"], overrides, folder)
+    recipe = {key: value for key, value in config["recipe"].items() if value is not None}
+    for text in overrides:
+        override(recipe, text)
+    parents = config.get("recipe_parents")
+    parents = tuple(name for name in parents if isinstance(name, str)) if isinstance(parents, list) else ()
+    return replace(parse_recipe(recipe, f"{folder / CONFIG}: recipe"), parents=parents)
+
+
+def _refuse_code(recipe: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> None:
+    """An adapter may come from anybody: that it says `trust_remote_code: true` is not believed until the user says so too."""
+    vision = recipe.get("vision")
+    named = {f"vision.{name}": tower for name, tower in vision.items()} if by_name(vision) else {"vision": vision}
+    said = {text.partition("=")[0].strip() for text in overrides}
+    for path, tower in {"decoder": recipe.get("decoder"), **named}.items():
+        field = f"{path}.trust_remote_code"
+        if isinstance(tower, Mapping) and tower.get("trust_remote_code") and field not in said:
+            raise AdapterError(
+                f"{folder}: asks to run Python code that comes with {shown(tower.get('model'))}; if you trust it, say so by "
+                f"the override {field}=true"
+            )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The trained weights. Raises: AdapterError where the file is missing, cut short or altered since it was saved."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise AdapterError(f"{folder}: incomplete, it has no {WEIGHTS}; weights in another file are not read")
+    wanted = read_config(folder).get(DIGEST)
+    try:
+        data = path.read_bytes()
+        weights = load_tensors(data)
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # safetensors raises a KeyError for a dtype that torch lacks
+        raise AdapterError(f"{path}: cannot be read: {error}") from error
+    if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
+        raise AdapterError(f"{path}: not the weights that {CONFIG} was saved with; it was altered, or copied in part")
+    return weights
+
+
+def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put weights into a model, all of them and no others. Raises: AdapterError naming what is missing, left over or misshapen."""
+    wanted = model.named_trainable_parameters()
+    missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    if missing or unexpected:
+        parts = [f"missing: {listing(missing)}"] if missing else []
+        parts += [f"unexpected: {listing(unexpected)}{did_you_mean(unexpected[0], wanted)}"] if unexpected else []
+        raise AdapterError(f"{where}: weights do not fit the recipe; {'; '.join(parts)}")
+    for name, parameter in wanted.items():
+        if parameter.shape != weights[name].shape:
+            raise AdapterError(
+                f"{where}: '{name}' is {tuple(weights[name].shape)}, the recipe makes it {tuple(parameter.shape)}"
+            )
+        if weights[name].dtype not in DTYPES:
+            raise AdapterError(f"{where}: '{name}' is of {weights[name].dtype}; wants numbers with a fraction")
+        if not torch.isfinite(weights[name]).all():
+            raise AdapterError(f"{where}: '{name}' holds values that are not finite")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,108 @@
+"""What a run left on disk: adapter, log, answers, and the runs inside it that it is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dehvf_kit.adapter.checkpoint import CONFIG, adapter_recipe, read_config
+from dehvf_kit.data.metrics.exact_match import Prediction
+from dehvf_kit.errors import AdapterError, DataError, DehvfError
+from dehvf_kit.training.run import ADAPTER
+
+if TYPE_CHECKING:
+    from dehvf_kit.recipe.recipe import Recipe
+
+LOG, PREDICTIONS = "log.jsonl", "predictions.jsonl"
+FIELDS = ("id", "kind", "question", "image", "answer", "prediction")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run. log: the Trainer's rows; predictions: None where none are kept; rivals: answers of other runs by name."""
+
+    folder: Path
+    adapter: Path
+    config: Mapping[str, Any]
+    recipe: Recipe
+    log: list[dict[str, Any]]
+    predictions: list[Prediction] | None
+    rivals: dict[str, list[Prediction]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of the log that belong to a step."""
+        return [row for row in self.log if isinstance(row.get("step"), int)]
+
+    @property
+    def steps(self) -> int | None:
+        return max((row["step"] for row in self.rows), default=None)
+
+
+def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[str] = ()) -> FinishedRun:
+    """Read a run folder, or an adapter's own folder.
+
+    predictions: where the answers lie, if not in the run. Runs inside the folder that hold answers are its rivals.
+    Raises: AdapterError for what is neither, DataError for a file that cannot be read.
+    """
+    adapter = folder if (folder / CONFIG).is_file() else folder / ADAPTER
+    if not folder.is_dir() or not (adapter / CONFIG).is_file():
+        raise AdapterError(
+            f"{folder}: no run of dehvf-kit, it has no {ADAPTER}/{CONFIG}; name a folder that `dehvf-kit train` wrote"
+        )
+    if adapter == folder and folder.name == ADAPTER:
+        folder = folder.parent
+    config = read_config(adapter)
+    recipe = adapter_recipe(config, adapter, overrides)
+    found = predictions or folder / PREDICTIONS
+    answers = read_predictions(found) if predictions is not None or found.is_file() else None
+    rivals = {
+        file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))
+    }
+    log = read_rows(folder / LOG) if (folder / LOG).is_file() else []
+    return FinishedRun(folder, adapter, config, recipe, log, answers, rivals)
+
+
+def read_predictions(file: Path) -> list[Prediction]:
+    """Answers as `dehvf-kit eval --output` keeps them. Raises: DataError naming the line that is none."""
+    found = []
+    for number, row in enumerate(read_rows(file), start=1):
+        if not all(isinstance(row.get(name), str) for name in FIELDS):
+            raise DataError(
+                f"{file}:{number}: no answer as `dehvf-kit eval --output` keeps it; its fields are {', '.join(FIELDS)}"
+            )
+        found.append(Prediction(**{name: row[name] for name in FIELDS}))
+    if not found:
+        raise DataError(f"{file}: holds no answers")
+    return found
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """JSON objects, one a line. Raises: DataError naming the line that is none."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{file}:{number}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}:{number}: not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def refuse_foreign(page: Path, mark: str) -> None:
+    """Raises: DehvfError where a file stands in the page's place that is no page of the kit's."""
+    if page.is_dir():
+        raise DehvfError(f"{page}: is a folder; name a file with --output")
+    if page.exists() and mark not in page.read_text(encoding="utf-8", errors="replace")[:4000]:
+        raise DehvfError(f"{page}: exists and is no page of dehvf-kit; name another --output")

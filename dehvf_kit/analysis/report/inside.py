@@ -1,0 +1,77 @@
+"""What only the model itself can tell: which vision layers it reads, and what pictures write into its decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers, ReadsPictures, fuser_of, read_layers
+from dehvf_kit.analysis.memory_maps import MemoryMap, memory_map, writes_memory
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.model.feature_files import cached_features
+from dehvf_kit.model.model import DehvfModel
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Inside:
+    """layers: None without a fuser; maps: empty where no key/value memory is written; why: what is not there, and why."""
+
+    layers: ReadLayers | None = None
+    maps: list[MemoryMap] = field(default_factory=list)
+    why: dict[str, str] = field(default_factory=dict)
+
+
+def look_inside(
+    model: DehvfModel,
+    samples: Sequence[Sample],
+    limit: int = 64,
+    maps: int = 6,
+    features: ReadsPictures | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Inside:
+    """Look at pictures of some samples: `limit` of them for the mean weights, `maps` for what they write.
+
+    features: a filled store; without one the encoder runs. Raises: DataError where a picture cannot be read.
+    """
+    with_picture = list({sample.image: sample for sample in samples if sample.image is not None}.values())
+    if not model.reads_pictures or not with_picture:
+        why = "This graph reads no picture." if not model.reads_pictures else "The test split has no pictures."
+        return Inside(why={"layers": why, "maps": why})
+    why = {}
+    layers = None
+    if fuser_of(model) is None:
+        why["layers"] = "This graph has no fuser: no decoder layer weighs several vision layers."
+    else:
+        chosen = evenly(with_picture, limit)
+        if features is None:
+            features = _features(model, chosen, progress)
+        layers = read_layers(model, chosen, features)
+    found = []
+    if not writes_memory(model):
+        why["maps"] = "This method writes no key/value memory, so there is no slot for each patch."
+    else:
+        wanted = evenly(sorted(with_picture, key=lambda sample: sample.kind), maps)
+        for number, sample in enumerate(wanted):
+            found.append(memory_map(model, sample))
+            progress("following pictures into the decoder", number + 1, len(wanted))
+        if any(one is None for one in found):
+            why["maps"] = "The patches of this graph are no square grid, so they cannot be laid over the picture."
+    return Inside(layers, [one for one in found if one is not None], why)
+
+
+def _features(model: DehvfModel, samples: Sequence[Sample], progress: Callable[[str, int, int], None]) -> ReadsPictures:
+    if model.image_is_trained:
+        return Pictures(model)
+    features = cached_features(model, model.recipe.training)
+    features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total))
+    return features
+
+
+def evenly(items: Sequence[Kind], count: int) -> list[Kind]:
+    """At most `count` of some items, spread evenly over all of them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[number * len(items) // count] for number in range(count)]

@@ -1,0 +1,125 @@
+"""`write_report`: a run's page, from its folder, its recipe and, where the base models are here, from the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dehvf_kit.adapter.checkpoint import load
+from dehvf_kit.analysis.drawing.wiring import draw_graph
+from dehvf_kit.analysis.report import sections
+from dehvf_kit.analysis.report.cost_section import cost_section
+from dehvf_kit.analysis.report.finished_run import FinishedRun, read_run, refuse_foreign
+from dehvf_kit.analysis.report.inside import Inside, look_inside
+from dehvf_kit.analysis.report.page import MARK, Section, missing, page
+from dehvf_kit.analysis.report.repeat_section import repeat_section
+from dehvf_kit.data.metrics.scores import Scores
+from dehvf_kit.data.samples import Sample, samples_of
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.evaluation.compare.job import write_text
+from dehvf_kit.model.builder import build_on_meta
+
+PAGE = "report.html"
+Progress = Callable[[str, int, int], None]
+
+
+def write_report(
+    folder: Path,
+    output: Path | None = None,
+    predictions: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int = 64,
+    maps: int = 6,
+    inside: Inside | None = None,
+    title: str = "",
+    progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Write a run's page and say what is on it: {"page", "recipe", "sections": {title: whether it has its data}}.
+
+    output: None is `report.html` in the run; inside: what a model in memory was found to do, else the adapter is loaded;
+    overrides: `key=value` changes to the adapter's recipe, such as another test set; limit, maps: as in `look_inside`.
+    Raises: AdapterError for what is no run, DataError for files in it that cannot be read, DehvfError where the page would
+    replace a file that is none of the kit's. What is merely absent becomes a word on the page.
+    """
+    run = read_run(folder, predictions, overrides)
+    target = output or run.folder / PAGE
+    refuse_foreign(target, MARK)
+    samples, no_samples = _samples(run)
+    if inside is None:
+        inside = _inside(run, overrides, samples, no_samples, limit, maps, progress)
+    scores = sections.scored(run, run.predictions)
+    parts = [
+        *_counted(run),
+        sections.curves_section(run),
+        sections.scores_section(run, run.recipe.name, scores),
+        *sections.layers_sections(run, inside),
+        sections.memory_section(run, inside),
+        sections.answers_section(run, samples),
+        repeat_section(run),
+    ]
+    parts.insert(-1, parts.pop(1))  # costs stand before the last
+    described = run.recipe.description or "An adapter of dehvf-kit."
+    write_text(target, page(title or run.recipe.name, described, _facts(run, scores), parts))
+    has = {part.title: "class='missing'" not in part.body for part in parts}
+    return {"page": str(target), "recipe": run.recipe.name, "sections": has}
+
+
+def _samples(run: FinishedRun) -> tuple[dict[str, Sample], str]:
+    """The test split by id, and why there is none."""
+    if run.recipe.data is None:
+        return {}, sections.NO_DATA
+    try:
+        return {sample.id: sample for sample in samples_of(run.recipe.data, "test")}, ""
+    except DehvfError as error:
+        return {}, f"The data set cannot be read here: {error}"
+
+
+def _inside(
+    run: FinishedRun,
+    overrides: Sequence[str],
+    samples: Mapping[str, Sample],
+    no_samples: str,
+    limit: int,
+    maps: int,
+    progress: Progress,
+) -> Inside:
+    if no_samples or not samples:
+        why = no_samples or "The test split is empty."
+        return Inside(why={"layers": why, "maps": why, "base": why})
+    try:
+        progress("loading the adapter", 0, 1)
+        model = load(run.adapter, overrides=overrides)
+        progress("loading the adapter", 1, 1)
+        return look_inside(model, list(samples.values()), limit, maps, progress=progress)
+    except DehvfError as error:
+        why = f"The adapter cannot be loaded and run here: {error}"
+        return Inside(why={"layers": why, "maps": why, "base": why})
+
+
+def _counted(run: FinishedRun) -> list[Section]:
+    """Graph and costs, which need the base models' configs alone."""
+    try:
+        model = build_on_meta(run.recipe)
+        drawing = draw_graph(model.graph, run.recipe, {name: tower.spec for name, tower in model.towers.items()})
+        return [sections.recipe_section(run, drawing), cost_section(model)]
+    except DehvfError as error:
+        costs = missing(f"Nothing can be counted here: {error}")
+        return [sections.recipe_section(run, error), Section("costs", "Parameters and costs", costs)]
+
+
+def _facts(run: FinishedRun, scores: Any) -> list[tuple[str, str]]:
+    facts = []
+    if isinstance(scores, Scores):
+        main = scores.headline
+        unit = "%" if main.percent else ""
+        facts.append((f"{100 * main.value:.{main.digits}f}{unit}", f"{main.name}, {main.count:,} test questions"))
+    count = run.config.get("trainable_parameters")
+    if isinstance(count, int):
+        facts.append((f"{count:,}", "trained parameters"))
+    if run.steps is not None:
+        facts.append((f"{run.steps:,}", f"steps of {run.recipe.training.batch_size}"))
+    runtime = next((row["train_runtime"] for row in reversed(run.log) if "train_runtime" in row), None)
+    if isinstance(runtime, int | float):
+        facts.append((f"{runtime / 60:.1f} min", "training"))
+    return facts

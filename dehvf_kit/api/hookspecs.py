@@ -1,0 +1,39 @@
+"""The hooks a plugin may implement. A plugin is a module named by an entry point in the group `dehvf_kit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pluggy
+
+PROJECT = "dehvf_kit"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Register = Callable[[type], None]
+RegisterSource = Callable[..., None]
+
+
+@hookspec
+def register_components(register: Register) -> None:
+    """Call `register(ConfigClass)` for each config class: components, towers (roles `vision`, `decoder`) and data sets."""
+
+
+@hookspec
+def register_sources(register: RegisterSource) -> None:
+    """Call `register(name, config, path, summary, licence="")` for each base model the plugin can supply.
+
+    A recipe then says `model: name`. `config()` returns the transformers config as a dict, at once and without weights;
+    `path()` returns a local folder that `from_pretrained` reads, making it first if need be. `licence` is the base model's own,
+    as its owner writes it (`apache-2.0`); it is named in the card of every adapter trained on it.
+    """
+
+
+@hookspec
+def register_ffn_overrides(register: Callable[..., None]) -> None:
+    """Call `register(model_type, ...)` for decoders whose feed-forward networks structure alone cannot tell."""
+
+
+@hookspec
+def register_vision_overrides(register: Callable[..., None]) -> None:
+    """Call `register(model_type, ...)` for vision encoders whose inputs or tokens structure alone cannot tell."""

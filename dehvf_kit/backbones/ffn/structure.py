@@ -1,0 +1,189 @@
+"""Tells a feed-forward network (FFN) from the other parts of a layer, by what its code and weights look like.
+
+Nothing here runs the model or reads a weight's values: signatures, forward sources and weight shapes are enough, so
+a 7B model on the meta device is read in milliseconds. Results about a class are cached per class.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2CLS, ACT2FN
+
+from dehvf_kit.backbones.ffn.code import called_keywords, called_names, forward_arguments
+
+# What only a module that lets tokens see one another takes as an argument, calls, or contains.
+MIXING_ARGUMENTS = ("attention_mask", "past_key_value", "past_key_values", "cache_params", "position_embeddings")
+MIXING_CALLS = ("attention", "cumsum", "conv1d", "scan", "delta_rule")
+MIXING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase, nn.MultiheadAttention)
+FUNCTIONAL_ACTIVATIONS = ("silu", "gelu", "relu", "swish", "sigmoid", "tanh")
+NAMED_ACTIVATIONS = ("gelu", "silu", "swish", "relu", "mish", "activation")
+
+Activation = Callable[[Tensor], Tensor]
+
+
+@functools.cache
+def mixes_tokens(cls: type) -> bool:
+    """Whether a class itself (its children apart) lets one token's output depend on another token."""
+    if issubclass(cls, MIXING_MODULES):
+        return True
+    if any(name in MIXING_ARGUMENTS for name in forward_arguments(cls)):
+        return True
+    calls = called_names(cls)
+    # A router calls softmax too; only attention multiplies two activations as well.
+    attends = "softmax" in calls and calls & {"matmul", "bmm", "einsum", "baddbmm"}
+    if attends or {"q", "k", "v"} <= called_keywords(cls) or {"query", "key", "value"} <= called_keywords(cls):
+        return True
+    return any(mixer in name for name in calls for mixer in MIXING_CALLS)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) widths of a linear layer of whatever make (plain, Conv1D, 8 or 4 bit), or None if it is none."""
+    name = type(module).__name__
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)
+    if name == "Conv1D" and hasattr(module, "nf"):
+        return int(module.nx), int(module.nf)
+    return None
+
+
+def matrices(module: nn.Module, recurse: bool = True) -> list[tuple[set[int], set[int]]]:
+    """(widths it can read, widths it can write) of every matrix a module holds.
+
+    A linear layer says which is which; a stacked expert weight [experts, a, b] may be read either way round.
+    """
+    found: list[tuple[set[int], set[int]]] = []
+    for part in module.modules() if recurse else (module, *module.children()):
+        shape = linear_shape(part)
+        if shape is not None:
+            found.append(({shape[0]}, {shape[1]}))
+        elif recurse or part is module:
+            widths = [set(weight.shape[-2:]) for weight in part.parameters(recurse=False) if weight.ndim >= 2]
+            found += [(pair, pair) for pair in widths]
+    return found
+
+
+def reads_and_writes(module: nn.Module, hidden_size: int, recurse: bool = True) -> bool:
+    """Whether one matrix of a module reads the hidden size and another writes it."""
+    held = matrices(module, recurse)
+    readers = {index for index, (reads, _) in enumerate(held) if hidden_size in reads}
+    writers = {index for index, (_, writes) in enumerate(held) if hidden_size in writes}
+    return bool(readers) and bool(writers) and len(readers | writers) > 1
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an elementwise non-linearity: of torch, of transformers, or weightless and named like one."""
+    cls = type(module)
+    if cls.__module__ == "torch.nn.modules.activation":
+        return not isinstance(module, (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin))
+    if cls in _activation_classes():
+        return True
+    bare = not any(True for _ in module.parameters()) and not any(True for _ in module.children())
+    return bare and any(name in cls.__name__.lower() for name in NAMED_ACTIVATIONS)
+
+
+@functools.cache
+def _activation_classes() -> frozenset[type]:
+    return frozenset(entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises, going by its class's name (LayerNorm, LlamaRMSNorm, a gated norm)."""
+    return "norm" in type(module).__name__.lower()
+
+
+def norm_width(module: nn.Module) -> int | None:
+    """The width a norm works on, or None for a norm that does not say, and for what is no norm."""
+    if not is_norm(module):
+        return None
+    shape = getattr(module, "normalized_shape", None)
+    widths = [weight.shape[0] for weight in module.parameters(recurse=False) if weight.ndim == 1]
+    widths += [shape[-1]] if isinstance(shape, (tuple, list, torch.Size)) else []
+    return int(widths[0]) if widths else None
+
+
+def find_activation(ffn: nn.Module, layer: nn.Module, hidden_size: int) -> tuple[Activation, str] | None:
+    """The activation an FFN applies and its name, or None.
+
+    Looked at first is the part that holds the FFN's two matrices (in a mixture, the experts, not the router): its
+    activation modules and functions, then the activations its code calls; then the layer around it.
+    """
+    cores = [part for part in ffn.modules() if reads_and_writes(part, hidden_size, recurse=False)]
+    inside = [part for core in cores for part in core.modules()]
+    for part in [*cores, *inside, ffn, layer, *ffn.modules()]:
+        found = _own_activation(part)
+        if found is not None:
+            return found
+    return None
+
+
+def _own_activation(part: nn.Module) -> tuple[Activation, str] | None:
+    for child in (part, *part.children()):
+        if is_activation(child) and len(forward_arguments(type(child))) == 1:
+            return child, activation_name(child)
+    for name, value in vars(part).items():
+        if "act" in name and callable(value) and _is_elementwise(value):
+            return value, activation_name(value)
+    calls = called_names(type(part))
+    for name in FUNCTIONAL_ACTIVATIONS:
+        if name in calls:
+            name = _composed(name, calls)
+            return ACT2FN[name], name
+    return None
+
+
+def _is_elementwise(function: Activation) -> bool:
+    """Whether a function maps a tensor to one of its shape."""
+    grid = torch.linspace(-1, 1, 3, device="cpu")
+    try:
+        return function(grid).shape == grid.shape
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+
+
+def _composed(name: str, calls: frozenset[str]) -> str:
+    """Two activations that code spells out: relu then square, and x * sigmoid(x)."""
+    if name == "relu" and calls & {"square", "pow"}:
+        return "relu2"
+    return "silu" if name == "sigmoid" else name
+
+
+def activation_name(activation: Activation) -> str:
+    """transformers' name of an activation (`gelu_new`), found by its class or by what it computes; else its own."""
+    for name, entry in ACT2CLS.items():
+        cls, settings = entry if isinstance(entry, tuple) else (entry, {})
+        if type(activation) is cls and repr(activation) == repr(cls(**settings)):
+            return name
+    own_name = getattr(activation, "__name__", type(activation).__name__).lower()
+    if isinstance(activation, nn.Module) and any(True for _ in activation.parameters()):
+        return own_name
+    grid = torch.linspace(-4, 4, 33, device="cpu")
+    for name in ("gelu", "gelu_new", "silu", "relu", "relu2", "quick_gelu", "tanh", "sigmoid"):
+        if torch.allclose(activation(grid), ACT2FN[name](grid), atol=1e-6):
+            return name
+    return own_name
+
+
+def is_ffn(module: nn.Module, hidden_size: int) -> bool:
+    """Whether a module is a feed-forward network on its own: hidden -> wider -> hidden, an activation, no mixing."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)) or linear_shape(module) is not None or is_norm(module):
+        return False
+    if _is_bottleneck(module, hidden_size):
+        return False
+    if any(mixes_tokens(type(part)) for part in module.modules()):
+        return False
+    if not reads_and_writes(module, hidden_size):
+        return False
+    return find_activation(module, module, hidden_size) is not None
+
+
+def _is_bottleneck(module: nn.Module, hidden_size: int) -> bool:
+    """Whether a module only narrows (an adapter); a mixture's single experts may, it has many of them."""
+    if any(isinstance(part, nn.ModuleList) for part in module.modules()):
+        return False
+    if any(weight.ndim > 2 for weight in module.parameters()):
+        return False
+    return all(max(writes) < hidden_size for reads, writes in matrices(module) if hidden_size in reads)

@@ -1,0 +1,191 @@
+"""Forward FLOPs counted from configs and weight shapes: components, decoder and vision encoders. A multiply-add is two.
+
+Matrix products are counted, nothing else (no norms, activations, rotations or biases), and attention over the whole
+square of tokens, not the causal half: the conventions of `torch.utils.flop_counter`, which the tests compare with.
+For T tokens a transformer with matrix weights W (embedding tables excluded), A attention layers and attention width
+a = heads * head width costs 2 * W * T + 4 * A * a * T^2. Of a mixture of experts, the share of the experts that a token
+visits is counted. State-space and linear-attention layers count by their weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from dehvf_kit.api.shapes import Cost
+from dehvf_kit.backbones.vision.config import VisionTower, vision_config
+from dehvf_kit.errors import VisionError
+from dehvf_kit.recipe.graph import Graph
+
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+FORMULA_FIELDS = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
+
+
+@dataclass(frozen=True)
+class TransformerFlops:
+    """What a transformer costs. weights: matrix weights a token passes, without the output head's `head`."""
+
+    weights: int
+    head: int
+    attention_layers: int
+    attention_width: int
+
+    def forward(self, tokens: int, logits: int | None = None) -> int:
+        """One pass over `tokens` tokens with logits for `logits` of them (None: all)."""
+        attention = 4 * self.attention_layers * self.attention_width * tokens**2
+        return 2 * self.weights * tokens + 2 * self.head * (tokens if logits is None else logits) + attention
+
+    @property
+    def per_token(self) -> int:
+        """One token, its attention to others left out."""
+        return 2 * (self.weights + self.head)
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """One sample of `tokens` text tokens through the decoder, vision encoders left out.
+
+    text: without a picture; memory: with the picture in memory, or in the input where a component puts it there, components
+    included; prepended: with its patches put
+    before the text, as LLaVA does (no projector counted, logits for the text alone), None where their number varies.
+    """
+
+    tokens: int
+    text: int
+    memory: int
+    prepended: int | None
+
+
+@dataclass(frozen=True)
+class FlopReport:
+    """Costs of a recipe: each encoder that is read, a picture (None: not known); each component; a sample at several
+    text lengths."""
+
+    vision: Mapping[str, int | None]
+    components: Mapping[str, Cost]
+    decoder_per_token: int
+    samples: tuple[TextCost, ...]
+
+
+def flop_report(
+    graph: Graph, decoder: nn.Module, towers: Mapping[str, VisionTower], lengths: tuple[int, ...] = (64, 128)
+) -> FlopReport:
+    """Count a checked graph on its towers, which may be on the meta device."""
+    components = component_costs(graph)
+    counted = decoder_flops(decoder)
+    outside = [cost for name, cost in components.items() if graph.nodes[name].config.attaches != "vision"]
+    fixed = sum(cost.per_step + cost.per_image for cost in outside)
+    per_token = sum(cost.per_token for cost in outside)
+    inserted = sum(graph.nodes[name].config.input_tokens(graph.contexts[name]) for name in graph.order)
+    read = encoders_read(graph)
+    sizes = [tower.spec.num_patches for tower in towers.values()]
+    patches = None if None in sizes else sum(size or 0 for size in sizes)
+    samples = tuple(
+        TextCost(
+            length,
+            counted.forward(length),
+            counted.forward(inserted + length, logits=length) + fixed + per_token * (inserted + length),
+            None if patches is None else counted.forward(patches + length, logits=length),
+        )
+        for length in lengths
+    )
+    vision = {name: vision_flops(tower) for name, tower in towers.items() if name in read}
+    return FlopReport(vision, components, counted.per_token, samples)
+
+
+def encoders_read(graph: Graph) -> set[str]:
+    """The encoders whose features some node reads; the others never run."""
+    return {wire.node for wire, _, _ in graph.edges() if wire.port in ("patches", "globals")} & set(graph.layers)
+
+
+def component_costs(graph: Graph) -> dict[str, Cost]:
+    """Each node's own count, in the order the nodes run."""
+    return {name: graph.cost(name) for name in graph.order}
+
+
+def decoder_flops(decoder: nn.Module) -> TransformerFlops:
+    """Count a decoder language model of any family from the shapes of its weights."""
+    config = decoder.config.get_text_config(decoder=True)
+    head = decoder.get_output_embeddings()
+    share = _expert_share(config)
+    weights = sum(
+        _matrix_weights(module, share if ".experts" in f".{path}" else 1.0)
+        for path, module in decoder.named_modules()
+        if module is not head
+    )
+    width, layers = _attention(config)
+    return TransformerFlops(int(weights), int(_matrix_weights(head, 1.0)) if head is not None else 0, layers, width)
+
+
+def vision_flops(tower: VisionTower) -> int | None:
+    """One picture through an encoder's patch embedding and all its blocks; pooling heads left out.
+
+    By formula for encoders of transformers whose config has what it needs; others are run once under torch's counter,
+    where they are. None where that ends in an error: not known.
+    """
+    config = vision_config(getattr(tower.model, "config", None))
+    told = all(isinstance(getattr(config, name, None), int) for name in FORMULA_FIELDS)
+    if not told or not isinstance(tower.model, PreTrainedModel):
+        return _flops_of_a_run(tower)
+    patches = tower.spec.num_patches or 0
+    weights = sum(int(_matrix_weights(module, 1.0)) for block in tower.blocks for module in block.modules())
+    width, layers = _attention(config)
+    counted = TransformerFlops(weights, 0, layers, width)
+    rows, columns = tower.patch_size or (0, 0)
+    embedding = 2 * patches * getattr(config, "num_channels", 3) * rows * columns * tower.spec.hidden_size
+    return embedding + counted.forward(patches + tower.num_prefix_tokens())
+
+
+@torch.no_grad()
+def _flops_of_a_run(tower: VisionTower) -> int | None:
+    """FLOPs that torch's counter sees, attention written out, whatever mode the encoder is in."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernel is one that the counter does not know
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            tower.run_blocks()
+        return counter.get_total_flops() or None
+    except (VisionError, RuntimeError):
+        return None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _matrix_weights(module: nn.Module, share: float) -> float:
+    """Numbers in a module's own matrices; `share` applies to stacks of experts [expert, out, in]."""
+    if isinstance(module, nn.Embedding):
+        return 0.0
+    count = 0.0
+    for name, parameter in module.named_parameters(recurse=False):
+        matrix = parameter.ndim == 2 and name == "weight"
+        experts = parameter.ndim == 3 and share != 1.0
+        if matrix or experts:
+            count += parameter.numel() * share
+    return count
+
+
+def _expert_share(config: Any) -> float:
+    """Part of a mixture's experts that one token visits; 1 where there is no mixture."""
+    experts = next((value for name in EXPERT_COUNTS if (value := getattr(config, name, None))), None)
+    visited = next((value for name in EXPERTS_A_TOKEN if (value := getattr(config, name, None))), None)
+    return visited / experts if isinstance(experts, int) and isinstance(visited, int) else 1.0
+
+
+def _attention(config: Any) -> tuple[int, int]:
+    """Width of attention (heads * head width) and the layers that have it."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return 0, 0
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return width, sum("attention" in kind and "linear" not in kind for kind in kinds)
+    return width, config.num_hidden_layers

@@ -1,0 +1,97 @@
+"""Bytes that a recipe holds: adapter, training state, frozen weights, and a picture's memory in each of its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dehvf_kit.backbones.quantization import Quantization, weight_bytes
+from dehvf_kit.recipe.graph import Graph
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+TRAINED_BYTES = 4  # adapters are kept, trained and saved in float32
+ADAM_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes. The last three are held for each picture in the decoder's dtype while its sample is computed.
+
+    factored: the fused codes [decoder_layer, kv, patch, code]; built: keys and values [decoder_layer, 2, slot,
+    decoder_hidden]; prepended_cache: the key/value cache of the patches where they stand in the text instead.
+    """
+
+    adapter: int
+    gradients_and_optimiser: int
+    decoder: int
+    vision: Mapping[str, int]
+    dtype: str
+    factored_per_image: int
+    built_per_image: int
+    prepended_cache_per_image: int | None
+
+
+def memory_report(
+    graph: Graph,
+    decoder: nn.Module,
+    towers: Mapping[str, nn.Module],
+    decoder_dtype: str,
+    vision_dtypes: Mapping[str, str],
+    quantization: Quantization | None = None,
+) -> MemoryReport:
+    """Count a checked graph on its towers, which may be on the meta device. dtypes, quantization: as recipes write them."""
+    trained = sum(sum(graph.num_params(name).values()) for name in graph.nodes)
+    dtype = known_dtype(decoder_dtype, decoder)
+    width = BYTES[dtype]
+    held = [_held(graph, name) for name in graph.order if graph.nodes[name].config.attaches == "decoder"]
+    sizes = [tower.spec.num_patches for tower in towers.values()]
+    cache = None if None in sizes else _cache_width(decoder) * sum(size or 0 for size in sizes) * width
+    return MemoryReport(
+        adapter=trained * TRAINED_BYTES,
+        gradients_and_optimiser=trained * TRAINED_BYTES * (1 + ADAM_MOMENTS),
+        decoder=weight_bytes(decoder, width, quantization),
+        vision={
+            name: _count(tower.model) * BYTES[known_dtype(vision_dtypes[name], tower.model)]
+            for name, tower in towers.items()
+        },
+        dtype=dtype,
+        factored_per_image=sum(factored for factored, _ in held) * width,
+        built_per_image=sum(built for _, built in held) * width,
+        prepended_cache_per_image=cache,
+    )
+
+
+def known_dtype(name: str, model: nn.Module) -> str:
+    """The dtype weights are loaded in: the recipe's, or for `auto` the one the model's config names."""
+    if name == "auto":
+        named: Any = getattr(getattr(model, "config", None), "dtype", None)
+        name = str(named).removeprefix("torch.")
+    return name if name in BYTES else "float32"
+
+
+def _held(graph: Graph, node: str) -> tuple[int, int]:
+    """Numbers a picture's memory has in factored and in built form; none where a node is handed no fused codes."""
+    context = graph.contexts[node]
+    if "fused" not in context.wires:
+        return 0, 0
+    axes = {axis: size or 0 for axis, size in context.axes.items()}
+    layers, patches = axes["decoder_layer"], axes["patch"]
+    slots = axes.get("slot") or patches
+    return layers * axes["kv"] * patches * axes["code"], layers * 2 * slots * axes["decoder_hidden"]
+
+
+def _cache_width(decoder: nn.Module) -> int:
+    """Numbers the key/value cache holds for one token."""
+    config = decoder.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return 0
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * config.num_hidden_layers * shared * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

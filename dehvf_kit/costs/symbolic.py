@@ -1,0 +1,218 @@
+"""A recipe's model run on the meta device: the same code as in training, without a number being computed.
+
+So every recipe can be counted from configs alone, components of plugins included. Shapes are those of one batch without
+padding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.costs.accounting import LiveBytes, SavedBytes, counted_flops, fused_attention, values_unknown
+from dehvf_kit.costs.memory import known_dtype
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.model.builder import build_on_meta
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainCount:
+    """One training step of one device. FLOPs forward and backward; saved and peak in bytes, frozen weights left out."""
+
+    forward: int
+    backward: int
+    saved: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class DecodeCount:
+    """Answering a batch. FLOPs: the encoder, the graph of components, the prompt, one more token for the whole batch.
+
+    cache: bytes of the key/value cache a position and sample, of which the prompt fills `positions`, those of tokens that a
+    component puts into the input among them; memory: bytes of what components hold a sample; peak: bytes while the
+    prompt is read.
+    """
+
+    encoder: int
+    graph: int
+    prompt: int
+    token: int
+    cache: int
+    positions: int
+    memory: int
+    peak: int
+
+
+class WordCounter:
+    """Stands in for a tokenizer where only the number of tokens matters: one for each word and each sign, none before them."""
+
+    pad_token_id, bos_token_id, eos_token_id = 0, None, 0
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [0] * len(re.findall(r"\w+|[^\w\s]", text))}
+
+
+def symbolic_model(recipe: Recipe) -> DehvfModel:
+    """The recipe's model on the meta device, weights in the recipe's dtypes. Raises: RecipeError, DehvfError."""
+    model = build_on_meta(recipe, SimpleNamespace(tokenizer=WordCounter()))
+    model.decoder.to(_dtype(recipe.decoder.dtype, model.decoder))
+    _set_attention(model.decoder, recipe.decoder.attn_implementation)
+    for name, tower in model.towers.items():
+        _set_attention(tower.model, recipe.vision[name].attn_implementation)
+        tower.to(_dtype(recipe.vision[name].dtype, tower.model))
+        tower.assume_layout()
+        tower.post_norm(_picture(tower, 1))  # looked up by running the encoder, once
+    for node in model.nodes.values():
+        node.to("meta")
+    if recipe.training.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def with_checkpointing(recipe: Recipe) -> Recipe:
+    """The same recipe that recomputes decoder layers in backward."""
+    return replace(recipe, training=recipe.training.model_copy(update={"gradient_checkpointing": True}))
+
+
+def count_training(recipe: Recipe, batch: int, tokens: int, answer: int) -> TrainCount:
+    """Count a step on `batch` samples of `tokens` tokens each, `answer` of them learned, every one with a picture."""
+    model, inputs = _training_inputs(recipe, batch, tokens, answer)
+    with values_unknown(), counted_flops() as counter:
+        loss = model(**inputs).loss
+        forward = counter.get_total_flops()
+        loss.backward()
+    backward = counter.get_total_flops() - forward
+    model, inputs = _training_inputs(recipe, batch, tokens, answer)
+    saved = SavedBytes(model)
+    with values_unknown(), fused_attention(), LiveBytes(_own(model, inputs)) as live:
+        with saved:
+            loss = model(**inputs).loss
+        kept = saved.forget()
+        loss.backward()
+    return TrainCount(forward, backward, kept, live.peak)
+
+
+def training_flops(recipe: Recipe, tokens: int, answer: int) -> int:
+    """Forward and backward of one sample."""
+    model, inputs = _training_inputs(recipe, 1, tokens, answer)
+    with values_unknown(), counted_flops() as counter:
+        model(**inputs).loss.backward()
+    return counter.get_total_flops()
+
+
+def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
+    """Count answering `batch` questions of `tokens` tokens each, every one with a picture."""
+    from transformers import DynamicCache
+
+    model = symbolic_model(recipe)
+    ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    given: dict[str, Any] = {}
+    encoder = 0
+    with torch.no_grad(), values_unknown():
+        if model.reads_pictures:
+            with counted_flops() as counter:
+                given["vision_features"] = model.vision_features(_pixels(model, batch))
+            encoder = counter.get_total_flops()
+        with counted_flops() as counter:
+            memory = model.memory(batch, **given)
+        graph = counter.get_total_flops()
+        cache = DynamicCache(config=model.decoder.config)
+        asked = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "logits_to_keep": 1, **given}
+        with counted_flops() as counter:
+            model(input_ids=ids, **asked)
+        prompt = counter.get_total_flops() - graph
+        positions = cache.get_seq_length()
+        held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+        so_far = torch.ones(batch, positions + 1, dtype=torch.long, device="meta")
+        with counted_flops() as counter:
+            model(input_ids=ids[:, :1], **{**asked, "attention_mask": so_far})
+        token = counter.get_total_flops() - graph
+        fresh = {**asked, "past_key_values": DynamicCache(config=model.decoder.config)}
+        with fused_attention(), LiveBytes(_own(model, {"ids": ids, **given})) as live:
+            model(input_ids=ids, **fresh)
+    return DecodeCount(
+        encoder, graph, prompt, token, held // (batch * positions), positions, _tensor_bytes(memory) // batch, live.peak
+    )
+
+
+def _training_inputs(recipe: Recipe, batch: int, tokens: int, answer: int) -> tuple[DehvfModel, dict[str, Any]]:
+    if not 0 < answer < tokens:
+        raise DehvfError(f"of {tokens} tokens {answer} cannot be the answer; give 1 to {tokens - 1}")
+    model = symbolic_model(recipe).train()
+    ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    keep = torch.zeros(answer, dtype=torch.long, device="meta")
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "labels": ids,
+        "logits_to_keep": keep,
+        "attention_mask": torch.ones_like(ids),
+    }
+    if model.reads_pictures:
+        pixels = _pixels(model, batch)
+        if recipe.training.cache_features and not model.image_is_trained:
+            with torch.no_grad():
+                inputs["vision_features"] = model.vision_features(pixels)
+        else:
+            inputs["pixel_values"] = pixels
+    return model, inputs
+
+
+def _pixels(model: DehvfModel, batch: int) -> Any:
+    pictures = {name: _picture(tower, batch) for name, tower in model.towers.items()}
+    return pictures["vision"] if list(pictures) == ["vision"] else pictures
+
+
+def _picture(tower: VisionTower, batch: int) -> Tensor:
+    return torch.empty(batch, 3, tower.spec.image_size, tower.spec.image_size, device="meta")
+
+
+def _own(model: DehvfModel, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+    yield from (value for value in inputs.values() if isinstance(value, Tensor))
+
+
+def _set_attention(tower: Any, name: str | None) -> None:
+    """Attention written out where the recipe wants that; every other kind counts as a fused kernel."""
+    if name == "eager" and hasattr(tower, "set_attn_implementation"):
+        tower.set_attn_implementation(name)
+
+
+def _dtype(name: str, model: Any) -> torch.dtype:
+    return getattr(torch, known_dtype(name, model))
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of every tensor that something holds, each storage once, parameters left out."""
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+
+    def walk(one: Any) -> None:
+        if id(one) in seen:
+            return
+        seen.add(id(one))
+        if isinstance(one, torch.nn.Parameter):
+            return
+        if isinstance(one, Tensor):
+            found[one.untyped_storage()._cdata] = one.untyped_storage().nbytes()
+        elif isinstance(one, Mapping):
+            for inner in one.values():
+                walk(inner)
+        elif isinstance(one, (list, tuple, set)):
+            for inner in one:
+                walk(inner)
+        elif hasattr(one, "__dict__") and not isinstance(one, (torch.nn.Module, type)) and not callable(one):
+            walk(vars(one))
+
+    walk(value)
+    return sum(found.values())

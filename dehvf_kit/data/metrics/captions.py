@@ -1,0 +1,165 @@
+"""BLEU-1..4, METEOR, ROUGE-L and CIDEr of captions, by pycocoevalcap with its own PTB tokeniser.
+
+Never with another tokeniser: figures would not compare. Tokeniser and METEOR are Java programs. Intervals: 95%, from 1,000
+bootstrap resamples of the pictures (the document frequencies of CIDEr stay those of the whole set).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
+from dehvf_kit.data.issues import Issue, refuse
+from dehvf_kit.data.metrics.scores import Score, Scores
+from dehvf_kit.errors import DataError, shown
+from dehvf_kit.utils.json_files import read_json
+
+RESAMPLES = 1000
+NO_CAPTION = "empty captions, which score as nothing"
+Captions = Mapping[str, Sequence[str]]
+
+
+def score(references: Captions, captions: Mapping[str, str]) -> Scores:
+    """Every metric, CIDEr standing for all. references: the captions of each picture by id; captions: one for each of them.
+
+    Raises: DataError where pycocoevalcap or Java is not installed, or a picture lacks a caption.
+    """
+    require_programs()
+    lacking = [Issue("picture without a prediction", key) for key in references if key not in captions]
+    if not references:
+        raise DataError("captions: there is no picture to score")
+    refuse("captions", lacking)
+    ids = list(references)
+    told = {key: [{"caption": caption} for caption in references[key]] for key in ids}
+    said = {key: [{"caption": captions[key]}] for key in ids}
+    try:
+        figures, tokens = _metrics(_tokenise(told), _tokenise(said))
+    except OSError as error:
+        raise DataError(f"captions: pycocoevalcap cannot write beside its programs or run them: {error}") from error
+    draws = np.random.default_rng(0).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), RESAMPLES)
+    scores = []
+    for name, (value, spread) in figures.items():
+        low, high = np.percentile(np.maximum(spread(draws), 0), [2.5, 97.5])
+        scores.append(Score(name, value, float(low), float(high), len(ids), percent=False))
+    empty = sum(not texts[0] for texts in tokens.values())
+    return Scores(
+        scores,
+        "CIDEr",
+        {
+            "metrics": {one.name: one.row() for one in scores},
+            "empty_captions": empty,
+            "tokeniser": "PTB (pycocoevalcap)",
+        },
+        [{"image_id": int(key) if key.isdecimal() else key, "caption": captions[key]} for key in ids],
+        [f"{NO_CAPTION}: {empty:,}"] if empty else [],
+    )
+
+
+def require_programs() -> None:
+    """Raises: DataError saying how to get what the metrics need."""
+    try:
+        import pycocoevalcap  # noqa: F401
+    except ImportError as error:
+        raise DataError("caption metrics need pycocoevalcap; pip install 'dehvf-kit[eval]'") from error
+    if shutil.which("java") is None:
+        raise DataError(
+            "caption metrics need Java for the PTB tokeniser and METEOR; install it, for example by "
+            "apt-get install default-jre-headless, conda install openjdk, or from adoptium.net, and put `java` on the PATH"
+        )
+
+
+def _tokenise(captions: Mapping[str, Any]) -> dict[str, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    tokens = PTBTokenizer().tokenize(captions)
+    if {key: len(texts) for key, texts in tokens.items()} != {key: len(texts) for key, texts in captions.items()}:
+        raise DataError("captions: the PTB tokeniser did not return a line for each caption; does `java -version` run?")
+    return tokens
+
+
+def _metrics(references: dict[str, list[str]], captions: dict[str, list[str]]) -> tuple[dict[str, Any], Any]:
+    """(value, function of bootstrap draws [resample, picture] -> values) of each metric."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    bleu = BleuScorer(n=4)
+    for key, texts in captions.items():
+        bleu += (texts[0], references[key])
+    with contextlib.redirect_stdout(io.StringIO()):
+        values, _ = bleu.compute_score(option="closest", verbose=0)
+    spreads = _bleu_spreads(captions, references)
+    found: dict[str, Any] = {f"BLEU-{n + 1}": (float(values[n]), spreads[n]) for n in range(4)}
+    for name, metric in (("METEOR", Meteor()), ("ROUGE-L", Rouge()), ("CIDEr", Cider())):
+        value, single = metric.compute_score(references, captions)
+        found[name] = (float(value), _mean_spread(float(value), np.asarray(single, dtype=float)))
+    return found, captions
+
+
+def _mean_spread(value: float, single: Any) -> Any:
+    """Resampled means of the pictures' own scores, about the value of the whole (METEOR's is no mean)."""
+    return lambda draws: value + draws @ single / len(single) - single.mean()
+
+
+def _bleu_spreads(captions: dict[str, list[str]], references: dict[str, list[str]]) -> list[Any]:
+    """BLEU of resampled corpora, from each picture's matched and guessed n-grams and its lengths."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    cooked = [cook_test(texts[0], cook_refs(references[key], n=4), n=4) for key, texts in captions.items()]
+    matched = np.array([one["correct"] for one in cooked], dtype=float)
+    guessed = np.array([one["guess"] for one in cooked], dtype=float)
+    said = np.array([one["testlen"] for one in cooked], dtype=float)
+    told = np.array([min((abs(n - one["testlen"]), n) for n in one["reflen"])[1] for one in cooked], dtype=float)
+
+    def spread(order: int) -> Any:
+        def of(draws: Any) -> Any:
+            rates = (draws @ matched[:, :order] + 1e-15) / (draws @ guessed[:, :order] + 1e-9)
+            ratio = (draws @ said + 1e-15) / (draws @ told + 1e-9)
+            return np.exp(np.log(rates).mean(1)) * np.exp(np.minimum(0.0, 1 - 1 / ratio))
+
+        return of
+
+    return [spread(order) for order in range(1, 5)]
+
+
+def read_captions(file: Path, references: Captions) -> dict[str, str]:
+    """Anybody's captions, `[{"image_id", "caption"}]`. Raises: DataError listing missing, unknown and repeated ids."""
+    rows = read_json(file)
+    if not isinstance(rows, list):
+        raise DataError(f'{file}: wants [{{"image_id": 391895, "caption": "..."}}, ...]')
+    found: dict[str, str] = {}
+    issues = []
+    for number, row in enumerate(rows):
+        key = str(row["image_id"]) if isinstance(row, dict) and isinstance(row.get("image_id"), int | str) else ""
+        if not key or not isinstance(row.get("caption"), str):
+            issues.append(Issue("no image_id and caption", f"[{number}]", shown(row)))
+        elif key in found:
+            issues.append(Issue("image_id twice", key))
+        elif key not in references:
+            issues.append(Issue(f"image_id not among the {len(references):,} pictures of this split", key))
+        else:
+            found[key] = row["caption"]
+    issues += [Issue("picture without a prediction", key) for key in references if key not in found]
+    refuse(str(file), issues)
+    return found
+
+
+def read_references(file: Path, split: str = "test") -> dict[str, list[str]]:
+    """References from Karpathy's dataset_coco.json (of a split), or from a COCO captions file with `annotations` (all of it)."""
+    found = read_json(file)
+    if isinstance(found, dict) and isinstance(found.get("annotations"), list):
+        captions: dict[str, list[str]] = {}
+        for number, row in enumerate(found["annotations"]):
+            if not isinstance(row, dict) or "image_id" not in row or not isinstance(row.get("caption"), str):
+                raise DataError(f"{file}: annotations[{number}]: wants image_id and caption, given {shown(row)}")
+            captions.setdefault(str(row["image_id"]), []).append(" ".join(row["caption"].split()))
+        return captions
+    return CocoCaptionsDataConfig(annotations=file, restval=True, test_split=split).references()  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""The samples of a split that can be used, and a list of the others: refused or skipped, as `data.on_bad_sample` says.
+
+A sample is bad where its row says nothing usable, its picture cannot be read, or its answer leaves no room for a prompt token.
+With `skip` every distinct picture is opened once before work begins, so that a run knows its samples and steps from the start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.samples import DataConfig, Sample, Split
+from dehvf_kit.errors import DataError, PictureError
+from dehvf_kit.utils import atomic
+
+SKIPPED = "skipped.jsonl"
+SHOWN = 5
+THREADS = 4
+REPORTED = 100
+"""Pictures between two calls of a progress function."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample left out: its split, its id or line, and why. sample: the sample itself, None where its row was not usable."""
+
+    split: str
+    place: str
+    reason: str
+    sample: Sample | None = None
+
+    def row(self) -> dict[str, str | None]:
+        """As plain data."""
+        picture = str(self.sample.image) if self.sample is not None and self.sample.image is not None else None
+        return {"split": self.split, "sample": self.place, "reason": self.reason, "picture": picture}
+
+
+class Sieve:
+    """One split of a data set, or `samples` of it. Raises: DataError as the data set does, where bad samples are errors."""
+
+    def __init__(self, data: DataConfig, split: Split, samples: Sequence[Sample] | None = None) -> None:
+        self.split = split
+        self.skips = data.on_bad_sample == "skip"
+        self.skipped: list[Skipped] = []
+        if samples is None:
+            reading = data.usable(split)
+            samples = reading.samples
+            for issue in reading.issues:
+                if issue.fatal:
+                    self.skipped.append(Skipped(split, issue.place, f"{issue.kind}: {issue.detail or issue.place}"))
+        self.samples = list(samples)
+
+    def skip(self, sample: Sample, reason: str) -> None:
+        """Leave a sample out from now on."""
+        self.skipped.append(Skipped(self.split, sample.id, reason, sample))
+
+    def readable(self, progress: Progress | None = None) -> list[Sample]:
+        """The samples whose pictures can be read; with `on_bad_sample: error` all of them, unopened.
+
+        Raises: DataError where not one is left.
+        """
+        if not self.skips:
+            return self.samples
+        first = {sample.image: sample for sample in reversed(self.samples) if sample.image is not None}
+        found = zip(first, picture_issues(list(first.values()), progress=progress), strict=True)
+        bad = {image: issue for image, issue in found if issue is not None}
+        kept = []
+        for sample in self.samples:
+            if sample.image in bad:
+                self.skip(sample, f"{bad[sample.image].kind}: {bad[sample.image].detail}")
+            else:
+                kept.append(sample)
+        if not kept and self.samples:
+            raise DataError(f"data.{self.split}: not one of {len(self.samples):,} samples can be read; the first: "
+                            f"{self.skipped[0].place}: {self.skipped[0].reason}")  # fmt: skip
+        return kept
+
+
+def write_skipped(file: Path, skipped: Sequence[Skipped]) -> Path | None:
+    """List samples in a file, a JSON object a line; None where there are none. Raises: DataError where it cannot be written."""
+    if not skipped:
+        return None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(one.row(), ensure_ascii=False) + "\n" for one in skipped)
+        atomic.write_text(file, "".join(lines))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
+    return file
+
+
+def summary(skipped: Sequence[Skipped], file: Path | None = None) -> str:
+    """Lines for the end of a command; an empty text where nothing was skipped."""
+    if not skipped:
+        return ""
+    count = len(skipped)
+    lines = [f"skipped {count:,} sample{'s' if count > 1 else ''}{f', listed in {file}' if file else ''}:"]
+    lines += [f"  {one.split} {one.place}: {one.reason}" for one in skipped[:SHOWN]]
+    return "\n".join([*lines, f"  and {count - SHOWN:,} more"] if count > SHOWN else lines)
+
+
+def picture_issues(
+    samples: Sequence[Sample], open_pictures: bool = True, progress: Progress | None = None
+) -> Iterator[Issue | None]:
+    """For each sample what is wrong with its picture, or None. open_pictures: decode it, not only look for its file."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda sample: _picture_issue(sample, open_pictures), samples)
+        for number, issue in enumerate(found, start=1):
+            if progress is not None and (number % REPORTED == 0 or number == len(samples)):
+                progress(number, len(samples))
+            yield issue
+
+
+def _picture_issue(sample: Sample, open_pictures: bool) -> Issue | None:
+    if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
+        return Issue("missing picture", sample.id, str(sample.image))
+    if not open_pictures:
+        return None
+    try:
+        read_picture(sample.image)
+    except PictureError as error:
+        return Issue("broken picture", sample.id, str(error))
+    return None

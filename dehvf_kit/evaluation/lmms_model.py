@@ -1,0 +1,112 @@
+"""An adapter as a model of lmms-eval (its `simple` interface, as of 0.7). Only lmms-eval imports this file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import IO, Any
+
+from lmms_eval.api.model import lmms
+
+from dehvf_kit.adapter.checkpoint import load
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import DataError
+from dehvf_kit.evaluation.answers import answer
+
+MARK = "<image>"
+PASSED_ON = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p")
+
+
+class DehvfLmm(lmms):
+    """Answers lmms-eval's requests with a saved adapter.
+
+    pretrained: the adapter's folder. device: `cpu`, `cuda`, ...; where left out the decoder stays where it was loaded.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.dehvf = load(pretrained, dtype=dtype)
+        if device is not None:
+            self.dehvf.to(device)
+        self.batch_size = int(batch_size)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """One text a request, in their order, cut at the first of its `until`.
+
+        A request's args: text, generation keywords, a function from a task's document to its pictures, document, task, split.
+        Raises: DataError for a request with more than one picture.
+        """
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(repr(_generation(request.args[1])), []).append(number)
+        said: dict[int, str] = {}
+        for places in groups.values():
+            samples = [self._sample(number, requests[number]) for number in places]
+            keywords = _generation(requests[places[0]].args[1])
+            found = answer(self.dehvf, samples, batch_size=self.batch_size, **keywords)
+            for place, one in zip(places, found, strict=True):
+                text, wanted = _until(one.prediction, requests[place].args[1]), requests[place].args
+                said[place] = text
+                self.cache_hook.add_partial("generate_until", (wanted[0], wanted[1]), text)
+        return [said[number] for number in range(len(requests))]
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("dehvf_kit answers by generation; choose a task whose output_type is generate_until")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError("dehvf_kit answers single questions; choose a task of one round")
+
+    def _sample(self, number: int, request: Any) -> Sample:
+        text, _, pictures_of, document, task, split = request.args
+        pictures = [one for one in pictures_of(self.task_dict[task][split][document]) or [] if one is not None]
+        if len(pictures) > 1:
+            raise DataError(f"{task}/{document}: asks about {len(pictures)} pictures; an adapter reads one")
+        image = _Picture(pictures[0], f"{task}/{document}") if pictures else None
+        return Sample(str(number), text.replace(MARK, "").strip(), "", image)
+
+
+class _Picture:
+    """A PIL picture that opens like a file."""
+
+    def __init__(self, picture: Any, name: str) -> None:
+        self.picture, self.name = picture, name
+
+    def read_bytes(self) -> bytes:
+        data = io.BytesIO()
+        self.picture.convert("RGB").save(data, format="PNG")
+        return data.getvalue()
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        return io.BytesIO(self.read_bytes())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _generation(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords for `generate`; a temperature of zero means greedy."""
+    found = {name: keywords[name] for name in PASSED_ON if keywords.get(name) is not None}
+    if not found.get("temperature"):
+        found.pop("temperature", None)
+        found.pop("top_p", None)
+        found["do_sample"] = False
+    else:
+        found.setdefault("do_sample", True)
+    return found
+
+
+def _until(text: str, keywords: dict[str, Any]) -> str:
+    """The text before the first of the stopping texts."""
+    until = keywords.get("until") or []
+    for stop in [until] if isinstance(until, str) else until:
+        text = text.partition(stop)[0] if stop else text
+    return text.strip()

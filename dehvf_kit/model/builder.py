@@ -1,0 +1,136 @@
+"""Recipe -> DehvfModel, step by step: towers, graph on their sizes, components, attachment."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.backbones.decoder import decoder_spec, prepare_tokenizer
+from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.data.processing import DehvfProcessor, picture_processor
+from dehvf_kit.errors import DehvfError, PluginError
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.graph import DECODER, Graph
+from dehvf_kit.recipe.plugin_manager import plugins
+from dehvf_kit.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+Vision = nn.Module | Mapping[str, nn.Module]
+
+
+def build(
+    recipe: Recipe,
+    decoder: PreTrainedModel | None = None,
+    vision: Vision | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: BaseImageProcessor | None = None,
+    expected_parameters: int | None = None,
+) -> DehvfModel:
+    """Build a recipe's model on its base models, or on modules that are already in memory.
+
+    vision: one module, or one by name where the recipe has several encoders. A base model handed over without its
+    tokenizer gives a model without a processor. The initial weights follow `training.seed`. expected_parameters: where given,
+    a graph with more than twice as many trained parameters is refused before any of them is made.
+    Raises: RecipeError where the graph does not fit the towers, DehvfError where a base model is not on this machine.
+    """
+    sources = plugins().registry.sources
+    towers = _towers(recipe, vision, meta=False)
+    if decoder is None:
+        with plugin_code(recipe.decoder, DECODER):
+            decoder = recipe.decoder.load(sources)
+            tokenizer = tokenizer or recipe.decoder.tokenizer(sources)
+    processor = None
+    if tokenizer is not None:
+        pictures = image_processor or picture_processor({name: tower.image for name, tower in recipe.vision.items()})
+        processor = DehvfProcessor(pictures, prepare_tokenizer(tokenizer), prompt=prompt_of(recipe))
+    return assemble(recipe, decoder, towers, processor, expected_parameters)
+
+
+def build_on_meta(recipe: Recipe, processor: Any = None) -> DehvfModel:
+    """The recipe's model with real components on base models without weights: for counting, drawing and checking."""
+    with plugin_code(recipe.decoder, DECODER):
+        decoder = recipe.decoder.meta(plugins().registry.sources)
+    return assemble(recipe, decoder, _towers(recipe, None, meta=True), processor)
+
+
+def assemble(
+    recipe: Recipe,
+    decoder: nn.Module,
+    towers: Mapping[str, VisionTower],
+    processor: Any,
+    expected_parameters: int | None = None,
+) -> DehvfModel:
+    """Components wired onto towers. Raises: RecipeError where they do not fit."""
+    graph = recipe.check({name: tower.spec for name, tower in towers.items()}, decoder_spec(decoder))
+    _refuse_more(graph, expected_parameters, recipe.source)
+    for name, tower in towers.items():
+        tower.layers = graph.layers[name]
+    nodes = build_nodes(graph, recipe.training.seed)
+    device = next(decoder.parameters()).device
+    if device.type != "meta":
+        for node in nodes.values():
+            node.to(device)
+    return DehvfModel(decoder, towers, graph, nodes, recipe, processor)
+
+
+def _refuse_more(graph: Graph, expected: int | None, where: str) -> None:
+    """Raises: DehvfError where a graph makes far more trained parameters than are expected."""
+    count = sum(sum(graph.num_params(name).values()) for name in graph.order)
+    if expected is not None and count > 2 * expected:
+        raise DehvfError(f"{where}: makes {count:,} trained parameters where there are weights for {expected:,}")
+
+
+def build_nodes(graph: Graph, seed: int = 0) -> dict[str, nn.Module]:
+    """The graph's components with float32 weights; each node's depend on the seed and its name alone."""
+    nodes = {}
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        for name in graph.order:
+            torch.manual_seed(seed + zlib.crc32(name.encode()))
+            with plugin_code(graph.nodes[name].config, f"graph.{name}"):
+                nodes[name] = graph.nodes[name].config.build(graph.contexts[name])
+            _refuse_miscount(graph, name, nodes[name])
+    return nodes
+
+
+def _refuse_miscount(graph: Graph, name: str, module: nn.Module) -> None:
+    """Raises: PluginError where `num_params`, which every count of the kit goes by, is not what the module trains."""
+    said = sum(graph.num_params(name).values())
+    made = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if said != made:
+        raise PluginError(
+            f"graph.{name} ({graph.nodes[name].config.type}): num_params says {said:,}, the module has {made:,} trained "
+            "parameters; return them from num_params"
+        )
+
+
+def prompt_of(recipe: Recipe) -> dict[str, Any] | None:
+    """The prompt settings that travel with an adapter."""
+    return recipe.data.prompt.model_dump() if recipe.data is not None else None
+
+
+def _towers(recipe: Recipe, vision: Vision | None, meta: bool) -> dict[str, VisionTower]:
+    sources = plugins().registry.sources
+    given: Mapping[str, nn.Module] = {}
+    if vision is not None:
+        given = vision if isinstance(vision, Mapping) else dict.fromkeys(recipe.vision, vision)
+        if not isinstance(vision, Mapping) and len(recipe.vision) > 1:
+            raise DehvfError(
+                f"the recipe has {len(recipe.vision)} encoders; hand them over by name: {', '.join(recipe.vision)}"
+            )
+        if set(given) != set(recipe.vision):
+            raise DehvfError(f"vision handed over for {sorted(given)}; the recipe names {sorted(recipe.vision)}")
+    towers = {}
+    for name, config in recipe.vision.items():
+        model = given.get(name)
+        with plugin_code(config, "vision" if name == "vision" else f"vision.{name}"):
+            if model is None:
+                model = config.meta(sources) if meta else config.load(sources)
+            towers[name] = model if isinstance(model, VisionTower) else config.tower(model)
+    return towers

@@ -1,0 +1,295 @@
+"""Features of frozen vision encoders on disk: one safetensors file a picture, named by all that decides what is in it.
+
+    folder / <space> / <first two digits> / <sha256 of the picture's bytes>.safetensors
+
+<space> is the sha256 of what the features depend on beside the picture: every weight of the encoders, their configs, the
+layers read, the final norm, the image processor's settings and the dtype kept. Another picture, size, weight, layer or dtype
+therefore has another name, and a file that is there is the right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import DataError
+from dehvf_kit.model.features import FeatureStore
+
+if TYPE_CHECKING:
+    from dehvf_kit.model.model import DehvfModel
+    from dehvf_kit.recipe.sections import TrainingConfig
+
+FORMAT = 2
+SUFFIX, TEMPORARY = ".safetensors", ".part"
+HEADER_BYTES = 512
+"""Room for a file's header, in estimates."""
+STALE_SECONDS = 24 * 3600
+"""Age at which a file that somebody began and never finished is taken away."""
+SPARE_BYTES = 2**28
+"""Disk space that is left free."""
+
+
+def default_folder() -> Path:
+    """`$DEHVF_KIT_CACHE/features`, or `dehvf-kit/features` where the system keeps caches."""
+    own = os.environ.get("DEHVF_KIT_CACHE")
+    if own:
+        return Path(own) / "features"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dehvf-kit" / "features"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What filling will take: distinct pictures, those that are missing, and bytes a picture."""
+
+    pictures: int
+    missing: int
+    bytes_per_picture: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that will be written."""
+        return self.missing * self.bytes_per_picture
+
+
+class FeatureFiles(FeatureStore):
+    """A `FeatureStore` on disk, memory-mapped when read; several processes may fill and read one folder.
+
+    limit: bytes the folder may hold in all, 0 for any number; the pictures longest unused make room. A file is written
+    under another name and renamed when whole, so a kill leaves none half-written; its checksum is compared when a process
+    first reads it. Raises: DataError where a vision adapter is trained, or the processor's settings cannot be told.
+    """
+
+    def __init__(
+        self, model: DehvfModel, dtype: torch.dtype | None = None, folder: Path | None = None, limit: int = 0
+    ) -> None:
+        super().__init__(model, dtype)
+        self.limit = limit
+        self.root = folder or default_folder()
+        self.folder = self.root / space(model, dtype)
+        self._names: dict[Any, str] = {}
+        self._checked: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Worker processes read; the model stays where it is."""
+        return {**self.__dict__, "model": None}
+
+    def file(self, sample: Sample) -> Path:
+        """Where a picture's features are or will be. Raises: DataError where the picture cannot be read."""
+        name = self._names.get(sample.image)
+        if name is None:
+            try:
+                name = hashlib.sha256(sample.image.read_bytes()).hexdigest()
+            except OSError as error:
+                reason = error.strerror or error
+                raise DataError(f"sample '{sample.id}': picture '{sample.image}' cannot be read: {reason}") from error
+            self._names[sample.image] = name
+        return self.folder / name[:2] / f"{name}{SUFFIX}"
+
+    def missing(self, samples: Iterable[Sample]) -> list[Sample]:
+        found: dict[Path, Sample] = {}
+        for sample in samples:
+            if sample.image:
+                found.setdefault(self.file(sample), sample)
+        return [sample for file, sample in found.items() if not file.exists()]
+
+    def need(self, samples: Iterable[Sample]) -> Need:
+        """What `fill` would write, before anything is computed."""
+        samples = list({one.image: one for one in samples if one.image}.values())
+        distinct = {self.file(sample) for sample in samples}
+        missing = sum(not file.exists() for file in distinct)
+        return Need(len(distinct), missing, self._bytes_per_picture(samples[0]) if samples else 0)
+
+    def fill(
+        self, samples: Iterable[Sample], batch_size: int = 32, progress: Any = None, share: tuple[int, int] = (0, 1)
+    ) -> int:
+        """Compute and write what is missing. Raises: DataError where limit or disk leave no room, before any work.
+
+        share: (rank, processes); each process takes its part of the pictures, whatever is missing of it.
+        """
+        samples = list({one.image: one for one in samples if one.image}.values())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(samples)
+            return super().fill(samples[share[0] :: share[1]], batch_size, progress)
+        except OSError as error:
+            raise DataError(
+                f"{self.root}: the feature cache cannot be written: {error.strerror or error}; "
+                "name another folder by training.cache_folder, or set training.cache_features=false"
+            ) from error
+
+    def _keep(self, sample: Sample, features: Any) -> None:
+        tensors = {"": features} if isinstance(features, Tensor) else features
+        tensors = {f"features{'.' if name else ''}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        file = self.file(sample)
+        file.parent.mkdir(exist_ok=True)
+        part = file.with_name(f"{uuid.uuid4().hex}{TEMPORARY}")
+        try:
+            save_file(tensors, part, metadata={name: str(_checksum(tensor)) for name, tensor in tensors.items()})
+            os.replace(part, file)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(str(error)) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def read(self, sample: Sample) -> Any:
+        """A picture's features [1, layer, 1 + patch, vision_hidden], memory-mapped.
+
+        Raises: DataError if `fill` has not seen the picture, or its file is damaged (it is removed, so that filling
+        again makes it anew).
+        """
+        file = self.file(sample)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                sums = opened.metadata() or {}
+        except FileNotFoundError as error:
+            raise DataError(f"sample '{sample.id}': no features of '{sample.image}'; fill the store first") from error
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(file, sample) from error
+        if file.name not in self._checked:
+            if any(sums.get(name) != str(_checksum(tensor)) for name, tensor in found.items()) or not found:
+                raise self._damaged(file, sample)
+            self._checked.add(file.name)
+        return found["features"] if "features" in found else {name.partition(".")[2]: t for name, t in found.items()}
+
+    def _damaged(self, file: Path, sample: Sample) -> DataError:
+        file.unlink(missing_ok=True)
+        return DataError(
+            f"sample '{sample.id}': the cached features of '{sample.image}' were damaged and have been removed ({file}); "
+            "start again, and they are computed anew"
+        )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.folder.glob(f"*/*{SUFFIX}"))
+
+    def _bytes_per_picture(self, sample: Sample) -> int:
+        """Size of one picture's file: of one that is there, or as the encoders' sizes say."""
+        file = self.file(sample)
+        if file.exists():
+            return file.stat().st_size
+        total = HEADER_BYTES
+        for tower in self.model.towers.values():
+            dtype = self.dtype or next(tower.model.parameters()).dtype
+            total += len(tower.layers) * (1 + tower.spec.num_patches) * tower.spec.hidden_size * dtype.itemsize
+        return total
+
+    def _make_room(self, samples: list[Sample]) -> None:
+        need = self.need(samples)
+        mine = {self.file(sample) for sample in samples}
+        for file in mine:
+            if file.exists():
+                os.utime(file)
+        kept = sorted(_files(self.root), key=lambda entry: entry[1])
+        held = sum(size for _, _, size in kept)
+        if self.limit:
+            for file, _, size in kept:
+                if held + need.bytes <= self.limit:
+                    break
+                if file not in mine:
+                    file.unlink(missing_ok=True)
+                    held -= size
+            if held + need.bytes > self.limit:
+                raise DataError(
+                    f"{self.root}: these pictures' features take {shown_bytes(held + need.bytes)}, training.cache_limit_gib is "
+                    f"{self.limit / 2**30:g}; raise it, set training.cache_dtype=bfloat16, or training.cache_features=false"
+                )
+        free = shutil.disk_usage(self.folder).free
+        if need.bytes + SPARE_BYTES > free and need.missing:
+            raise DataError(
+                f"{self.root}: {need.missing:,} pictures' features take {shown_bytes(need.bytes)}, the disk "
+                f"has {shown_bytes(free)} free; "
+                "name another folder by training.cache_folder, set training.cache_dtype=bfloat16, or "
+                "training.cache_features=false"
+            )
+
+
+def cached_features(model: DehvfModel, config: TrainingConfig) -> FeatureStore:
+    """The store that a recipe's `training` section asks for."""
+    if not config.cache_features:
+        return FeatureStore(model)
+    dtype = None if config.cache_dtype == "auto" else getattr(torch, config.cache_dtype)
+    return FeatureFiles(model, dtype, config.cache_folder, int(config.cache_limit_gib * 2**30))
+
+
+def space(model: DehvfModel, dtype: torch.dtype | None) -> str:
+    """The sha256 of everything beside a picture that its features depend on. Raises: DataError for an unknown processor."""
+    processor = model.processor.image_processor
+    if not hasattr(processor, "to_dict"):
+        raise DataError(
+            f"features cannot be kept on disk: {type(processor).__name__} does not tell its settings (no to_dict); "
+            "set training.cache_features=false"
+        )
+    settings = {key: value for key, value in processor.to_dict().items() if not key.startswith("_")}
+    towers = {
+        name: {
+            "class": type(tower.model).__name__,
+            "config": _config(tower.model),
+            "weights": weights_digest(tower.model),
+            "layers": list(tower.layers),
+            "post_norm": tower.apply_post_norm,
+            "image_size": tower.spec.image_size,
+        }
+        for name, tower in model.towers.items()
+    }
+    decides = {"format": FORMAT, "towers": towers, "processor": settings, "dtype": str(dtype)}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """An encoder's config without what does not change its output."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return {}
+    return {
+        key: value for key, value in config.to_dict().items() if key not in ("transformers_version", "_name_or_path")
+    }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 of every parameter and buffer: name, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(_bytes(tensor)))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(memoryview(_bytes(tensor)))
+
+
+def _files(root: Path) -> Iterator[tuple[Path, float, int]]:
+    """Every file of features with its time of last use and its size; what was begun long ago is taken away."""
+    for file in root.glob("*/*/*"):
+        try:
+            facts = file.stat()
+            if file.suffix == SUFFIX:
+                yield file, facts.st_mtime, facts.st_size
+            elif file.suffix == TEMPORARY and time.time() - facts.st_mtime > STALE_SECONDS:
+                file.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process was faster
+            continue
+
+
+def shown_bytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,392 @@
+"""The graph on two frozen towers, as a transformers model: forward, generate, save, detach.
+
+No YAML and no pluggy here; `build` makes one from a recipe, and plain Python can make one from components.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.errors import DehvfError, ShapeError
+from dehvf_kit.model.config import DehvfConfig, generation_config
+from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
+from dehvf_kit.model.loss import answer_loss
+from dehvf_kit.model.memory_scope import Holding, RecomputedLayers
+from dehvf_kit.model.run import Features, by_tower, one_a_row, run_nodes
+from dehvf_kit.recipe.graph import Graph
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    from dehvf_kit.recipe.recipe import Recipe
+
+SINGLE = "vision"
+
+
+class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
+    """A frozen decoder that sees: visual memory in every feed-forward network, written by a graph of small components.
+
+    decoder: any transformers causal language model; towers: vision encoders by name; graph and nodes: the wired
+    components. Only the nodes are trained. Hooks stay on the towers until `detach()`.
+    Source: DEHVF, Figure 1.
+    """
+
+    config_class = DehvfConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        towers: Mapping[str, VisionTower],
+        graph: Graph,
+        nodes: Mapping[str, nn.Module],
+        recipe: Recipe | None = None,
+        processor: Any = None,
+    ) -> None:
+        super().__init__(DehvfConfig())
+        self.decoder = decoder
+        self.towers = nn.ModuleDict(towers)
+        self.nodes = nn.ModuleDict({name: nodes[name] for name in graph.order})
+        self.graph, self.recipe, self.processor = graph, recipe, processor
+        self.bases: dict[str, Any] | None = None
+        self.measured: dict[str, Any] = {}
+        self.generation_config = generation_config(decoder, recipe)
+        self.generation = self.generation_config
+        self._was_trainable = [
+            p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad
+        ]
+        inner = (decoder, *(tower.model for tower in self.towers.values()))
+        self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
+        self._checkpointing = False
+        self._compared: set[str] = set()
+        self.attached = False
+        for tower in (decoder, *self.towers.values()):
+            tower.requires_grad_(False)
+        self._attach()
+        self.all_tied_weights_keys: dict[str, str] = {}
+        self.eval()
+
+    def _attach(self) -> None:
+        try:
+            for name, node in self.nodes.items():
+                place = self.graph.nodes[name].config.attaches
+                if place == "decoder":
+                    node.attach(self.decoder)
+                elif place == "vision":
+                    node.attach(self.towers[self._tower_of(name)].model)
+                elif place == "input":
+                    node.attach(self.decoder, self._tokenizer)
+        except Exception:
+            self.detach()
+            raise
+        self.attached = True
+
+    def _unhook(self) -> None:
+        for node in self.nodes.values():
+            if hasattr(node, "detach"):
+                node.detach()
+        self.attached = False
+
+    @contextlib.contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """Inside, the towers are as they were before: without hooks, and without modules that a component put there."""
+        attached = self.attached
+        self._unhook()
+        try:
+            yield
+        finally:
+            if attached:
+                self._attach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DehvfModel:
+        """A copy with hooks of its own: hooks are bound to their module, so they are placed anew on both."""
+        attached = self.attached
+        with self.unhooked():
+            twin = self.__class__.__new__(self.__class__)
+            memo[id(self)] = twin
+            nn.Module.__init__(twin)
+            for name, value in self.__dict__.items():
+                twin.__dict__[name] = copy.deepcopy(value, memo)
+        if attached:
+            twin._attach()
+        return twin
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", None)
+
+    def _tower_of(self, name: str) -> str:
+        return next(
+            wire.node for wires in self.graph.wires[name].values() for wire in wires if wire.node in self.towers
+        )
+
+    def detach(self) -> None:
+        """Take everything off the towers: decoder and encoders are bit-identical to before, and trainable as before."""
+        self._unhook()
+        if self._checkpointing:
+            self.activation_checkpointing_disable()
+        for parameter in self._was_trainable:
+            parameter.requires_grad_(True)
+        for module, training in self._was_training:
+            module.training = training
+        self._was_trainable, self._was_training = [], []
+
+    def train(self, mode: bool = True) -> DehvfModel:
+        """Training mode for the components; the frozen towers stay in evaluation mode (no dropout of theirs).
+
+        With gradient checkpointing the decoder's layers, which look at the flag, follow the mode.
+        """
+        self.training = mode
+        self.nodes.train(mode)
+        self.decoder.eval()
+        self.towers.eval()
+        if mode and self.is_gradient_checkpointing:
+            for module in self.decoder.modules():
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = True
+        return self
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, in the order of the graph."""
+        return list(self.nodes.parameters())
+
+    def named_trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name (`fuser.input.weight`), in the order of the graph."""
+        return dict(self.nodes.named_parameters())
+
+    def num_trainable_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.trainable_parameters())
+
+    @property
+    def image_is_trained(self) -> bool:
+        """Whether something trained works inside a vision encoder, so that its features change with training."""
+        return any(self.graph.nodes[name].config.attaches == "vision" for name in self.nodes)
+
+    def vision_features(self, pixel_values: Features) -> Features:
+        """What a feature cache stores: per encoder [image, layer, 1 + patch, vision_hidden], global token first.
+
+        pixel_values [image, 3, height, width], or one such tensor per encoder by name; the result has the same form.
+        Raises: ShapeError for other shapes.
+        """
+        given = by_tower(pixel_values, self.towers, "pixel_values")
+        found = {}
+        for name, tower in self.towers.items():
+            pixels = given[name]
+            if pixels.ndim != 4 or pixels.shape[1] != 3:
+                raise ShapeError(f"pixel_values is {tuple(pixels.shape)}; wants [images, 3, height, width]")
+            trained = torch.is_grad_enabled() and self.image_is_trained
+            with contextlib.nullcontext() if trained else torch.no_grad():
+                found[name] = tower(pixels)
+        return found[SINGLE] if list(self.towers) == [SINGLE] else found
+
+    def memory(
+        self,
+        rows: int,
+        pixel_values: Features | None = None,
+        vision_features: Features | None = None,
+        has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Run the graph: what each component attached to the decoder holds while it reads `rows` samples.
+
+        Raises: ShapeError where pictures and rows do not match, DehvfError after `detach()`.
+        """
+        return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image, image_index))
+
+    def _attached_to(self, place: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: out for name, out in outputs.items() if self.graph.nodes[name].config.attaches == place}
+
+    def _extended(
+        self, outputs: Mapping[str, Any], text: Tensor, attention_mask: Tensor | None, cache: Any
+    ) -> ExtendedInputs | None:
+        """The text with the tokens that components put into it; None without such, or where a cache holds them already."""
+        inserted = [out for out in self._attached_to("input", outputs).values() if out is not None]
+        if not inserted or (cache is not None and cache.get_seq_length() > 0):
+            return None
+        pad = getattr(self._tokenizer, "pad_token_id", None)
+        return ExtendedInputs(inserted, text, attention_mask, bos_token(self._tokenizer, self.decoder), pad or 0)
+
+    def run_graph(
+        self,
+        rows: int,
+        pixel_values: Features | None = None,
+        vision_features: Features | None = None,
+        has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Every node's output by name: one value, or a tuple in the order of its ports."""
+        if not self.attached:
+            raise DehvfError("this model was detached from its decoder; build or load it again")
+        if pixel_values is not None and vision_features is not None:
+            raise ShapeError("give pixel_values or vision_features, not both")
+        if vision_features is not None and self.training and torch.is_grad_enabled() and self.image_is_trained:
+            raise DehvfError(
+                "vision_features in training: the vision adapter works inside the encoder and would get no gradient; "
+                "give pixel_values, or leave the vision adapter out of the recipe"
+            )
+        if has_image is not None:
+            has_image = torch.as_tensor(has_image).bool()
+            if has_image.shape != (rows,):
+                raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
+        if not self.reads_pictures:
+            pixel_values = vision_features = None
+        elif pixel_values is not None and not any(
+            map(len, by_tower(pixel_values, self.towers, "pixel_values").values())
+        ):
+            pixel_values = None
+        if self.reads_pictures and pixel_values is None and vision_features is None and has_image is not None:
+            if has_image.any():
+                raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no pictures were given")
+            has_image = None
+        if pixel_values is not None:
+            vision_features = self.vision_features(pixel_values)
+        features = None
+        if vision_features is not None:
+            given = by_tower(vision_features, self.towers, "vision_features")
+            if image_index is not None:
+                given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
+            features = one_a_row(given, self.towers, rows, has_image)
+        seen = None if torch.compiler.is_compiling() else self._compared
+        return run_nodes(self.graph, self.nodes, features, has_image, seen)
+
+    @property
+    def _counts_positions(self) -> bool:
+        """Whether a component's output depends on where a token stands in its row: then padding must not be counted."""
+        return any(self.graph.nodes[name].config.counts_positions for name in self.nodes)
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether anything in the graph reads a picture's features."""
+        return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Features | None = None,
+        vision_features: Features | None = None,
+        labels: Tensor | None = None,
+        has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The decoder's own output, with the pictures in its feed-forward memory, or wherever the components put them.
+
+        Shapes: input_ids and attention_mask [batch, token]; pixel_values [batch, 3, height, width] (or only the pictures
+        of the rows flagged in has_image [batch]), each distinct picture once where image_index [row with a picture] says which
+        of them a row has; vision_features as `vision_features()` returns them; labels
+        [batch, token] with -100 where no loss is taken. Further keywords go to the decoder. Tokens that a component puts into
+        the input have no logits here: column i predicts what follows text token i.
+        """
+        text = input_ids if input_ids is not None else inputs_embeds
+        if text is None:
+            raise ShapeError("give input_ids or inputs_embeds")
+        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
+        given = {**kwargs, "attention_mask": attention_mask}
+        if labels is not None:
+            given["labels"] = labels
+        extended = self._extended(outputs, text, attention_mask, kwargs.get("past_key_values"))
+        if extended is not None:
+            given = extended.arguments(self.decoder, inputs_embeds, given)
+        else:
+            given |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+            if self._counts_positions and attention_mask is not None and given.get("position_ids") is None:
+                given["position_ids"] = positions(attention_mask)[:, -text.shape[1] :]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Holding(self.nodes, self._attached_to("decoder", outputs)))
+            if extended is not None and inputs_embeds is None:
+                stack.enter_context(extended.embedded(self.get_input_embeddings()))
+            if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
+                labels, keep, items = (
+                    given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch")
+                )
+                return answer_loss(self.decoder, labels, keep, items, given)
+            output = self.decoder(**given)
+        if extended is not None and output.logits.shape[1] == extended.length:
+            output.logits = output.logits[:, extended.count :]
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        pixel_values: Features | None = None,
+        vision_features: Features | None = None,
+        has_image: Tensor | None = None,
+        image_index: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate` of the decoder, with the pictures in its memory: written once, read at every token.
+
+        inputs or input_ids [batch, token]; pictures as in `forward`; every keyword of transformers' `generate`. Gives the
+        prompt and the new tokens; tokens that a component puts into the input are not among them.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        text = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        if text is None:
+            raise ShapeError("give input_ids or inputs_embeds")
+        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
+        extended = self._extended(outputs, text, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
+        config = copy.deepcopy(generation_config or self.generation_config)
+        kwargs = config.update(**kwargs)
+        with Holding(self.nodes, self._attached_to("decoder", outputs)):
+            if extended is not None:
+                if input_ids is None:
+                    raise ShapeError(
+                        "give input_ids: this model puts tokens among them, which embeddings alone do not show"
+                    )
+                return extended.generate(self.decoder, input_ids, config, kwargs)
+            return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder.get_output_embeddings()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the adapter alone: weights, resolved recipe, identity of both base models, card, processor."""
+        from dehvf_kit.adapter.checkpoint import save
+
+        save(self, Path(save_directory), **{key: value for key, value in kwargs.items() if key == "overwrite"})
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Save the adapter and upload it with its card; see `dehvf_kit.adapter.hub.push_adapter`. Gives the commit's address."""
+        from dehvf_kit.adapter.hub import push_model
+
+        return push_model(self, repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        decoder: Any = None,
+        vision: Any = None,
+        **kwargs: Any,
+    ) -> DehvfModel:
+        """Restore an adapter on its base models, strictly; see `dehvf_kit.load`."""
+        from dehvf_kit.adapter.checkpoint import load
+
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        return load(pretrained_model_name_or_path, decoder=decoder, vision=vision, dtype=dtype)

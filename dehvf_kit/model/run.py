@@ -1,0 +1,146 @@
+"""Runs a checked graph's modules on one batch: features per encoder in, every node's output out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dehvf_kit.api.plugin_code import told_of
+from dehvf_kit.api.shapes import Unprojected
+from dehvf_kit.errors import PluginError, ShapeError
+from dehvf_kit.recipe.graph import BATCH, Graph, Wire
+
+if TYPE_CHECKING:
+    from dehvf_kit.backbones.vision.config import VisionTower
+
+Features = Tensor | Mapping[str, Tensor]
+_ABSENT = object()
+
+
+def by_tower(given: Features, towers: Mapping[str, nn.Module], what: str) -> dict[str, Tensor]:
+    """One tensor per encoder, from a mapping or, where there is one encoder, from its tensor. Raises: ShapeError."""
+    names = list(towers)
+    if isinstance(given, Tensor):
+        if len(names) != 1:
+            raise ShapeError(f"{what}: one tensor for {len(names)} encoders; give a mapping with {', '.join(names)}")
+        return {names[0]: given}
+    if not isinstance(given, Mapping):
+        raise ShapeError(f"{what} is a {type(given).__name__}; give a tensor, or a mapping with {', '.join(names)}")
+    if set(given) != set(names):
+        raise ShapeError(f"{what}: given for {sorted(given)}; wants {sorted(names)}")
+    return dict(given)
+
+
+def one_a_row(
+    features: Mapping[str, Tensor], towers: Mapping[str, VisionTower], rows: int, has_image: Tensor | None
+) -> dict[str, Tensor]:
+    """Features [row, layer, 1 + patch, vision_hidden] of every encoder, zero in rows that have no picture.
+
+    Pictures may be given for all rows, or for those flagged in has_image [row] only. Raises: ShapeError where they do
+    not fit the encoder or the rows.
+    """
+    placed = {}
+    for name, tensor in features.items():
+        layers, width = len(towers[name].layers), towers[name].spec.hidden_size
+        if tensor.ndim != 4 or tensor.shape[1] != layers or tensor.shape[3] != width:
+            raise ShapeError(
+                f"vision_features of '{name}' is {tuple(tensor.shape)}; wants [images, {layers}, 1 + patches, {width}]"
+            )
+        if tensor.shape[0] != rows:
+            owners = None if has_image is None else has_image.nonzero().squeeze(1).to(tensor.device)
+            if owners is None or len(owners) != tensor.shape[0]:
+                flagged = "" if owners is None else f", of which {len(owners)} have a picture by has_image"
+                raise ShapeError(f"{tensor.shape[0]} pictures for {rows} rows of text{flagged}")
+            tensor = tensor.new_zeros(rows, *tensor.shape[1:]).index_copy(0, owners, tensor)
+        placed[name] = tensor
+    return placed
+
+
+def run_nodes(
+    graph: Graph,
+    nodes: Mapping[str, nn.Module],
+    features: Mapping[str, Tensor] | None,
+    has_image: Tensor | None,
+    seen: set[str] | None = None,
+) -> dict[str, Any]:
+    """Every node's output by name: one value, or a tuple in the order of its ports.
+
+    A node that needs what this batch has not (features, where there is no picture) does not run.
+    seen: nodes whose outputs were compared with their ports before; those that are compared now are added.
+    Raises: PluginError for a component that does not return one value a port, or raises something of its own; ShapeError
+    for one whose output has another number of axes than its port, or another size where that is known.
+    """
+    values: dict[tuple[str, str], Any] = {(BATCH, "has_image"): has_image}
+    for name, tensor in (features or {}).items():
+        values[name, "globals"], values[name, "patches"] = tensor[:, :, 0], tensor[:, :, 1:]
+    outputs = {}
+    for name in graph.order:
+        arguments = _arguments(graph, name, values)
+        if arguments is None:
+            continue
+        config = graph.nodes[name].config
+        try:
+            outputs[name] = nodes[name](**arguments)
+        except Exception as error:
+            told = told_of(error, config, f"graph.{name}")
+            if told is None:
+                raise
+            raise told from error
+        ports = list(graph.nodes[name].gives)
+        results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
+        if not isinstance(results, tuple) or len(results) != len(ports):
+            given = f"{len(results)} values" if isinstance(results, tuple) else f"a {type(results).__name__}"
+            raise PluginError(
+                f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port"
+            )
+        if seen is not None and name not in seen:
+            _compare(graph, name, arguments, results)
+            seen.add(name)
+        values |= {(name, port): value for port, value in zip(ports, results, strict=True)}
+    return outputs
+
+
+def _compare(graph: Graph, name: str, arguments: Mapping[str, Any], results: tuple[Any, ...]) -> None:
+    """Raises: ShapeError where a node's tensors are not what its ports say.
+
+    Left open are axes of no known size, and those of which the node was given another size than the graph knows.
+    """
+    free = {BATCH}
+    for port, given in arguments.items():
+        several = given if graph.nodes[name].takes[port].many else [given]
+        for wire, value in zip(graph.wires[name][port], several, strict=True):
+            axes, sizes = graph.nodes[name].takes[port].axes, graph.sizes[wire.node, wire.port]
+            if isinstance(value, Tensor) and value.ndim == len(axes):
+                free |= {axis for axis, size in zip(axes, value.shape, strict=True) if sizes.get(axis) != size}
+    for port, value in zip(graph.nodes[name].gives.values(), results, strict=True):
+        if not isinstance(value, Tensor):
+            continue
+        sizes = graph.sizes[name, port.name]
+        wanted = [None if axis in free else sizes.get(axis) for axis in port.axes]
+        fits = value.ndim == len(wanted) and all(
+            size is None or not isinstance(given, int) or given == size
+            for given, size in zip(value.shape, wanted, strict=True)
+        )
+        if not fits:
+            declared = graph.shape(Wire(name, port.name), port.axes)
+            raise ShapeError(f"node '{name}' returned {list(value.shape)} for its port {port.name} [{declared}]")
+
+
+def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -> dict[str, Any] | None:
+    """A node's inputs, or None where one that it needs is absent. A wire to a tower itself carries nothing at run time."""
+    node = graph.nodes[name]
+    arguments = {}
+    for port, wires in graph.wires[name].items():
+        if wires[0].port == "tower":
+            continue
+        found = [values.get((wire.node, wire.port), _ABSENT) for wire in wires]
+        if any(value is _ABSENT for value in found):
+            if not node.takes[port].optional:
+                return None
+            continue
+        if not node.config.takes_unprojected:
+            found = [one.project(one.patches) if isinstance(one, Unprojected) else one for one in found]
+        arguments[port] = found if node.takes[port].many else found[0]
+    return arguments

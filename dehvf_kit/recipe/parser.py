@@ -1,0 +1,389 @@
+"""Plain data -> a recipe's checked fields: every `type` resolved, every field validated, every fault worded for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from dehvf_kit.api.config import ComponentConfig, Settings
+from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import Registry
+from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
+from dehvf_kit.backbones.base import NoConfig, TowerConfig
+from dehvf_kit.errors import DehvfError, Fault, RecipeError, did_you_mean, listing, shown
+from dehvf_kit.recipe.files import by_name
+from dehvf_kit.recipe.graph import BATCH, DECODER, Node, check_graph
+from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
+
+FORMAT = 1
+"""Version of the recipe language. A kit reads its own and every earlier one."""
+SECTIONS = (
+    "format",
+    "name",
+    "description",
+    "published",
+    "vision",
+    "decoder",
+    "graph",
+    "training",
+    "data",
+    "generation",
+)
+
+
+PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)
+PRINTED_EXAMPLES = "a figure such as 4.17M, 659K or 4,171,520"
+
+
+class Published(Settings):
+    """What the paper reports for this recipe, to stand beside what is built."""
+
+    parameters: str = Field(description="trained parameters as printed, for example 4.17M")
+    unused_parameters: int = Field(0, ge=0, description="parameters the published count includes and nothing uses")
+    source: str = Field("", description="table or page of the figure")
+
+    @field_validator("parameters")
+    @classmethod
+    def _figure(cls, value: str) -> str:
+        if not PRINTED.fullmatch(value):
+            raise ValueError(f"given {shown(value)}; wants {PRINTED_EXAMPLES}")
+        return value
+
+
+class Parser:
+    """Turns plain data into a recipe's checked fields, collecting faults instead of stopping at the first."""
+
+    def __init__(self, raw: Mapping[str, Any], source: str, registry: Registry) -> None:
+        self.raw, self.source, self.registry = raw, source, registry
+        self.faults: list[Fault] = []
+        self.whole = True
+        self.unsure: set[str] = set()
+
+    def fault(self, path: str, message: str) -> None:
+        self.faults.append(Fault(path, message))
+
+    def parse(self) -> dict[str, Any]:
+        """The fields of a `Recipe`. Raises: RecipeError listing every fault."""
+        self._format()
+        self._numbers()
+        for key in self.raw:
+            if key == "extends":
+                self.fault(key, "only a recipe in a file can name a parent, on its own top level")
+            elif key not in SECTIONS:
+                self.fault(
+                    str(key) or "''", f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}"
+                )
+        fields: dict[str, Any] = {
+            "name": self._text("name", Path(self.source).stem),
+            "description": self._text("description", ""),
+            "published": self._settings("published", Published) if self.raw.get("published") is not None else None,
+            "vision": self._vision(),
+            "decoder": self._typed("decoder", "decoder", self.raw.get("decoder"), "hf"),
+            "nodes": self._nodes(),
+            "training": self._settings("training", TrainingConfig),
+            "data": self._typed("data", "data", self.raw["data"]) if self.raw.get("data") is not None else None,
+            "generation": self._settings("generation", GenerationConfig),
+            "source": self.source,
+        }
+        self._node_rates(fields["training"], fields["nodes"])
+        if self.whole:
+            self._check_graph(fields["vision"], fields["decoder"], fields["nodes"])
+        if self.faults:
+            raise RecipeError(self.faults, self.source)
+        return fields
+
+    def _node_rates(self, training: TrainingConfig | None, nodes: Mapping[str, Node]) -> None:
+        """Rates of nodes that there are not; of a graph that is no mapping, nothing more is said."""
+        graph = self.raw.get("graph")
+        for name in training.node_rates if training is not None and isinstance(graph, Mapping) else ():
+            if name not in graph:
+                self.fault(
+                    f"training.node_rates.{name}",
+                    f"the graph has no such node{did_you_mean(name, nodes)} Nodes: {', '.join(nodes)}",
+                )
+
+    def _format(self) -> None:
+        """Refuse a newer language at once: whatever else is wrong then is most likely that."""
+        given = self.raw.get("format", FORMAT)
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            self.fault("format", f"given {shown(given)}; wants a whole number, the newest is {FORMAT}")
+        elif given > FORMAT:
+            newer = f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
+            raise RecipeError([Fault("format", newer)], self.source)
+
+    def _numbers(self) -> None:
+        """Refuse whole numbers that no machine counts to, before anything computes with them."""
+        faults = [
+            Fault(".".join(path), f"given {shown(value)}; wants a number of at most 63 bits")
+            for path, value in _leaves(self.raw)
+            if isinstance(value, int) and abs(value) >= 2**63
+        ]
+        if faults:
+            raise RecipeError(faults, self.source)
+
+    def _check_graph(self, towers: Mapping[str, TowerConfig], decoder: TowerConfig, nodes: Mapping[str, Node]) -> None:
+        """Graph faults too: of its wires always, of its sizes where the towers' configs are at hand and sound."""
+        vision = {name: self._spec(name, tower, VisionSpec(1, 1, None)) for name, tower in towers.items()}
+        spec = self._spec(DECODER, decoder, DecoderSpec(1, 1))
+        self.faults += check_graph(nodes, vision, spec, self.unsure)[1]
+
+    def _spec(self, name: str, tower: TowerConfig, stand_in: Any) -> Any:
+        """A tower's sizes, or a stand-in and a note that they are not known."""
+        if name in self.unsure:
+            return stand_in
+        try:
+            with plugin_code(tower):
+                return tower.spec(self.registry.sources)
+        except NoConfig:
+            pass
+        except DehvfError as error:
+            self.fault(name if name in (DECODER, "vision") else f"vision.{name}", str(error))
+        self.unsure.add(name)
+        return stand_in
+
+    def _text(self, key: str, default: str) -> str:
+        value = self.raw.get(key, default)
+        if not isinstance(value, str):
+            self.fault(key, f"given {shown(value)}; wants a text")
+            return default
+        return value
+
+    def _name(self, path: str, name: Any) -> bool:
+        """Whether a name can be an attribute of the model; if not, that is a fault."""
+        from torch import nn
+
+        if not isinstance(name, str) or not name.isidentifier():
+            self.fault(path, f"'{name}' is no name; use letters, digits and _, and begin with a letter")
+        elif hasattr(nn.ModuleDict(), name):
+            self.fault(path, f"'{name}' means something to torch modules; choose another name")
+        else:
+            return True
+        self.whole = False
+        return False
+
+    def _settings(self, key: str, schema: type[BaseModel]) -> Any:
+        given = self.raw.get(key)
+        return self._validate(key, schema, {} if given is None else given, None)
+
+    def _vision(self) -> dict[str, TowerConfig]:
+        given = self.raw.get("vision")
+        if given is None:
+            self.fault(
+                "vision", "missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`"
+            )
+            self.whole = False
+            return {}
+        if not isinstance(given, Mapping):
+            self.fault("vision", f"given {shown(given)}; wants a mapping with `model:`, or several of them by name")
+            self.whole = False
+            return {}
+        several = by_name(given)
+        towers = dict(given) if several else {"vision": given}
+        found = {}
+        for name, tower in towers.items():
+            if name in (BATCH, DECODER):
+                self.fault(f"vision.{name}", f"'{name}' is a reserved name; call the encoder something else")
+            elif not self._name(f"vision.{name}", name):
+                continue
+            found[name] = self._typed(f"vision.{name}" if several else "vision", "vision", tower, "hf")
+        return found
+
+    def _nodes(self) -> dict[str, Node]:
+        given = self.raw.get("graph")
+        if not isinstance(given, Mapping) or not given:
+            self.fault(
+                "graph", "missing; name its nodes" if not given else f"given {shown(given)}; wants a mapping of nodes"
+            )
+            self.whole = False
+            return {}
+        nodes = {}
+        for name, node in given.items():
+            found = self._node(name, node) if self._name(f"graph.{name}", name) else None
+            if found is not None:
+                nodes[name] = found
+        return nodes
+
+    def _node(self, name: str, given: Any) -> Node | None:
+        path = f"graph.{name}"
+        if not isinstance(given, Mapping):
+            self.fault(path, f"given {shown(given)}; wants a mapping with `type:`")
+            self.whole = False
+            return None
+        fields = dict(given)
+        role = fields.pop("role", name)
+        inputs = self._inputs(name, fields.pop("inputs", None))
+        roles = [known for known in self.registry.roles() if known not in ("vision", "decoder", "data")]
+        if role not in roles:
+            hint = did_you_mean(role, roles)
+            what = f"'{role}' is no role" if isinstance(role, str) else f"role is {shown(role)}, which is none"
+            known = f"Roles: {listing(roles)}{self.registry.unloaded()}"
+            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. {known}")
+            self.whole = False
+            return None
+        config = self._typed(path, role, fields)
+        if not isinstance(config, ComponentConfig):
+            return None
+        return Node(name, config, inputs)
+
+    def _inputs(self, name: str, given: Any) -> dict[str, tuple[str, ...]]:
+        path = f"graph.{name}"
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping):
+            self.fault(f"{path}.inputs", f"given {shown(given)}; wants a mapping of `port: node` or `port: node.port`")
+            return {}
+        found = {}
+        for port, wires in given.items():
+            texts = [wires] if isinstance(wires, str) else wires
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+                self.fault(
+                    f"{path}.inputs.{port}", f"given {shown(wires)}; wants a node's name, node.port, or a list of them"
+                )
+                self.unsure.add(name)
+                continue
+            found[port] = tuple(texts)
+        return found
+
+    def _typed(self, path: str, role: str, given: Any, default: str | None = None) -> Any:
+        """A config whose class is named by `type`."""
+        if given is None:
+            self.fault(path, f"missing{_EXAMPLES.get(role, '')}")
+            self.whole = False
+            return None
+        if not isinstance(given, Mapping):
+            self.fault(path, f"given {shown(given)}; wants a mapping with `{'model' if default else 'type'}:`")
+            self.whole = self.whole and role == "data"
+            return None
+        kind = given.get("type", default)
+        if not isinstance(kind, str):
+            types = listing(self.registry.types(role))
+            self.fault(
+                f"{path}.type",
+                f"missing; installed: {types}" if kind is None else f"given {shown(kind)}; installed: {types}",
+            )
+            self.whole = self.whole and role == "data"
+            return None
+        try:
+            schema = self.registry.find(role, kind)
+        except KeyError as error:
+            self.fault(f"{path}.type", str(error.args[0]))
+            self.whole = self.whole and role == "data"
+            return None
+        return self._validate(path, schema, {**given, "type": kind}, None if role == "data" else path.split(".")[-1])
+
+    def _validate(self, path: str, schema: type[BaseModel], given: Any, owner: str | None) -> Any:
+        """Validate, report each error, and go on with the faulty fields left out, so that later checks still run.
+
+        owner: the node or tower whose sizes are then in doubt; None for sections that the graph does not depend on.
+        """
+        if not isinstance(given, Mapping):
+            self.fault(path, f"given {shown(given)}; wants a mapping of fields")
+            return None
+        try:
+            return schema.model_validate(dict(given))
+        except ValidationError as error:
+            wrong = set()
+            details = error.errors()
+            for detail in details:
+                if any(detail["loc"] == other["loc"][: len(detail["loc"])] for other in details if other is not detail):
+                    continue  # what is inside says more
+                place = [str(step) for step in detail["loc"]]
+                wrong.add(place[0] if place else "")
+                self.fault(".".join([path, *place]), _wording(detail, schema))
+        if owner is not None:
+            self.unsure.add(owner)
+        try:
+            return schema.model_validate({key: value for key, value in given.items() if str(key) not in wrong})
+        except ValidationError:
+            self.whole = self.whole and owner is None
+            return None
+
+
+def parse_data(raw: Any, source: str, registry: Registry) -> Any:
+    """A recipe's `data` section alone. Raises: RecipeError listing every fault."""
+    parser = Parser({}, source, registry)
+    config = parser._typed("data", "data", raw)
+    if parser.faults:
+        raise RecipeError(parser.faults, source)
+    return config
+
+
+def _leaves(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of all that holds nothing further."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    while waiting:
+        path, inner = waiting.pop()
+        if isinstance(inner, Mapping):
+            waiting += [((*path, str(key)), item) for key, item in inner.items()]
+        elif isinstance(inner, (list, tuple)):
+            waiting += [((*path, str(place)), item) for place, item in enumerate(inner)]
+        else:
+            yield path, inner
+
+
+_EXAMPLES = {
+    "decoder": "; name a language model, for example `decoder: {model: huggyllama/llama-7b}`",
+    "vision": "; name an encoder, for example `{model: openai/clip-vit-large-patch14}`",
+}
+
+
+def _wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    """A pydantic error as: what was given, what fits."""
+    given = detail.get("input")
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        fields = _fields_at(schema, detail["loc"])
+        return f"unknown field{did_you_mean(detail['loc'][-1], fields)} Fields: {listing(fields)}"
+    if kind == "missing":
+        return "missing"
+    if kind == "literal_error":
+        options = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"given {shown(given)}{did_you_mean(given, options)} One of: {listing(options)}"
+    if kind == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    if kind in _WANTED:
+        limits = {
+            name: f"{limit:g}" for name, limit in detail.get("ctx", {}).items() if isinstance(limit, (int, float))
+        }
+        return f"given {shown(given)}; wants {_WANTED[kind].format(**limits)}"
+    for ending, wanted in _KINDS.items():
+        if kind.startswith(ending):
+            return f"given {shown(given)}; wants {wanted}"
+    return f"given {shown(given)}; {detail['msg']}"
+
+
+# What fits, for pydantic's error types and for the beginnings of their names.
+_WANTED = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "finite_number": "a finite number",
+    "too_short": "{min_length} or more of them",
+    "too_long": "{max_length} or fewer of them",
+}
+_KINDS = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_": "a text",
+    "path_": "a path",
+    "list_": "a list",
+    "tuple_": "a list",
+    "model_": "a mapping of fields",
+    "dict_": "a mapping",
+}
+
+
+def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Names of the fields beside the one at `location`."""
+    for step in location[:-1]:
+        info = schema.model_fields.get(str(step))
+        if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, BaseModel):
+            break
+        schema = info.annotation
+    return list(schema.model_fields)

@@ -1,0 +1,143 @@
+"""Loads the built-ins, the installed plugins and `--plugin` files, all through the same hooks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import lru_cache, wraps
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from dehvf_kit.api import hookspecs
+from dehvf_kit.api.hookspecs import PROJECT
+from dehvf_kit.api.registry import Registry
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.recipe import builtin_plugin
+
+FILE_MODULE = "dehvf_kit_plugin_"
+
+
+@dataclass
+class Plugins:
+    """What is loaded: the registry, each plugin's origin, and the plugins that failed with the reason."""
+
+    registry: Registry = field(default_factory=Registry)
+    origins: dict[str, str] = field(default_factory=dict)
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(PROJECT))
+
+    @property
+    def broken(self) -> dict[str, str]:
+        return self.registry.broken
+
+
+@lru_cache(maxsize=1)
+def plugins() -> Plugins:
+    """The plugins of this process, loaded once. A plugin that fails to load is recorded, not fatal."""
+    loaded = Plugins()
+    loaded.manager.add_hookspecs(hookspecs)
+    _add(loaded, builtin_plugin, "built-in", "dehvf-kit")
+    for entry in sorted(entry_points(group=PROJECT), key=lambda entry: entry.name):
+        origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+        try:
+            with redirect_stdout(sys.stderr):
+                module = entry.load()
+        except Exception as error:  # whatever a stranger's plugin raises must not stop the kit
+            loaded.broken[entry.name] = f"{origin}: {type(error).__name__}: {error}"
+            continue
+        try:
+            _add(loaded, module, entry.name, origin)
+        except (DehvfError, pluggy.PluginValidationError) as error:
+            loaded.broken[entry.name] = f"{origin}: {error}"
+        except Exception as error:
+            loaded.broken[entry.name] = f"{origin}: {type(error).__name__}: {error}"
+    return loaded
+
+
+def load_plugin_file(path: str | Path) -> None:
+    """Load a one-file plugin (`--plugin my_file.py`). Raises: DehvfError if it is missing or cannot be loaded."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise DehvfError(f"--plugin {path}: there is no such file")
+    known = plugins().manager.get_plugin(file.stem)
+    if known is not None:
+        if getattr(known, "__file__", None) == str(file):
+            return
+        raise DehvfError(f"--plugin {path}: a plugin named '{file.stem}' is loaded already; rename the file")
+    spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise DehvfError(f"--plugin {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+        if not _add(plugins(), module, file.stem, str(path)):
+            plugins().manager.unregister(module)
+            del plugins().origins[file.stem]
+            raise DehvfError(
+                "registers nothing; wants a hook such as `@hookimpl def register_components(register): ...`"
+            )
+    except (DehvfError, pluggy.PluginValidationError) as error:
+        del sys.modules[spec.name]
+        raise DehvfError(f"--plugin {path}: {error}") from error
+    except Exception as error:  # the file is the user's own code
+        del sys.modules[spec.name]
+        raise DehvfError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+
+
+def loaded_files() -> list[Path]:
+    """The one-file plugins of this process, for another process to load."""
+    modules = plugins().manager.get_plugins()
+    return sorted(Path(module.__file__) for module in modules if module.__name__.startswith(FILE_MODULE))
+
+
+def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
+    """Register one plugin and call its hooks; what they print goes to standard error. Returns how often they registered something.
+
+    Raises: PluginValidationError for a misspelt hook, DehvfError for duplicates.
+    """
+    from dehvf_kit.backbones.ffn.overrides import register_ffn_override
+    from dehvf_kit.backbones.vision.overrides import register_vision_override
+
+    manager = loaded.manager
+    manager.register(module, name=name)
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError:
+        manager.unregister(module)
+        raise
+    before = dict(loaded.registry.configs), dict(loaded.registry.sources)
+    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
+    hooks = {
+        hook: manager.subset_hook_caller(hook, others)
+        for hook in ("register_components", "register_sources", "register_ffn_overrides", "register_vision_overrides")
+    }
+    registered = 0
+
+    def counted(register: Callable[..., None]) -> Callable[..., None]:
+        @wraps(register)
+        def call(*given: Any, **named: Any) -> None:
+            nonlocal registered
+            register(*given, **named)
+            registered += 1
+
+        return call
+
+    try:
+        with redirect_stdout(sys.stderr):
+            hooks["register_components"](register=counted(loaded.registry.register))
+            hooks["register_sources"](register=counted(loaded.registry.register_source))
+            hooks["register_ffn_overrides"](register=counted(register_ffn_override))
+            hooks["register_vision_overrides"](register=counted(register_vision_override))
+    except Exception:
+        loaded.registry.configs, loaded.registry.sources = before
+        manager.unregister(module)
+        raise
+    loaded.origins[name] = origin
+    return registered

@@ -1,0 +1,126 @@
+"""The recipe: YAML -> checked settings -> checked graph. Every fault is reported at once, with its path.
+
+Sections: `extends` (a parent recipe), `format`, `name`, `description`, `published`, `vision` (one encoder, or several by name),
+`decoder`, `graph` (named nodes), `training`, `data`, `generation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dehvf_kit.api.config import settings_of
+from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
+from dehvf_kit.backbones.base import TowerConfig
+from dehvf_kit.data.samples import DataConfig
+from dehvf_kit.errors import DehvfError, Fault, RecipeError
+from dehvf_kit.recipe.files import Steps, override, parents_of, read_with_parents, refuse_needless
+from dehvf_kit.recipe.graph import Graph, Node, check_graph
+from dehvf_kit.recipe.parser import FORMAT, Parser, Published
+from dehvf_kit.recipe.plugin_manager import plugins
+from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe whose every field is known and of the right type; `check()` wires its graph.
+
+    `nodes` maps node names to their role, config and written wires; `source` is what messages call it; `parents` are the
+    files it extends, the nearest first.
+    """
+
+    name: str
+    description: str
+    published: Published | None
+    vision: Mapping[str, TowerConfig]
+    decoder: TowerConfig
+    nodes: Mapping[str, Node]
+    training: TrainingConfig
+    data: DataConfig | None
+    generation: GenerationConfig
+    source: str = "recipe"
+    parents: tuple[str, ...] = field(default=(), compare=False)
+
+    def check(self, vision: Mapping[str, VisionSpec] | None = None, decoder: DecoderSpec | None = None) -> Graph:
+        """Wire the graph on these towers, or on what the recipe's configs say of them.
+
+        Raises: RecipeError with every fault.
+        """
+        faults: list[Fault] = []
+        specs = dict(vision) if vision is not None else self.vision_specs(faults)
+        spec = decoder if decoder is not None else self.decoder_spec(faults)
+        if faults or spec is None:
+            raise RecipeError(faults, self.source)
+        graph, faults = check_graph(self.nodes, specs, spec)
+        if graph is None:
+            raise RecipeError(faults, self.source)
+        return graph
+
+    def vision_specs(self, faults: list[Fault]) -> dict[str, VisionSpec]:
+        """Sizes of every encoder, from configs alone; what cannot be read is added to `faults`."""
+        specs = {}
+        for name, tower in self.vision.items():
+            try:
+                with plugin_code(tower):
+                    specs[name] = tower.spec(plugins().registry.sources)
+            except DehvfError as error:
+                faults.append(Fault("vision" if list(self.vision) == ["vision"] else f"vision.{name}", str(error)))
+        return specs
+
+    def decoder_spec(self, faults: list[Fault]) -> DecoderSpec | None:
+        """Sizes of the decoder, from its config alone."""
+        try:
+            with plugin_code(self.decoder):
+                return self.decoder.spec(plugins().registry.sources)
+        except DehvfError as error:
+            faults.append(Fault("decoder", str(error)))
+            return None
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain data with every default filled in; `parse_recipe` reads it back."""
+        single = list(self.vision) == ["vision"]
+        towers = {name: settings_of(tower) for name, tower in self.vision.items()}
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "description": self.description,
+            "published": settings_of(self.published) if self.published else None,
+            "vision": towers["vision"] if single else towers,
+            "decoder": settings_of(self.decoder),
+            "graph": {
+                name: {
+                    "role": node.config.role,
+                    **settings_of(node.config),
+                    **({"inputs": {port: list(wires) for port, wires in node.inputs.items()}} if node.inputs else {}),
+                }
+                for name, node in self.nodes.items()
+            },
+            "training": settings_of(self.training),
+            "data": settings_of(self.data) if self.data else None,
+            "generation": settings_of(self.generation),
+        }
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, follow `extends:`, apply `key=value` overrides, and check it.
+
+    The graph is checked too where both towers' configs are at hand; where they are not, `build` checks it on the modules
+    it is given. Raises: RecipeError listing every fault with its path, what was given, and what fits.
+    """
+    source = str(path)
+    needless: list[Steps] = []
+    raw = read_with_parents(Path(path), source, (), needless)
+    for text in [overrides] if isinstance(overrides, str) else overrides:
+        override(raw, text, needless)
+    recipe = parse_recipe(raw, source)
+    if needless:
+        refuse_needless(needless, recipe.resolved(), source)
+    return replace(recipe, parents=parents_of(Path(path), source))
+
+
+def parse_recipe(raw: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Plain data -> Recipe. Raises: RecipeError listing every fault."""
+    return Recipe(**Parser(raw, source, plugins().registry).parse())

@@ -1,0 +1,147 @@
+"""A first recipe from three answers: a decoder, a vision encoder, and data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dehvf_kit.data.inspection import recognise
+from dehvf_kit.errors import DataError, DehvfError, did_you_mean, listing
+from dehvf_kit.recipe.files import override
+from dehvf_kit.recipe.plugin_manager import plugins
+from dehvf_kit.recipe.recipe import Recipe, parse_recipe
+from dehvf_kit.utils.yaml_files import to_yaml
+
+NO_DATA = "none"
+LARGEST_IMAGE = 256  # encoders trained on larger pictures start at 224
+NORMALISATIONS = {"clip": "clip", "siglip": "half"}
+HEAD = "# Written by dehvf-kit init. Fields that are not named have their defaults, which `dehvf-kit show` prints.\n"
+
+
+def starter_recipe(name: str, decoder: str, vision: str, data: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Plain data of a recipe with the paper's graph, sized for both models. It has been checked.
+
+    decoder: a name from `dehvf-kit list`, a folder or a hub id; vision: likewise, or `TYPE:MODEL` for another library's; data: a
+    file, a folder, a data set's type, or `none`. Raises: RecipeError, DataError or DehvfError for what cannot be used.
+    """
+    tower = _vision(vision)
+    raw: dict[str, Any] = {
+        "name": name,
+        "description": f"{_last(vision)} seen by {_last(decoder)}",
+        "vision": tower,
+        "decoder": {"model": decoder},
+        "graph": {
+            "grouper": {"type": "contiguous"},
+            "layer_query": {"type": "embedding_mlp"},
+            "projector": {"type": "bottleneck_mlp", "bottleneck_size": 128},
+            "fuser": {"type": "cross_attention"},
+            "position": {"type": "learned", "num_slots": 1},
+            "injector": {"type": "ffn_memory"},
+        },
+        "training": {
+            "epochs": 5,
+            "warmup_epochs": 0.2,
+            "batch_size": 16,
+            "base_learning_rate": 0.02,
+            "max_grad_norm": 1.0,
+            "cache_features": True,
+        },
+    }
+    if data != NO_DATA:
+        raw["data"] = _data(data)
+    raw["generation"] = {"max_new_tokens": 16}
+    _size(raw)
+    for text in overrides:
+        override(raw, text)
+    recipe = parse_recipe(raw, name)
+    recipe.check()
+    if recipe.data is not None and not recipe.data.parts():
+        fields = listing(field for field in type(recipe.data).model_fields if field not in ("type", "prompt"))
+        raise DataError(
+            f"data: '{data}' is not told where its data are; name the file or folder itself, or set data.FIELD=... ({fields})"
+        )
+    return raw
+
+
+def write_starter(file: Path, raw: dict[str, Any]) -> None:
+    """Write a recipe that is not there yet. Raises: DehvfError where the file exists or cannot be written."""
+    text = HEAD + to_yaml(raw)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.link(part, file)  # unlike a rename, refuses a name that is taken
+    except FileExistsError as error:
+        raise DehvfError(f"{file}: exists already; name another with --output") from error
+    except OSError as error:
+        raise DehvfError(f"{file}: cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _vision(given: str) -> dict[str, Any]:
+    kind, colon, model = given.partition(":")
+    if colon and kind in plugins().registry.types("vision"):
+        return {"type": kind, "model": model}
+    return {"model": given}
+
+
+def _data(given: str) -> dict[str, Any]:
+    """The data section for a file or folder that a data set knows as its own, or for a data set's type."""
+    registry = plugins().registry
+    types = registry.types("data")
+    if given in types:
+        return {"type": given}
+    place = Path(given)
+    if not place.exists():
+        raise DataError(
+            f"data: there is no file or folder '{given}', and no data set of that name{did_you_mean(given, types)} "
+            f"Data sets: {listing(types)}; or {NO_DATA}"
+        )
+    return recognise(place, [config for (role, _), config in registry.configs.items() if role == "data"])
+
+
+def _size(raw: dict[str, Any]) -> None:
+    """Fill in what depends on both models: size and normalisation of pictures, groups, slots, where features can be kept."""
+    probe: Recipe = parse_recipe(
+        {key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": _PROBE}, raw["name"]
+    )
+    faults: list[Any] = []
+    specs, decoder = probe.vision_specs(faults), probe.decoder_spec(faults)
+    if faults or decoder is None:
+        raise DehvfError("\n".join(map(str, faults)))
+    (spec,) = specs.values()
+    native = _native_size(probe)
+    if native is not None and "type" not in raw["vision"]:
+        raw["vision"]["image"] = {"size": native if native <= LARGEST_IMAGE else 224}
+        family = next((value for key, value in NORMALISATIONS.items() if key in spec.model_type), "imagenet")
+        raw["vision"]["image"]["normalisation"] = family
+        patches = (
+            parse_recipe({**raw, "graph": _PROBE, "data": None}, raw["name"]).vision_specs([])["vision"].num_patches
+        )
+    else:
+        patches = spec.num_patches
+    raw["graph"]["grouper"]["num_groups"] = min(4, spec.num_layers, decoder.num_layers)
+    raw["graph"]["position"]["num_slots"] = patches or 256
+
+
+# The smallest graph that lets a recipe be read before its sizes are known.
+_PROBE = {"position": {"type": "learned", "num_slots": 1}, "injector": {"type": "ffn_memory"}}
+
+
+def _native_size(recipe: Recipe) -> int | None:
+    """The side of the pictures an encoder was made for, by its config."""
+    (tower,) = recipe.vision.values()
+    from dehvf_kit.backbones.vision.config import vision_config
+
+    try:
+        size = getattr(vision_config(tower.hf_config(plugins().registry.sources)), "image_size", None)
+    except DehvfError:
+        return None
+    if isinstance(size, (list, tuple)):
+        size = min(size)
+    return size if isinstance(size, int) else None
+
+
+def _last(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2] or model

@@ -1,0 +1,58 @@
+"""Training samples as the model will see them: tokens, label mask, picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dehvf_kit.backbones.decoder import prepare_tokenizer
+from dehvf_kit.data.encoding import IGNORED, EncodedSamples, open_picture
+from dehvf_kit.data.processing import DehvfProcessor, picture_processor
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.model.builder import prompt_of
+from dehvf_kit.recipe.plugin_manager import plugins
+from dehvf_kit.recipe.recipe import Recipe
+
+
+def peek_samples(recipe: Recipe, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """What training makes of samples, as plain data; a graph that reads no features gets no picture.
+
+    Needs the decoder's tokenizer; no weights are loaded.
+    `cut`: tokens lost at the beginning because of `training.max_length`. Raises: DataError for a picture that cannot be read.
+    """
+    tokenizer = prepare_tokenizer(recipe.decoder.tokenizer(plugins().registry.sources))
+    pictures = picture_processor({name: tower.image for name, tower in recipe.vision.items()})
+    processor = DehvfProcessor(pictures, tokenizer, prompt=prompt_of(recipe))
+    length = recipe.training.max_length
+    reads = any(wire.node in recipe.vision and wire.port != "tower" for wire, _, _ in recipe.check().edges())
+    encoded = EncodedSamples(samples, processor, recipe.data.prompt, length, reads)
+    whole = EncodedSamples(samples, processor, recipe.data.prompt, 1_000_000, False)
+    return [_peek(sample, encoded[n], len(whole.tokens[n][0]), processor) for n, sample in enumerate(samples)]
+
+
+def _peek(sample: Sample, item: dict[str, Any], length: int, processor: DehvfProcessor) -> dict[str, Any]:
+    tokens = [
+        {"id": token, "text": processor.tokenizer.decode([token]), "loss": label != IGNORED}
+        for token, label in zip(item["input_ids"], item["labels"], strict=True)
+    ]
+    picture = None
+    if "pixel_values" in item:
+        pixels = item["pixel_values"]
+        shapes = {"vision": pixels} if isinstance(pixels, Tensor) else pixels
+        picture = {
+            "path": str(sample.image),
+            "size": list(open_picture(sample).size),
+            "pixel_values": {name: list(tensor.shape) for name, tensor in shapes.items()},
+        }
+    return {
+        "id": sample.id,
+        "kind": sample.kind,
+        "picture": picture,
+        "prompt": processor.with_prompt(sample.question),
+        "asked_with": sample.answer_start,
+        "answer": sample.answer,
+        "cut": length - len(tokens),
+        "tokens": tokens,
+    }

@@ -1,0 +1,183 @@
+"""An adapter that is asked about one picture at a time: its answer in pieces, and the vision layers it read for that picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import IO, Any
+
+from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+from dehvf_kit.adapter.checkpoint import load
+from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers
+from dehvf_kit.analysis.report.inside import look_inside
+from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import DataError
+from dehvf_kit.evaluation.answers import asked, prompts
+from dehvf_kit.model.config import BEAMS, SAMPLING
+from dehvf_kit.model.model import DehvfModel
+
+MAX_CHARACTERS = 20_000
+"""What is read of a question before its tokens are counted."""
+MAX_TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture that somebody handed over; messages call it by its name, not by where it is kept."""
+
+    file: Path
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        return self.file.open(mode)  # type: ignore[return-value]
+
+    def read_bytes(self) -> bytes:
+        return self.file.read_bytes()
+
+    def __str__(self) -> str:
+        return self.file.name
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is known so far. answer: its text; depths: weights of this picture, or None; why: then the reason."""
+
+    answer: str
+    depths: ReadLayers | None = None
+    why: str = ""
+
+
+class _Held:
+    """The features of one picture, computed once for the answer and for the weights."""
+
+    def __init__(self, features: Any) -> None:
+        self.features = features
+
+    def read(self, sample: Sample) -> Any:
+        return self.features
+
+
+class Answerer:
+    """One adapter in memory. It answers one question at a time; a second one waits."""
+
+    def __init__(self, model: DehvfModel, name: str) -> None:
+        self.model, self.name = model, name
+        self._alone = Lock()
+
+    @property
+    def temperature(self) -> float:
+        """What the recipe answers with; 0 where it does not sample."""
+        config = self.model.generation_config
+        return min(float(config.temperature or 1.0), MAX_TEMPERATURE) if config.do_sample else 0.0
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a prompt may have: what the adapter was trained on."""
+        return self.model.recipe.training.max_length
+
+    def answer(self, question: str, picture: Upload | None, temperature: float = 0.0) -> Iterator[Turn]:
+        """The weights first, then the answer as it grows; the last turn has what `generate` answers, whole.
+
+        temperature: 0 takes the likeliest token each time. Closing the iterator ends the generation at the next token.
+        Raises: DataError for an empty or too long question, PictureError for a picture that cannot be read.
+        """
+        sample = self._sample(question, picture)
+        held = None
+        if picture is not None:
+            read_picture(picture)
+            held = _Held(Pictures(self.model).read(sample)) if self.model.reads_pictures else None
+        turn = self._depths(sample, held)
+        yield turn
+        inputs, _ = asked(self.model, [sample], held)  # type: ignore[arg-type]
+        for text in self._stream(inputs, _settings(temperature)):
+            yield replace(turn, answer=text)
+
+    def idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is generated any more; whether that came about in time."""
+        ended = self._alone.acquire(timeout=timeout_s)
+        if ended:
+            self._alone.release()
+        return ended
+
+    def _sample(self, question: str, picture: Upload | None) -> Sample:
+        if not question.strip():
+            raise DataError("the question is empty")
+        if len(question) > MAX_CHARACTERS:
+            raise DataError(f"the question has {len(question):,} characters; {MAX_CHARACTERS:,} are read at most")
+        sample = Sample(id=str(picture or "question"), question=question.strip(), answer="", image=picture)
+        inputs, _ = prompts(self.model.processor, [sample])
+        length = inputs["input_ids"].shape[1]
+        if length > self.max_length:
+            raise DataError(
+                f"the question has {length:,} tokens in its prompt; {self.name} was trained on {self.max_length:,} at most "
+                "(training.max_length), ask in fewer words"
+            )
+        return sample
+
+    def _depths(self, sample: Sample, held: _Held | None) -> Turn:
+        if sample.image is None:
+            return Turn("", why="No picture was asked about.")
+        inside = look_inside(self.model, [sample], maps=0, features=held)
+        return Turn("", inside.layers, inside.why.get("layers", ""))
+
+    def _stream(self, inputs: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
+        """The answer so far, each time something was added to it."""
+        tokenizer = self.model.processor.tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop, ended = Event(), _Ended()
+
+        def generate() -> None:
+            try:
+                with self._alone:
+                    ended.tokens = self.model.generate(
+                        **inputs,
+                        **settings,
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([lambda *_, **__: stop.is_set()]),
+                    )
+            except Exception as error:  # whatever it is, it is raised where the answer is waited for
+                ended.error = error
+            finally:
+                streamer.end()
+
+        worker = Thread(target=generate, daemon=True)
+        worker.start()
+        try:
+            said = ""
+            for piece in streamer:
+                said += piece
+                if piece:
+                    yield said.strip()
+            worker.join()
+            if ended.error is not None:
+                raise ended.error
+            new = ended.tokens[:, inputs["input_ids"].shape[1] :]
+            yield self.model.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+        finally:
+            stop.set()
+
+
+class _Ended:
+    """How a generation ended."""
+
+    tokens: Any = None
+    error: Exception | None = None
+
+
+def _settings(temperature: float) -> dict[str, Any]:
+    """Keywords for `generate`; beams are left out, since an answer that may still change cannot be shown as it grows."""
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        raise DataError(f"the temperature is {temperature}; 0 to {MAX_TEMPERATURE:g} would do")
+    alone = {"num_beams": 1, **dict.fromkeys(BEAMS)}
+    if temperature == 0:
+        return {**alone, "do_sample": False, **dict.fromkeys(SAMPLING)}
+    return {**alone, "do_sample": True, "temperature": float(temperature)}
+
+
+def load_answerer(folder: Path, overrides: Sequence[str] = ()) -> Answerer:
+    """An adapter on its base models. Raises: AdapterError for what is no adapter, as `dehvf_kit.load` does."""
+    model = load(folder, overrides=overrides)
+    return Answerer(model, f"{model.recipe.name} ({folder})")

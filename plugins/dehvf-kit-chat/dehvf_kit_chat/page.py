@@ -1,0 +1,110 @@
+"""The chat page: a picture, a question, and for each adapter its answer and the vision layers it read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import gradio as gr
+import torch
+from torch.cuda import OutOfMemoryError
+
+from dehvf_kit.analysis.report.page import picture, text
+from dehvf_kit.backbones.base import first_line
+from dehvf_kit.data.images import read_picture
+from dehvf_kit.errors import DehvfError
+from dehvf_kit_chat.answering import MAX_TEMPERATURE, Answerer, Upload
+from dehvf_kit_chat.depth_panel import depth_panel
+
+PREVIEW = 360  # pixels of the longer side
+WAITING = 32  # questions that may wait; the next is told that there are too many
+HOUR = 3600
+log = logging.getLogger(__name__)
+Shown = tuple[str, str, str]
+
+
+def chat_page(adapters: Sequence[Answerer]) -> gr.Blocks:
+    """The page for one adapter, or for several side by side, which answer the same question."""
+    title = "Ask about a picture"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
+        gr.HTML(f"<h1>{title}</h1>", elem_id="title")
+        with gr.Row():
+            with gr.Column(min_width=280):
+                file = gr.File(label="Picture: drop it here", height=140, elem_id="picture")
+                preview = gr.HTML(elem_id="preview")
+            with gr.Column(min_width=280):
+                question = gr.Textbox(label="Question", lines=2, max_lines=8, autofocus=True, elem_id="question")
+                temperature = gr.Slider(
+                    *(0, MAX_TEMPERATURE, adapters[0].temperature),
+                    step=0.1,
+                    label="Temperature",
+                    info="0 takes the likeliest token each time",
+                    elem_id="temperature",
+                )
+                with gr.Row():
+                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
+                    stop = gr.Button("Stop", elem_id="stop", min_width=100)
+        running = []
+        with gr.Row():
+            for number, adapter in enumerate(adapters):
+                with gr.Column(min_width=300, elem_id=f"adapter{number}"):
+                    gr.HTML(f"<h2>{text(adapter.name)}</h2>", elem_classes="name")
+                    fault = gr.HTML(elem_id=f"fault{number}", elem_classes="fault")
+                    answer = gr.Textbox(label="Answer", lines=2, interactive=False, buttons=["copy"])
+                    depths = gr.HTML(elem_id=f"depths{number}", elem_classes="depths")
+                running.append(
+                    gr.on(
+                        [ask.click, question.submit],
+                        replies(adapter),
+                        [question, file, temperature],
+                        [answer, depths, fault],
+                        concurrency_limit=1,
+                        show_progress="minimal",
+                        show_progress_on=answer,
+                        api_visibility="private",
+                    )
+                )
+        stop.click(None, cancels=running)
+        file.change(look, file, preview, show_progress="hidden", api_visibility="private")
+    page.queue(max_size=WAITING)
+    return page
+
+
+def look(file: str | None) -> str:
+    """A picture as it is read, small; what is wrong with it where it is not."""
+    if file is None:
+        return ""
+    upload = Upload(Path(file))
+    try:
+        return f"<img alt='{text(upload)}' src='{picture(read_picture(upload), PREVIEW)}'>"
+    except DehvfError as error:
+        return fault_box(str(error))
+
+
+def replies(adapter: Answerer) -> Callable[[str, str | None, float], Iterator[Shown]]:
+    """What the page calls when something is asked: answer, weights and fault, again and again while the answer grows."""
+
+    def reply(question: str, file: str | None, temperature: float) -> Iterator[Shown]:
+        said = depths = ""
+        try:
+            for turn in adapter.answer(question, Upload(Path(file)) if file else None, temperature):
+                said, depths = turn.answer, depths or depth_panel(turn)
+                yield said, depths, ""
+            if not said:
+                yield said, depths, fault_box("The answer is empty: the model ended it at once.")
+        except DehvfError as error:
+            yield said, depths, fault_box(str(error))
+        except OutOfMemoryError:
+            torch.cuda.empty_cache()
+            yield said, depths, fault_box("The GPU's memory is full. Other programs may hold some of it.")
+        except Exception as error:  # a page that stays up says what happened; the terminal gets the traceback
+            log.exception("%s could not answer", adapter.name)
+            yield said, depths, fault_box(f"{adapter.name} could not answer: {first_line(error)}")
+
+    return reply
+
+
+def fault_box(message: str) -> str:
+    """A message that screen readers speak at once."""
+    return f"<p role='alert'>{text(message)}</p>"

@@ -1,0 +1,178 @@
+"""The embedded default, end to end: train on real pictures, train as long without them, score both on unseen pictures."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dehvf_kit import __version__
+from dehvf_kit.analysis.report.finished_run import PREDICTIONS
+from dehvf_kit.analysis.report.inside import look_inside
+from dehvf_kit.analysis.report.write import write_report
+from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.data.samples import Sample, samples_of
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.evaluation.answers import Prediction, accuracy, answer
+from dehvf_kit.model.builder import build
+from dehvf_kit.model.features import FeatureStore
+from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.recipe import Recipe, load_recipe
+from dehvf_kit.training.run import CHECKPOINTS, Progress, TrainResult, bfloat16_is_fast, train
+from dehvf_kit.training.trainer import num_steps
+from dehvf_kit.utils.shipped import HOME
+
+SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
+RECIPES = HOME / "recipes"
+BLIND_RUN = "without_pictures"
+BATCHES_TIMED = 3
+SCORING_BATCH = 64
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found: accuracies of both models and where everything is."""
+
+    summary: dict[str, Any]
+    page: Path
+    adapter: Path
+
+
+def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress: Progress) -> DemoResult:
+    """Run the demo into `output`. `minutes` bounds the training of DEHVF: a slow machine takes fewer steps, and says so.
+
+    Raises: DehvfError where `output` holds a run already or the recipes are not beside the package.
+    """
+    if (output / "adapter").exists() or (output / "summary.json").exists():
+        raise DehvfError(f"{output}: holds a demo already; look at {output / 'index.html'}, or name another --output")
+    if (output / CHECKPOINTS).exists():
+        raise DehvfError(f"{output}: holds a demo that was not finished; remove it, or name another --output")
+    started = time.perf_counter()
+    overrides = ["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if bfloat16_is_fast() else []
+    recipe = demo_recipe(SEEING, overrides)
+    say(f"building {recipe.description}")
+    model = build(recipe)
+    train_samples, test_samples = list(samples_of(recipe.data, "train")), list(samples_of(recipe.data, "test"))
+    say(
+        f"{model.num_trainable_parameters():,} trained parameters; {len(train_samples):,} training questions, "
+        f"{len(test_samples):,} test questions"
+    )
+    features = FeatureStore(model, torch.bfloat16)
+    features.fill(
+        train_samples + test_samples, progress=lambda done, total: progress("reading pictures", done, total, "")
+    )
+    steps, wanted = affordable_steps(recipe, model, train_samples, features, minutes)
+    if steps < wanted:
+        say(f"this machine makes {steps} of {wanted} steps in {minutes:g} minutes; training that long")
+        overrides = [*overrides, f"training.max_steps={steps}"]
+        recipe = demo_recipe(SEEING, overrides)
+
+    say(f"training DEHVF: {steps} steps of {recipe.training.batch_size}")
+    result = train(recipe, output, model, features, progress=progress)
+    predictions = _ask(model, test_samples, features, progress)
+    inside = look_inside(model, test_samples, len(test_samples), features=features)
+
+    decoder, vision, processor = model.decoder, model.towers["vision"].model, model.processor
+    model.detach()
+    blind_recipe = demo_recipe(BLIND, overrides)
+    say(f"training the same recipe without pictures: {steps} steps")
+    blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
+    blind_result = train(
+        blind_recipe, output / BLIND_RUN, blind, progress=_renamed(progress, "training without pictures")
+    )
+    blind_predictions = _ask(blind, test_samples, None, progress)
+
+    seconds = time.perf_counter() - started
+    summary = _summary(recipe, model, result, blind_result, predictions, blind_predictions, seconds)
+    _write(output, summary, predictions, blind_predictions)
+    page = output / "index.html"
+    title = "dehvf-kit demo: a frozen language model that sees"
+    write_report(output, page, inside=inside, title=title)
+    return DemoResult(summary, page, result.adapter)
+
+
+def demo_recipe(name: str, overrides: list[str]) -> Recipe:
+    """A recipe of the demo. Raises: DehvfError where the repository's recipes are not there."""
+    path = RECIPES / name
+    if not path.is_file():
+        raise DehvfError(
+            f"the demo needs the repository's recipes/{name}; clone the repository and run `make demo` in it"
+        )
+    return load_recipe(path, overrides)
+
+
+def affordable_steps(
+    recipe: Recipe, model: DehvfModel, samples: list[Sample], features: FeatureStore, minutes: float
+) -> tuple[int, int]:
+    """Steps that fit into `minutes` on this machine, at most those of the recipe, and those of the recipe."""
+    config = recipe.training
+    wanted, _ = num_steps(config, len(samples))
+    count = config.batch_size * (BATCHES_TIMED + 1)
+    encoded = EncodedSamples(samples[:count], model.processor, recipe.data.prompt, config.max_length, True, features)
+    collate = Collator(model.processor.tokenizer.pad_token_id)
+    model.train()
+    seconds = []
+    for start in range(0, len(encoded), config.batch_size):
+        batch = collate([encoded[place] for place in range(start, min(start + config.batch_size, len(encoded)))])
+        began = time.perf_counter()
+        model(**batch).loss.backward()
+        seconds.append(time.perf_counter() - began)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    typical = sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
+    return max(1, min(wanted, int(minutes * 60 / typical))), wanted
+
+
+def _renamed(progress: Progress, stage: str) -> Progress:
+    """The same reports under another name."""
+    return lambda _, done, total, note: progress(stage, done, total, note)
+
+
+def _ask(
+    model: DehvfModel, samples: list[Sample], features: FeatureStore | None, progress: Progress
+) -> list[Prediction]:
+    stage = "asking DEHVF" if features is not None else "asking without pictures"
+    return answer(model, samples, SCORING_BATCH, features, lambda done, total: progress(stage, done, total, ""))
+
+
+def _summary(
+    recipe: Recipe,
+    model: DehvfModel,
+    result: TrainResult,
+    blind_result: TrainResult,
+    predictions: list[Prediction],
+    blind_predictions: list[Prediction],
+    seconds: float,
+) -> dict[str, Any]:
+    import transformers
+
+    scores, blind_scores = accuracy(predictions), accuracy(blind_predictions)
+    return {
+        "recipe": recipe.name,
+        "accuracy": scores["all"]["accuracy"],
+        "blind_accuracy": blind_scores["all"]["accuracy"],
+        "questions": len(predictions),
+        "train_seconds": round(result.seconds, 1),
+        "blind_train_seconds": round(blind_result.seconds, 1),
+        "total_seconds": round(seconds, 1),
+        "steps": result.steps,
+        "training_questions": result.samples,
+        "trained_parameters": sum(parameter.numel() for parameter in model.nodes.parameters()),
+        "scores": scores,
+        "blind_scores": blind_scores,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _write(output: Path, summary: dict[str, Any], predictions: list[Prediction], blind: list[Prediction]) -> None:
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    for folder, answers in ((output, predictions), (output / BLIND_RUN, blind)):
+        rows = [json.dumps(one.row(), ensure_ascii=False) + "\n" for one in answers]
+        (folder / PREDICTIONS).write_text("".join(rows), encoding="utf-8")

@@ -1,0 +1,105 @@
+"""The recipe reference and the component reference, made from the registered configs and their docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from dehvf_kit.api.registry import Registry
+from dehvf_kit.recipe.parser import Published
+from dehvf_kit.recipe.schema import TOWERS
+from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
+from tools.reference.fields import field_table
+
+GENERATED = "<!-- Written by `python -m tools.reference`; edits by hand are lost. -->"
+NOT_IN_GRAPH = (*TOWERS, "data")
+ATTACHES = {
+    "decoder": "Hooks itself onto the decoder.",
+    "vision": "Hooks itself onto the vision encoder.",
+    "input": "Puts tokens into the decoder's input.",
+}
+
+
+def recipe_page(registry: Registry) -> str:
+    """Every section of a recipe and every field in it."""
+    lines = [
+        "# Recipe reference",
+        "",
+        GENERATED,
+        "",
+        "Every field of every section. `dehvf-kit show RECIPE` prints a recipe with all of them filled in; "
+        "`dehvf-kit check RECIPE` says what is wrong with one. Plugins add types; `dehvf-kit list ROLE` shows those installed.",
+        "",
+        "| section | what |",
+        "|---|---|",
+        "| `extends` | a parent recipe, as a path beside this file; `recipes/NAME` may be one that came with the kit |",
+        "| `name`, `description` | what messages, folders and tables call it |",
+        "| [`published`](#published) | the figure this recipe is held to |",
+        "| [`vision`](#vision) | the frozen encoder, or several by name |",
+        "| [`decoder`](#decoder) | the frozen language model |",
+        "| `graph` | nodes by name, see the [component reference](component_reference.md) |",
+        "| [`data`](#data) | the data set, its prompt and its splits |",
+        "| [`training`](#training) | optimisation |",
+        "| [`generation`](#generation) | defaults of `generate` |",
+        "",
+        *_section("published", Published),
+    ]
+    for role in (*TOWERS, "data"):
+        lines += [f"## {role}", ""]
+        for kind in registry.types(role):
+            config = registry.configs[role, kind]
+            lines += [f"### `type: {kind}`" + (" (the default)" if role in TOWERS else ""), "", docstring(config), ""]
+            lines += [field_table(config), ""]
+    lines += [*_section("training", TrainingConfig), *_section("generation", GenerationConfig)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(name: str, config: type[BaseModel]) -> list[str]:
+    return [f"## {name}", "", docstring(config), "", field_table(config), ""]
+
+
+def component_page(registry: Registry) -> str:
+    """Every component by role: what it computes, its ports, its fields, its source."""
+    lines = [
+        "# Component reference",
+        "",
+        GENERATED,
+        "",
+        "A node of `graph:` is named after its role, or says it with `role:`. Ports are `name: axis axis`; `name?` may stay "
+        "unconnected, `name*` takes several wires. Axis names stand in `dehvf_kit/api/shapes.py`.",
+        "",
+    ]
+    for role in registry.roles():
+        if role not in NOT_IN_GRAPH:
+            lines += [f"## {role}", ""]
+            for kind in registry.types(role):
+                lines += [*_component(role, kind, registry.configs[role, kind]), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _component(role: str, kind: str, config: type[BaseModel]) -> Iterator[str]:
+    yield from (f"### {role}: `{kind}`", "", docstring(config), "")
+    about = sys.modules[config.__module__].__doc__ or ""
+    if source := re.search(r"^Source: .*?(?=\n\n|\Z)", inspect.cleandoc(about), re.MULTILINE | re.DOTALL):
+        yield from (escaped(" ".join(source.group().split())), "")
+    if attaches := ATTACHES.get(getattr(config, "attaches", "")):
+        yield from (attaches, "")
+    for way in ("takes", "gives"):
+        if ports := getattr(config, way, ()):
+            yield f"- {way} " + ", ".join(f"`{port}`" for port in ports)
+    yield from ("", field_table(config), "", f"`{config.__module__.replace('.', '/')}.py`")
+
+
+def docstring(config: type[BaseModel]) -> str:
+    """A class's docstring as Markdown."""
+    return escaped(inspect.cleandoc(config.__doc__ or ""))
+
+
+def escaped(text: str) -> str:
+    """Text in which Markdown sees no markup but `code` and **bold**."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([_\[\]<>])", r"\\\1", part) for part in parts)

@@ -1,0 +1,129 @@
+"""Writes docs/support.md from a run of the matrix, and tells whether the page is older than what it speaks of."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+
+import dehvf_kit.backbones as backbones
+import dehvf_kit.testing as testing
+from dehvf_kit.testing.decoder_contract import CONTRACT
+
+if TYPE_CHECKING:
+    from tools.support.matrix import FamilyResult
+
+KIT_SOURCES = ("ffn_*.py", "memory_hooks.py")
+TEST_SOURCES = ("decoder_contract.py", "*_items.py", "reference.py", "subject.py", "tiny_models.py")
+SYMBOLS = {"pass": "yes", "family": "family", "not run": "-", "broken": "**no**"}
+
+
+def fingerprint() -> str:
+    """A digest of the code the page depends on, comments and docstrings left out, and of transformers' version."""
+    digest = hashlib.sha256(transformers.__version__.encode())
+    for package, patterns in ((backbones, KIT_SOURCES), (testing, TEST_SOURCES)):
+        folder = Path(list(package.__path__)[0])
+        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+            digest.update(path.name.encode())
+            digest.update(_code(path.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _code(source: str) -> str:
+    """Source without comments, docstrings and layout, the same under every Python that can run it."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value.value = ""
+    return ast.unparse(tree)
+
+
+def is_stale(page: str) -> bool:
+    """Whether a page was written by other code, or for another transformers, than is installed now."""
+    return f"fingerprint: {fingerprint()}" not in page
+
+
+def support_page(results: Sequence[FamilyResult]) -> str:
+    """The page: what was run, the counts, a row a family, the reasons for whatever is not a plain yes."""
+    ran = [result for result in results if result.items]
+    passed = [result for result in ran if result.status == "pass"]
+    bare = [result for result in passed if not result.overridden]
+    lines = [
+        "# Decoders the kit gives eyes to",
+        "",
+        "<!-- Written by `python -m tools.support.matrix`; edits by hand are lost. -->",
+        f"<!-- fingerprint: {fingerprint()} -->",
+        "",
+        f"Run on {datetime.date.today().isoformat()} with transformers {transformers.__version__}, torch "
+        f"{torch.__version__}{_optional_versions()}, Python {platform.python_version()}, on the CPU; every model "
+        "tiny, with random weights.",
+        "",
+        f"- {len(results)} decoder types in transformers' causal-LM mapping, {len(ran)} of which have an FFN and can "
+        "be built alone.",
+        f"- **{len(passed)} of {len(ran)} keep the whole contract**, {len(bare)} of them found by structure alone, "
+        f"{len(passed) - len(bare)} with a line in `dehvf_kit/backbones/ffn/overrides.py`.",
+        f"- {sum(result.status == 'broken' for result in ran)} break an item (listed at the end).",
+        "",
+        "`yes`: the item holds. `family`: the untouched model fails the very same check, so nothing can be asked of "
+        "the kit; the reasons stand below the table. `-`: not run, for want of a library.",
+        "",
+        "| item | what must hold |",
+        "|---|---|",
+        *(f"| {name} | {_first_line(check.__doc__)} |" for name, check in CONTRACT.items()),
+        "",
+        "## Families",
+        "",
+        "FFN: sites found of layers, in the tiny model; the first site's module; its activation.",
+        "",
+        "| type | FFN | " + " | ".join(CONTRACT) + " |",
+        "|---|---|" + "---|" * len(CONTRACT),
+        *(_row(result) for result in ran),
+    ]
+    lines += _section("What the families themselves cannot", [_limits(result) for result in ran])
+    lines += _section("Described by hand", [f"- {r.model_type}: {r.overridden}" for r in ran if r.overridden])
+    lines += _section("Broken", [_reasons(result, "broken") for result in ran])
+    lines += _section(
+        "Not in the table", [f"- {result.model_type}: {result.note}" for result in results if result.note]
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _optional_versions() -> str:
+    """Versions of the libraries that some items or families need, where they are installed."""
+    named = [name for name in ("bitsandbytes", "timm") if importlib.util.find_spec(name) is not None]
+    return "".join(f", {name} {importlib.metadata.version(name)}" for name in named)
+
+
+def _row(result: FamilyResult) -> str:
+    status = {item.item: SYMBOLS[item.status] for item in result.items}
+    place = f"{result.num_sites} of {result.num_layers}: `{result.first_path}` ({result.activation_name})"
+    return f"| {result.model_type} | {place} | " + " | ".join(status.get(name, "") for name in CONTRACT) + " |"
+
+
+def _limits(result: FamilyResult) -> str:
+    return _reasons(result, "family")
+
+
+def _reasons(result: FamilyResult, status: str) -> str:
+    reasons = [f"{item.item}: {item.reason}" for item in result.items if item.status == status]
+    return f"- {result.model_type}: " + "; ".join(reasons) if reasons else ""
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    lines = [line for line in lines if line]
+    return ["", f"## {title}", "", *(lines or ["Nothing."])]
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().split("\n")[0]

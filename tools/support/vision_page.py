@@ -1,0 +1,109 @@
+"""Writes docs/support_vision.md from a run of the vision matrix, and tells whether it is older than its code."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import hashlib
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+
+import dehvf_kit.backbones as backbones
+import dehvf_kit.testing as testing
+from dehvf_kit.testing.vision_contract import VISION_CONTRACT
+
+if TYPE_CHECKING:
+    from tools.support.vision_matrix import EncoderResult
+
+SYMBOLS = {"pass": "yes", "family": "family", "not run": "-", "broken": "**no**"}
+
+
+def vision_fingerprint() -> str:
+    """A digest of the code the page depends on, comments left out, and of transformers' version."""
+    digest = hashlib.sha256(transformers.__version__.encode())
+    folders = [(backbones, "vision*.py"), (testing, "vision_[cm]*.py")]
+    for package, pattern in folders:
+        for path in sorted(Path(list(package.__path__)[0]).glob(pattern)):
+            digest.update(path.name.encode())
+            digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
+    return digest.hexdigest()[:16]
+
+
+def is_stale(page: str) -> bool:
+    """Whether a page was written by other code, or for another transformers, than is installed now."""
+    return f"fingerprint: {vision_fingerprint()}" not in page
+
+
+def vision_page(results: Sequence[EncoderResult]) -> str:
+    """The page: what was run, the counts, a row an encoder, the reasons for whatever is not a plain yes."""
+    ran = [result for result in results if result.items]
+    passed = [result for result in ran if result.status == "pass"]
+    bare = [result for result in passed if not result.described]
+    others = [result for result in results if not result.items]
+    lines = [
+        "# Vision encoders the kit reads",
+        "",
+        "<!-- Written by `python -m tools.support.vision_matrix`; edits by hand are lost. -->",
+        f"<!-- fingerprint: {vision_fingerprint()} -->",
+        "",
+        f"Run on {datetime.date.today().isoformat()} with transformers {transformers.__version__}, torch "
+        f"{torch.__version__}, Python {platform.python_version()}, on the CPU; every encoder tiny, with random weights.",
+        "",
+        f"- {len(results)} types in transformers have a configuration that speaks of pictures alone; {len(ran)} of them "
+        "are encoders that keep one token a patch in every block.",
+        f"- **{len(passed)} of {len(ran)} keep the whole contract**, {len(bare)} of them read by structure alone, "
+        f"{len(passed) - len(bare)} with an entry in `dehvf_kit/backbones/vision/overrides.py`.",
+        "- Hierarchical encoders (Swin, Hiera, ConvNeXt, PVT, Segformer, ...) are refused with the reason: their levels "
+        "differ in grid and width.",
+        "",
+        "`yes`: the item holds. `family`: the family itself refuses. `-`: the family offers nothing to compare with. "
+        "The reasons stand below the table.",
+        "",
+        "| item | what must hold |",
+        "|---|---|",
+        *(f"| {name} | {_first_line(check.__doc__)} |" for name, check in VISION_CONTRACT.items()),
+        "",
+        "## Encoders",
+        "",
+        "| type | tokens of an image | final norm | " + " | ".join(VISION_CONTRACT) + " |",
+        "|---|---|---|" + "---|" * len(VISION_CONTRACT),
+        *(_row(result) for result in ran),
+    ]
+    lines += _section("What the families themselves refuse", [_reasons(result, "family") for result in ran])
+    lines += _section("What could not be compared", [_reasons(result, "not run") for result in ran])
+    lines += _section("Described by hand", [f"- {r.model_type}: {r.described}" for r in ran if r.described])
+    lines += _section("Broken", [_reasons(result, "broken") for result in ran])
+    for kind in sorted({result.kind for result in others}):
+        lines += _section(
+            f"Not read: {kind}", [f"- {r.model_type}: {_short(r.note)}" for r in others if r.kind == kind]
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _row(result: EncoderResult) -> str:
+    status = {item.item: SYMBOLS[item.status] for item in result.items}
+    cells = [result.model_type, result.tokens, result.post_norm or "none"]
+    return "| " + " | ".join(cells + [status.get(name, "") for name in VISION_CONTRACT]) + " |"
+
+
+def _reasons(result: EncoderResult, status: str) -> str:
+    reasons = [f"{item.item}: {item.reason}" for item in result.items if item.status == status]
+    return f"- {result.model_type}: " + "; ".join(reasons) if reasons else ""
+
+
+def _short(note: str) -> str:
+    return note.partition("; the kit reads")[0].partition(" Looked for:")[0]
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    lines = [line for line in lines if line]
+    return ["", f"## {title}", "", *(lines or ["Nothing."])]
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().split("\n")[0]

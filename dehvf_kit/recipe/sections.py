@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,10 +16,7 @@ Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 
 
 class TrainingConfig(Settings):
-    """Optimisation as LaVIN sets it up, which DEHVF follows (paper: experiment details, Table 5).
-
-    The learning rate is `base_learning_rate * batch_size * gradient_accumulation * processes / 256`.
-    """
+    """Optimisation as LaVIN sets it up, which DEHVF follows (paper: experiment details, Table 5)."""
 
     epochs: float = Field(20.0, gt=0, description="passes over the training set")
     max_steps: int = Field(0, ge=0, description="optimiser steps; 0: as many as `epochs` make")
@@ -68,6 +66,29 @@ class TrainingConfig(Settings):
         if not self.max_steps and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must be less than epochs ({self.epochs:g})")
         return self
+
+    def samples_per_step(self, processes: int = 1) -> int:
+        """Samples that one optimiser step sees on all processes: the effective batch."""
+        return self.batch_size * self.gradient_accumulation * processes
+
+    def num_steps(self, samples: int, processes: int = 1) -> int:
+        """Optimiser steps of a run: `max_steps`, or what `epochs` make, an incomplete last step counted whole.
+
+        Args:
+            samples: size of the training set.
+            processes: how many processes train together, each on its own batches.
+        """
+        steps_per_epoch = math.ceil(samples / self.samples_per_step(processes))
+        return self.max_steps or max(1, math.ceil(steps_per_epoch * self.epochs))
+
+    def num_warmup_steps(self, samples: int, processes: int = 1) -> int:
+        """Steps of linear warm-up at the start of `num_steps(samples, processes)`."""
+        steps_per_epoch = math.ceil(samples / self.samples_per_step(processes))
+        return min(round(steps_per_epoch * self.warmup_epochs), self.num_steps(samples, processes))
+
+    def learning_rate(self, processes: int = 1) -> float:
+        """The peak learning rate: `base_learning_rate` scaled by the effective batch over 256, as LaVIN does."""
+        return self.base_learning_rate * self.batch_size * self.gradient_accumulation * processes / 256
 
 
 class GenerationConfig(Settings):

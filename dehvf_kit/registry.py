@@ -1,3 +1,9 @@
-"""Moved to `dehvf_kit.api.registry`; this name is kept for one release."""
+"""Deprecated: import these names from `dehvf_kit.api`; this module is removed in the next release."""
 
-from dehvf_kit.api.registry import *  # noqa: F403
+import warnings
+
+from dehvf_kit.api.registry import Registry as Registry
+from dehvf_kit.api.registry import Source as Source
+from dehvf_kit.api.registry import type_name as type_name
+
+warnings.warn("dehvf_kit.registry has moved to dehvf_kit.api", DeprecationWarning, stacklevel=2)

@@ -1,0 +1,25 @@
+"""Names that moved are still found where they were for one release, with a warning that says where they are now."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import pytest
+
+MOVED = {
+    "config": ["BuildContext", "ComponentConfig", "Misfit", "Settings", "settings_of"],
+    "shapes": ["KV", "Cost", "DecoderSpec", "Levels", "Readout", "Unprojected", "VisionSpec"],
+    "registry": ["Registry", "Source", "type_name"],
+    "hookspecs": ["PROJECT", "Register", "RegisterSource", "hookimpl", "hookspec", "register_components"],
+}
+
+
+@pytest.mark.parametrize("module", MOVED)
+def test_a_moved_module_warns_and_holds_the_same_objects(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"dehvf_kit.{module}", raising=False)
+    with pytest.warns(DeprecationWarning, match=r"dehvf_kit\.api"):
+        old = import_module(f"dehvf_kit.{module}")
+    new = import_module(f"dehvf_kit.api.{module}")
+    for name in MOVED[module]:
+        assert getattr(old, name) is getattr(new, name)

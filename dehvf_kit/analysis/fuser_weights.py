@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dehvf_kit.api.shapes import KV
-from dehvf_kit.data.encoding import open_picture, stack
+from dehvf_kit.data.encoding import stack
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.model import DehvfModel
 

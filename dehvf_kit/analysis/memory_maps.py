@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dehvf_kit.backbones.vision.config import MEAN_STD
 from dehvf_kit.components.injector.ffn_memory import ActiveMemory, FfnMemoryInjector
-from dehvf_kit.data.encoding import open_picture
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.evaluation.answers import prompts
 from dehvf_kit.model.model import DehvfModel

@@ -31,8 +31,7 @@ def run(
     sample cannot be read.
     """
     from dehvf_kit.adapter.checkpoint import load
-    from dehvf_kit.data.metrics.exact_match import note_skipped, with_skipped
-    from dehvf_kit.data.sample_filter import SKIPPED, Sieve, summary, write_skipped
+    from dehvf_kit.data.sample_filter import SKIPPED, Sieve, note_skipped, summary, with_skipped, write_skipped
     from dehvf_kit.evaluation.answers import answer
     from dehvf_kit.model.feature_files import cached_features
 

@@ -28,7 +28,7 @@ def run(
     quiet_transformers()
     with waiting(f"Loading {adapter}", plain=True):
         from dehvf_kit.adapter.checkpoint import load
-        from dehvf_kit.data.encoding import open_picture
+        from dehvf_kit.data.images import open_picture
         from dehvf_kit.evaluation.answers import answer
 
         sample = Sample(id=str(image), question=question, answer="", image=image)

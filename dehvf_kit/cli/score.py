@@ -15,8 +15,8 @@ SPLITS = ("test", "val", "minitest", "minival")
 def run_scienceqa(predictions: Path, folder: str, split: str, missing_wrong: bool, as_json: bool) -> None:
     """The nine columns. Raises: DataError for files that cannot be read and ids that do not match."""
     from dehvf_kit.data.issues import PREPARE, refuse
-    from dehvf_kit.data.metrics.scienceqa import read_results, score
-    from dehvf_kit.data.scienceqa import ScienceQaDataConfig
+    from dehvf_kit.data.metrics.scienceqa import score
+    from dehvf_kit.data.scienceqa import ScienceQaDataConfig, read_results
 
     problems, issues = ScienceQaDataConfig(path=folder, pictures=False).problems(_split(split, SPLITS))
     refuse(folder, issues, PREPARE)
@@ -27,7 +27,8 @@ def run_scienceqa(predictions: Path, folder: str, split: str, missing_wrong: boo
 
 def run_coco(predictions: Path, references: Path, split: str, as_json: bool) -> None:
     """Every caption metric. Raises: DataError for files that cannot be read, ids that do not match, or no Java."""
-    from dehvf_kit.data.metrics.captions import read_captions, read_references, score
+    from dehvf_kit.data.coco_captions import read_captions, read_references
+    from dehvf_kit.data.metrics.captions import score
 
     wanted = read_references(references, _split(split, SPLITS[:2]))
     _print(score(wanted, read_captions(predictions, wanted)), as_json)

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import PromptConfig, Sample
-from dehvf_kit.data.tokens import encode_pairs
-from dehvf_kit.errors import DataError, PictureError
-
-if TYPE_CHECKING:
-    from dehvf_kit.model.features import FeatureStore
+from dehvf_kit.errors import DataError
 
 IGNORED = -100
 
 
-def open_picture(sample: Sample) -> Image.Image:
-    """A sample's picture in RGB. Raises: PictureError naming the sample and the file."""
-    try:
-        return read_picture(sample.image)
-    except PictureError as error:
-        raise PictureError(f"sample '{sample.id}': {error}") from error
+class Features(Protocol):
+    """Where the vision features of a sample are read from, such as `model.features.FeatureStore`."""
+
+    def read(self, sample: Sample) -> Any: ...
 
 
 class EncodedSamples(Dataset):
@@ -44,7 +37,7 @@ class EncodedSamples(Dataset):
         prompt: PromptConfig,
         max_length: int,
         pictures: bool = True,
-        features: FeatureStore | None = None,
+        features: Features | None = None,
         skip: Callable[[Sample, str], None] | None = None,
     ) -> None:
         self.processor, self.pictures, self.features = processor, pictures, features
@@ -143,3 +136,33 @@ def stack(values: Sequence[Any]) -> Any:
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
     return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+
+
+def encode_pairs(
+    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], special: bool
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each prompt and of the answer that follows it. special: whether prompts get the tokenizer's own marks.
+
+    Both are tokenised as one text, as the official MemVP and LaVIN scripts do, where that text begins with the prompt's
+    own tokens, which are what generation sees; where a token would straddle the border, each is tokenised alone.
+    """
+    if not prompts:
+        return []
+    before = tokenizer(list(prompts), add_special_tokens=special)["input_ids"]
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    whole = tokenizer(texts, add_special_tokens=special)["input_ids"]
+    end = [tokenizer.eos_token_id] if special and _ends(tokenizer) else []
+    pairs = []
+    for prompt, joined, answer in zip(before, whole, answers, strict=True):
+        if end and prompt[-1:] == end:
+            prompt, joined = prompt[:-1], joined[:-1]
+        if joined[: len(prompt)] == prompt:
+            pairs.append((prompt, joined[len(prompt) :]))
+        else:
+            pairs.append((prompt, tokenizer(answer, add_special_tokens=False)["input_ids"]))
+    return pairs
+
+
+def _ends(tokenizer: Any) -> bool:
+    """Whether the tokenizer closes every text with its end token."""
+    return tokenizer("", add_special_tokens=True)["input_ids"][-1:] == [tokenizer.eos_token_id]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dehvf_kit.data.samples import PictureFile
+from dehvf_kit.data.samples import PictureFile, Sample
 from dehvf_kit.errors import PictureError
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -41,6 +41,14 @@ def read_picture(file: PictureFile | Path) -> Image.Image:
         raise _unreadable(file, error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise _unreadable(file, str(error) or type(error).__name__) from error
+
+
+def open_picture(sample: Sample) -> Image.Image:
+    """A sample's picture in RGB. Raises: PictureError naming the sample and the file."""
+    try:
+        return read_picture(sample.image)
+    except PictureError as error:
+        raise PictureError(f"sample '{sample.id}': {error}") from error
 
 
 def refuse_picture(picture: Image.Image) -> None:

@@ -10,11 +10,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dehvf_kit.data.images import read_picture
 from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.metrics.exact_match import Prediction
+from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.samples import DataConfig, Sample, Split
 from dehvf_kit.errors import DataError, PictureError
 from dehvf_kit.utils import atomic
@@ -104,6 +106,31 @@ def summary(skipped: Sequence[Skipped], file: Path | None = None) -> str:
     lines = [f"skipped {count:,} sample{'s' if count > 1 else ''}{f', listed in {file}' if file else ''}:"]
     lines += [f"  {one.split} {one.place}: {one.reason}" for one in skipped[:SHOWN]]
     return "\n".join([*lines, f"  and {count - SHOWN:,} more"] if count > SHOWN else lines)
+
+
+def with_skipped(
+    predictions: Sequence[Prediction], samples: Sequence[Sample], skipped: Sequence[Skipped]
+) -> list[Prediction]:
+    """Predictions of all `samples` in their order, those that were not asked without an answer; the others come in order."""
+    reasons = {one.sample: one.reason for one in skipped if one.sample is not None}
+    asked = iter(predictions)
+    return [_not_asked(sample, reasons[sample]) if sample in reasons else next(asked) for sample in samples]
+
+
+def _not_asked(sample: Sample, reason: str) -> Prediction:
+    return Prediction(sample.id, sample.kind, sample.question, str(sample.image), sample.answer, "", reason)
+
+
+def note_skipped(scores: Scores, skipped: Sequence[Skipped]) -> Scores:
+    """Scores that say what was skipped: a question with its reference counts as wrong, a row without one is missing."""
+    if not skipped:
+        return scores
+    wrong = sum(one.sample is not None for one in skipped)
+    notes = [f"questions that could not be asked, counted as wrong: {wrong:,}"] if wrong else []
+    if wrong < len(skipped):
+        notes.append(f"rows that are no question, missing from the scores: {len(skipped) - wrong:,}")
+    facts = {**scores.facts, "skipped": [one.row() for one in skipped]}
+    return replace(scores, facts=facts, notes=[*scores.notes, *notes])
 
 
 def picture_issues(

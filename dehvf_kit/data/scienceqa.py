@@ -16,6 +16,8 @@ from pydantic import Field, field_validator
 from dehvf_kit.data.hub_tables import TablePicture, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import named
+from dehvf_kit.data.metrics import scienceqa as columns
+from dehvf_kit.data.metrics.scienceqa import UNANSWERED
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.data.scienceqa_prompt import (
     LETTERS,
@@ -95,12 +97,10 @@ class ScienceQaDataConfig(DataConfig):
 
     def score(self, predictions: Sequence[Any]) -> Scores:
         """The nine columns; an answer that names no choice is wrong, and counted as such in a note."""
-        from dehvf_kit.data.metrics.scienceqa import score
-
         problems = {problem.id: problem for problem in self.problems(self.test_split)[0]}
         asked = [problems[one.id] for one in predictions]
         found = {one.id: choice_of(one.prediction, problems[one.id].choices) for one in predictions}
-        return score(asked, {key: -1 if index is None else index for key, index in found.items()})
+        return columns.score(asked, {key: UNANSWERED if index is None else index for key, index in found.items()})
 
     def problems(self, part: str) -> tuple[list[Problem], list[Issue]]:
         """The questions of a split that can be used, and everything wrong with it.
@@ -260,3 +260,37 @@ def _problem(key: str, row: Mapping[str, Any], caption: str, picture: Any) -> Pr
         picture=picture,
         **texts,
     )
+
+
+def read_results(file: Path, problems: Sequence[Problem], missing_wrong: bool = False) -> dict[str, int]:
+    """Anybody's predictions, `{"results": {id: index}}` or the inner object alone; -1 or null where nothing was answered.
+
+    missing_wrong: take questions without a prediction for unanswered. Raises: DataError listing missing, unknown and repeated
+    ids and values that are no index.
+    """
+    repeated: list[str] = []
+    found: Any = read_json(file, repeated)
+    if isinstance(found, dict) and isinstance(found.get("results"), dict):
+        found = found["results"]
+    if not isinstance(found, dict):
+        raise DataError(f'{file}: wants {{"results": {{"1": 0, ...}}}}, the index of a choice by question id')
+    wanted = {problem.id for problem in problems}
+    issues = [Issue("id twice", key) for key in repeated]
+    issues += [
+        Issue(f"id not among the {len(wanted):,} questions of this split", key) for key in found if key not in wanted
+    ]
+    if not missing_wrong:
+        issues += [
+            Issue("question without a prediction (--missing-wrong counts it as wrong)", problem.id)
+            for problem in problems
+            if problem.id not in found
+        ]
+    results = {}
+    for key, value in found.items():
+        if value is None:
+            value = UNANSWERED
+        if isinstance(value, bool) or not isinstance(value, int):
+            issues.append(Issue("not the index of a choice", key, shown(value)))
+        results[key] = value
+    refuse(str(file), issues)
+    return results

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dehvf_kit.data.encoding import distinct, open_picture, stack
+from dehvf_kit.data.encoding import distinct, encode_pairs, stack
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.data.tokens import encode_pairs
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 

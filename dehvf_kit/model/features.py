@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dehvf_kit.data.encoding import open_picture
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 

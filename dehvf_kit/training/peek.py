@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from dehvf_kit.backbones.decoder import prepare_tokenizer
-from dehvf_kit.data.encoding import IGNORED, EncodedSamples, open_picture
+from dehvf_kit.data.encoding import IGNORED, EncodedSamples
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.processing import DehvfProcessor, picture_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.builder import prompt_of

@@ -13,7 +13,7 @@ from dehvf_kit.analysis.report.finished_run import PREDICTIONS, FinishedRun
 from dehvf_kit.analysis.report.inside import Inside, evenly
 from dehvf_kit.analysis.report.memory_section import memory_maps
 from dehvf_kit.analysis.report.page import Section, missing, picture, table, text
-from dehvf_kit.data.encoding import open_picture
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.data.samples import Sample

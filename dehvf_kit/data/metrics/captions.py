@@ -10,16 +10,13 @@ import contextlib
 import io
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
 from dehvf_kit.data.issues import Issue, refuse
 from dehvf_kit.data.metrics.scores import Score, Scores
-from dehvf_kit.errors import DataError, shown
-from dehvf_kit.utils.json_files import read_json
+from dehvf_kit.errors import DataError
 
 RESAMPLES = 1000
 NO_CAPTION = "empty captions, which score as nothing"
@@ -128,38 +125,3 @@ def _bleu_spreads(captions: dict[str, list[str]], references: dict[str, list[str
         return of
 
     return [spread(order) for order in range(1, 5)]
-
-
-def read_captions(file: Path, references: Captions) -> dict[str, str]:
-    """Anybody's captions, `[{"image_id", "caption"}]`. Raises: DataError listing missing, unknown and repeated ids."""
-    rows = read_json(file)
-    if not isinstance(rows, list):
-        raise DataError(f'{file}: wants [{{"image_id": 391895, "caption": "..."}}, ...]')
-    found: dict[str, str] = {}
-    issues = []
-    for number, row in enumerate(rows):
-        key = str(row["image_id"]) if isinstance(row, dict) and isinstance(row.get("image_id"), int | str) else ""
-        if not key or not isinstance(row.get("caption"), str):
-            issues.append(Issue("no image_id and caption", f"[{number}]", shown(row)))
-        elif key in found:
-            issues.append(Issue("image_id twice", key))
-        elif key not in references:
-            issues.append(Issue(f"image_id not among the {len(references):,} pictures of this split", key))
-        else:
-            found[key] = row["caption"]
-    issues += [Issue("picture without a prediction", key) for key in references if key not in found]
-    refuse(str(file), issues)
-    return found
-
-
-def read_references(file: Path, split: str = "test") -> dict[str, list[str]]:
-    """References from Karpathy's dataset_coco.json (of a split), or from a COCO captions file with `annotations` (all of it)."""
-    found = read_json(file)
-    if isinstance(found, dict) and isinstance(found.get("annotations"), list):
-        captions: dict[str, list[str]] = {}
-        for number, row in enumerate(found["annotations"]):
-            if not isinstance(row, dict) or "image_id" not in row or not isinstance(row.get("caption"), str):
-                raise DataError(f"{file}: annotations[{number}]: wants image_id and caption, given {shown(row)}")
-            captions.setdefault(str(row["image_id"]), []).append(" ".join(row["caption"].split()))
-        return captions
-    return CocoCaptionsDataConfig(annotations=file, restval=True, test_split=split).references()  # type: ignore[arg-type]

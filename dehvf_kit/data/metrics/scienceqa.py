@@ -7,15 +7,10 @@ arXiv:2209.09513, and its evaluation script.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from dehvf_kit.data.issues import Issue, refuse
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.data.scienceqa_prompt import Problem
-from dehvf_kit.errors import DataError, shown
-from dehvf_kit.utils.json_files import read_json
 
 COLUMNS: dict[str, Callable[[Problem], bool]] = {
     "NAT": lambda problem: problem.subject == "natural science",
@@ -55,37 +50,3 @@ def score(problems: Sequence[Problem], results: Mapping[str, int]) -> Scores:
         {"results": {problem.id: results.get(problem.id, UNANSWERED) for problem in problems}},
         notes,
     )
-
-
-def read_results(file: Path, problems: Sequence[Problem], missing_wrong: bool = False) -> dict[str, int]:
-    """Anybody's predictions, `{"results": {id: index}}` or the inner object alone; -1 or null where nothing was answered.
-
-    missing_wrong: take questions without a prediction for unanswered. Raises: DataError listing missing, unknown and repeated
-    ids and values that are no index.
-    """
-    repeated: list[str] = []
-    found: Any = read_json(file, repeated)
-    if isinstance(found, dict) and isinstance(found.get("results"), dict):
-        found = found["results"]
-    if not isinstance(found, dict):
-        raise DataError(f'{file}: wants {{"results": {{"1": 0, ...}}}}, the index of a choice by question id')
-    wanted = {problem.id for problem in problems}
-    issues = [Issue("id twice", key) for key in repeated]
-    issues += [
-        Issue(f"id not among the {len(wanted):,} questions of this split", key) for key in found if key not in wanted
-    ]
-    if not missing_wrong:
-        issues += [
-            Issue("question without a prediction (--missing-wrong counts it as wrong)", problem.id)
-            for problem in problems
-            if problem.id not in found
-        ]
-    results = {}
-    for key, value in found.items():
-        if value is None:
-            value = UNANSWERED
-        if isinstance(value, bool) or not isinstance(value, int):
-            issues.append(Issue("not the index of a choice", key, shown(value)))
-        results[key] = value
-    refuse(str(file), issues)
-    return results

@@ -19,7 +19,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dehvf_kit.data.encoding import Collator, EncodedSamples, open_picture
+from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.model.model import DehvfModel
 
 STATM = Path("/proc/self/statm")

@@ -16,9 +16,8 @@ import torch
 
 from dehvf_kit._version import __version__
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.data.metrics.exact_match import with_skipped
 from dehvf_kit.data.metrics.scores import Score, Scores
-from dehvf_kit.data.sample_filter import Sieve
+from dehvf_kit.data.sample_filter import Sieve, with_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import answer

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dehvf_kit.data.tokens import encode_pairs
+from dehvf_kit.data.encoding import encode_pairs
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

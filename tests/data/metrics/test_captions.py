@@ -11,6 +11,7 @@ import pytest
 from cli.commands import Command
 from data.small_sets import coco
 
+from dehvf_kit.data.coco_captions import read_references
 from dehvf_kit.data.metrics import captions
 from dehvf_kit.errors import DataError
 
@@ -74,8 +75,8 @@ def test_resampling_everything_once_gives_the_score_itself() -> None:
 def test_references_from_either_file(tmp_path: Path) -> None:
     annotations = [{"image_id": n, "caption": text} for n, texts in ((7, "ab"), (8, "c"), (9, "d")) for text in texts]
     (tmp_path / "refs.json").write_text(json.dumps({"annotations": annotations}))
-    assert captions.read_references(tmp_path / "refs.json") == {"7": ["a", "b"], "8": ["c"], "9": ["d"]}
-    found = captions.read_references(coco(tmp_path / "coco") / "dataset_coco.json", "val")
+    assert read_references(tmp_path / "refs.json") == {"7": ["a", "b"], "8": ["c"], "9": ["d"]}
+    found = read_references(coco(tmp_path / "coco") / "dataset_coco.json", "val")
     assert list(found) == ["5", "6"] and {len(texts) for texts in found.values()} == {5}
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import dehvf_kit
-from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples, open_picture
+from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
+from dehvf_kit.data.images import open_picture
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.builder import build

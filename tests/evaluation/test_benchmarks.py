@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 from data.small_sets import coco, scienceqa
-from integrations.benchmarks import recipe, towers
+from evaluation.benchmarks import recipe, towers
 
 import dehvf_kit
 from dehvf_kit.data.encoding import EncodedSamples

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from data.small_sets import COLOURS, scienceqa
-from integrations.benchmarks import recipe, towers
+from evaluation.benchmarks import recipe, towers
 from PIL import Image
 
 import dehvf_kit

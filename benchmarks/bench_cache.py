@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import dehvf_kit
 from dehvf_kit.backbones.vision.config import ImageConfig
-from dehvf_kit.data.processing import DehvfProcessor, picture_processor
+from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.feature_files import FeatureFiles
 
@@ -24,7 +24,7 @@ PICTURES = 8
 def model() -> dehvf_kit.DehvfModel:
     found = build(CLIPVisionModel(CLIPVisionConfig(**VISION, **GEOMETRY)))
     found.processor = DehvfProcessor.__new__(DehvfProcessor)
-    found.processor.image_processor = picture_processor({"vision": ImageConfig(size=224)})
+    found.processor.image_processor = build_image_processor({"vision": ImageConfig(size=224)})
     return found
 
 

@@ -45,8 +45,12 @@ class Stopped(DehvfError):
         self.exit_status = 128 + signal_number
 
 
-class PictureError(DataError):
-    """A picture is not there, is broken, or is none that the kit reads (`docs/bad_files.md`)."""
+class ImageError(DataError):
+    """An image is missing, broken, or of a format that the kit does not read (`docs/bad_files.md`)."""
+
+
+PictureError = ImageError
+"""The name of `ImageError` before 0.1.0, kept for one release."""
 
 
 class PluginError(DehvfError):

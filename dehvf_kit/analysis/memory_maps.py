@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dehvf_kit.backbones.vision.config import MEAN_STD
 from dehvf_kit.components.injector.ffn_memory import ActiveMemory, FfnMemoryInjector
-from dehvf_kit.data.images import open_picture
+from dehvf_kit.data.images import open_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.evaluation.answers import prompts
 from dehvf_kit.model.model import DehvfModel
@@ -40,7 +40,7 @@ class MemoryMap:
 
 def writes_memory(model: DehvfModel) -> bool:
     """Whether pictures reach this model's decoder as key/value memory, one slot a patch."""
-    return model.reads_pictures and _injector(model) is not None
+    return model.reads_images and _injector(model) is not None
 
 
 @torch.no_grad()
@@ -50,9 +50,9 @@ def memory_map(model: DehvfModel, sample: Sample) -> MemoryMap | None:
     Cost: one pass over the prompt. Raises: DataError where the picture cannot be read.
     """
     injector = _injector(model)
-    if injector is None or not model.reads_pictures or sample.image is None:
+    if injector is None or not model.reads_images or sample.image is None:
         return None
-    pixels = model.processor.image_processor(open_picture(sample), return_tensors="pt")["pixel_values"]
+    pixels = model.processor.image_processor(open_image(sample), return_tensors="pt")["pixel_values"]
     written: dict[int, Tensor] = {}
 
     def watch(index: int, x: Tensor, memory: ActiveMemory, site: FfnSite) -> None:

@@ -61,7 +61,7 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True)
-class Levels:
+class GroupLayers:
     """Which vision layers each hierarchy group holds, and which group each decoder layer reads.
 
     index [group, member]: positions along the `layer` axis (long); mask [group, member]: False where a group has fewer

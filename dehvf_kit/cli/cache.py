@@ -14,7 +14,7 @@ from dehvf_kit.errors import DataError
 
 def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Say how much will be written, and write it. Raises: RecipeError, or DataError where features cannot be kept."""
-    from dehvf_kit.data.sample_filter import SKIPPED, Sieve, summary, write_skipped
+    from dehvf_kit.data.sample_filter import SKIPPED, SampleFilter, summary, write_skipped
     from dehvf_kit.model.builder import build
     from dehvf_kit.model.feature_files import FeatureFiles, cached_features, shown_bytes
     from dehvf_kit.recipe.recipe import load_recipe
@@ -24,15 +24,15 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     if recipe.data is None:
         raise DataError(f"{path}: has no `data` section, so there are no pictures")
     model = build(recipe)
-    if not model.reads_pictures:
+    if not model.reads_images:
         raise DataError(f"{path}: nothing in its graph reads pictures, so there are no features to keep")
     store = cached_features(model, recipe.training)
     assert isinstance(store, FeatureFiles)
-    sieves = [Sieve(recipe.data, split) for split in ("train", "test")]
+    filters = [SampleFilter(recipe.data, split) for split in ("train", "test")]
     with reporting() as report:
         opened = partial(report, "opening pictures")
-        samples = [sample for sieve in sieves for sample in sieve.readable(opened)]
-    skipped = [one for sieve in sieves for one in sieve.skipped]
+        samples = [sample for sample_filter in filters for sample in sample_filter.readable(opened)]
+    skipped = [one for sample_filter in filters for one in sample_filter.skipped]
     need = store.need(samples)
     if not as_json:
         print(

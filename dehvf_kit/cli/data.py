@@ -16,7 +16,7 @@ from dehvf_kit.errors import DataError
 def run(path: Path, overrides: Sequence[str], peek: int, as_json: bool) -> None:
     """Print the first samples. Raises: RecipeError, DataError; needs the decoder's tokenizer, not its weights."""
     from dehvf_kit.adapter.fingerprint import fingerprint
-    from dehvf_kit.data.sample_filter import Sieve
+    from dehvf_kit.data.sample_filter import SampleFilter
     from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit.training.peek import peek_samples
 
@@ -24,7 +24,7 @@ def run(path: Path, overrides: Sequence[str], peek: int, as_json: bool) -> None:
     recipe = load_recipe(path, overrides)
     if recipe.data is None:
         raise DataError(f"{path}: has no `data` section")
-    samples = Sieve(recipe.data, "train").samples
+    samples = SampleFilter(recipe.data, "train").samples
     if not samples:
         raise DataError(f"{path}: its training set is empty")
     shown = peek_samples(recipe, samples[:peek])

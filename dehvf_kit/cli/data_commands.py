@@ -33,7 +33,7 @@ def prepare(
             show_default=False,
         ),
     ],
-    open_pictures: Annotated[
+    open_images: Annotated[
         bool, typer.Option("--open/--no-open", help="Decode every picture, not only look for its file.")
     ] = True,
     as_json: Json = False,
@@ -41,7 +41,7 @@ def prepare(
     """Check data sets: counts beside the published splits, and every missing, broken or repeated thing at once."""
     from dehvf_kit.cli.prepare import run
 
-    raise typer.Exit(run(words, open_pictures, as_json))
+    raise typer.Exit(run(words, open_images, as_json))
 
 
 def data(

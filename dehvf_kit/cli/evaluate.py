@@ -31,7 +31,7 @@ def run(
     sample cannot be read.
     """
     from dehvf_kit.adapter.checkpoint import load
-    from dehvf_kit.data.sample_filter import SKIPPED, Sieve, note_skipped, summary, with_skipped, write_skipped
+    from dehvf_kit.data.sample_filter import SKIPPED, SampleFilter, note_skipped, summary, with_skipped, write_skipped
     from dehvf_kit.evaluation.answers import answer
     from dehvf_kit.model.feature_files import cached_features
 
@@ -44,26 +44,26 @@ def run(
         raise DataError(
             f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE"
         )
-    sieve = Sieve(recipe.data, "test")
-    sieve.samples = asked = sieve.samples[:limit]
+    sample_filter = SampleFilter(recipe.data, "test")
+    sample_filter.samples = asked = sample_filter.samples[:limit]
     if not asked:
         raise DataError(f"{adapter}: the test split of its data set is empty")
     with reporting() as report:
         samples = asked
-        if model.reads_pictures:
-            samples = sieve.readable(lambda done, total: report("opening pictures", done, total))
+        if model.reads_images:
+            samples = sample_filter.readable(lambda done, total: report("opening pictures", done, total))
         features = None
-        if model.reads_pictures and not model.image_is_trained:
+        if model.reads_images and not model.image_is_trained:
             features = cached_features(model, recipe.training)
             features.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
         predictions = answer(
             model, samples, features=features, progress=lambda done, total: report("asking", done, total)
         )
-    predictions = with_skipped(predictions, asked, sieve.skipped)
+    predictions = with_skipped(predictions, asked, sample_filter.skipped)
     if output is not None:
         write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
-    listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sieve.skipped) if output is not None else None
-    scores = note_skipped(recipe.data.score(predictions), sieve.skipped)
+    listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sample_filter.skipped) if output is not None else None
+    scores = note_skipped(recipe.data.score(predictions), sample_filter.skipped)
     if results is not None:
         write_new(results, as_text(scores.results))
     if store:
@@ -76,8 +76,8 @@ def run(
         print_json({"adapter": str(adapter), **scores.facts, **files, "prompt_mismatch": mismatch})
         return
     show(scores)
-    if sieve.skipped:
-        print(summary(sieve.skipped, listed))
+    if sample_filter.skipped:
+        print(summary(sample_filter.skipped, listed))
     for label, file in (("every answer", output), ("results", results)):
         if file is not None:
             print(f"{label}: {file}")

@@ -28,11 +28,11 @@ def run(
     quiet_transformers()
     with waiting(f"Loading {adapter}", plain=True):
         from dehvf_kit.adapter.checkpoint import load
-        from dehvf_kit.data.images import open_picture
+        from dehvf_kit.data.images import open_image
         from dehvf_kit.evaluation.answers import answer
 
         sample = Sample(id=str(image), question=question, answer="", image=image)
-        open_picture(sample)
+        open_image(sample)
         model = load(adapter, overrides=overrides)
         limits = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         (found,) = answer(model, [sample], **limits)

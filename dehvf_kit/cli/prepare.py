@@ -15,7 +15,7 @@ from dehvf_kit.errors import DataError
 SHOWN = 5
 
 
-def run(words: Sequence[str], open_pictures: bool, as_json: bool) -> int:
+def run(words: Sequence[str], open_images: bool, as_json: bool) -> int:
     """Inspect, print, and return 1 where something would stop a run. Raises: RecipeError, DataError."""
     from dehvf_kit.data.inspection import inspect_data
 
@@ -29,7 +29,7 @@ def run(words: Sequence[str], open_pictures: bool, as_json: bool) -> int:
         for place in places:
             config = data_of(Path(place), overrides)
             kinds[place] = config.type
-            found[place] = inspect_data(config, open_pictures, report)
+            found[place] = inspect_data(config, open_images, report)
     sound = all(part.sound for parts in found.values() for part in parts)
     if as_json:
         rows = {

@@ -109,7 +109,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
     if sharded and quantization is not None:
         raise DehvfError("a quantised decoder cannot be split over GPUs; leave out --shard or decoder.quantization")
     decoder = sharded_bytes(held.decoder, layer, work.gpus) if sharded else held.decoder
-    encoders = sum(held.vision.values()) if model.reads_pictures else 0
+    encoders = sum(held.vision.values()) if model.reads_images else 0
     weights, whole = decoder + encoders, held.decoder + encoders
     gradients, moments = trained * TRAINED_BYTES, 2 * trained * TRAINED_BYTES
     fixed = weights + held.adapter + gradients + moments + RESERVE
@@ -155,7 +155,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
 
 def feature_bytes(model: Any) -> int | None:
     """A picture's frozen features in bfloat16; None where nothing can be kept or a number of patches varies."""
-    if not model.reads_pictures or model.image_is_trained:
+    if not model.reads_images or model.image_is_trained:
         return None
     counts = [tower.spec.num_patches for tower in model.towers.values()]
     if None in counts:

@@ -119,7 +119,7 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
     given: dict[str, Any] = {}
     encoder = 0
     with torch.no_grad(), values_unknown():
-        if model.reads_pictures:
+        if model.reads_images:
             with counted_flops() as counter:
                 given["vision_features"] = model.vision_features(_pixels(model, batch))
             encoder = counter.get_total_flops()
@@ -157,7 +157,7 @@ def _training_inputs(recipe: Recipe, batch: int, tokens: int, answer: int) -> tu
         "logits_to_keep": keep,
         "attention_mask": torch.ones_like(ids),
     }
-    if model.reads_pictures:
+    if model.reads_images:
         pixels = _pixels(model, batch)
         if recipe.training.cache_features and not model.image_is_trained:
             with torch.no_grad():

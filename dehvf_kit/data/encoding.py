@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dehvf_kit.data.images import open_picture
+from dehvf_kit.data.images import open_image
 from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.errors import DataError
@@ -84,7 +84,7 @@ class EncodedSamples(Dataset):
             if self.features is not None:
                 item["vision_features"] = self.features.read(sample)
             else:
-                item["pixel_values"] = self.processor.image_processor(open_picture(sample), return_tensors="pt")[
+                item["pixel_values"] = self.processor.image_processor(open_image(sample), return_tensors="pt")[
                     "pixel_values"
                 ]
         return item

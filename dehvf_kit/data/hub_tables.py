@@ -19,7 +19,7 @@ ALIASES = {"val": "validation", "validation": "val", "dev": "validation"}
 
 
 @dataclass(frozen=True)
-class TablePicture:
+class TableImage:
     """The picture in one cell of a table; equal to itself alone, named by table, row and column."""
 
     name: str

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dehvf_kit.data.samples import PictureFile, Sample
-from dehvf_kit.errors import PictureError
+from dehvf_kit.data.samples import ImageFile, Sample
+from dehvf_kit.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is read. Others, such as EPS, would start programs."""
@@ -24,14 +24,14 @@ MAX_RATIO = 200
 """Times the longer side may be the shorter one: resizing to the shorter would otherwise make a bomb of a thread."""
 
 
-def read_picture(file: PictureFile | Path) -> Image.Image:
-    """A picture in RGB. Raises: PictureError naming the file."""
+def read_image(file: ImageFile | Path) -> Image.Image:
+    """A picture in RGB. Raises: ImageError naming the file."""
     if isinstance(file, Path) and not os.path.isfile(file):
         what = "is no file" if os.path.lexists(file) and not os.path.islink(file) else ""
-        raise PictureError(f"'{file}' {what}, so no picture" if what else f"there is no picture '{file}'")
+        raise ImageError(f"'{file}' {what}, so no picture" if what else f"there is no picture '{file}'")
     try:
         with file.open("rb") as opened, Image.open(opened) as picture:
-            refuse_picture(picture)
+            refuse_image(picture)
             return to_rgb(picture)
     except Image.DecompressionBombError as error:
         raise _unreadable(file, f"it has more than {MAX_PIXELS:,} pixels") from error
@@ -43,36 +43,36 @@ def read_picture(file: PictureFile | Path) -> Image.Image:
         raise _unreadable(file, str(error) or type(error).__name__) from error
 
 
-def open_picture(sample: Sample) -> Image.Image:
-    """A sample's picture in RGB. Raises: PictureError naming the sample and the file."""
+def open_image(sample: Sample) -> Image.Image:
+    """A sample's picture in RGB. Raises: ImageError naming the sample and the file."""
     try:
-        return read_picture(sample.image)
-    except PictureError as error:
-        raise PictureError(f"sample '{sample.id}': {error}") from error
+        return read_image(sample.image)
+    except ImageError as error:
+        raise ImageError(f"sample '{sample.id}': {error}") from error
 
 
-def refuse_picture(picture: Image.Image) -> None:
-    """Refuse what should not be decoded, by its header alone. Raises: PictureError."""
+def refuse_image(picture: Image.Image) -> None:
+    """Refuse what should not be decoded, by its header alone. Raises: ImageError."""
     width, height = picture.size
     if picture.format is not None and picture.format not in FORMATS:
-        raise PictureError(f"it is {picture.format}, which is not read; save it as PNG or JPEG")
+        raise ImageError(f"it is {picture.format}, which is not read; save it as PNG or JPEG")
     if width * height > MAX_PIXELS:
-        raise PictureError(f"it has {width:,} x {height:,} pixels; {MAX_PIXELS:,} are read at most")
+        raise ImageError(f"it has {width:,} x {height:,} pixels; {MAX_PIXELS:,} are read at most")
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise PictureError(f"it has {width:,} x {height:,} pixels; a side may be {MAX_RATIO} times the other at most")
+        raise ImageError(f"it has {width:,} x {height:,} pixels; a side may be {MAX_RATIO} times the other at most")
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """A decoded or opened picture upright and in RGB. Raises: PictureError for pixels whose range nobody can tell."""
+    """A decoded or opened picture upright and in RGB. Raises: ImageError for pixels whose range nobody can tell."""
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format == "PNG"):
         return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
     if upright.mode in ("I", "F"):
-        raise PictureError(f"its pixels are of mode {upright.mode}, whose white is unknown; save it in 8 bits")
+        raise ImageError(f"its pixels are of mode {upright.mode}, whose white is unknown; save it in 8 bits")
     if "transparency" in upright.info:
         upright = upright.convert("RGBA")
     return upright.convert("RGB")
 
 
-def _unreadable(file: Any, reason: str) -> PictureError:
-    return PictureError(f"picture '{file}' cannot be read: {' '.join(reason.split())[:200]}")
+def _unreadable(file: Any, reason: str) -> ImageError:
+    return ImageError(f"picture '{file}' cannot be read: {' '.join(reason.split())[:200]}")

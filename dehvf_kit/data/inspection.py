@@ -10,7 +10,7 @@ from typing import Any
 
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.data.issues import Issue, grouped
-from dehvf_kit.data.sample_filter import picture_issues
+from dehvf_kit.data.sample_filter import image_issues
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
 from dehvf_kit.errors import DataError, PluginError
 
@@ -55,8 +55,8 @@ class PartReport:
         }
 
 
-def inspect_data(config: DataConfig, open_pictures: bool = True, progress: Progress | None = None) -> list[PartReport]:
-    """A report for each of a data set's `parts`. open_pictures: decode every picture, not only look for its file.
+def inspect_data(config: DataConfig, open_images: bool = True, progress: Progress | None = None) -> list[PartReport]:
+    """A report for each of a data set's `parts`. open_images: decode every picture, not only look for its file.
 
     A split that cannot be read at all is a report with that one issue; ids that stand in two splits are issues of the later.
     Where bad samples are skipped (`data.on_bad_sample`), their issues stop no run.
@@ -74,7 +74,7 @@ def inspect_data(config: DataConfig, open_pictures: bool = True, progress: Progr
             if earlier != part:
                 issues.append(Issue("id in two splits", sample.id, f"{earlier} and {part}"))
         pictures = {sample.image: sample for sample in reading.samples if sample.image is not None}
-        found = picture_issues(list(pictures.values()), open_pictures, _named(progress, part))
+        found = image_issues(list(pictures.values()), open_images, _named(progress, part))
         issues += [issue for issue in found if issue is not None]
         if config.on_bad_sample == "skip":
             issues = [_skipped(issue) for issue in issues]

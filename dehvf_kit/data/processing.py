@@ -13,9 +13,9 @@ from transformers.image_utils import load_image
 
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.vision.config import ImageConfig
-from dehvf_kit.data.images import read_picture, refuse_picture, to_rgb
+from dehvf_kit.data.images import read_image, refuse_image, to_rgb
 from dehvf_kit.data.samples import PromptConfig
-from dehvf_kit.errors import DataError, PictureError, shown
+from dehvf_kit.errors import DataError, ImageError, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ class SeveralImageProcessor(BaseImageProcessor):
         return self.preprocess(images, **kwargs)
 
 
-def picture_processor(images: Mapping[str, ImageConfig]) -> BaseImageProcessor:
+def build_image_processor(images: Mapping[str, ImageConfig]) -> BaseImageProcessor:
     """The image processor of a recipe's encoders."""
     if len(images) == 1:
         return next(iter(images.values())).processor()
@@ -178,15 +178,15 @@ def _picture(image: Any) -> Image:
         if isinstance(image, str) and os.path.isfile(image):
             image = Path(image)
         if isinstance(image, Path):
-            return read_picture(image)
+            return read_image(image)
         found = image if hasattr(image, "convert") else load_image(image)
-        refuse_picture(found)
+        refuse_image(found)
         return to_rgb(found)
-    except PictureError as error:
+    except ImageError as error:
         where = "" if isinstance(image, Path) else f"picture {shown(image)} cannot be read: "
-        raise PictureError(f"{where}{error}") from error
+        raise ImageError(f"{where}{error}") from error
     except Exception as error:  # whatever a decoder, an address or an object of another kind raises
-        raise PictureError(f"picture {shown(image)} cannot be read: {first_line(error)}") from error
+        raise ImageError(f"picture {shown(image)} cannot be read: {first_line(error)}") from error
 
 
 def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:

@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.images import read_image
 from dehvf_kit.data.issues import Issue
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.samples import DataConfig, Sample, Split
-from dehvf_kit.errors import DataError, PictureError
+from dehvf_kit.errors import DataError, ImageError
 from dehvf_kit.utils import atomic
 
 SKIPPED = "skipped.jsonl"
@@ -44,7 +44,7 @@ class Skipped:
         return {"split": self.split, "sample": self.place, "reason": self.reason, "picture": picture}
 
 
-class Sieve:
+class SampleFilter:
     """One split of a data set, or `samples` of it. Raises: DataError as the data set does, where bad samples are errors."""
 
     def __init__(self, data: DataConfig, split: Split, samples: Sequence[Sample] | None = None) -> None:
@@ -71,7 +71,7 @@ class Sieve:
         if not self.skips:
             return self.samples
         first = {sample.image: sample for sample in reversed(self.samples) if sample.image is not None}
-        found = zip(first, picture_issues(list(first.values()), progress=progress), strict=True)
+        found = zip(first, image_issues(list(first.values()), progress=progress), strict=True)
         bad = {image: issue for image, issue in found if issue is not None}
         kept = []
         for sample in self.samples:
@@ -133,25 +133,25 @@ def note_skipped(scores: Scores, skipped: Sequence[Skipped]) -> Scores:
     return replace(scores, facts=facts, notes=[*scores.notes, *notes])
 
 
-def picture_issues(
-    samples: Sequence[Sample], open_pictures: bool = True, progress: Progress | None = None
+def image_issues(
+    samples: Sequence[Sample], open_images: bool = True, progress: Progress | None = None
 ) -> Iterator[Issue | None]:
-    """For each sample what is wrong with its picture, or None. open_pictures: decode it, not only look for its file."""
+    """For each sample what is wrong with its picture, or None. open_images: decode it, not only look for its file."""
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda sample: _picture_issue(sample, open_pictures), samples)
+        found = pool.map(lambda sample: _image_issue(sample, open_images), samples)
         for number, issue in enumerate(found, start=1):
             if progress is not None and (number % REPORTED == 0 or number == len(samples)):
                 progress(number, len(samples))
             yield issue
 
 
-def _picture_issue(sample: Sample, open_pictures: bool) -> Issue | None:
+def _image_issue(sample: Sample, open_images: bool) -> Issue | None:
     if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
         return Issue("missing picture", sample.id, str(sample.image))
-    if not open_pictures:
+    if not open_images:
         return None
     try:
-        read_picture(sample.image)
-    except PictureError as error:
+        read_image(sample.image)
+    except ImageError as error:
         return Issue("broken picture", sample.id, str(error))
     return None

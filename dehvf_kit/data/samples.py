@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 
 
-class PictureFile(Hashable, Protocol):
+class ImageFile(Hashable, Protocol):
     """Where a picture's bytes are: a `Path`, or a cell of a table that answers to the same two names. `str` names it."""
 
     def open(self, mode: str = "rb") -> IO[bytes]: ...
@@ -38,7 +38,7 @@ class Sample:
     id: str
     question: str
     answer: str
-    image: Path | PictureFile | None = None
+    image: Path | ImageFile | None = None
     kind: str = ""
     answer_start: str = ""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dehvf_kit.data.hub_tables import TablePicture, open_table
+from dehvf_kit.data.hub_tables import TableImage, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.metrics import scienceqa as columns
@@ -200,7 +200,7 @@ def _table(
         issues += found
         if any(issue.fatal for issue in found):
             continue
-        picture = TablePicture(source, number, "image", table) if pictures and has_image[number] else None
+        picture = TableImage(source, number, "image", table) if pictures and has_image[number] else None
         problems.append(_problem(key, {**row, "image": has_image[number]}, "", picture))
     return problems, issues
 

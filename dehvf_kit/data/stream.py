@@ -18,7 +18,7 @@ from dehvf_kit.data.hub_tables import library
 from dehvf_kit.data.jsonl import json_lines
 from dehvf_kit.data.samples import DataConfig, Sample, Split
 from dehvf_kit.data.table import TableColumns, answer_text
-from dehvf_kit.data.tar_shards import HeldPicture, tar_rows
+from dehvf_kit.data.tar_shards import HeldImage, tar_rows
 from dehvf_kit.errors import DataError, shown
 
 ENDINGS = (".jsonl", ".parquet", ".tar", ".tar.gz", ".tgz")
@@ -136,9 +136,9 @@ class SampleStream:
         if isinstance(cell, dict):
             data, cell = cell.get("bytes"), cell.get("path")
             if isinstance(data, bytes):
-                return HeldPicture(place, data)
+                return HeldImage(place, data)
         if isinstance(cell, bytes):
-            return HeldPicture(place, cell)
+            return HeldImage(place, cell)
         if cell is not None and not isinstance(cell, str):
             raise DataError(f"{place}: '{self.config.columns.image}' must be a path or a picture, given {shown(cell)}")
         return (self.config.images or file.parent) / cell if cell else None

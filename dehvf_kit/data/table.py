@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dehvf_kit.api.config import Settings
-from dehvf_kit.data.hub_tables import TablePicture, open_table
+from dehvf_kit.data.hub_tables import TableImage, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import json_lines, named
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
@@ -115,7 +115,7 @@ class TableDataConfig(DataConfig):
             table_of_texts = table
         for number, row in enumerate(table_of_texts):
             place = paths[number]
-            yield number, row, TablePicture(source, number, column, table) if place is True else place
+            yield number, row, TableImage(source, number, column, table) if place is True else place
 
 
 def _without_bytes(table: Any, column: str) -> Iterator[Any]:

@@ -22,7 +22,7 @@ LARGEST = 2**28
 
 
 @dataclass(frozen=True)
-class HeldPicture:
+class HeldImage:
     """A picture whose file was read already; equal to those of the same name."""
 
     name: str
@@ -38,7 +38,7 @@ class HeldPicture:
         return self.name
 
 
-def tar_rows(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any], HeldPicture | None]]:
+def tar_rows(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any], HeldImage | None]]:
     """(place, row, picture) of every sample: its .json as the row, with `txt` for its .txt, and the first picture beside it.
 
     Raises: DataError naming shard and member, for a member that points out of the archive (`../`, an absolute path, a link),
@@ -53,7 +53,7 @@ def tar_rows(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any], Held
             raise DataError(f"{shard}: cannot be read as a tar file: {error}") from error
 
 
-def _samples(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[str, Any], HeldPicture | None]]:
+def _samples(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[str, Any], HeldImage | None]]:
     key, row, picture = "", {}, None
     for member in archive:
         where = f"{shard}:{member.name}"
@@ -69,7 +69,7 @@ def _samples(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[
         row.setdefault("__key__", here)
         kind = ending.rpartition(".")[2]
         if kind in PICTURES and picture is None:
-            picture = HeldPicture(where, _read(archive, member, where))
+            picture = HeldImage(where, _read(archive, member, where))
         elif kind in TEXTS:
             row |= _text(kind, _read(archive, member, where), where)
     if key:

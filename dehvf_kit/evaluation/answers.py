@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dehvf_kit.data.encoding import distinct, encode_pairs, stack
-from dehvf_kit.data.images import open_picture
+from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.processing import DehvfProcessor
@@ -67,7 +67,7 @@ def asked(
     device = next(model.decoder.parameters()).device
     inputs, starts = prompts(model.processor, batch, length)
     with_picture = [sample for sample in batch if sample.image is not None]
-    if with_picture and model.reads_pictures:
+    if with_picture and model.reads_images:
         if len(with_picture) < len(batch):
             inputs["has_image"] = torch.tensor([sample.image is not None for sample in batch])
         places, index = distinct([sample.image for sample in with_picture])
@@ -77,7 +77,7 @@ def asked(
         if features is not None:
             inputs["vision_features"] = stack([features.read(sample) for sample in with_picture])
         else:
-            pictures = [open_picture(sample) for sample in with_picture]
+            pictures = [open_image(sample) for sample in with_picture]
             inputs["pixel_values"] = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     return {name: _move(value, device) for name, value in inputs.items()}, starts
 

@@ -12,7 +12,7 @@ from torch import nn
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.backbones.decoder import decoder_spec, prepare_tokenizer
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.data.processing import DehvfProcessor, picture_processor
+from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.errors import DehvfError, PluginError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.graph import DECODER, Graph
@@ -48,7 +48,9 @@ def build(
             tokenizer = tokenizer or recipe.decoder.tokenizer(sources)
     processor = None
     if tokenizer is not None:
-        pictures = image_processor or picture_processor({name: tower.image for name, tower in recipe.vision.items()})
+        pictures = image_processor or build_image_processor(
+            {name: tower.image for name, tower in recipe.vision.items()}
+        )
         processor = DehvfProcessor(pictures, prepare_tokenizer(tokenizer), prompt=prompt_of(recipe))
     return assemble(recipe, decoder, towers, processor, expected_parameters)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dehvf_kit.data.images import open_picture
+from dehvf_kit.data.images import open_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 
@@ -51,7 +51,7 @@ class FeatureStore:
         device = next(self.model.decoder.parameters()).device
         for start in range(0, len(waiting), batch_size):
             batch = waiting[start : start + batch_size]
-            pictures = [open_picture(sample) for sample in batch]
+            pictures = [open_image(sample) for sample in batch]
             pixels = self.model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
             moved = (
                 pixels.to(device) if isinstance(pixels, Tensor) else {name: t.to(device) for name, t in pixels.items()}

@@ -241,13 +241,13 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             has_image = torch.as_tensor(has_image).bool()
             if has_image.shape != (rows,):
                 raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
-        if not self.reads_pictures:
+        if not self.reads_images:
             pixel_values = vision_features = None
         elif pixel_values is not None and not any(
             map(len, by_tower(pixel_values, self.towers, "pixel_values").values())
         ):
             pixel_values = None
-        if self.reads_pictures and pixel_values is None and vision_features is None and has_image is not None:
+        if self.reads_images and pixel_values is None and vision_features is None and has_image is not None:
             if has_image.any():
                 raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no pictures were given")
             has_image = None
@@ -268,7 +268,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         return any(self.graph.nodes[name].config.counts_positions for name in self.nodes)
 
     @property
-    def reads_pictures(self) -> bool:
+    def reads_images(self) -> bool:
         """Whether anything in the graph reads a picture's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.data.encoding import IGNORED, EncodedSamples
-from dehvf_kit.data.images import open_picture
-from dehvf_kit.data.processing import DehvfProcessor, picture_processor
+from dehvf_kit.data.images import open_image
+from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.builder import prompt_of
 from dehvf_kit.recipe.plugin_manager import plugins
@@ -24,7 +24,7 @@ def peek_samples(recipe: Recipe, samples: Sequence[Sample]) -> list[dict[str, An
     `cut`: tokens lost at the beginning because of `training.max_length`. Raises: DataError for a picture that cannot be read.
     """
     tokenizer = prepare_tokenizer(recipe.decoder.tokenizer(plugins().registry.sources))
-    pictures = picture_processor({name: tower.image for name, tower in recipe.vision.items()})
+    pictures = build_image_processor({name: tower.image for name, tower in recipe.vision.items()})
     processor = DehvfProcessor(pictures, tokenizer, prompt=prompt_of(recipe))
     length = recipe.training.max_length
     reads = any(wire.node in recipe.vision and wire.port != "tower" for wire, _, _ in recipe.check().edges())
@@ -44,7 +44,7 @@ def _peek(sample: Sample, item: dict[str, Any], length: int, processor: DehvfPro
         shapes = {"vision": pixels} if isinstance(pixels, Tensor) else pixels
         picture = {
             "path": str(sample.image),
-            "size": list(open_picture(sample).size),
+            "size": list(open_image(sample).size),
             "pixel_values": {name: list(tensor.shape) for name, tensor in shapes.items()},
         }
     return {

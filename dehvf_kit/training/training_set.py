@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.data.sample_filter import Sieve, Skipped
+from dehvf_kit.data.sample_filter import SampleFilter, Skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, DehvfError
@@ -33,22 +33,22 @@ class TrainingSet:
     skipped: Sequence[Skipped] = ()
 
 
-def read_samples(recipe: Recipe, samples: Sequence[Sample] | None) -> Sieve | SampleStream:
+def read_samples(recipe: Recipe, samples: Sequence[Sample] | None) -> SampleFilter | SampleStream:
     """The training split, or `samples` in place of it. Raises: DataError where there is nothing, or as the data set does."""
     stream = recipe.data.stream("train") if samples is None else samples
     if isinstance(stream, SampleStream):
         check_streamable(recipe.training)
         return stream
-    sieve = Sieve(recipe.data, "train", samples)
-    if not sieve.samples:
+    sample_filter = SampleFilter(recipe.data, "train", samples)
+    if not sample_filter.samples:
         raise DataError(f"{recipe.source}: its training set is empty")
-    return sieve
+    return sample_filter
 
 
 def training_set(
     recipe: Recipe,
     model: DehvfModel,
-    given: Sieve | SampleStream,
+    given: SampleFilter | SampleStream,
     features: FeatureStore | None,
     progress: Progress,
     here: Processes,
@@ -59,7 +59,7 @@ def training_set(
     """
     if model.processor is None:
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
-    config, prompt, reads = recipe.training, recipe.data.prompt, model.reads_pictures
+    config, prompt, reads = recipe.training, recipe.data.prompt, model.reads_images
     if isinstance(given, SampleStream):
         return TrainingSet(streamed(given, model.processor, prompt, config, reads), len(given))
     samples = given.samples

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 
 import pytest
 
+from dehvf_kit.api.shapes import GroupLayers
+from dehvf_kit.errors import ImageError, PictureError
+
 MOVED = {
     "config": ["BuildContext", "ComponentConfig", "Misfit", "Settings", "settings_of"],
-    "shapes": ["KV", "Cost", "DecoderSpec", "Levels", "Readout", "Unprojected", "VisionSpec"],
+    "shapes": ["KV", "Cost", "DecoderSpec", "Readout", "Unprojected", "VisionSpec"],
     "registry": ["Registry", "Source", "type_name"],
     "hookspecs": ["PROJECT", "Register", "RegisterSource", "hookimpl", "hookspec", "register_components"],
 }
@@ -23,3 +27,11 @@ def test_a_moved_module_warns_and_holds_the_same_objects(module: str, monkeypatc
     new = import_module(f"dehvf_kit.api.{module}")
     for name in MOVED[module]:
         assert getattr(old, name) is getattr(new, name)
+
+
+def test_renamed_classes_keep_their_old_names() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old = import_module("dehvf_kit.shapes")
+    assert old.Levels is GroupLayers
+    assert PictureError is ImageError

@@ -11,7 +11,7 @@ import numpy as np
 from bad_files.ground import HANDLED, REFUSED, Case, Ground, Words, collector
 from PIL import Image
 
-from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.images import read_image
 
 PICTURES: list[Case] = []
 case = collector("Pictures", PICTURES)
@@ -27,7 +27,7 @@ def becomes(pixels: Callable[[], np.ndarray], name: str = "picture.png") -> Call
     """Says what the picture must be when it is read."""
 
     def look(ground: Ground) -> None:
-        found = read_picture(ground.folder / name)
+        found = read_image(ground.folder / name)
         assert found.mode == "RGB" and np.array_equal(np.asarray(found), pixels())
 
     return look

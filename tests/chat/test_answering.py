@@ -16,7 +16,7 @@ from helpers import LAYERS, VISION_LAYERS
 
 from dehvf_kit.analysis.fuser_weights import Pictures, read_layers
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import AdapterError, DataError, PictureError
+from dehvf_kit.errors import AdapterError, DataError, ImageError
 from dehvf_kit.evaluation.answers import answer
 
 QUESTION = "what colour is it ?"
@@ -129,7 +129,7 @@ def test_every_kind_of_bad_picture(bad: Case, seeing: Answerer, world: Path, ada
     if bad.outcome == HANDLED:
         assert all(turn.depths is not None for turn in seeing.answer(QUESTION, Upload(file)))
         return
-    with pytest.raises(PictureError) as refused:
+    with pytest.raises(ImageError) as refused:
         next(seeing.answer(QUESTION, Upload(file)))
     assert f"picture '{file.name}' cannot be read: " in str(refused.value)
     assert str(tmp_path) not in str(refused.value)

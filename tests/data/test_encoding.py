@@ -9,7 +9,7 @@ import torch
 
 import dehvf_kit
 from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
-from dehvf_kit.data.images import open_picture
+from dehvf_kit.data.images import open_image
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.builder import build
@@ -75,4 +75,4 @@ def test_broken_pictures_are_named(tmp_path: Path, content: bytes | None, messag
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=f"sample 's1': .*{message}"):
-        open_picture(Sample("s1", "what ?", "red", path))
+        open_image(Sample("s1", "what ?", "red", path))

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import dehvf_kit
 from dehvf_kit.backbones.vision.config import MEAN_STD, ImageConfig
-from dehvf_kit.data.processing import DehvfProcessor, SeveralImageProcessor, picture_processor
+from dehvf_kit.data.processing import DehvfProcessor, SeveralImageProcessor, build_image_processor
 from dehvf_kit.errors import DataError
 
 WORDS = [
@@ -177,7 +177,7 @@ def test_crop_keeps_the_middle():
 
 
 def test_several_encoders_get_a_picture_each(tmp_path):
-    made = picture_processor({"clip": ImageConfig(size=8), "dino": ImageConfig(size=6, normalisation="half")})
+    made = build_image_processor({"clip": ImageConfig(size=8), "dino": ImageConfig(size=6, normalisation="half")})
     assert isinstance(made, SeveralImageProcessor)
     pixels = made([picture(), picture()])["pixel_values"]
     assert {name: tuple(tensor.shape) for name, tensor in pixels.items()} == {

@@ -299,7 +299,7 @@ def test_data(tmp_path_factory, reader, changes, text_changes, skip):
     if skip:
         config = config.model_copy(update={"on_bad_sample": "skip"})
     attempt(lambda: list(config.usable("train").samples), str(folder), "data.train")
-    attempt(lambda: [report.row() for report in inspect_data(config, open_pictures=False)])
+    attempt(lambda: [report.row() for report in inspect_data(config, open_images=False)])
 
 
 def test_what_is_mutated_is_sound(tmp_path: Path, adapter, towers, tokenizer) -> None:  # noqa: F811

@@ -14,7 +14,7 @@ from helpers import tiny_model
 from PIL import Image
 
 from dehvf_kit.backbones.vision.config import ImageConfig
-from dehvf_kit.data.processing import DehvfProcessor, picture_processor
+from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.feature_files import TEMPORARY, FeatureFiles
@@ -25,7 +25,7 @@ from dehvf_kit.model.model import DehvfModel
 def model() -> DehvfModel:
     found = tiny_model(graph={"vision_adapter": None})
     found.processor = DehvfProcessor.__new__(DehvfProcessor)
-    found.processor.image_processor = picture_processor({"vision": ImageConfig(size=32)})
+    found.processor.image_processor = build_image_processor({"vision": ImageConfig(size=32)})
     return found
 
 
@@ -61,11 +61,11 @@ def changed_weight(model: DehvfModel) -> None:
 
 
 def changed_size(model: DehvfModel) -> None:
-    model.processor.image_processor = picture_processor({"vision": ImageConfig(size=24)})
+    model.processor.image_processor = build_image_processor({"vision": ImageConfig(size=24)})
 
 
 def changed_normalisation(model: DehvfModel) -> None:
-    model.processor.image_processor = picture_processor({"vision": ImageConfig(size=32, normalisation="clip")})
+    model.processor.image_processor = build_image_processor({"vision": ImageConfig(size=32, normalisation="clip")})
 
 
 def changed_layers(model: DehvfModel) -> None:

@@ -45,7 +45,7 @@ def real(recipe: Recipe) -> tuple[DehvfModel, dict[str, Any]]:
     ids = tokens(BATCH, LENGTH)
     keep = torch.tensor([3, 5])
     inputs = {"input_ids": ids, "labels": ids, "logits_to_keep": keep, "attention_mask": torch.ones_like(ids)}
-    if model.reads_pictures:
+    if model.reads_images:
         inputs["pixel_values"] = pixels(BATCH)
         model.vision_features(pixels(BATCH))  # where patches are is looked up once, before anything is counted
     return model, inputs

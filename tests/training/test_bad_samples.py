@@ -108,7 +108,7 @@ def test_a_split_of_nothing_else_is_refused(world: Path, command: Command, tmp_p
 def test_a_big_set_skips_without_stopping(world: Path, tmp_path: Path) -> None:
     """A thousand questions about ten pictures, two of which are broken: each is opened once, all their questions go."""
     from dehvf_kit.data.jsonl import JsonlDataConfig
-    from dehvf_kit.data.sample_filter import Sieve
+    from dehvf_kit.data.sample_filter import SampleFilter
 
     for number in range(10):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
@@ -117,6 +117,6 @@ def test_a_big_set_skips_without_stopping(world: Path, tmp_path: Path) -> None:
     rows = ({"question": "what ?", "answer": "red", "image": f"{n % 10}.png"} for n in range(1000))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     opened: list[int] = []
-    sieve = Sieve(JsonlDataConfig(train=tmp_path / "a.jsonl", on_bad_sample="skip"), "train")
-    assert len(sieve.readable(lambda done, total: opened.append(total))) == 800
-    assert len(sieve.skipped) == 200 and opened == [10]
+    sample_filter = SampleFilter(JsonlDataConfig(train=tmp_path / "a.jsonl", on_bad_sample="skip"), "train")
+    assert len(sample_filter.readable(lambda done, total: opened.append(total))) == 800
+    assert len(sample_filter.skipped) == 200 and opened == [10]

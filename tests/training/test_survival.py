@@ -185,8 +185,8 @@ def test_resuming_opens_no_picture_twice(world: Path, cut: Path, whole: Path, mo
     with pytest.raises(Stopped):
         train(recipe, cut, progress=at_step(21, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     opened = []
-    real = encoding.open_picture
-    monkeypatch.setattr(encoding, "open_picture", lambda sample: opened.append(sample.id) or real(sample))
+    real = encoding.open_image
+    monkeypatch.setattr(encoding, "open_image", lambda sample: opened.append(sample.id) or real(sample))
     train(recipe, cut, resume=True)
     assert len(opened) == 3 * recipe.training.batch_size and weights(cut) == weights(whole)
 

@@ -37,8 +37,8 @@ def look_inside(
     features: a filled store; without one the encoder runs. Raises: DataError where a picture cannot be read.
     """
     with_picture = list({sample.image: sample for sample in samples if sample.image is not None}.values())
-    if not model.reads_pictures or not with_picture:
-        why = "This graph reads no picture." if not model.reads_pictures else "The test split has no pictures."
+    if not model.reads_images or not with_picture:
+        why = "This graph reads no picture." if not model.reads_images else "The test split has no pictures."
         return Inside(why={"layers": why, "maps": why})
     why = {}
     layers = None

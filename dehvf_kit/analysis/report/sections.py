@@ -13,7 +13,7 @@ from dehvf_kit.analysis.report.finished_run import PREDICTIONS, FinishedRun
 from dehvf_kit.analysis.report.inside import Inside, evenly
 from dehvf_kit.analysis.report.memory_section import memory_maps
 from dehvf_kit.analysis.report.page import Section, missing, picture, table, text
-from dehvf_kit.data.images import open_picture
+from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.data.samples import Sample
@@ -197,7 +197,7 @@ def _card(run: FinishedRun, one: Prediction, sample: Sample | None) -> str:
     shown = ""
     if sample is not None and sample.image is not None:
         try:
-            shown = f"<img src='{picture(open_picture(sample))}' alt=''>"
+            shown = f"<img src='{picture(open_image(sample))}' alt=''>"
         except DehvfError:
             shown = "<p class='soft'>its picture cannot be read here</p>"
     told = "" if one.right else f" <span class='soft'>right: {text(one.answer)}</span>"

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig
-from dehvf_kit.api.shapes import Levels, Unprojected
+from dehvf_kit.api.shapes import GroupLayers, Unprojected
 
 
 class FuserConfig(ComponentConfig):
@@ -36,7 +36,7 @@ class Fuser(nn.Module):
     """Parent of the fusers' modules."""
 
     @staticmethod
-    def mix(weights: Tensor, codes: Tensor | Unprojected, levels: Levels) -> Tensor:
+    def mix(weights: Tensor, codes: Tensor | Unprojected, levels: GroupLayers) -> Tensor:
         """sum_i weights_i codes_i over each decoder layer's group, as one matrix product per image.
 
         Shapes: weights [batch or 1, decoder_layer, kv, member], codes [batch, layer, patch, code]

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, Misfit
-from dehvf_kit.api.shapes import Cost, Levels, Unprojected
+from dehvf_kit.api.shapes import Cost, GroupLayers, Unprojected
 from dehvf_kit.components.fuser.base import Fuser, FuserConfig
 from dehvf_kit.ops.activations import ActivationName, activation
 from dehvf_kit.ops.attention import Backend, attention
@@ -117,19 +117,19 @@ class CrossAttentionFuser(Fuser):
         )
 
     def forward(
-        self, members: Tensor, levels: Levels, queries: Tensor, codes: Tensor | Unprojected
+        self, members: Tensor, levels: GroupLayers, queries: Tensor, codes: Tensor | Unprojected
     ) -> tuple[Tensor, Tensor]:
         weights = self.weigh(members, levels, queries)
         return self.mix(weights, codes, levels), weights
 
-    def weigh(self, members: Tensor, levels: Levels, queries: Tensor) -> Tensor:
+    def weigh(self, members: Tensor, levels: GroupLayers, queries: Tensor) -> Tensor:
         """The weights alone: [batch, decoder_layer, kv, member]. In the fuser's own dtype, also under autocast."""
         dtype, device = self.input.weight.dtype, members.device.type
         exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with exact:
             return self._weigh(members.to(dtype), levels, queries.to(dtype))
 
-    def _weigh(self, members: Tensor, levels: Levels, queries: Tensor) -> Tensor:
+    def _weigh(self, members: Tensor, levels: GroupLayers, queries: Tensor) -> Tensor:
         batch, num_groups, num_members, _ = members.shape
         num_kv = queries.shape[1]
         keys = self.input(members)

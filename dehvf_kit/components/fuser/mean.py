@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from dehvf_kit.api.config import BuildContext
-from dehvf_kit.api.shapes import Cost, Levels, Unprojected
+from dehvf_kit.api.shapes import Cost, GroupLayers, Unprojected
 from dehvf_kit.components.fuser.base import Fuser, FuserConfig
 
 
@@ -38,7 +38,7 @@ class MeanFuser(Fuser):
     [batch, decoder_layer, 1, member]. Cost: the mix. Source: DEHVF, Table 4 ("w/o adaptive weights").
     """
 
-    def forward(self, levels: Levels, codes: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
+    def forward(self, levels: GroupLayers, codes: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
         features = codes.patches if isinstance(codes, Unprojected) else codes
         share = levels.mask.to(features.dtype)
         share = (share / share.sum(-1, keepdim=True))[levels.group_of_layer]

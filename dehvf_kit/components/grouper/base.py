@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig
-from dehvf_kit.api.shapes import Levels
+from dehvf_kit.api.shapes import GroupLayers
 
 
 def runs(count: int, num_groups: int) -> list[list[int]]:
@@ -51,22 +51,22 @@ class GrouperConfig(ComponentConfig):
 class Grouper(nn.Module):
     """Gathers the global tokens of each group's vision layers.
 
-    Shapes: globals [batch, layer, vision_hidden] -> members [batch, group, member, vision_hidden] and the `Levels` that
-    say where each member came from. Groups shorter than the longest repeat their first member there, masked in `Levels`.
+    Shapes: globals [batch, layer, vision_hidden] -> members [batch, group, member, vision_hidden] and the `GroupLayers` that
+    say where each member came from. Groups shorter than the longest repeat their first member there, masked in `GroupLayers`.
     Cost: a gather. No parameters. Source: DEHVF, equations 3 and 4.
     """
 
     def __init__(self, groups: list[list[int]], num_decoder_layers: int) -> None:
         super().__init__()
-        self.levels = LevelTable(groups, [len(run) for run in runs(num_decoder_layers, len(groups))])
+        self.levels = GroupLayerTable(groups, [len(run) for run in runs(num_decoder_layers, len(groups))])
 
-    def forward(self, globals: Tensor) -> tuple[Tensor, Levels]:
+    def forward(self, globals: Tensor) -> tuple[Tensor, GroupLayers]:
         levels = self.levels()
         return globals[:, levels.index], levels
 
 
-class LevelTable(nn.Module):
-    """A `Levels` record that moves between devices with its module; not saved, since the recipe implies it.
+class GroupLayerTable(nn.Module):
+    """A `GroupLayers` record that moves between devices with its module; not saved, since the recipe implies it.
 
     groups: positions along the `layer` axis of each group's members; readers: decoder layers of each group.
     """
@@ -91,5 +91,5 @@ class LevelTable(nn.Module):
         for name, rows in buffers.items():
             self.register_buffer(name, torch.tensor(rows), persistent=False)
 
-    def forward(self) -> Levels:
-        return Levels(self.index, self.mask, self.group_of_layer, self.place, self.largest, self.full)
+    def forward(self) -> GroupLayers:
+        return GroupLayers(self.index, self.mask, self.group_of_layer, self.place, self.largest, self.full)

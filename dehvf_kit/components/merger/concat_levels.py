@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig, Misfit
-from dehvf_kit.api.shapes import Cost, Levels
+from dehvf_kit.api.shapes import Cost, GroupLayers
 from dehvf_kit.errors import ShapeError
 from dehvf_kit.ops.precision import product_dtype
 
@@ -107,8 +107,8 @@ class ConcatLevelsMerger(nn.Module):
         self.num_patches = num_patches
 
     def forward(
-        self, patches: list[Tensor], members: list[Tensor], levels: list[Levels]
-    ) -> tuple[Tensor, Tensor, Levels]:
+        self, patches: list[Tensor], members: list[Tensor], levels: list[GroupLayers]
+    ) -> tuple[Tensor, Tensor, GroupLayers]:
         dtype = product_dtype(self.maps[0].weight)
         merged = torch.cat(
             [self._resample(project(tensor.to(dtype))) for project, tensor in zip(self.maps, patches, strict=True)],
@@ -120,7 +120,7 @@ class ConcatLevelsMerger(nn.Module):
         offsets = [0]
         for tensor in patches[:-1]:
             offsets.append(offsets[-1] + tensor.shape[1])
-        joined = Levels(
+        joined = GroupLayers(
             index=torch.cat([level.index + offset for level, offset in zip(levels, offsets, strict=True)], dim=1),
             mask=torch.cat([level.mask for level in levels], dim=1),
             group_of_layer=levels[0].group_of_layer,

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dehvf_kit.data.encoding import Collator, EncodedSamples
-from dehvf_kit.data.images import open_picture
+from dehvf_kit.data.images import open_image
 from dehvf_kit.model.model import DehvfModel
 
 STATM = Path("/proc/self/statm")
@@ -50,8 +50,8 @@ def count_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> 
     given: dict[str, Any] = {}
     encoder = 0
     with torch.no_grad():
-        if pictures and model.reads_pictures:
-            pixels = model.processor.image_processor([open_picture(one) for one in pictures], return_tensors="pt")
+        if pictures and model.reads_images:
+            pixels = model.processor.image_processor([open_image(one) for one in pictures], return_tensors="pt")
             pixels = _on_device(pixels["pixel_values"], next(model.decoder.parameters()).device)
             model.vision_features(
                 pixels

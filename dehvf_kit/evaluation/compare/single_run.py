@@ -17,7 +17,7 @@ import torch
 from dehvf_kit._version import __version__
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.metrics.scores import Score, Scores
-from dehvf_kit.data.sample_filter import Sieve, with_skipped
+from dehvf_kit.data.sample_filter import SampleFilter, with_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import answer
@@ -50,15 +50,19 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         load_plugin_file(plugin)
     recipe = parse_recipe(job.recipe, job.name)
     config = recipe.training
-    learned = Sieve(recipe.data, "train").samples
+    learned = SampleFilter(recipe.data, "train").samples
     if job.hold_out is not None:
         learned, asked = hold_out(learned, job.hold_out)
     else:
-        asked = Sieve(recipe.data, "test").samples
+        asked = SampleFilter(recipe.data, "test").samples
     progress("loading the base models", 0, 1, "")
     model = build(recipe)
-    to_learn, to_ask, wanted = Sieve(recipe.data, "train", learned), Sieve(recipe.data, "test", asked), asked
-    if model.reads_pictures:
+    to_learn, to_ask, wanted = (
+        SampleFilter(recipe.data, "train", learned),
+        SampleFilter(recipe.data, "test", asked),
+        asked,
+    )
+    if model.reads_images:
         learned, asked = to_learn.readable(), to_ask.readable()
     features = _features(model, config, [*learned, *asked], progress)
     clock = StepClock(progress)
@@ -73,7 +77,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         model.processor,
         recipe.data.prompt,
         config.max_length,
-        model.reads_pictures,
+        model.reads_images,
         features,
         to_learn.skip if to_learn.skips else None,
     )
@@ -112,7 +116,7 @@ def _features(
     model: DehvfModel, config: TrainingConfig, samples: Sequence[Sample], progress: Progress
 ) -> FeatureStore | None:
     """Frozen features of every picture in bfloat16, where the recipe caches and no adapter changes them; runs share them."""
-    if not config.cache_features or not model.reads_pictures or model.image_is_trained:
+    if not config.cache_features or not model.reads_images or model.image_is_trained:
         return None
     features = FeatureFiles(model, torch.bfloat16, config.cache_folder, int(config.cache_limit_gib * 2**30))
     features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))

@@ -13,7 +13,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 from dehvf_kit.adapter.checkpoint import load
 from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers
 from dehvf_kit.analysis.report.inside import look_inside
-from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.images import read_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import asked, prompts
@@ -82,13 +82,13 @@ class Answerer:
         """The weights first, then the answer as it grows; the last turn has what `generate` answers, whole.
 
         temperature: 0 takes the likeliest token each time. Closing the iterator ends the generation at the next token.
-        Raises: DataError for an empty or too long question, PictureError for a picture that cannot be read.
+        Raises: DataError for an empty or too long question, ImageError for a picture that cannot be read.
         """
         sample = self._sample(question, picture)
         held = None
         if picture is not None:
-            read_picture(picture)
-            held = _Held(Pictures(self.model).read(sample)) if self.model.reads_pictures else None
+            read_image(picture)
+            held = _Held(Pictures(self.model).read(sample)) if self.model.reads_images else None
         turn = self._depths(sample, held)
         yield turn
         inputs, _ = asked(self.model, [sample], held)  # type: ignore[arg-type]

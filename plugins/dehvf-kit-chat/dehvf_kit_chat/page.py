@@ -12,7 +12,7 @@ from torch.cuda import OutOfMemoryError
 
 from dehvf_kit.analysis.report.page import picture, text
 from dehvf_kit.backbones.base import first_line
-from dehvf_kit.data.images import read_picture
+from dehvf_kit.data.images import read_image
 from dehvf_kit.errors import DehvfError
 from dehvf_kit_chat.answering import MAX_TEMPERATURE, Answerer, Upload
 from dehvf_kit_chat.depth_panel import depth_panel
@@ -77,7 +77,7 @@ def look(file: str | None) -> str:
         return ""
     upload = Upload(Path(file))
     try:
-        return f"<img alt='{text(upload)}' src='{picture(read_picture(upload), PREVIEW)}'>"
+        return f"<img alt='{text(upload)}' src='{picture(read_image(upload), PREVIEW)}'>"
     except DehvfError as error:
         return fault_box(str(error))
 

@@ -22,6 +22,12 @@ def test_runs_an_encoder_now() -> None:
     assert facts["decoders"] == [] and [one["status"] for one in facts["vision"]] == ["pass"]
 
 
+def test_prints_the_items_of_a_run() -> None:
+    result = CliRunner().invoke(app, ["support", "vit"])
+    assert result.exit_code == 0, result.output
+    assert "vit  pass" in result.stdout and "neighbours" in result.stdout
+
+
 def test_unknown_type_gets_a_near_name() -> None:
     result = CliRunner().invoke(app, ["support", "lama"])
     assert result.exit_code == 1 and "did you mean 'llama'?" in result.stderr

@@ -8,7 +8,9 @@ import pytest
 import transformers
 
 from dehvf_kit.errors import DehvfError
-from tools.support.matrix import main, run_matrix
+from dehvf_kit.testing.decoder_family import run_matrix
+from tools.support.fingerprint import code
+from tools.support.matrix import main
 from tools.support.support_page import is_stale, support_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -36,3 +38,9 @@ def test_the_command_writes_the_page_and_refuses_unknown_types(tmp_path, monkeyp
     assert "0 of 0 keep the whole contract" in (tmp_path / "page.md").read_text(encoding="utf-8")
     with pytest.raises(DehvfError, match="no decoder type is named 'lama'; did you mean 'llama'"):
         main(["lama"])
+
+
+def test_the_fingerprint_depends_on_code_and_not_on_words():
+    written = code("import os\n\ndef f(x):\n    'Words.'\n    raise ValueError(f'no {x}')  # why\n")
+    assert written == code("def f(x):\n    raise ValueError('not that')\n")
+    assert written != code("def f(x):\n    raise TypeError(f'no {x}')\n")

@@ -30,7 +30,7 @@ def test_a_size_that_patches_do_not_divide_is_refused(config: Any) -> None:
 @pytest.mark.parametrize("given", [None, "nowhere.pt"])
 def test_weights_that_are_not_there_are_asked_for(config: Any, given: str | None, tmp_path: Path) -> None:
     file = None if given is None else tmp_path / given
-    with pytest.raises(DehvfError, match="^vision.checkpoint: give a file with the weights of vit_b_16, given "):
+    with pytest.raises(DehvfError, match="^vision.checkpoint: give a file with vit_b_16's weights"):
         config(checkpoint=file).load({})
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dehvf_kit.recipe.schema import builtin_registry
 from tools.reference.hours import with_hours
-from tools.reference.messages import PACKAGE
+from tools.reference.messages import ROOT
 from tools.reference.pages import component_page, recipe_page
 from tools.reference.troubleshooting import missing, stale
 
-DOCS = PACKAGE.parent / "docs"
+DOCS = ROOT / "docs"
 
 
 def pages(docs: Path = DOCS) -> dict[str, str]:

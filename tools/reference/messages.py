@@ -16,29 +16,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+_BASELINES = ROOT / "plugins" / "dehvf-kit-baselines" / "dehvf_kit_baselines"
+# The kit, and its plugins' commands: folders and files whose messages the troubleshooting pages cover.
+SOURCES = (
+    ROOT / "dehvf_kit",
+    ROOT / "plugins" / "dehvf-kit-chat" / "dehvf_kit_chat",
+    ROOT / "plugins" / "dehvf-kit-demo" / "dehvf_kit_demo" / "demo.py",
+    *(_BASELINES / name for name in ("cost_formulas.py", "memvp_checkpoint.py", "method_table.py", "reproduction")),
+)
 HOLE = "…"
-# Which argument is the message, for calls that are no errors themselves. `Issue`: the kind, which the data's refusal prints.
-CALLS = {"Fault": 1, "fault": 1, "Misfit": 0, "Issue": 0}
-# Floors that speak to authors of the kit and of plugins: outcomes of contract items, not messages to mend by.
-LEFT_OUT = ("testing", "reference")
-# Functions whose every text is a message, returned or raised as something else that a caller turns into ours.
-SPOKEN = ("recipe_parser.py:_wording", "registry.py:find", "data/scienceqa_prompt.py:check_format")
-# Functions that hand on messages made elsewhere, and where that is.
+# Which argument is the message, for calls that are not errors themselves. `Issue`: the kind, printed when data is refused.
+CALLS = {"Fault": 1, "fault": 1, "Misfit": 0, "ConfigMismatchError": 0, "Issue": 0}
+# What speaks to plugin authors: results of contract items, not messages that a user acts on.
+EXCLUDED = ("dehvf_kit/testing/",)
+# Functions whose every text is a message, returned or raised as something else that a caller turns into a kit error.
+SPOKEN = (
+    "dehvf_kit/recipe/parser.py:_wording",
+    "dehvf_kit/api/registry.py:find",
+    "dehvf_kit/data/scienceqa_prompt.py:check_format",
+)
+# Functions that pass on messages made elsewhere, and where that is.
 RELAYS = {
-    "data/issues.py:refuse": "the kinds of its issues",
-    "data/inspection.py:inspect_data": "the refusal of a split that cannot be read",
-    "graph.py:fault": "its callers' texts",
-    "recipe.py:check": "the graph's faults",
-    "recipe_files.py:override": "the fault beside it",
-    "recipe_parser.py:fault": "its callers' texts",
-    "recipe_parser.py:parse": "the faults collected",
-    "recipe_parser.py:parse_data": "the faults collected",
-    "recipe_parser.py:_validate": "the texts of _wording",
-    "recipe_list.py:load_all": "each recipe's faults",
-    "starter.py:_size": "the towers' errors",
-    "training/failures.py:_from_worker": "a worker's error",
-    "yaml_files.py:parse_yaml": "the faults collected",
+    "dehvf_kit/data/issues.py:refuse": "the kinds of its issues",
+    "dehvf_kit/data/inspection.py:inspect_data": "the refusal of a split that cannot be read",
+    "dehvf_kit/recipe/files.py:override": "the fault beside it",
+    "dehvf_kit/recipe/graph.py:fault": "its callers' texts",
+    "dehvf_kit/recipe/parser.py:fault": "its callers' texts",
+    "dehvf_kit/recipe/parser.py:parse": "the faults collected",
+    "dehvf_kit/recipe/parser.py:parse_data": "the faults collected",
+    "dehvf_kit/recipe/parser.py:_validate": "the texts of _wording",
+    "dehvf_kit/recipe/recipe.py:check": "the graph's faults",
+    "dehvf_kit/recipe/several.py:load_all": "each recipe's faults",
+    "dehvf_kit/recipe/starter.py:_size": "the towers' errors",
+    "dehvf_kit/training/failures.py:_from_worker": "a worker's error",
+    "dehvf_kit/utils/yaml_files.py:parse_yaml": "the faults collected",
 }
 
 
@@ -54,18 +66,26 @@ class Message:
     place: str
 
 
-def messages(package: Path = PACKAGE) -> list[Message]:
-    """All messages, file by file. Raises: LookupError for a message that cannot be traced to a text and is no known relay."""
+def messages(*sources: Path) -> list[Message]:
+    """All messages of some folders and files, of `SOURCES` if none is given, file by file.
+
+    Raises: LookupError for a message that cannot be traced to a text and is not in `RELAYS`.
+    """
     files = {
-        file.relative_to(package).as_posix(): ast.parse(file.read_text(encoding="utf-8"))
-        for file in sorted(package.rglob("*.py"))
+        _name(file, source): ast.parse(file.read_text(encoding="utf-8"))
+        for source in sources or SOURCES
+        for file in ([source] if source.is_file() else sorted(source.rglob("*.py")))
     }
     errors, elsewhere = _error_names(files.values()), _elsewhere(files.values())
     found: list[Message] = []
     for name, tree in files.items():
-        if name.split("/")[0] not in LEFT_OUT:
+        if not name.startswith(EXCLUDED):
             found += _in_file(name, tree, errors, elsewhere)
     return found
+
+
+def _name(file: Path, source: Path) -> str:
+    return file.relative_to(ROOT if file.is_relative_to(ROOT) else source).as_posix()
 
 
 def normal(text: str) -> str:

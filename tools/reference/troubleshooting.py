@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tools.reference.messages import PACKAGE, Message, messages, normal
+from tools.reference.messages import Message, messages, normal
 
 BULLET = re.compile(r"^- `` ?(.+?) ?``$", re.MULTILINE)
 
@@ -19,14 +19,16 @@ def told(pages: Path) -> dict[str, str]:
     return {normal(text): text for text in texts}
 
 
-def missing(pages: Path, package: Path = PACKAGE) -> list[Message]:
+def missing(pages: Path) -> list[Message]:
     """Messages of the code that stand on no page, each once."""
     known = told(pages)
-    found = {normal(message.text): message for message in messages(package)}
+    found: dict[str, Message] = {}
+    for message in messages():
+        found.setdefault(normal(message.text), message)
     return [message for text, message in found.items() if text not in known]
 
 
-def stale(pages: Path, package: Path = PACKAGE) -> list[str]:
+def stale(pages: Path) -> list[str]:
     """Messages on the pages that the code no longer says."""
-    said = {normal(message.text) for message in messages(package)}
+    said = {normal(message.text) for message in messages()}
     return [text for key, text in told(pages).items() if key not in said]

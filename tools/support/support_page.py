@@ -1,57 +1,30 @@
-"""Writes docs/support.md from a run of the matrix, and tells whether the page is older than what it speaks of."""
+"""Writes docs/support.md from a run of the matrix, and tells whether the page is older than its code."""
 
 from __future__ import annotations
 
-import ast
 import datetime
-import hashlib
 import importlib.metadata
 import importlib.util
 import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
-import dehvf_kit.backbones as backbones
-import dehvf_kit.testing as testing
 from dehvf_kit.testing.decoder_contract import CONTRACT
+from dehvf_kit.testing.decoder_family import FamilyResult
+from tools.support.fingerprint import fingerprint
 
-if TYPE_CHECKING:
-    from tools.support.matrix import FamilyResult
-
-KIT_SOURCES = ("ffn_*.py", "memory_hooks.py")
-TEST_SOURCES = ("decoder_contract.py", "*_items.py", "reference.py", "subject.py", "tiny_models.py")
+SOURCES = (
+    "backbones/ffn/*.py",
+    *(f"testing/{name}.py" for name in ("decoder_contract", "*_items", "reference", "subject", "tiny_models")),
+)
 SYMBOLS = {"pass": "yes", "family": "family", "not run": "-", "broken": "**no**"}
-
-
-def fingerprint() -> str:
-    """A digest of the code the page depends on, comments and docstrings left out, and of transformers' version."""
-    digest = hashlib.sha256(transformers.__version__.encode())
-    for package, patterns in ((backbones, KIT_SOURCES), (testing, TEST_SOURCES)):
-        folder = Path(list(package.__path__)[0])
-        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-            digest.update(path.name.encode())
-            digest.update(_code(path.read_text(encoding="utf-8")).encode())
-    return digest.hexdigest()[:16]
-
-
-def _code(source: str) -> str:
-    """Source without comments, docstrings and layout, the same under every Python that can run it."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            first.value.value = ""
-    return ast.unparse(tree)
 
 
 def is_stale(page: str) -> bool:
     """Whether a page was written by other code, or for another transformers, than is installed now."""
-    return f"fingerprint: {fingerprint()}" not in page
+    return f"fingerprint: {fingerprint(SOURCES)}" not in page
 
 
 def support_page(results: Sequence[FamilyResult]) -> str:
@@ -63,7 +36,7 @@ def support_page(results: Sequence[FamilyResult]) -> str:
         "# Decoders the kit gives eyes to",
         "",
         "<!-- Written by `python -m tools.support.matrix`; edits by hand are lost. -->",
-        f"<!-- fingerprint: {fingerprint()} -->",
+        f"<!-- fingerprint: {fingerprint(SOURCES)} -->",
         "",
         f"Run on {datetime.date.today().isoformat()} with transformers {transformers.__version__}, torch "
         f"{torch.__version__}{_optional_versions()}, Python {platform.python_version()}, on the CPU; every model "

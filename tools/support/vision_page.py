@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import datetime
-import hashlib
 import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
-import dehvf_kit.backbones as backbones
-import dehvf_kit.testing as testing
 from dehvf_kit.testing.vision_contract import VISION_CONTRACT
+from dehvf_kit.testing.vision_family import EncoderResult
+from tools.support.fingerprint import fingerprint
 
-if TYPE_CHECKING:
-    from tools.support.vision_matrix import EncoderResult
-
+SOURCES = ("backbones/vision/*.py", "testing/vision_*.py")
 SYMBOLS = {"pass": "yes", "family": "family", "not run": "-", "broken": "**no**"}
 
 
 def vision_fingerprint() -> str:
-    """A digest of the code the page depends on, comments left out, and of transformers' version."""
-    digest = hashlib.sha256(transformers.__version__.encode())
-    folders = [(backbones, "vision*.py"), (testing, "vision_[cm]*.py")]
-    for package, pattern in folders:
-        for path in sorted(Path(list(package.__path__)[0]).glob(pattern)):
-            digest.update(path.name.encode())
-            digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
-    return digest.hexdigest()[:16]
+    """A digest of the code that the page depends on, and of transformers' version."""
+    return fingerprint(SOURCES)
 
 
 def is_stale(page: str) -> bool:

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/method.md into docs/pictures, from the kit's own tables: `python docs/draw.py`.
+"""Draws the images of docs/method.md into docs/images, from the kit's own tables: `python docs/draw.py`.
 
 weights.svg needs a trained adapter: `python docs/draw.py --adapter runs/demo/adapter`.
 """
@@ -16,13 +16,13 @@ from dehvf_kit.components.grouper.base import GrouperConfig, runs
 from dehvf_kit.utils.plotting import INK, MUTED, PALETTE
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ROOT / "docs" / "pictures"
+IMAGES = ROOT / "docs" / "images"
 RECIPE = ROOT / "recipes" / "llama7b_clip.yaml"
 BOX, GAP, LEFT, RIGHT, WIDTH = 15, 3, 170, 520, 720
 
 
 def grouping(vision_layers: int, members: Sequence[Sequence[int]], decoder_layers: int) -> str:
-    """An SVG: vision layers left, decoder layers right, each group in its colour, what each group reads between."""
+    """An SVG: vision layers left, decoder layers right, each group in its colour, with bands from the vision layers to the decoder layers that read them."""
     readers = runs(decoder_layers, len(members))
     height = 60 + max(vision_layers, decoder_layers) * (BOX + GAP)
     parts = [
@@ -77,13 +77,13 @@ def main() -> None:
     context = graph.contexts["grouper"]
     assert isinstance(grouper, GrouperConfig) and context.vision is not None
     layers = context.vision.num_layers
-    picture = grouping(layers, grouper.members_of(layers), context.decoder.num_layers)
-    (PICTURES / "grouping.svg").write_text(picture, encoding="utf-8")
+    drawing = grouping(layers, grouper.members_of(layers), context.decoder.num_layers)
+    (IMAGES / "grouping.svg").write_text(drawing, encoding="utf-8")
     kit = [sys.executable, "-m", "dehvf_kit"]
-    subprocess.run([*kit, "graph", RECIPE, "--output", PICTURES / "wiring.svg"], check=True)
-    subprocess.run([*kit, "reproduce", "figure2", "--picture", PICTURES / "flops.svg"], check=True)
+    subprocess.run([*kit, "graph", RECIPE, "--output", IMAGES / "wiring.svg"], check=True)
+    subprocess.run([*kit, "reproduce", "figure2", "--picture", IMAGES / "flops.svg"], check=True)
     if adapter is not None:
-        words = ["reproduce", "figure4", "--adapter", adapter, "--limit", "300", "--picture", PICTURES / "weights.svg"]
+        words = ["reproduce", "figure4", "--adapter", adapter, "--limit", "300", "--picture", IMAGES / "weights.svg"]
         subprocess.run([*kit, *words], check=True)
 
 

@@ -1,4 +1,4 @@
-"""The pictures of docs/method.md that the kit's tables decide are as docs/draw.py draws them now."""
+"""docs/images/grouping.svg is what docs/draw.py draws now."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def test_grouping_is_as_the_recipe_groups() -> None:
     spec.loader.exec_module(draw)
     graph = load_recipe(ROOT / "recipes" / "llama7b_clip.yaml").check()
     groups = graph.nodes["grouper"].config.members_of(24)
-    assert (draw.PICTURES / "grouping.svg").read_text(encoding="utf-8") == draw.grouping(24, groups, 32)
+    assert (draw.IMAGES / "grouping.svg").read_text(encoding="utf-8") == draw.grouping(24, groups, 32)
     assert draw.grouping(24, groups, 31) != draw.grouping(24, groups, 32)

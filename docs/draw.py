@@ -22,7 +22,7 @@ BOX, GAP, LEFT, RIGHT, WIDTH = 15, 3, 170, 520, 720
 
 
 def grouping(vision_layers: int, members: Sequence[Sequence[int]], decoder_layers: int) -> str:
-    """An SVG: vision layers left, decoder layers right, each group in its colour, with bands from the vision layers to the decoder layers that read them."""
+    """An SVG: vision layers left, decoder layers right, each group in its colour, bands from read to reader."""
     readers = runs(decoder_layers, len(members))
     height = 60 + max(vision_layers, decoder_layers) * (BOX + GAP)
     parts = [

@@ -13,11 +13,11 @@ GPU = "a100-80gb"
 RECIPES = ("llama7b_clip", "llama13b_clip", "llama2_70b_clip")
 GPU_COUNTS = (1, 8, 64)
 BEGIN, END = "<!-- table: written by python -m tools.scale_page -->", "<!-- end of table -->"
-PICTURES = 10_000
+IMAGES = 10_000
 
 
-def ways(gpus: int) -> Iterator[tuple[str, list[str], bool]]:
-    """(words after the recipe on `dehvf-kit plan`, overrides, whether the decoder is split) of what is shown."""
+def options(gpus: int) -> Iterator[tuple[str, list[str], bool]]:
+    """(what follows the recipe on `dehvf-kit plan`, overrides, whether the decoder is sharded) of each row."""
     yield "", [], False
     if gpus == 1:
         yield "decoder.quantization=int8", ["decoder.quantization=int8"], False
@@ -27,10 +27,10 @@ def ways(gpus: int) -> Iterator[tuple[str, list[str], bool]]:
 
 
 def rows(folder: Path, name: str, counts: Counts | None = None) -> list[str]:
-    """The lines of one recipe."""
+    """The rows of one recipe."""
     found = []
     for gpus in GPU_COUNTS:
-        for words, overrides, shard in ways(gpus):
+        for words, overrides, shard in options(gpus):
             recipe = load_recipe(folder / f"{name}.yaml", overrides)
             work = Workload(gpus=gpus, shard=shard)
             counts = counts or count_work(recipe, work)
@@ -51,16 +51,16 @@ def feature_line(folder: Path) -> str:
     recipe: Recipe = load_recipe(folder / f"{RECIPES[0]}.yaml", ["graph.vision_adapter=null"])
     size = feature_bytes(build_on_meta(recipe)) or 0
     return (
-        f"Feature cache (CLIP ViT-L/14, all 24 layers, bfloat16): {size / 1e6:.1f} MB a picture, "
-        f"{PICTURES * size / 1e9:.0f} GB for {PICTURES:,} pictures, whatever the decoder."
+        f"Feature cache (CLIP ViT-L/14, all 24 layers, bfloat16): {size / 1e6:.1f} MB per image, "
+        f"{IMAGES * size / 1e9:.0f} GB for {IMAGES:,} images, independent of the decoder."
     )
 
 
 def table(folder: Path, names: tuple[str, ...] = RECIPES) -> str:
     """The page's generated part."""
     lines = [
-        "| recipe | GPUs | further words | frozen weights a GPU, GB | memory a GPU, GB | fits 80 GB | s a step | steps | "
-        "hours | MB a GPU sends in a step |",
+        "| recipe | GPUs | options | frozen weights per GPU, GB | memory per GPU, GB | fits 80 GB | s per step | steps | "
+        "hours | MB sent per GPU and step |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:

@@ -4,6 +4,9 @@ from dehvf_kit.api.config import BuildContext as BuildContext
 from dehvf_kit.api.config import ComponentConfig as ComponentConfig
 from dehvf_kit.api.config import Misfit as Misfit
 from dehvf_kit.api.config import Settings as Settings
+from dehvf_kit.api.cost_formulas import BaselineCost as BaselineCost
+from dehvf_kit.api.cost_formulas import CostFormula as CostFormula
+from dehvf_kit.api.cost_formulas import TowerSizes as TowerSizes
 from dehvf_kit.api.hookspecs import Register as Register
 from dehvf_kit.api.hookspecs import RegisterSource as RegisterSource
 from dehvf_kit.api.hookspecs import hookimpl as hookimpl

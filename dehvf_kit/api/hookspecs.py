@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pluggy
 
+from dehvf_kit.api.cost_formulas import CostFormula
+
 PROJECT = "dehvf_kit"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -26,6 +28,14 @@ def register_sources(register: RegisterSource) -> None:
     A recipe then says `model: name`. `config()` returns the transformers config as a dict, at once and without weights;
     `path()` returns a local folder that `from_pretrained` reads, making it first if need be. `licence` is the base model's own,
     as its owner writes it (`apache-2.0`); it is named in the card of every adapter trained on it.
+    """
+
+
+@hookspec
+def register_cost_formulas(register: Callable[[CostFormula], None]) -> None:
+    """Call `register(formula)` for each function that gives `dehvf-kit plan` the costs of baseline methods.
+
+    `formula(sizes)` takes `dehvf_kit.api.TowerSizes` and returns a `dehvf_kit.api.BaselineCost` for each baseline.
     """
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from dehvf_kit.api.cost_formulas import CostFormula
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
 
 
@@ -29,6 +30,7 @@ class Registry:
 
     configs: dict[tuple[str, str], type[BaseModel]] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    cost_formulas: list[CostFormula] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
 
     def register(self, config: type[BaseModel]) -> None:

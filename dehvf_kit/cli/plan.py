@@ -27,7 +27,7 @@ def run(words: Sequence[str], gpu: dict[str, Any], work: dict[str, Any], explain
         recipes = load_all(words)
         workload = planning.Workload(**work)
         plans = [planning.make_plan(recipe, card, workload) for recipe in recipes]
-        others = planning.rival_rows(recipes[0], workload)
+        others = planning.baseline_rows(recipes[0], workload)
     if as_json:
         facts = {"gpu": vars(card), "workload": vars(workload)}
         print_json({**facts, "plans": [planning.as_dict(one) for one in plans], "rivals_by_formula": others})
@@ -39,7 +39,7 @@ def run(words: Sequence[str], gpu: dict[str, Any], work: dict[str, Any], explain
     )
     for recipe, one in zip(recipes, plans, strict=True):
         _show(console, recipe.description, one, card, workload)
-    _rivals(console, others)
+    _baselines(console, others)
     if explain:
         section(console, "How this is counted")
         console.print(escape(planning.__doc__ or ""))
@@ -89,10 +89,14 @@ def _verdict(fits: bool, gpu: Gpu) -> str:
     return f"[green]fits {gpu.memory_gb:g} GB[/]" if fits else f"[red]does not fit {gpu.memory_gb:g} GB[/]"
 
 
-def _rivals(console: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _baselines(console: Any, rows: Sequence[dict[str, Any]]) -> None:
+    from dehvf_kit.recipe.plugin_manager import plugins
+
     if not rows:
+        if not plugins().registry.cost_formulas:
+            console.print("[dim]The plugin dehvf-kit-baselines adds the costs of the baselines to this page.[/]")
         return
-    section(console, "Rivals on the same towers", "by formula; name their recipes to count them as above")
+    section(console, "Baselines on the same base models", "by formula; name their recipes to count them as above")
     table = grid("left", "right", "right", "right", "left")
     table.add_row("", "", "trained", "tokens", "decoder FLOPs a sample", "parameters", style="dim")
     for row in rows:

@@ -1,15 +1,15 @@
 """What training and answering with a recipe takes on a GPU, from configs alone.
 
-Training, a GPU. Memory = frozen weights (parameters x bytes of their dtype) + adapter (4 bytes a trained parameter) + gradients
-(4) + AdamW's two moments (8) + peak of the step (the most bytes its own tensors hold at one time: activations kept for
-backward, and what comes and goes) + 1 GiB for context, libraries and fragmentation (assumed). FLOPs: matrix products
-forward and backward of one step, as torch's counter sees them on the meta device. Seconds a step = FLOPs / (TFLOPS x
-utilisation); GPUs work on batches of their own, and averaging so few gradients is left out.
-Answering, a GPU. Memory = frozen weights + adapter + peak of reading the prompts + cache of the new tokens + 1 GiB.
-Seconds a batch = FLOPs of encoder, components and prompt / (TFLOPS x utilisation) + for each further token the longer of
+Training, per GPU. Memory = frozen weights (parameters x bytes of their dtype) + adapter (4 bytes per trained parameter) +
+gradients (4) + AdamW's two moments (8) + peak of the step (the most bytes that tensors made in the step hold at one time:
+activations kept for backward, and temporaries) + 1 GiB for context, libraries and fragmentation (assumed). FLOPs: matrix
+products forward and backward of one step, as torch's counter sees them on the meta device. Seconds per step = FLOPs /
+(TFLOPS x utilisation); each GPU works on its own batches, and the time to average so few gradients is not included.
+Answering, per GPU. Memory = frozen weights + adapter + peak of reading the prompts + cache of the new tokens + 1 GiB.
+Seconds per batch = FLOPs of encoder, components and prompt / (TFLOPS x utilisation) + for each further token the longer of
 its FLOPs at that rate and of reading weights and cache once at (bandwidth x 0.6, assumed).
-Cache: 2 x layers x key/value heads x head width x bytes, for each position and sample. Memory: bytes of the fused codes
-(or whatever components hold) for each sample. Feature cache: layers read x (1 + patches) x width x 2 bytes, a picture.
+Cache: 2 x layers x key/value heads x head width x bytes, per position and sample. Memory: bytes of the fused codes
+(or whatever components keep) per sample. Feature cache: layers read x (1 + patches) x width x 2 bytes, per image.
 """
 
 from __future__ import annotations
@@ -17,24 +17,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dehvf_kit_baselines.cost_formulas import Sizes, rivals
-
+from dehvf_kit.api.cost_formulas import TowerSizes
 from dehvf_kit.backbones.quantization import weight_bytes
 from dehvf_kit.costs.flops import decoder_flops
 from dehvf_kit.costs.gpus import Gpu
 from dehvf_kit.costs.memory import BYTES, TRAINED_BYTES, memory_report
 from dehvf_kit.costs.network import largest_layer, sharded_bytes, traffic
 from dehvf_kit.costs.parameters import parameter_table
-from dehvf_kit.costs.symbolic import (
-    DecodeCount,
-    TrainCount,
-    count_decoding,
-    count_training,
-    with_checkpointing,
-)
+from dehvf_kit.costs.symbolic import DecodeCount, TrainCount, count_decoding, count_training, with_checkpointing
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import DehvfError, PluginError
 from dehvf_kit.model.builder import build_on_meta
+from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe
 
 RESERVE = 2**30
@@ -42,13 +36,23 @@ BANDWIDTH_UTILISATION = 0.6
 FEATURE_BYTES = 2
 Counts = tuple[TrainCount, DecodeCount]
 SCIENCEQA_SAMPLES = 12_726
-"""Training examples of ScienceQA (paper: datasets), what the recipes without data are about."""
+"""Training examples of ScienceQA (paper: datasets), which the recipes without data are made for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is asked: tokens of prompt and answer together, answer tokens, batches, GPUs, samples, assumed utilisation,
-    and whether the frozen decoder is split over the GPUs."""
+    """What is to be planned.
+
+    Attributes:
+        tokens: tokens per sample, prompt and answer together.
+        answer: how many of them are the answer.
+        decode_batch: questions answered together.
+        new_tokens: tokens generated per question.
+        gpus: GPUs that train together.
+        samples: training samples; None takes the recipe's data set.
+        utilisation: assumed share of the GPU's TFLOPS that is reached.
+        shard: whether the frozen decoder is sharded over the GPUs.
+    """
 
     tokens: int = 200
     answer: int = 8
@@ -60,10 +64,10 @@ class Workload:
     shard: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A recipe's needs. Bytes and seconds are of one GPU, `gpu_hours` of all of them together; `traffic` are the
-    bytes a GPU sends in a step."""
+    """A recipe's needs. Bytes and seconds are per GPU, `gpu_hours` of all of them together; `traffic`: bytes that one GPU
+    sends per step."""
 
     recipe: str
     batch: int
@@ -90,9 +94,17 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = None) -> Plan:
-    """Plan one recipe. counts: `count_work`'s, where they are known already; then nothing is sought that would fit.
+    """Plan one recipe.
 
-    Raises: RecipeError for a faulty recipe, DehvfError where its model cannot run without numbers.
+    Args:
+        recipe: what to train.
+        gpu: the GPU to train on.
+        work: sizes of the samples and batches.
+        counts: result of `count_work` where it is known already; then `would_fit` stays empty.
+
+    Raises:
+        RecipeError: for a faulty recipe.
+        DehvfError: where its model cannot run without numbers.
     """
     model = build_on_meta(recipe)
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
@@ -104,7 +116,6 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
         layer = largest_layer(model.decoder, width)
     trained = parameter_table(model.graph).trainable
     config = recipe.training
-    batch = config.batch_size
     sharded = work.shard and work.gpus > 1
     if sharded and quantization is not None:
         raise DehvfError("a quantised decoder cannot be split over GPUs; leave out --shard or decoder.quantization")
@@ -116,45 +127,48 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
     train, decode = counts or count_work(recipe, work)
     decode_bytes = whole + held.adapter + decode.peak + work.decode_batch * work.new_tokens * decode.cache + RESERVE
     samples, samples_from = _samples(recipe, work)
-    a_step = batch * config.gradient_accumulation * work.gpus
-    steps = config.max_steps or max(1, round(-(-samples // a_step) * config.epochs))
+    steps = config.num_steps(samples, work.gpus)
     rate = gpu.tflops * 1e12 * work.utilisation
     seconds = config.gradient_accumulation * (train.forward + train.backward) / rate
-    read = (whole + work.decode_batch * (decode.positions + work.new_tokens) * decode.cache) / (
-        gpu.bandwidth_gbs * 1e9 * BANDWIDTH_UTILISATION
-    )
-    decode_seconds = (decode.encoder + decode.graph + decode.prompt) / rate
-    decode_seconds += (work.new_tokens - 1) * max(decode.token / rate, read)
     room = gpu.memory_gb * 1e9
     fits = fixed + train.peak <= room
     return Plan(
-        recipe.name,
-        batch,
-        trained,
-        weights,
-        held.adapter,
-        gradients,
-        moments,
-        train,
-        decode,
-        feature_bytes(model),
-        samples,
-        samples_from,
-        steps,
-        fixed + train.peak,
-        seconds,
-        steps * seconds * work.gpus / 3600,
-        decode_bytes,
-        decode_seconds,
-        fits,
-        decode_bytes <= room,
-        traffic(held.adapter, held.decoder if sharded else 0, work.gpus, config.gradient_accumulation),
-        () if fits or counts else _would_fit(recipe, work, room, fixed, spared),
+        recipe=recipe.name,
+        batch=config.batch_size,
+        trained_parameters=trained,
+        weights=weights,
+        adapter=held.adapter,
+        gradients=gradients,
+        optimiser=moments,
+        train=train,
+        decode=decode,
+        feature_bytes=feature_bytes(model),
+        samples=samples,
+        samples_from=samples_from,
+        steps=steps,
+        train_bytes=fixed + train.peak,
+        train_seconds=seconds,
+        gpu_hours=steps * seconds * work.gpus / 3600,
+        decode_bytes=decode_bytes,
+        decode_seconds=_decode_seconds(decode, gpu, work, whole),
+        fits_train=fits,
+        fits_decode=decode_bytes <= room,
+        traffic=traffic(held.adapter, held.decoder if sharded else 0, work.gpus, config.gradient_accumulation),
+        would_fit=() if fits or counts else _would_fit(recipe, work, room, fixed, spared),
     )
 
 
+def _decode_seconds(decode: DecodeCount, gpu: Gpu, work: Workload, weights: int) -> float:
+    """Seconds to answer one batch, by the formula at the top."""
+    rate = gpu.tflops * 1e12 * work.utilisation
+    cache = work.decode_batch * (decode.positions + work.new_tokens) * decode.cache
+    reading = (weights + cache) / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_UTILISATION)
+    prompts = (decode.encoder + decode.graph + decode.prompt) / rate
+    return prompts + (work.new_tokens - 1) * max(decode.token / rate, reading)
+
+
 def feature_bytes(model: Any) -> int | None:
-    """A picture's frozen features in bfloat16; None where nothing can be kept or a number of patches varies."""
+    """An image's frozen features in bfloat16; None where nothing can be cached or a number of patches varies."""
     if not model.reads_images or model.image_is_trained:
         return None
     counts = [tower.spec.num_patches for tower in model.towers.values()]
@@ -166,34 +180,50 @@ def feature_bytes(model: Any) -> int | None:
     )
 
 
-def rival_rows(recipe: Recipe, work: Workload) -> list[dict[str, Any]]:
-    """Each rival on the same towers, by formula: parameters, tokens in the sequence, FLOPs of its decoder pass a sample."""
-    model = build_on_meta(recipe)
-    if len(model.towers) != 1:
+def baseline_rows(recipe: Recipe, work: Workload) -> list[dict[str, Any]]:
+    """What the plugins' cost formulas say of baselines on the recipe's base models; empty without such a plugin.
+
+    A row: the fields of `BaselineCost`, tokens of the sequence, and FLOPs per sample of the decoder's forward pass.
+    Raises: PluginError where a plugin's formula fails.
+    """
+    formulas = plugins().registry.cost_formulas
+    model = build_on_meta(recipe) if formulas else None
+    if model is None or len(model.towers) != 1:
         return []
-    (tower,) = model.towers.values()
     with model.unhooked():
         counted = decoder_flops(model.decoder)
-    slots = next((size for (_, _), axes in model.graph.sizes.items() if (size := axes.get("slot"))), 0)
-    config = model.decoder.config.get_text_config(decoder=True)
-    spec = next(iter(model.graph.contexts.values())).decoder
-    sizes = Sizes(
-        spec.hidden_size,
-        spec.num_layers,
-        getattr(config, "num_attention_heads", 0) or 0,
-        tower.spec.hidden_size,
-        tower.spec.num_layers,
-        tower.spec.num_patches or 0,
-    )
+    sizes = _tower_sizes(model)
     rows = []
-    for rival in rivals(sizes, slots or sizes.patches):
-        length = work.tokens + rival.added_tokens
-        rows.append({**asdict(rival), "sequence": length, "decoder_flops": counted.forward(length, logits=work.answer)})
+    for formula in formulas:
+        try:
+            found = list(formula(sizes))
+        except Exception as error:  # a plugin's own code
+            place = f"{formula.__module__}.{formula.__qualname__}"
+            raise PluginError(f"cost formula {place} raised {type(error).__name__}: {error}") from error
+        for baseline in found:
+            length = work.tokens + baseline.added_tokens
+            flops = counted.forward(length, logits=work.answer)
+            rows.append({**asdict(baseline), "sequence": length, "decoder_flops": flops})
     return rows
 
 
+def _tower_sizes(model: Any) -> TowerSizes:
+    (tower,) = model.towers.values()
+    spec = next(iter(model.graph.contexts.values())).decoder
+    patches = tower.spec.num_patches or 0
+    return TowerSizes(
+        decoder_hidden_size=spec.hidden_size,
+        decoder_layers=spec.num_layers,
+        decoder_heads=getattr(model.decoder.config.get_text_config(decoder=True), "num_attention_heads", 0) or 0,
+        vision_hidden_size=tower.spec.hidden_size,
+        vision_layers=tower.spec.num_layers,
+        num_patches=patches,
+        num_slots=next((size for axes in model.graph.sizes.values() if (size := axes.get("slot"))), patches),
+    )
+
+
 def count_work(recipe: Recipe, work: Workload) -> Counts:
-    """A training step and a batch of answers, counted; neither the number of GPUs nor the form of the weights matters.
+    """Count a training step and a batch of answers; neither the number of GPUs nor the form of the weights matters.
 
     Raises: DehvfError where the model cannot run without numbers.
     """
@@ -213,6 +243,7 @@ def count_work(recipe: Recipe, work: Workload) -> Counts:
 
 
 def _samples(recipe: Recipe, work: Workload) -> tuple[int, str]:
+    """The number of training samples, and where it is from."""
     if work.samples:
         return work.samples, "as given"
     if recipe.data is not None:
@@ -231,21 +262,18 @@ def _would_fit(recipe: Recipe, work: Workload, room: float, fixed: int, saved: d
     def peak(changed: Recipe, size: int) -> int:
         return count_training(changed, size, work.tokens, work.answer).peak
 
+    checkpointing, single = "training.gradient_checkpointing=true", "training.batch_size=1"
     spared = with_checkpointing(recipe)
-    whole, single, checked = peak(recipe, batch), peak(recipe, 1), peak(spared, batch)
-    least = peak(spared, 1)
-    remedies = [
-        ("training.gradient_checkpointing=true", fixed + checked),
-        ("training.batch_size=1", fixed + single),
-        ("training.gradient_checkpointing=true training.batch_size=1", fixed + least),
-        ("decoder.quantization=int8", fixed - saved["int8"] + whole),
-        ("decoder.quantization=int4", fixed - saved["int4"] + whole),
-        (
-            "decoder.quantization=int4 training.gradient_checkpointing=true training.batch_size=1",
-            fixed - saved["int4"] + least,
-        ),
-    ]
-    return tuple(f"{name}: {size / 1e9:.1f} GB" for name, size in remedies if size <= room)
+    whole, least = peak(recipe, batch), peak(spared, 1)
+    remedies = {
+        checkpointing: fixed + peak(spared, batch),
+        single: fixed + peak(recipe, 1),
+        f"{checkpointing} {single}": fixed + least,
+        "decoder.quantization=int8": fixed - saved["int8"] + whole,
+        "decoder.quantization=int4": fixed - saved["int4"] + whole,
+        f"decoder.quantization=int4 {checkpointing} {single}": fixed - saved["int4"] + least,
+    }
+    return tuple(f"{name}: {size / 1e9:.1f} GB" for name, size in remedies.items() if size <= room)
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:

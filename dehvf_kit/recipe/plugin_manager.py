@@ -112,11 +112,17 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
     except pluggy.PluginValidationError:
         manager.unregister(module)
         raise
-    before = dict(loaded.registry.configs), dict(loaded.registry.sources)
+    before = dict(loaded.registry.configs), dict(loaded.registry.sources), list(loaded.registry.cost_formulas)
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
     hooks = {
         hook: manager.subset_hook_caller(hook, others)
-        for hook in ("register_components", "register_sources", "register_ffn_overrides", "register_vision_overrides")
+        for hook in (
+            "register_components",
+            "register_sources",
+            "register_cost_formulas",
+            "register_ffn_overrides",
+            "register_vision_overrides",
+        )
     }
     registered = 0
 
@@ -133,10 +139,11 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
         with redirect_stdout(sys.stderr):
             hooks["register_components"](register=counted(loaded.registry.register))
             hooks["register_sources"](register=counted(loaded.registry.register_source))
+            hooks["register_cost_formulas"](register=counted(loaded.registry.cost_formulas.append))
             hooks["register_ffn_overrides"](register=counted(register_ffn_override))
             hooks["register_vision_overrides"](register=counted(register_vision_override))
     except Exception:
-        loaded.registry.configs, loaded.registry.sources = before
+        loaded.registry.configs, loaded.registry.sources, loaded.registry.cost_formulas = before
         manager.unregister(module)
         raise
     loaded.origins[name] = origin

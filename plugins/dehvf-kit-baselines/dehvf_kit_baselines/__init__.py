@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dehvf_kit import hookimpl
-from dehvf_kit.api.hookspecs import Register
+from dehvf_kit.api import CostFormula, Register
 
 
 @hookimpl
@@ -27,3 +29,10 @@ def register_components(register: Register) -> None:
         LoraConfig,
     ):
         register(config)
+
+
+@hookimpl
+def register_cost_formulas(register: Callable[[CostFormula], None]) -> None:
+    from dehvf_kit_baselines.cost_formulas import baseline_costs
+
+    register(baseline_costs)

@@ -1,4 +1,4 @@
-"""The rival methods by closed formulas, for a decoder and an encoder of given sizes.
+"""Trained parameters of the baselines by closed formulas, for a decoder and an encoder of given sizes.
 
 Symbols: d decoder layers of width h with H heads, v vision blocks of width D, N patches, S memory slots. Widths as
 published: projector bottleneck 128, vision adapters 12, LaVIN's adapters 8, LoRA rank 6, prefixes of 10 tokens in all
@@ -7,75 +7,53 @@ but the first two layers. Sources: the methods' papers and public code; see each
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dehvf_kit.api import BaselineCost, TowerSizes
 
 PROJECTOR, VISION_ADAPTER, MIXTURE, RANK, PREFIX = 128, 12, 8, 6, 10
 CLIP_EMBEDDING = 512
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What the formulas need to know of both towers."""
-
-    decoder_hidden: int
-    decoder_layers: int
-    decoder_heads: int
-    vision_hidden: int
-    vision_layers: int
-    patches: int
-
-
-@dataclass(frozen=True)
-class Rival:
-    """trained parameters; unused: those of them that no computation reads; tokens a picture adds to the text."""
-
-    name: str
-    parameters: int
-    unused: int
-    added_tokens: int
-    formula: str
-
-
-def rivals(sizes: Sizes, slots: int) -> list[Rival]:
-    """MemVP (with `slots` memory slots), LaVIN, LLaMA-Adapter and LLaVA with LoRA."""
-    h, d = sizes.decoder_hidden, sizes.decoder_layers
-    wide, blocks = sizes.vision_hidden, sizes.vision_layers
-    projector = mlp(wide, PROJECTOR, h)
-    adapters = blocks * 2 * wide * VISION_ADAPTER
+def baseline_costs(sizes: TowerSizes) -> list[BaselineCost]:
+    """MemVP (with as many memory slots as DEHVF), LaVIN, LLaMA-Adapter and LLaVA with LoRA."""
+    h, d = sizes.decoder_hidden_size, sizes.decoder_layers
+    vision_width, blocks = sizes.vision_hidden_size, sizes.vision_layers
+    projector = mlp(vision_width, PROJECTOR, h)
+    adapters = blocks * 2 * vision_width * VISION_ADAPTER
     prefixed = d - 2
     return [
-        Rival("MemVP", 2 * slots * h + projector + adapters + 2 * h, 2 * h, 0, "2Sh + projector + v 2D12 + unused 2h"),
-        Rival(
-            "LaVIN",
-            d * mixture_adapter(h) + blocks * mixture_adapter(wide) + projector + 2 * h,
-            0,
-            7,
-            "d(20h + 10) + v(20D + 10) + projector + 2h",
+        BaselineCost(
+            name="MemVP",
+            parameters=2 * sizes.num_slots * h + projector + adapters + 2 * h,
+            unused=2 * h,
+            formula="2Sh + projector + v 2D12 + unused 2h",
         ),
-        Rival(
-            "LLaMA-Adapter",
-            prefixed * (PREFIX * h + sizes.decoder_heads) + mlp(CLIP_EMBEDDING, PROJECTOR, h),
-            0,
-            0,
-            "(d - 2)(10h + H) + projection 512-128-h",
+        BaselineCost(
+            name="LaVIN",
+            parameters=d * mixture_adapter(h) + blocks * mixture_adapter(vision_width) + projector + 2 * h,
+            added_tokens=7,
+            formula="d(20h + 10) + v(20D + 10) + projector + 2h",
         ),
-        Rival(
-            "LLaVA-LoRA",
-            projector + adapters + d * 2 * (2 * RANK * h),
-            0,
-            sizes.patches,
-            "projector + v 2D12 + d 2(2 6 h)",
+        BaselineCost(
+            name="LLaMA-Adapter",
+            parameters=prefixed * (PREFIX * h + sizes.decoder_heads) + mlp(CLIP_EMBEDDING, PROJECTOR, h),
+            formula="(d - 2)(10h + H) + projection 512-128-h",
+        ),
+        BaselineCost(
+            name="LLaVA-LoRA",
+            parameters=projector + adapters + d * 2 * (2 * RANK * h),
+            added_tokens=sizes.num_patches,
+            formula="projector + v 2D12 + d 2(2 6 h)",
         ),
     ]
 
 
 def mlp(inner: int, middle: int, outer: int) -> int:
-    """Two layers with biases."""
+    """Parameters of two linear layers with biases."""
     return inner * middle + middle + middle * outer + outer
 
 
 def mixture_adapter(width: int) -> int:
-    """LaVIN's adapter: router width -> 2, down to 8, two ups in two groups; all with biases: 20 width + 10."""
+    """Parameters of LaVIN's adapter: router width -> 2, down to 8, two ups in two groups, all with biases: 20 width + 10."""
     router = width * 2 + 2
     down = width * MIXTURE + MIXTURE
     up = width * MIXTURE // 2 + width

@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from dehvf_kit.api import TowerSizes
 from dehvf_kit.costs.gpus import GPUS
 from dehvf_kit.costs.parameters import agrees, parameter_table
 from dehvf_kit.costs.symbolic import training_flops
@@ -16,14 +17,18 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.utils.shipped import HOME
 from dehvf_kit.utils.yaml_files import read_yaml
-from dehvf_kit_baselines.cost_formulas import Sizes, rivals
+from dehvf_kit_baselines.cost_formulas import baseline_costs
 
 ROOT = HOME
 PUBLISHED = Path(__file__).with_name("published.yaml")
 TABLES = ("table1", "table2", "table3", "table4")
 SCORES, SPEED = "scores.json", Path("table2") / "comparison.json"
 GPU, UTILISATION = GPUS["a100-80gb"], 0.3
-SIZES = {"7b": (Sizes(4096, 32, 32, 1024, 24, 256), 320), "13b": (Sizes(5120, 40, 40, 1024, 24, 256), 400)}
+CLIP_LARGE = {"vision_hidden_size": 1024, "vision_layers": 24, "num_patches": 256}
+SIZES = {
+    "7b": TowerSizes(decoder_hidden_size=4096, decoder_layers=32, decoder_heads=32, num_slots=320, **CLIP_LARGE),
+    "13b": TowerSizes(decoder_hidden_size=5120, decoder_layers=40, decoder_heads=40, num_slots=400, **CLIP_LARGE),
+}
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,9 @@ def _row(row: Mapping[str, Any], kind: Mapping[str, Any], data: str, runs: Path)
     parameters, source = None, ""
     if recipe is not None:
         parameters, source = parameter_table(recipe.check(), recipe.published).as_published, row["recipe"]
-    elif "rival" in row:
-        sizes, slots = SIZES[row.get("size", "7b")]
-        found = next(rival for rival in rivals(sizes, slots) if rival.name == row["rival"])
+    elif "baseline" in row:
+        costs = baseline_costs(SIZES[row.get("size", "7b")])
+        found = next(cost for cost in costs if cost.name == row["baseline"])
         parameters, source = found.parameters, f"formula: {found.formula}"
     ours = _speed(row, runs) if data == "speed" else _scores(row, kind["columns"], runs)
     return Row(

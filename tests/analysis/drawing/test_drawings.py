@@ -14,7 +14,7 @@ from dehvf_kit.analysis.drawing.svg import svg
 from dehvf_kit.analysis.drawing.wiring import Drawing, draw_recipe
 from dehvf_kit.recipe.recipe import load_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 NAMES = ["llama7b_clip.yaml", "two_encoders.yaml", "ablations/no_visual_prompts.yaml", "ablations/learned_tokens.yaml"]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from cli.commands import Command
-from dehvf_kit_baselines.cost_formulas import Sizes, mixture_adapter, rivals
 from helpers import raw_recipe
 
 import dehvf_kit

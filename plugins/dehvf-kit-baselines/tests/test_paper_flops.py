@@ -11,7 +11,7 @@ from dehvf_kit.costs.accounting import counted_flops
 from dehvf_kit.costs.symbolic import symbolic_model
 from dehvf_kit.recipe.recipe import load_recipe
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "llama7b_clip.yaml"
+RECIPE = Path(__file__).parents[3] / "recipes" / "llama7b_clip.yaml"
 H, D, WIDTH, VOCABULARY = 4096, 32, 11008, 32000
 
 

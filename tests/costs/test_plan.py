@@ -1,4 +1,4 @@
-"""The plan adds up, GPUs are found or listed, rivals count as published, and what does not fit says what would."""
+"""The plan adds up, GPUs are found or listed, and what does not fit says what would."""
 
 from __future__ import annotations
 
@@ -8,46 +8,21 @@ from pathlib import Path
 import pytest
 import yaml
 from cli.commands import Command
-from helpers import raw_recipe
+from helpers import LAYERS, PATCHES, SLOTS, raw_recipe
 
 import dehvf_kit
+from dehvf_kit.api import BaselineCost, TowerSizes
+from dehvf_kit.costs.flops import decoder_flops
 from dehvf_kit.costs.gpus import GPUS, Gpu, find_gpu
-from dehvf_kit.costs.parameters import agrees
-from dehvf_kit.costs.plan import BANDWIDTH_UTILISATION, RESERVE, Workload, feature_bytes, make_plan
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.costs.plan import BANDWIDTH_UTILISATION, RESERVE, Workload, baseline_rows, feature_bytes, make_plan
+from dehvf_kit.costs.symbolic import DecodeCount, TrainCount
+from dehvf_kit.errors import DehvfError, PluginError
 from dehvf_kit.model.builder import build_on_meta
+from dehvf_kit.recipe.plugin_manager import plugins
+from dehvf_kit.training.trainer import training_arguments
 
-LLAMA_7B = Sizes(4096, 32, 32, 1024, 24, 256)
-LLAMA_13B = Sizes(5120, 40, 40, 1024, 24, 256)
 WORK = Workload(tokens=9, answer=2, decode_batch=3, new_tokens=2, gpus=2, samples=100)
 CARD = Gpu("mine", 80, 100, 1000, "made up")
-
-
-@pytest.mark.parametrize(
-    ("sizes", "slots", "name", "count", "printed"),
-    [
-        (LLAMA_7B, 320, "MemVP", 3_879_040, "3.9M"),
-        (LLAMA_13B, 400, "MemVP", 5_487_744, "5.5M"),
-        (LLAMA_7B, 320, "LaVIN", 3_781_296, "3.8M"),
-        (LLAMA_13B, 400, "LaVIN", 5_390_080, "5.4M"),
-        (LLAMA_7B, 320, "LLaMA-Adapter", 1_823_808, "1.8M"),
-        (LLAMA_7B, 320, "LLaVA-LoRA", 4_395_136, "4.4M"),
-    ],
-)
-def test_rivals_count_as_published(sizes: Sizes, slots: int, name: str, count: int, printed: str) -> None:
-    found = {rival.name: rival for rival in rivals(sizes, slots)}[name]
-    assert found.parameters == count and agrees(count, printed)
-
-
-def test_memvp_by_formula_is_our_recipe_of_it() -> None:
-    recipe = dehvf_kit.load_recipe(Path(__file__).parents[2] / "recipes" / "ablations" / "penultimate_only.yaml")
-    model = build_on_meta(recipe)
-    memvp = rivals(LLAMA_7B, 320)[0]
-    assert model.num_trainable_parameters() == memvp.parameters - memvp.unused
-
-
-def test_lavins_adapter_by_hand() -> None:
-    assert (mixture_adapter(4096), mixture_adapter(1024)) == (81_930, 20_490)
 
 
 def test_the_plan_adds_up() -> None:
@@ -66,6 +41,59 @@ def test_the_plan_adds_up() -> None:
     first = (plan.decode.encoder + plan.decode.graph + plan.decode.prompt) / 30e12
     assert plan.decode_seconds == pytest.approx(first + max(read, plan.decode.token / 30e12))
     assert plan.fits_train and plan.fits_decode and plan.would_fit == ()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "accumulation", "gpus", "samples", "steps"),
+    [(0.25, 16, 1, 1, 160, 3), (1.3, 16, 1, 1, 104, 10), (0.01, 4, 1, 1, 100, 1), (2, 3, 2, 2, 25, 6)],
+)
+def test_incomplete_steps_count_whole(
+    epochs: float, batch: int, accumulation: int, gpus: int, samples: int, steps: int
+) -> None:
+    training = {"epochs": epochs, "warmup_epochs": 0, "batch_size": batch, "gradient_accumulation": accumulation}
+    assert planned_steps(training, Workload(tokens=9, answer=2, gpus=gpus, samples=samples)) == steps
+
+
+@pytest.mark.parametrize("epochs", [0.25, 1, 1.3, 2.5])
+@pytest.mark.parametrize("gpus", [1, 3])
+def test_the_planner_counts_the_trainers_steps(epochs: float, gpus: int, tmp_path: Path) -> None:
+    for samples in (1, 13, 104, 160):
+        for training in ({"batch_size": 8}, {"batch_size": 5, "gradient_accumulation": 2}, {"max_steps": 7}):
+            raw = {"epochs": epochs, "warmup_epochs": 0.1, **training}
+            recipe = dehvf_kit.parse_recipe(raw_recipe(training=raw))
+            trainers = training_arguments(recipe.training, tmp_path, samples, gpus).max_steps
+            assert planned_steps(raw, Workload(tokens=9, answer=2, gpus=gpus, samples=samples)) == trainers
+
+
+def planned_steps(training: dict, work: Workload) -> int:
+    """Steps of a plan whose FLOPs and bytes, which do not matter to them, are not counted."""
+    train, decode = TrainCount(1, 1, 1, 1), DecodeCount(1, 1, 1, 1, 1, 1, 1, 1)
+    recipe = dehvf_kit.parse_recipe(raw_recipe(training=training))
+    return make_plan(recipe, CARD, work, (train, decode)).steps
+
+
+def test_a_plugins_formulas_are_counted_on_the_recipes_models(own_plugins: None) -> None:
+    recipe = dehvf_kit.parse_recipe(raw_recipe())
+    given: list[TowerSizes] = []
+
+    def formula(sizes: TowerSizes) -> list[BaselineCost]:
+        given.append(sizes)
+        return [BaselineCost(name="mine", parameters=12, added_tokens=5, formula="12")]
+
+    plugins().registry.cost_formulas[:] = [formula]
+    (row,) = baseline_rows(recipe, WORK)
+    flops = decoder_flops(build_on_meta(recipe).decoder).forward(9 + 5, logits=2)
+    assert (row["name"], row["parameters"], row["sequence"], row["decoder_flops"]) == ("mine", 12, 14, flops)
+    assert (given[0].decoder_layers, given[0].num_patches, given[0].num_slots) == (LAYERS, PATCHES, SLOTS)
+
+
+def test_a_formula_that_fails_is_told_with_its_place(own_plugins: None) -> None:
+    def broken(sizes: TowerSizes) -> list[BaselineCost]:
+        raise ZeroDivisionError("no heads")
+
+    plugins().registry.cost_formulas[:] = [broken]
+    with pytest.raises(PluginError, match="broken raised ZeroDivisionError: no heads"):
+        baseline_rows(dehvf_kit.parse_recipe(raw_recipe()), WORK)
 
 
 def test_a_pictures_kept_features_are_the_stores() -> None:
@@ -118,7 +146,6 @@ def test_the_command_prints_and_explains(command: Command, recipe: Path) -> None
         "fits 80 GB",
         "GPU hours",
         "at 30% utilisation (assumed)",
-        "LLaVA-LoRA",
         "How this is counted",
     ):
         assert words in ended.out, words
@@ -134,7 +161,7 @@ def test_the_command_as_json_for_several_recipes(command: Command, recipe: Path)
     found = json.loads(ended.out)
     assert [plan["recipe"] for plan in found["plans"]] == ["tiny", "mean"]
     assert [plan["batch"] for plan in found["plans"]] == [2, 2]
-    assert found["gpu"]["source"] == "as given on the command line" and len(found["rivals_by_formula"]) == 4
+    assert found["gpu"]["source"] == "as given on the command line" and isinstance(found["rivals_by_formula"], list)
     assert not found["plans"][0]["fits_train"]
 
 
@@ -151,3 +178,10 @@ def test_the_command_as_json_for_several_recipes(command: Command, recipe: Path)
 def test_mistakes_are_told(command: Command, recipe: Path, words: list, says: str) -> None:
     ended = command("plan", *(str(word).format(recipe=recipe) for word in words))
     assert ended.code == 1 and says in ended.err and "Traceback" not in ended.err
+
+
+def test_without_the_baselines_the_plan_names_their_plugin(
+    builtins_alone: None, command: Command, recipe: Path
+) -> None:
+    ended = command("plan", recipe, "--tokens", 20, "--samples", 10)
+    assert ended.code == 0 and "dehvf-kit-baselines" in ended.out and "LaVIN" not in ended.out

@@ -12,8 +12,8 @@ from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waitin
 from dehvf_kit.errors import AdapterError, DehvfError
 
 if TYPE_CHECKING:
-    from dehvf_kit.costs.flops import FlopReport
-    from dehvf_kit.costs.memory import MemoryReport
+    from dehvf_kit.costs.flops import FlopCount
+    from dehvf_kit.costs.memory import MemoryUsage
     from dehvf_kit.costs.parameters import ParameterTable
     from dehvf_kit.model.model import DehvfModel
 
@@ -25,8 +25,8 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bo
     """Build, save and report. Raises: RecipeError for a faulty recipe, AdapterError where weights would be lost."""
     with waiting(f"Building {path} without base weights", plain=True):
         from dehvf_kit.backbones.base import NoConfig
-        from dehvf_kit.costs.flops import flop_report
-        from dehvf_kit.costs.memory import memory_report
+        from dehvf_kit.costs.flops import count_flops
+        from dehvf_kit.costs.memory import memory_usage
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.model.builder import build_on_meta
         from dehvf_kit.recipe.recipe import load_recipe
@@ -44,9 +44,9 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bo
         parameters = parameter_table(model.graph, recipe.published)
         dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
         with model.unhooked():
-            flops = flop_report(model.graph, model.decoder, model.towers)
+            flops = count_flops(model.graph, model.decoder, model.towers)
             quantization = getattr(recipe.decoder, "quantization", None)
-            memory = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
+            memory = memory_usage(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
     if as_json:
         print_json(facts(model, parameters, flops, memory, folder))
         return
@@ -91,7 +91,7 @@ def _same_weights(model: DehvfModel, folder: Path) -> bool:
 
 
 def facts(
-    model: DehvfModel, parameters: ParameterTable, flops: FlopReport, memory: MemoryReport, folder: Path | None
+    model: DehvfModel, parameters: ParameterTable, flops: FlopCount, memory: MemoryUsage, folder: Path | None
 ) -> dict[str, Any]:
     """All that the command reports, as plain data."""
     recipe, graph = model.recipe, model.graph

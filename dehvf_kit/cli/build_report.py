@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from dehvf_kit.cli.console import grid, section
-from dehvf_kit.costs.flops import FlopReport, encoders_read
-from dehvf_kit.costs.memory import MemoryReport
+from dehvf_kit.costs.flops import FlopCount, encoders_read
+from dehvf_kit.costs.memory import MemoryUsage
 from dehvf_kit.costs.parameters import ParameterTable
 from dehvf_kit.utils.units import ratio, si
 
@@ -25,8 +25,8 @@ def print_report(
     console: Console,
     model: DehvfModel,
     parameters: ParameterTable,
-    flops: FlopReport,
-    memory: MemoryReport,
+    flops: FlopCount,
+    memory: MemoryUsage,
     folder: Path | None,
 ) -> None:
     """The whole report."""
@@ -94,7 +94,7 @@ def _parameters(console: Console, table: ParameterTable) -> None:
     console.print("  [dim]nothing published to compare with[/]")
 
 
-def _flops(console: Console, report: FlopReport) -> None:
+def _flops(console: Console, report: FlopCount) -> None:
     section(console, "Forward FLOPs", "a multiply-add is two; see dehvf_kit/costs/flops.py")
     table = grid("left", "right", "left")
     for name, count in report.vision.items():
@@ -122,7 +122,7 @@ def _flops(console: Console, report: FlopReport) -> None:
         console.print(f"  [dim]{line}[/]")
 
 
-def _memory(console: Console, report: MemoryReport) -> None:
+def _memory(console: Console, report: MemoryUsage) -> None:
     section(console, "Memory")
     table = grid("left", "right", "left")
     table.add_row("", "adapter", si(report.adapter, "B"), "float32, as saved")

@@ -1,7 +1,10 @@
-"""Forward FLOPs counted from configs and weight shapes: components, decoder and vision encoders. A multiply-add is two.
+"""FLOPs of components, decoders, vision encoders and whole batches; all FLOPs of the kit are counted here.
 
-Matrix products are counted, nothing else (no norms, activations, rotations or biases), and attention over the whole
-square of tokens, not the causal half: the conventions of `torch.utils.flop_counter`, which the tests compare with.
+A multiply-add is two. Matrix products are counted, nothing else (no norms, activations, rotations or biases), and
+attention over the whole square of tokens, not the causal half: the conventions of `torch.utils.flop_counter`. Two ways
+lead to the same whole numbers, which the tests compare: by formula from configs and weight shapes (`count_flops`), and by
+torch's counter watching a run (`counted_flops`), on the meta device (costs/symbolic.py) or with numbers (`batch_flops`).
+
 For T tokens a transformer with matrix weights W (embedding tables excluded), A attention layers and attention width
 a = heads * head width costs 2 * W * T + 4 * A * a * T^2. Of a mixture of experts, the share of the experts that a token
 visits is counted. State-space and linear-attention layers count by their weights alone.
@@ -9,19 +12,24 @@ visits is counted. State-space and linear-attention layers count by their weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from dehvf_kit.api.shapes import Cost
 from dehvf_kit.backbones.vision.config import VisionTower, vision_config
+from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.data.images import open_image
 from dehvf_kit.errors import VisionError
+from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.graph import Graph
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -29,9 +37,16 @@ FORMULA_FIELDS = ("hidden_size", "num_attention_heads", "num_hidden_layers")
 EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
 
 
+@contextlib.contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """FLOPs inside the block as torch counts them, attention written out so that every product is seen."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 @dataclass(frozen=True)
 class TransformerFlops:
-    """What a transformer costs. weights: matrix weights a token passes, without the output head's `head`."""
+    """What a transformer costs. weights: matrix weights that a token passes, without the output head's `head`."""
 
     weights: int
     head: int
@@ -45,17 +60,19 @@ class TransformerFlops:
 
     @property
     def per_token(self) -> int:
-        """One token, its attention to others left out."""
+        """One token, without its attention to others."""
         return 2 * (self.weights + self.head)
 
 
 @dataclass(frozen=True)
-class TextCost:
-    """One sample of `tokens` text tokens through the decoder, vision encoders left out.
+class SampleFlops:
+    """FLOPs per sample of `tokens` text tokens through the decoder, without the vision encoders.
 
-    text: without a picture; memory: with the picture in memory, or in the input where a component puts it there, components
-    included; prepended: with its patches put
-    before the text, as LLaVA does (no projector counted, logits for the text alone), None where their number varies.
+    Attributes:
+        text: without an image.
+        memory: with the image in memory, or in the input where a component puts it there, components included.
+        prepended: with the image's patches before the text, as LLaVA does (no projector counted, logits for the text
+            alone); None where their number varies.
     """
 
     tokens: int
@@ -65,20 +82,43 @@ class TextCost:
 
 
 @dataclass(frozen=True)
-class FlopReport:
-    """Costs of a recipe: each encoder that is read, a picture (None: not known); each component; a sample at several
-    text lengths."""
+class FlopCount:
+    """Forward FLOPs of a recipe.
+
+    Attributes:
+        vision: FLOPs per image of each encoder that is read; None where they are not known.
+        components: FLOPs of each component per step, per image and per text token.
+        decoder_per_token: the decoder's own, without its attention.
+        samples: FLOPs per sample at several text lengths.
+    """
 
     vision: Mapping[str, int | None]
     components: Mapping[str, Cost]
     decoder_per_token: int
-    samples: tuple[TextCost, ...]
+    samples: tuple[SampleFlops, ...]
 
 
-def flop_report(
+@dataclass(frozen=True)
+class BatchFlops:
+    """FLOPs of a real batch. forward: per question, without its encoder; encoder: per image; train_step: per batch forward
+    and backward, with the encoder where it runs at every step."""
+
+    forward: int
+    encoder: int
+    train_step: int
+
+
+def count_flops(
     graph: Graph, decoder: nn.Module, towers: Mapping[str, VisionTower], lengths: tuple[int, ...] = (64, 128)
-) -> FlopReport:
-    """Count a checked graph on its towers, which may be on the meta device."""
+) -> FlopCount:
+    """Count a checked graph by formula.
+
+    Args:
+        graph: the recipe's graph.
+        decoder: its decoder, which may be on the meta device, as the towers may.
+        towers: its vision encoders by name.
+        lengths: numbers of text tokens to count `samples` at.
+    """
     components = component_costs(graph)
     counted = decoder_flops(decoder)
     outside = [cost for name, cost in components.items() if graph.nodes[name].config.attaches != "vision"]
@@ -89,16 +129,50 @@ def flop_report(
     sizes = [tower.spec.num_patches for tower in towers.values()]
     patches = None if None in sizes else sum(size or 0 for size in sizes)
     samples = tuple(
-        TextCost(
-            length,
-            counted.forward(length),
-            counted.forward(inserted + length, logits=length) + fixed + per_token * (inserted + length),
-            None if patches is None else counted.forward(patches + length, logits=length),
+        SampleFlops(
+            tokens=length,
+            text=counted.forward(length),
+            memory=counted.forward(inserted + length, logits=length) + fixed + per_token * (inserted + length),
+            prepended=None if patches is None else counted.forward(patches + length, logits=length),
         )
         for length in lengths
     )
     vision = {name: vision_flops(tower) for name, tower in towers.items() if name in read}
-    return FlopReport(vision, components, counted.per_token, samples)
+    return FlopCount(vision, components, counted.per_token, samples)
+
+
+def batch_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> BatchFlops:
+    """Count the first `batch_size` samples by running them: the same for every method of a comparison."""
+    items = [samples[place] for place in range(min(batch_size, len(samples)))]
+    device = next(model.decoder.parameters()).device
+    batch = _on_device(Collator(model.processor.tokenizer.pad_token_id)(items), device)
+    with_image = [sample for sample in samples.samples[: len(items)] if sample.image is not None]
+    plain = {name: value for name, value in batch.items() if name not in ("pixel_values", "vision_features")}
+    given: dict[str, Any] = {}
+    encoder = 0
+    with torch.no_grad():
+        if with_image and model.reads_images:
+            images = [open_image(sample) for sample in with_image]
+            pixels = _on_device(model.processor.image_processor(images, return_tensors="pt")["pixel_values"], device)
+            model.vision_features(pixels)  # an encoder's first pass also probes its layers, which no image costs
+            with counted_flops() as counter:
+                given["vision_features"] = model.vision_features(pixels)
+            encoder = counter.get_total_flops()
+        with counted_flops() as counter:
+            model(**plain, **given)
+    forward = counter.get_total_flops()
+    model.train()
+    with counted_flops() as counter:
+        model(**batch).loss.backward()
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return BatchFlops(forward // len(items), encoder // max(1, len(with_image)), counter.get_total_flops())
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return {name: _on_device(inner, device) for name, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 def encoders_read(graph: Graph) -> set[str]:
@@ -126,14 +200,14 @@ def decoder_flops(decoder: nn.Module) -> TransformerFlops:
 
 
 def vision_flops(tower: VisionTower) -> int | None:
-    """One picture through an encoder's patch embedding and all its blocks; pooling heads left out.
+    """FLOPs per image of an encoder's patch embedding and all its blocks, without pooling heads.
 
     By formula for encoders of transformers whose config has what it needs; others are run once under torch's counter,
     where they are. None where that ends in an error: not known.
     """
     config = vision_config(getattr(tower.model, "config", None))
-    told = all(isinstance(getattr(config, name, None), int) for name in FORMULA_FIELDS)
-    if not told or not isinstance(tower.model, PreTrainedModel):
+    known = all(isinstance(getattr(config, name, None), int) for name in FORMULA_FIELDS)
+    if not known or not isinstance(tower.model, PreTrainedModel):
         return _flops_of_a_run(tower)
     patches = tower.spec.num_patches or 0
     weights = sum(int(_matrix_weights(module, 1.0)) for block in tower.blocks for module in block.modules())
@@ -146,17 +220,14 @@ def vision_flops(tower: VisionTower) -> int | None:
 
 @torch.no_grad()
 def _flops_of_a_run(tower: VisionTower) -> int | None:
-    """FLOPs that torch's counter sees, attention written out, whatever mode the encoder is in."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its kernel is one that the counter does not know
+    """FLOPs that torch's counter sees, whatever mode the encoder is in."""
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # Under a function mode torch leaves out the fused kernel of `nn.MultiheadAttention`, which the counter does not know.
+        with BaseTorchFunctionMode(), counted_flops() as counter:
             tower.run_blocks()
         return counter.get_total_flops() or None
     except (VisionError, RuntimeError):
         return None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _matrix_weights(module: nn.Module, share: float) -> float:

@@ -17,7 +17,7 @@ ADAM_MOMENTS = 2
 
 
 @dataclass(frozen=True)
-class MemoryReport:
+class MemoryUsage:
     """Bytes. The last three are held for each picture in the decoder's dtype while its sample is computed.
 
     factored: the fused codes [decoder_layer, kv, patch, code]; built: keys and values [decoder_layer, 2, slot,
@@ -34,14 +34,14 @@ class MemoryReport:
     prepended_cache_per_image: int | None
 
 
-def memory_report(
+def memory_usage(
     graph: Graph,
     decoder: nn.Module,
     towers: Mapping[str, nn.Module],
     decoder_dtype: str,
     vision_dtypes: Mapping[str, str],
     quantization: Quantization | None = None,
-) -> MemoryReport:
+) -> MemoryUsage:
     """Count a checked graph on its towers, which may be on the meta device. dtypes, quantization: as recipes write them."""
     trained = sum(sum(graph.num_params(name).values()) for name in graph.nodes)
     dtype = known_dtype(decoder_dtype, decoder)
@@ -49,7 +49,7 @@ def memory_report(
     held = [_held(graph, name) for name in graph.order if graph.nodes[name].config.attaches == "decoder"]
     sizes = [tower.spec.num_patches for tower in towers.values()]
     cache = None if None in sizes else _cache_width(decoder) * sum(size or 0 for size in sizes) * width
-    return MemoryReport(
+    return MemoryUsage(
         adapter=trained * TRAINED_BYTES,
         gradients_and_optimiser=trained * TRAINED_BYTES * (1 + ADAM_MOMENTS),
         decoder=weight_bytes(decoder, width, quantization),

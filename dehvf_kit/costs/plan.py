@@ -21,7 +21,7 @@ from dehvf_kit.api.cost_formulas import TowerSizes
 from dehvf_kit.backbones.quantization import weight_bytes
 from dehvf_kit.costs.flops import decoder_flops
 from dehvf_kit.costs.gpus import Gpu
-from dehvf_kit.costs.memory import BYTES, TRAINED_BYTES, memory_report
+from dehvf_kit.costs.memory import BYTES, TRAINED_BYTES, memory_usage
 from dehvf_kit.costs.network import largest_layer, sharded_bytes, traffic
 from dehvf_kit.costs.parameters import parameter_table
 from dehvf_kit.costs.symbolic import DecodeCount, TrainCount, count_decoding, count_training, with_checkpointing
@@ -110,7 +110,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
     with model.unhooked():
         quantization = getattr(recipe.decoder, "quantization", None)
-        held = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
+        held = memory_usage(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
         width = BYTES[held.dtype]
         spared = {kind: held.decoder - weight_bytes(model.decoder, width, kind) for kind in ("int8", "int4")}
         layer = largest_layer(model.decoder, width)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.costs.accounting import LiveBytes, SavedBytes, counted_flops, fused_attention, values_unknown
+from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.memory import known_dtype
+from dehvf_kit.costs.meta_run import LiveBytes, SavedBytes, fused_attention, values_unknown
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
@@ -90,7 +91,7 @@ def count_training(recipe: Recipe, batch: int, tokens: int, answer: int) -> Trai
     with values_unknown(), counted_flops() as counter:
         loss = model(**inputs).loss
         forward = counter.get_total_flops()
-        loss.backward()
+        torch.autograd.backward(loss)
     backward = counter.get_total_flops() - forward
     model, inputs = _training_inputs(recipe, batch, tokens, answer)
     saved = SavedBytes(model)
@@ -98,7 +99,7 @@ def count_training(recipe: Recipe, batch: int, tokens: int, answer: int) -> Trai
         with saved:
             loss = model(**inputs).loss
         kept = saved.forget()
-        loss.backward()
+        torch.autograd.backward(loss)
     return TrainCount(forward, backward, kept, live.peak)
 
 
@@ -106,7 +107,7 @@ def training_flops(recipe: Recipe, tokens: int, answer: int) -> int:
     """Forward and backward of one sample."""
     model, inputs = _training_inputs(recipe, 1, tokens, answer)
     with values_unknown(), counted_flops() as counter:
-        model(**inputs).loss.backward()
+        torch.autograd.backward(model(**inputs).loss)
     return counter.get_total_flops()
 
 

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dehvf_kit
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.costs.flops import component_costs, decoder_flops, flop_report, vision_flops
+from dehvf_kit.costs.flops import component_costs, count_flops, decoder_flops, vision_flops
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.testing import vision_models
@@ -210,13 +210,13 @@ def test_the_injector_costs_what_it_adds_to_the_decoder(visual_in: list[str]) ->
 def test_an_encoder_that_nothing_reads_costs_nothing() -> None:
     graph = {"grouper": None, "layer_query": None, "projector": None, "fuser": None}
     model = build_on_meta(dehvf_kit.parse_recipe(raw_recipe(graph=graph)))
-    assert flop_report(model.graph, model.decoder, model.towers).vision == {}
+    assert count_flops(model.graph, model.decoder, model.towers).vision == {}
 
 
 def test_the_report_adds_up() -> None:
     recipe = dehvf_kit.parse_recipe(raw_recipe())
     model = build_on_meta(recipe)
-    report = flop_report(model.graph, model.decoder, model.towers, lengths=(8,))
+    report = count_flops(model.graph, model.decoder, model.towers, lengths=(8,))
     sample, decoder = report.samples[0], decoder_flops(model.decoder)
     costs = [cost for name, cost in report.components.items() if name != "vision_adapter"]
     added = sum(cost.per_step + cost.per_image + 8 * cost.per_token for cost in costs)

@@ -6,16 +6,16 @@ import torch
 from helpers import LAYERS, PATCHES, pixels, raw_recipe, tiny_model, tokens
 
 import dehvf_kit
-from dehvf_kit.costs.memory import MemoryReport, known_dtype, memory_report
+from dehvf_kit.costs.memory import MemoryUsage, known_dtype, memory_usage
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.ops.ffn_memory import build_keys_values
 from dehvf_kit.utils.units import ratio, si
 
 
-def report_of(model: DehvfModel, decoder_dtype: str = "float32") -> MemoryReport:
+def report_of(model: DehvfModel, decoder_dtype: str = "float32") -> MemoryUsage:
     vision = dict.fromkeys(model.towers, "float32")
-    return memory_report(model.graph, model.decoder, model.towers, decoder_dtype, vision)
+    return memory_usage(model.graph, model.decoder, model.towers, decoder_dtype, vision)
 
 
 def test_a_pictures_memory_holds_the_counted_bytes() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 import torch
 from helpers import LLAMA, PATCHES, SLOTS, VISION_HIDDEN, pixels, raw_recipe, tiny_decoder, tiny_vision, tokens
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import masking_utils
 
 import dehvf_kit
-from dehvf_kit.costs.accounting import LiveBytes, SavedBytes, fused_attention
+from dehvf_kit.costs.meta_run import LiveBytes, SavedBytes, fused_attention, values_unknown
 from dehvf_kit.costs.symbolic import count_decoding, count_training, training_flops, with_checkpointing
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel
@@ -221,3 +224,47 @@ def test_words_are_counted_where_there_is_no_tokenizer() -> None:
         len(WordCounter()(text, add_special_tokens=False)["input_ids"]) for text in ("", "Image: ", "Image: N/A")
     ]
     assert counted == [0, 2, 5]
+
+
+def test_counting_patches_nothing_that_another_thread_sees() -> None:
+    """While one thread counts, another compares tensors and runs attention as ever; so does this one afterwards."""
+    counting, asked = Event(), Event()
+    meta = [torch.empty(2, device="meta") for _ in range(2)]
+    found: dict[str, Any] = {}
+
+    def other() -> None:
+        counting.wait()
+        found["values"] = torch.equal(torch.tensor([1, 2]), torch.tensor([1, 3]))
+        try:
+            torch.equal(*meta)
+        except NotImplementedError as error:
+            found["meta"] = error
+        query = torch.empty(1, 1, 2, 4, device="meta", requires_grad=True)
+        found["attention"] = scaled_dot_product_attention(query, query, query).grad_fn
+        found["nonzero"] = _config.meta_nonzero_assume_all_nonzero
+        asked.set()
+
+    thread = Thread(target=other)
+    thread.start()
+    before = torch.equal, torch.nn.functional.scaled_dot_product_attention, masking_utils.is_tracing
+    with values_unknown(), fused_attention():
+        counting.set()
+        asked.wait()
+        assert torch.equal(*meta) and not torch.equal(torch.tensor([1]), torch.tensor([2]))
+        assert before == (torch.equal, torch.nn.functional.scaled_dot_product_attention, masking_utils.is_tracing)
+    thread.join()
+    assert found["values"] is False and isinstance(found["meta"], NotImplementedError)
+    assert "Fused" not in type(found["attention"]).__name__ and found["nonzero"] is False
+    with pytest.raises(NotImplementedError):
+        torch.equal(*meta)
+
+
+def test_a_mask_is_built_though_no_value_says_whether_it_is_needed() -> None:
+    decoder = tiny_decoder(attn_implementation="sdpa").to("meta")
+    ids = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        decoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    with values_unknown():
+        assert decoder(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape[:2] == (2, 5)
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            bool(torch.empty((), device="meta"))  # a question of anybody else is not answered

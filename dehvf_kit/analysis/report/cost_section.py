@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dehvf_kit.analysis.report.page import Section, table, text
-from dehvf_kit.costs.flops import FlopReport, flop_report
-from dehvf_kit.costs.memory import MemoryReport, memory_report
+from dehvf_kit.costs.flops import FlopCount, count_flops
+from dehvf_kit.costs.memory import MemoryUsage, memory_usage
 from dehvf_kit.costs.parameters import ParameterTable, parameter_table
 from dehvf_kit.utils.units import ratio, si
 
@@ -19,8 +19,8 @@ def cost_section(model: DehvfModel) -> Section:
     recipe = model.recipe
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
     with model.unhooked():
-        flops = flop_report(model.graph, model.decoder, model.towers)
-        memory = memory_report(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
+        flops = count_flops(model.graph, model.decoder, model.towers)
+        memory = memory_usage(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
     left = "<h3>Trained parameters</h3>" + _parameters(parameter_table(model.graph, recipe.published))
     right = "<h3>Memory</h3>" + _memory(memory)
     flop = "<h3>Forward FLOPs</h3>" + _flops(flops) + "<h3>One sample through the decoder</h3>" + _samples(flops)
@@ -44,7 +44,7 @@ def _parameters(found: ParameterTable) -> str:
     return shown
 
 
-def _memory(found: MemoryReport) -> str:
+def _memory(found: MemoryUsage) -> str:
     rows = [
         ["adapter, float32", si(found.adapter, "B")],
         ["gradients and AdamW", si(found.gradients_and_optimiser, "B")],
@@ -59,7 +59,7 @@ def _memory(found: MemoryReport) -> str:
     return table(["", "bytes"], rows)
 
 
-def _flops(found: FlopReport) -> str:
+def _flops(found: FlopCount) -> str:
     rows = [
         [name, "a picture", "not known" if count is None else si(count, "FLOP")] for name, count in found.vision.items()
     ]
@@ -75,7 +75,7 @@ def _flops(found: FlopReport) -> str:
     return table(["", "", "FLOPs"], rows, words=2)
 
 
-def _samples(found: FlopReport) -> str:
+def _samples(found: FlopCount) -> str:
     rows = []
     for sample in found.samples:
         cells = [str(sample.tokens), si(sample.text, "")]

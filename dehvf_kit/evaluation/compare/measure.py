@@ -1,4 +1,4 @@
-"""What one run costs: FLOPs counted by torch, memory that training takes, and seconds a step."""
+"""What one run costs in memory and time: the peak of training, and seconds per step. FLOPs: costs/flops.py."""
 
 from __future__ import annotations
 
@@ -10,77 +10,14 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-from dehvf_kit.data.encoding import Collator, EncodedSamples
-from dehvf_kit.data.images import open_image
-from dehvf_kit.model.model import DehvfModel
 
 STATM = Path("/proc/self/statm")
 SAMPLING_INTERVAL_S = 0.01
 WARM_UP_STEPS = 3
-
-
-@dataclass(frozen=True)
-class CountedFlops:
-    """FLOPs that `torch.utils.flop_counter` sees (matrix products, attention written out, a multiply-add is two).
-
-    forward: a question without its encoder; encoder: a picture; train_step: forward and backward of one batch, with the
-    encoder where it runs at every step.
-    """
-
-    forward: int
-    encoder: int
-    train_step: int
-
-
-def count_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> CountedFlops:
-    """Count on the first `batch_size` samples, the same for every method of a comparison."""
-    items = [samples[place] for place in range(min(batch_size, len(samples)))]
-    batch = _on_device(Collator(model.processor.tokenizer.pad_token_id)(items), next(model.decoder.parameters()).device)
-    pictures = [sample for sample in samples.samples[: len(items)] if sample.image is not None]
-    plain = {name: value for name, value in batch.items() if name not in ("pixel_values", "vision_features")}
-    given: dict[str, Any] = {}
-    encoder = 0
-    with torch.no_grad():
-        if pictures and model.reads_images:
-            pixels = model.processor.image_processor([open_image(one) for one in pictures], return_tensors="pt")
-            pixels = _on_device(pixels["pixel_values"], next(model.decoder.parameters()).device)
-            model.vision_features(
-                pixels
-            )  # an encoder's first pass looks at its layers too, which is not what a picture costs
-            with _counting() as counter:
-                given["vision_features"] = model.vision_features(pixels)
-            encoder = counter.get_total_flops()
-        with _counting() as counter:
-            model(**plain, **given)
-    forward = counter.get_total_flops()
-    model.train()
-    with _counting() as counter:
-        model(**batch).loss.backward()
-    model.zero_grad(set_to_none=True)
-    model.eval()
-    return CountedFlops(forward // len(items), encoder // max(1, len(pictures)), counter.get_total_flops())
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[FlopCounterMode]:
-    """FLOPs inside the block; attention by plain products, which are all seen."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    return {name: _on_device(inner, device) for name, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 class StepClock:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dehvf_kit._version import __version__
+from dehvf_kit.costs.flops import batch_flops
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.data.sample_filter import SampleFilter, with_skipped
@@ -22,7 +23,7 @@ from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import answer
 from dehvf_kit.evaluation.compare.job import PREDICTIONS, RESULT, WORKING, read_job, write_json, write_text
-from dehvf_kit.evaluation.compare.measure import PeakMemory, StepClock, count_flops
+from dehvf_kit.evaluation.compare.measure import PeakMemory, StepClock
 from dehvf_kit.evaluation.compare.rules import hold_out
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.feature_files import FeatureFiles
@@ -81,7 +82,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         features,
         to_learn.skip if to_learn.skips else None,
     )
-    flops = count_flops(model, encoded, config.batch_size)
+    flops = batch_flops(model, encoded, config.batch_size)
     write_text(folder / PREDICTIONS, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     write_json(

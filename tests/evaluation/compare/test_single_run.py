@@ -16,7 +16,7 @@ from dehvf_kit.cli.main import app
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.compare.job import HoldOut, Job, write_job
-from dehvf_kit.evaluation.compare.measure import PeakMemory, StepClock, count_flops
+from dehvf_kit.evaluation.compare.measure import PeakMemory, StepClock
 from dehvf_kit.evaluation.compare.single_run import run_job
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.recipe.recipe import load_recipe
@@ -98,7 +98,7 @@ def test_the_command_trains_in_a_process_of_its_own(recipes: list[Path], tmp_pat
 
 def test_counted_flops_are_the_reports(recipes: list[Path]) -> None:
     """Encoder and forward as the formulas of `analysis.flops` have them; backward adds at least its frozen half."""
-    from dehvf_kit.costs.flops import decoder_flops, flop_report, vision_flops
+    from dehvf_kit.costs.flops import batch_flops, count_flops, decoder_flops, vision_flops
 
     recipe = load_recipe(recipes[0], ["graph.injector.form=factored"])
     model = dehvf_kit.build(recipe)
@@ -106,16 +106,16 @@ def test_counted_flops_are_the_reports(recipes: list[Path]) -> None:
     features = FeatureStore(model)
     features.fill(samples)
     encoded = EncodedSamples(samples, model.processor, recipe.data.prompt, 64, True, features)
-    found = count_flops(model, encoded, 4)
+    found = batch_flops(model, encoded, 4)
     length = len(encoded[0]["input_ids"])
-    report = flop_report(model.graph, model.decoder, model.towers, lengths=(length,))
+    report = count_flops(model.graph, model.decoder, model.towers, lengths=(length,))
     kept = 2  # answer and end token: the positions whose logits the loss needs
     head = 2 * decoder_flops(model.decoder).head * (length - kept)
     once = report.components["layer_query"].per_step
     assert found.forward == pytest.approx(report.samples[0].memory - head - once * 3 / 4, abs=1)
     assert found.encoder == vision_flops(model.towers["vision"])
     assert 2 * 4 * found.forward - 4 * head < found.train_step < 3 * 4 * found.forward
-    assert asdict(found) == asdict(count_flops(model, encoded, 4))
+    assert asdict(found) == asdict(batch_flops(model, encoded, 4))
     assert all(parameter.grad is None for parameter in model.parameters()) and not model.training
 
 

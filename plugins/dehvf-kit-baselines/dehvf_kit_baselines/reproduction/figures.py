@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers, read_layers, role_name
-from dehvf_kit.costs.accounting import counted_flops, values_unknown
+from dehvf_kit.costs.flops import counted_flops
+from dehvf_kit.costs.meta_run import values_unknown
 from dehvf_kit.costs.symbolic import symbolic_model
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import AdapterError, DataError, DehvfError

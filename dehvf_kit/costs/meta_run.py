@@ -1,13 +1,15 @@
-"""Bytes and FLOPs of a computation, watched while it runs; on the meta device it runs without any memory.
+"""Running a model on the meta device: bytes watched while it runs, and answers where the meta device has no values.
 
-saved: what autograd keeps between forward and backward, each storage once, parameters and buffers left out.
-peak: the most bytes that tensors made inside the block hold at one time, views and parameters left out. That is what an
+saved: what autograd keeps between forward and backward, each storage once, without parameters and buffers.
+peak: the most bytes that tensors made inside the block hold at one time, without views and parameters. That is what an
 allocator without fragmentation would hand out.
+Everything here acts in the calling thread alone: nothing of torch or transformers is patched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class LiveBytes(TorchDispatchMode):
@@ -82,13 +83,6 @@ class SavedBytes:
         return total
 
 
-@contextlib.contextmanager
-def counted_flops() -> Iterator[FlopCounterMode]:
-    """FLOPs as torch counts them, attention written out so that every product is seen."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter
-
-
 class _Fused(torch.autograd.Function):
     """The shape of a fused attention kernel: keeps query, key, value, output and one number a row; computes nothing."""
 
@@ -106,50 +100,47 @@ class _Fused(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-@contextlib.contextmanager
-def fused_attention() -> Iterator[None]:
+class fused_attention(TorchFunctionMode):  # noqa: N801 - used like a function
     """Inside, `scaled_dot_product_attention` takes the memory that a fused kernel takes, and gives no values.
 
-    For counting on the meta device, where torch would write attention out. Attention of four axes only.
+    For counting on the meta device, where torch would write attention out. Attention of four axes only; what
+    `nn.MultiheadAttention` calls inside torch is out of reach and counts as written out.
     """
-    original = functional.scaled_dot_product_attention
 
-    def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if query.ndim != 4 or query.device.type != "meta":
-            return original(query, key, value, *args, **kwargs)
-        return _Fused.apply(query, key, value)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention:
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            query = named["query"]
+            if query.ndim == 4 and query.device.type == "meta":
+                return _Fused.apply(query, named["key"], named["value"])
+        return func(*args, **kwargs)
 
-    with _replaced(functional, "scaled_dot_product_attention", fused):
-        yield
 
+class _NoValues(TorchFunctionMode):
+    """Answers questions about values that the meta device does not have as `values_unknown` says."""
 
-@contextlib.contextmanager
-def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(place, name)
-    setattr(place, name, value)
-    try:
-        yield
-    finally:
-        setattr(place, name, before)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.equal and any(tensor.device.type == "meta" for tensor in args):
+            return args[0].shape == args[1].shape
+        if func is Tensor.__bool__ and args[0].device.type == "meta":
+            frame = sys._getframe(1)
+            while frame.f_globals is globals() and frame.f_back is not None:  # of another mode of this file
+                frame = frame.f_back
+            if frame.f_globals.get("__name__") == "transformers.masking_utils":  # asks whether no token is padding
+                return False
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def values_unknown() -> Iterator[None]:
-    """Inside, what asks for a value on the meta device goes the general way: masks are built out, selections keep everything.
+    """Inside, questions about values on the meta device are answered for the general case.
 
-    Patches transformers' and torch's own questions for the time of the block; tensors with numbers are answered as ever.
+    Attention masks are built as for padded batches, `torch.equal` compares shapes, `nonzero` keeps every element. Run the
+    backward pass with `torch.autograd.backward(loss)`: `loss.backward()` would leave the modes before it recomputes
+    checkpointed layers.
     """
     from torch.fx.experimental import _config
-    from transformers import masking_utils
 
-    equal = torch.equal
-
-    def same_shape(one: Tensor, other: Tensor) -> bool:
-        known = one.device.type != "meta" and other.device.type != "meta"
-        return equal(one, other) if known else one.shape == other.shape
-
-    with contextlib.ExitStack() as patches:
-        patches.enter_context(_replaced(masking_utils, "is_tracing", lambda *_: True))
-        patches.enter_context(_replaced(torch, "equal", same_shape))
-        patches.enter_context(_replaced(_config, "meta_nonzero_assume_all_nonzero", True))
+    with _NoValues(), _config.patch(meta_nonzero_assume_all_nonzero=True):  # a patch of this thread alone
         yield

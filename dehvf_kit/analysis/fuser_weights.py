@@ -1,4 +1,4 @@
-"""Which vision layers each decoder layer reads: the fuser's weights, averaged over pictures.
+"""Which vision layers each decoder layer reads: the fuser's weights, averaged over images.
 
 Source: DEHVF, Figures 3 and 4.
 """
@@ -19,21 +19,21 @@ from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.model import DehvfModel
 
 
-class ReadsPictures(Protocol):
-    """A feature store, or what stands in for one."""
+class FeatureSource(Protocol):
+    """A feature store, or an object with its `read`."""
 
     def read(self, sample: Sample) -> Any:
-        """A picture's features with a leading axis of one."""
+        """An image's features with a leading axis of one."""
 
 
-class Pictures:
-    """Features of the finished model, picture by picture: an adapter inside the encoder changes no more."""
+class EncodedImages:
+    """Features that a trained model's encoders compute on demand, image by image, without a store."""
 
     def __init__(self, model: DehvfModel) -> None:
         self.model = model
 
     def read(self, sample: Sample) -> Any:
-        """A picture's features with a leading axis of one."""
+        """An image's features with a leading axis of one."""
         pixels = self.model.processor.image_processor(open_image(sample), return_tensors="pt")["pixel_values"]
         device = next(self.model.decoder.parameters()).device
         moved = (
@@ -45,7 +45,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """weights [decoder_layer, kv, vision layer]: mean over pictures, rows summing to one; labels of the vision layers."""
+    """weights [decoder_layer, kv, vision layer]: mean over images, rows summing to one; labels of the vision layers."""
 
     weights: Tensor
     labels: list[str]
@@ -61,7 +61,7 @@ class ReadLayers:
     weights: LayerWeights
     group_of_layer: list[int]
     members: list[list[int]]
-    pictures: int
+    images: int
 
     def by_group(self) -> list[dict[str, Any]]:
         """Figure 3: for each group of decoder layers, the mean weight of every vision layer that it reads."""
@@ -76,7 +76,7 @@ class ReadLayers:
                     "decoder_layers": [layer + 1 for layer in mine],
                     "vision_layers": [self.weights.labels[place] for place in read],
                     "weights": {
-                        role_name(kv, mean): [round(float(mean[kv, at]), 6) for at in read] for kv in range(len(mean))
+                        kv_name(kv, mean): [round(float(mean[kv, at]), 6) for at in read] for kv in range(len(mean))
                     },
                 }
             )
@@ -86,31 +86,31 @@ class ReadLayers:
         """Figure 4: for each decoder layer, the weight of every vision layer."""
         rows = []
         for layer, row in enumerate(self.weights.weights):
-            weights = {role_name(kv, row): [round(float(value), 6) for value in row[kv]] for kv in range(len(row))}
+            weights = {kv_name(kv, row): [round(float(value), 6) for value in row[kv]] for kv in range(len(row))}
             rows.append({"decoder_layer": layer + 1, "vision_layers": self.weights.labels, "weights": weights})
         return rows
 
 
-def role_name(kv: int, weights: Any) -> str:
+def kv_name(kv: int, weights: Any) -> str:
     """What a row of weights [kv, ...] decides: the memory's keys, its values, or both where they share one row."""
     return f"memory {KV[kv]}s" if len(weights) > 1 else "keys and values"
 
 
 def read_layers(
-    model: DehvfModel, samples: Sequence[Sample], features: ReadsPictures, batch_size: int = 32
+    model: DehvfModel, samples: Sequence[Sample], features: FeatureSource, batch_size: int = 32
 ) -> ReadLayers | None:
-    """Average weights over the distinct pictures of some samples; None for a graph without a fuser, or without pictures.
+    """Average weights over the distinct images of some samples; None for a graph without a fuser, or without images.
 
-    Members that are the same vision layer add up. Labels count blocks from 1, as the paper's figures do.
+    Weights of members that are the same vision layer are added. Labels count blocks from 1, as the paper's figures do.
     """
     found = fuser_of(model)
-    pictures = list({sample.image: sample for sample in samples if sample.image is not None}.values())
-    if found is None or not pictures:
+    distinct = list({sample.image: sample for sample in samples if sample.image is not None}.values())
+    if found is None or not distinct:
         return None
     fuser, wire = found
     total: Tensor | None = None
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
+    for start in range(0, len(distinct), batch_size):
+        batch = distinct[start : start + batch_size]
         with torch.no_grad():
             outputs = model.run_graph(len(batch), vision_features=stack([features.read(sample) for sample in batch]))
         ports = list(model.graph.nodes[fuser].gives)
@@ -120,9 +120,9 @@ def read_layers(
         index = levels.index[levels.group_of_layer][None, :, None, :].expand_as(weights)
         by_layer = weights.new_zeros(*weights.shape[:-1], len(labels)).scatter_add(-1, index, weights).sum(0)
         total = by_layer if total is None else total + by_layer
-    mean = LayerWeights((total / len(pictures)).cpu(), labels)
+    mean = LayerWeights((total / len(distinct)).cpu(), labels)
     members = [sorted(set(row[kept].tolist())) for row, kept in zip(levels.index, levels.mask, strict=True)]
-    return ReadLayers(mean, levels.group_of_layer.tolist(), members, len(pictures))
+    return ReadLayers(mean, levels.group_of_layer.tolist(), members, len(distinct))
 
 
 def fuser_of(model: DehvfModel) -> tuple[str, Any] | None:

@@ -1,8 +1,8 @@
-"""What each patch of a picture wrote into which decoder layer, while the model is about to answer a question about it.
+"""How much each image patch contributed to each decoder layer at the moment the model starts to answer a question.
 
 For the last token of the prompt, with FFN input x, slot i of a layer adds output_scale * act(x K_i) M_i to FFN(x); without the
-picture it would add output_scale * act(x p_K,i) p_V,i. The length of the difference is what patch i wrote there.
-Source: DEHVF, equations 10 to 13, slot by slot; the measure is the kit's.
+image it would add output_scale * act(x p_K,i) p_V,i. The norm of the difference is the contribution of patch i.
+Source: DEHVF, equations 10 to 13, slot by slot; the measure is our own.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryMap:
-    """written [decoder_layer, row, column]: lengths of what each patch wrote; picture: as the encoder sees it."""
+    """written [decoder_layer, row, column]: norms of the patches' contributions; image: as the encoder sees it."""
 
     sample: Sample
     written: Tensor
-    picture: Image
+    image: Image
 
 
 def writes_memory(model: DehvfModel) -> bool:
-    """Whether pictures reach this model's decoder as key/value memory, one slot a patch."""
+    """Whether images reach this model's decoder as key/value memory, one slot per patch."""
     return model.reads_images and _injector(model) is not None
 
 
 @torch.no_grad()
 def memory_map(model: DehvfModel, sample: Sample) -> MemoryMap | None:
-    """The map of one question with a picture; None where no memory is written, or its patches are no square grid.
+    """The map of one question with an image; None where no memory is written, or its patches are no square grid.
 
-    Cost: one pass over the prompt. Raises: DataError where the picture cannot be read.
+    Cost: one pass over the prompt. Raises: DataError where the image cannot be read.
     """
     injector = _injector(model)
     if injector is None or not model.reads_images or sample.image is None:
@@ -72,9 +72,9 @@ def memory_map(model: DehvfModel, sample: Sample) -> MemoryMap | None:
 
 
 def slots_written(memory: ActiveMemory, index: int, x: Tensor, site: FfnSite) -> Tensor | None:
-    """Length of what the picture changed in each of its slots. Shapes: x [batch, token, hidden] -> [batch, token, patch].
+    """Norm of what the image changed in each of its slots. Shapes: x [batch, token, hidden] -> [batch, token, patch].
 
-    None where the memory holds no picture. K and M of one layer are built.
+    None where the memory contains no image. K and M of one layer are built.
     """
     layer = memory.layer(index, x)
     codes = layer.key_codes if layer.key_codes is not None else layer.value_codes
@@ -100,7 +100,7 @@ def _moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _as_seen(model: DehvfModel, pixels: Any) -> Image:
-    """The first encoder's pixel values as a picture again."""
+    """The first encoder's pixel values as an image again."""
     from PIL.Image import fromarray
 
     name = next(iter(model.towers))

@@ -1,4 +1,4 @@
-"""`dehvf-kit compare`: several recipes trained and scored on one ground, side by side."""
+"""`dehvf-kit compare`: several recipes trained and scored with identical data and budget, side by side."""
 
 from __future__ import annotations
 

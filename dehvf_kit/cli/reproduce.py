@@ -64,7 +64,7 @@ def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, pictu
     rows = read.by_group() if name == "figure3" else read.by_layer()
     if picture is not None:
         (figures.draw_figure3 if name == "figure3" else figures.draw_figure4)(read, picture)
-    facts = {"name": name, "adapter": str(adapter), "pictures": read.pictures, "rows": rows}
+    facts = {"name": name, "adapter": str(adapter), "pictures": read.images, "rows": rows}
     return facts, lambda: _weights(facts)
 
 

@@ -14,7 +14,7 @@ from dehvf_kit_chat.answering import MAX_CHARACTERS, Answerer, Turn, Upload, loa
 from dehvf_kit_chat.depth_panel import depth_panel
 from helpers import LAYERS, VISION_LAYERS
 
-from dehvf_kit.analysis.fuser_weights import Pictures, read_layers
+from dehvf_kit.analysis.fuser_weights import EncodedImages, read_layers
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import AdapterError, DataError, ImageError
 from dehvf_kit.evaluation.answers import answer
@@ -56,12 +56,12 @@ def test_the_pieces_grow_to_the_answer_that_generate_gives(seeing: Answerer, red
 def test_the_weights_are_those_of_this_picture(seeing: Answerer, red: Upload, world: Path) -> None:
     """Rows sum to one within 1e-6: eight float32 weights of a softmax (worst seen 1.2e-7)."""
     found = next(seeing.answer(QUESTION, red)).depths
-    assert found is not None and found.pictures == 1
+    assert found is not None and found.images == 1
     weights = found.weights.weights
     assert weights.shape == (LAYERS, 2, VISION_LAYERS)
     assert found.weights.labels == [str(number + 1) for number in range(VISION_LAYERS)]
     assert torch.allclose(weights.sum(-1), torch.ones(LAYERS, 2), atol=1e-6)
-    alone = read_layers(seeing.model, [Sample("one", "", "", red)], Pictures(seeing.model))
+    alone = read_layers(seeing.model, [Sample("one", "", "", red)], EncodedImages(seeing.model))
     assert alone is not None and torch.equal(weights, alone.weights.weights)
     other = next(seeing.answer(QUESTION, Upload(world / "train1.png"))).depths
     assert other is not None and not torch.allclose(weights, other.weights.weights, atol=1e-4)

@@ -133,7 +133,7 @@ def test_figure2_says_what_the_paper_says(points: list) -> None:
 def test_figures_3_and_4_from_an_adapter(adapter: Path) -> None:
     found = read_adapter(adapter, None)
     groups, layers = found.by_group(), found.by_layer()
-    assert found.pictures == 8
+    assert found.images == 8
     assert [row["decoder_layers"] for row in groups] == [[1, 2], [3, 4]]
     assert [row["vision_layers"] for row in groups] == [["1", "2", "3", "4", "7"], ["5", "6", "7", "8"]]
     for row in groups:

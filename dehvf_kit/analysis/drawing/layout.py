@@ -47,7 +47,7 @@ class _Item:
 
 
 def ranks_of(names: Sequence[str], links: Sequence[Link]) -> dict[str, int]:
-    """Each box one rank below the lowest it reads from; one that reads from none stands right above its first reader."""
+    """Each box one rank below the lowest it reads from; one that reads from none is right above its first reader."""
     above: dict[str, set[str]] = {name: set() for name in names}
     below: dict[str, set[str]] = {name: set() for name in names}
     for link in links:
@@ -124,7 +124,7 @@ def _order(rows: list[list[str]], items: Mapping[str, _Item]) -> None:
 
 
 def _packed(rows: Sequence[Sequence[str]], items: Mapping[str, _Item]) -> dict[str, float]:
-    """Centres where every rank stands side by side, around zero."""
+    """Centres where the boxes of every rank are side by side, around zero."""
     place = {}
     for row in rows:
         at = -sum(items[key].width + GAP_X for key in row) / 2
@@ -162,7 +162,7 @@ def _place(rows: Sequence[Sequence[str]], items: Mapping[str, _Item]) -> dict[st
 
 
 def spread(wanted: Sequence[float], weights: Sequence[float], apart: Sequence[float]) -> list[float]:
-    """Places nearest to `wanted` (weighted least squares) whose neighbours stand at least `apart` from each other."""
+    """Places nearest to `wanted` (weighted least squares) whose neighbours are at least `apart` from each other."""
     shifts = [sum(apart[:number]) for number in range(len(wanted))]
     blocks: list[tuple[float, float, int]] = []  # mean, weight, count
     for want, weight, shift in zip(wanted, weights, shifts, strict=True):

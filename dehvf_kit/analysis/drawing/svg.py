@@ -78,7 +78,7 @@ def _rows(ports: Sequence[PortLabel]) -> float:
 
 
 def svg(drawing: Drawing) -> str:
-    """The whole picture, with its own style; no scripts, no fonts, nothing from outside."""
+    """The whole drawing, with its own style; no scripts, no fonts, no external files."""
     shapes = {box.name: _shape(drawing, box) for box in drawing.boxes}
     for _ in range(2):
         layout = lay_out({n: (s.width, s.height) for n, s in shapes.items()}, _links(drawing, shapes))
@@ -100,7 +100,7 @@ def svg(drawing: Drawing) -> str:
 
 
 def _shape(drawing: Drawing, box: Box) -> _Shape:
-    """Inputs stand above and outputs below, but for the ends of a loop, which runs upwards."""
+    """Inputs are above and outputs below, except for the ends of a loop, which runs upwards."""
     up_in = {edge.target_port for edge in drawing.edges if edge.loop and edge.target == box.name}
     up_out = {edge.source_port for edge in drawing.edges if edge.loop and edge.source == box.name}
     takes, gives = [PortLabel(name) for name in box.takes], list(box.gives)
@@ -123,7 +123,7 @@ def _links(drawing: Drawing, shapes: Mapping[str, _Shape]) -> list[Link]:
 
 
 def _sort_ports(drawing: Drawing, shapes: Mapping[str, _Shape], layout: Layout) -> bool:
-    """Order each box's ports as the boxes at the other ends stand; whether anything moved."""
+    """Order each box's ports like the boxes at their other ends; True where anything moved."""
     ends: dict[tuple[str, str], list[float]] = {}
     for edge in drawing.edges:
         ends.setdefault((edge.source, edge.source_port), []).append(layout.x[edge.target])
@@ -151,8 +151,8 @@ def _wire(edge: Edge, way: Sequence[tuple[float, float]]) -> str:
         )
         x, y = right, down
     kind, tip = ("hook", "hooktip") if edge.attaches or edge.loop else ("wire", "tip")
-    told = f"{edge.source}.{edge.source_port} to {edge.target}.{edge.target_port}"
-    return f"<path class='{kind}' marker-end='url(#dg-{tip})' d='{''.join(path)}'><title>{escape(told)}</title></path>"
+    label = f"{edge.source}.{edge.source_port} to {edge.target}.{edge.target_port}"
+    return f"<path class='{kind}' marker-end='url(#dg-{tip})' d='{''.join(path)}'><title>{escape(label)}</title></path>"
 
 
 def _tip(name: str) -> str:

@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def lines(points: Points, x_name: str, y_name: str, logarithmic: bool = False, smooth: bool = True) -> str:
-    """A curve: the values thin, their running mean (a tenth to either side) bold. Values that are no numbers are left out.
+    """A curve: the values thin, their running mean (a tenth to either side) bold. Values that are not finite are skipped.
 
     logarithmic: the y axis, where all values are positive. An empty text without two points.
     """

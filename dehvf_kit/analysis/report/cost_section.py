@@ -25,7 +25,7 @@ def cost_section(model: DehvfModel) -> Section:
     right = "<h3>Memory</h3>" + _memory(memory)
     flop = "<h3>Forward FLOPs</h3>" + _flops(flops) + "<h3>One sample through the decoder</h3>" + _samples(flops)
     body = f"<div class='pair'><div>{left}{right}</div><div>{flop}</div></div>"
-    note = "Counted from configs and shapes. A multiply-add is two FLOPs; encoders are left out of the samples."
+    note = "Counted from configs and shapes. A multiply-add is two FLOPs; samples do not include the encoders."
     return Section("costs", "Parameters and costs", body, note)
 
 
@@ -52,26 +52,26 @@ def _memory(found: MemoryUsage) -> str:
     rows.append([f"decoder, {found.dtype}", si(found.decoder, "B")])
     rows += [[name, si(count, "B")] for name, count in found.vision.items()]
     if found.factored_per_image:
-        rows.append(["a picture's memory, factored (held)", si(found.factored_per_image, "B")])
-        rows.append(["a picture's memory, keys and values built", si(found.built_per_image, "B")])
+        rows.append(["an image's memory, factored (as stored)", si(found.factored_per_image, "B")])
+        rows.append(["an image's memory, keys and values built", si(found.built_per_image, "B")])
     if found.prepended_cache_per_image:
-        rows.append(["a picture as tokens: its key/value cache", si(found.prepended_cache_per_image, "B")])
+        rows.append(["an image as tokens: its key/value cache", si(found.prepended_cache_per_image, "B")])
     return table(["", "bytes"], rows)
 
 
 def _flops(found: FlopCount) -> str:
     rows = [
-        [name, "a picture", "not known" if count is None else si(count, "FLOP")] for name, count in found.vision.items()
+        [name, "per image", "not known" if count is None else si(count, "FLOP")] for name, count in found.vision.items()
     ]
     for name, cost in found.components.items():
         for count, unit in (
-            (cost.per_step, "a batch"),
-            (cost.per_image, "a picture"),
-            (cost.per_token, "a text token"),
+            (cost.per_step, "per step"),
+            (cost.per_image, "per image"),
+            (cost.per_token, "per text token"),
         ):
             if count:
                 rows.append([name, unit, si(count, "FLOP")])
-    rows.append(["decoder", "a text token", si(found.decoder_per_token, "FLOP")])
+    rows.append(["decoder", "per text token", si(found.decoder_per_token, "FLOP")])
     return table(["", "", "FLOPs"], rows, words=2)
 
 

@@ -22,7 +22,7 @@ FIELDS = ("id", "kind", "question", "image", "answer", "prediction")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run. log: the Trainer's rows; predictions: None where none are kept; rivals: answers of other runs by name."""
+    """A run. log: the Trainer's rows; predictions: None where none are kept; baselines: answers of other runs by name."""
 
     folder: Path
     adapter: Path
@@ -30,7 +30,7 @@ class FinishedRun:
     recipe: Recipe
     log: list[dict[str, Any]]
     predictions: list[Prediction] | None
-    rivals: dict[str, list[Prediction]] = field(default_factory=dict)
+    baselines: dict[str, list[Prediction]] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ class FinishedRun:
 def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[str] = ()) -> FinishedRun:
     """Read a run folder, or an adapter's own folder.
 
-    predictions: where the answers lie, if not in the run. Runs inside the folder that hold answers are its rivals.
+    predictions: where the answers are, if not in the run. Runs inside the folder that have answers are its baselines.
     Raises: AdapterError for what is neither, DataError for a file that cannot be read.
     """
     adapter = folder if (folder / CONFIG).is_file() else folder / ADAPTER
@@ -59,11 +59,11 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
     recipe = adapter_recipe(config, adapter, overrides)
     found = predictions or folder / PREDICTIONS
     answers = read_predictions(found) if predictions is not None or found.is_file() else None
-    rivals = {
+    baselines = {
         file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))
     }
     log = read_rows(folder / LOG) if (folder / LOG).is_file() else []
-    return FinishedRun(folder, adapter, config, recipe, log, answers, rivals)
+    return FinishedRun(folder, adapter, config, recipe, log, answers, baselines)
 
 
 def read_predictions(file: Path) -> list[Prediction]:
@@ -101,7 +101,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def refuse_foreign(page: Path, mark: str) -> None:
-    """Raises: DehvfError where a file stands in the page's place that is no page of the kit's."""
+    """Raises: DehvfError where the page would replace a file that dehvf-kit did not write."""
     if page.is_dir():
         raise DehvfError(f"{page}: is a folder; name a file with --output")
     if page.exists() and mark not in page.read_text(encoding="utf-8", errors="replace")[:4000]:

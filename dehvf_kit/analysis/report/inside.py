@@ -1,4 +1,4 @@
-"""What only the model itself can tell: which vision layers it reads, and what pictures write into its decoder."""
+"""What only the model itself shows: per-layer vision weights and memory contributions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers, ReadsPictures, fuser_of, read_layers
+from dehvf_kit.analysis.fuser_weights import EncodedImages, FeatureSource, ReadLayers, fuser_of, read_layers
 from dehvf_kit.analysis.memory_maps import MemoryMap, memory_map, writes_memory
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.feature_files import cached_features
@@ -17,7 +17,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Inside:
-    """layers: None without a fuser; maps: empty where no key/value memory is written; why: what is not there, and why."""
+    """layers: None without a fuser; maps: empty where no key/value memory is written; why: the reason for what is missing."""
 
     layers: ReadLayers | None = None
     maps: list[MemoryMap] = field(default_factory=list)
@@ -29,23 +29,32 @@ def look_inside(
     samples: Sequence[Sample],
     limit: int = 64,
     maps: int = 6,
-    features: ReadsPictures | None = None,
+    features: FeatureSource | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Inside:
-    """Look at pictures of some samples: `limit` of them for the mean weights, `maps` for what they write.
+    """Run the model on the images of some samples.
 
-    features: a filled store; without one the encoder runs. Raises: DataError where a picture cannot be read.
+    Args:
+        model: a trained model.
+        samples: the samples whose images are taken.
+        limit: images that the fuser's weights are averaged over.
+        maps: images that a memory map is made of.
+        features: a filled store; without one the encoder runs.
+        progress: takes a stage, what is done of it, and how much there is.
+
+    Raises:
+        DataError: where an image cannot be read.
     """
-    with_picture = list({sample.image: sample for sample in samples if sample.image is not None}.values())
-    if not model.reads_images or not with_picture:
-        why = "This graph reads no picture." if not model.reads_images else "The test split has no pictures."
+    with_image = list({sample.image: sample for sample in samples if sample.image is not None}.values())
+    if not model.reads_images or not with_image:
+        why = "This graph reads no image." if not model.reads_images else "The test split has no images."
         return Inside(why={"layers": why, "maps": why})
     why = {}
     layers = None
     if fuser_of(model) is None:
         why["layers"] = "This graph has no fuser: no decoder layer weighs several vision layers."
     else:
-        chosen = evenly(with_picture, limit)
+        chosen = evenly(with_image, limit)
         if features is None:
             features = _features(model, chosen, progress)
         layers = read_layers(model, chosen, features)
@@ -53,20 +62,20 @@ def look_inside(
     if not writes_memory(model):
         why["maps"] = "This method writes no key/value memory, so there is no slot for each patch."
     else:
-        wanted = evenly(sorted(with_picture, key=lambda sample: sample.kind), maps)
+        wanted = evenly(sorted(with_image, key=lambda sample: sample.kind), maps)
         for number, sample in enumerate(wanted):
             found.append(memory_map(model, sample))
-            progress("following pictures into the decoder", number + 1, len(wanted))
+            progress("mapping memory contributions", number + 1, len(wanted))
         if any(one is None for one in found):
-            why["maps"] = "The patches of this graph are no square grid, so they cannot be laid over the picture."
+            why["maps"] = "The patches of this graph are no square grid, so they cannot be laid over the image."
     return Inside(layers, [one for one in found if one is not None], why)
 
 
-def _features(model: DehvfModel, samples: Sequence[Sample], progress: Callable[[str, int, int], None]) -> ReadsPictures:
+def _features(model: DehvfModel, samples: Sequence[Sample], progress: Callable[[str, int, int], None]) -> FeatureSource:
     if model.image_is_trained:
-        return Pictures(model)
+        return EncodedImages(model)
     features = cached_features(model, model.recipe.training)
-    features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total))
+    features.fill(samples, progress=lambda done, total: progress("encoding images", done, total))
     return features
 
 

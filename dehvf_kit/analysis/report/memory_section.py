@@ -1,4 +1,4 @@
-"""The memory maps on a page: pictures to choose from, a slider over decoder layers, the map beside the picture."""
+"""The memory maps on a page: images to choose from, a slider over decoder layers, the map beside the image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dehvf_kit.analysis.memory_maps import MemoryMap
-from dehvf_kit.analysis.report.page import picture
+from dehvf_kit.analysis.report.page import inline_image
 from dehvf_kit.data.metrics.exact_match import Prediction
 
 STYLE = """
@@ -27,14 +27,14 @@ SCRIPT = """
 (root=>{const data=JSON.parse(root.querySelector('script[type="application/json"]').textContent);
 const find=name=>root.querySelector(name),canvas=find('canvas'),slider=find('input[type=range]'),own=find('input[type=checkbox]');
 let now=0;for(const one of data){one.bytes=Uint8Array.from(atob(one.values),c=>c.charCodeAt(0));
-one.image=new Image();one.image.src=one.picture;one.image.onload=draw}
+one.image=new Image();one.image.src=one.source;one.image.onload=draw}
 const bars=find('.bars');for(let l=0;l<data[0].most.length;l++){const b=document.createElement('button');
 b.title='layer '+(l+1);b.setAttribute('aria-label','decoder layer '+(l+1));b.onclick=()=>{slider.value=l+1;draw()};bars.append(b)}
-const buttons=data.map((one,n)=>{const b=document.createElement('button'),i=document.createElement('img');i.src=one.picture;
+const buttons=data.map((one,n)=>{const b=document.createElement('button'),i=document.createElement('img');i.src=one.source;
 i.alt=one.question;b.append(i);b.onclick=()=>{now=n;draw()};find('.pick').append(b);return b});
 function draw(){const one=data[now],layer=slider.value-1,side=one.side,count=side*side;
 const top=own.checked?one.most[layer]:Math.max(...one.most),pen=canvas.getContext('2d'),wide=canvas.width,cell=wide/side;
-buttons.forEach((b,n)=>b.setAttribute('aria-pressed',n===now));find('.seen').src=one.picture;
+buttons.forEach((b,n)=>b.setAttribute('aria-pressed',n===now));find('.seen').src=one.source;
 pen.clearRect(0,0,wide,wide);if(one.image.complete)pen.drawImage(one.image,0,0,wide,wide);
 for(let p=0;p<count;p++){const value=one.bytes[layer*count+p]/255*one.most[layer]/(top||1);
 const hue=[[13,8,60],[120,28,109],[237,105,37],[252,255,164]],at=value*3,k=Math.min(2,Math.floor(at)),f=at-k;
@@ -56,12 +56,12 @@ def memory_maps(maps: Sequence[MemoryMap], answers: Mapping[str, Prediction]) ->
     return f"""<style>{STYLE}</style><noscript><p class='note'>The maps need JavaScript.</p></noscript>
 <div class='maps'><script type="application/json">{data}</script><div class='pick'></div>
 <div><b class='question'></b><br><span class='said soft'></span></div>
-<div class='views'><figure><img class='seen' alt='the picture as the encoder sees it'>
+<div class='views'><figure><img class='seen' alt='the image as the encoder sees it'>
 <figcaption>as the encoder sees it</figcaption></figure>
 <figure><canvas width='520' height='520'></canvas><figcaption class='most'></figcaption></figure></div>
 <label><b class='layer'></b><input type='range' min='1' max='{layers}' value='{first}' aria-label='decoder layer'></label>
 <label><input type='checkbox' checked> each layer on a scale of its own</label>
-<div><div class='bars'></div><div class='soft'>how much all patches wrote, by decoder layer; click one</div></div></div>
+<div><div class='bars'></div><div class='soft'>contribution of all patches, by decoder layer; click one</div></div></div>
 <script>{SCRIPT}</script>"""
 
 
@@ -69,11 +69,13 @@ def _data(one: MemoryMap, answer: Prediction | None) -> dict[str, Any]:
     written = one.written.flatten(1)
     most = written.amax(1)
     shares = (written / most.clamp(min=1e-30)[:, None] * 255).round().byte()
-    said = f"right: {one.sample.answer}"
+    said = f"correct: {one.sample.answer}"
     if answer is not None:
-        said = f"it says: {answer.prediction or '(nothing)'}" + ("" if answer.right else f"; right: {answer.answer}")
+        said = f"predicted: {answer.prediction or '(nothing)'}" + (
+            "" if answer.right else f"; correct: {answer.answer}"
+        )
     return {
-        "picture": picture(one.picture, 260),
+        "source": inline_image(one.image, 260),
         "question": one.sample.question,
         "said": said,
         "side": one.written.shape[-1],

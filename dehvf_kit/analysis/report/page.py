@@ -1,4 +1,4 @@
-"""A self-contained HTML page: sections, tables, cards, inlined pictures; light and dark by what the reader prefers."""
+"""A self-contained HTML page: sections, tables, cards, inlined images; light and dark by what the reader prefers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 GENERATOR = f"dehvf-kit {__version__}"
 MARK = "<meta name='generator' content='dehvf-kit "
-SMALL_PNG = 60_000  # bytes; larger pictures are inlined as JPEG
+SMALL_PNG = 60_000  # bytes; larger images are inlined as JPEG
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2433;--soft:#5a6477;--line:#e1e5ec;--paper:#fff;--card:#f7f8fb;--accent:#3b6fc4;
 --heat:#2a62bd;--good:#15703c;--bad:#b3261e;--a:#3b6fc4;--b:#d1495b;--c:#2a9d6f;--d:#b98a1d}
@@ -93,13 +93,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1,
 
 
 def missing(why: str, *commands: str) -> str:
-    """What stands in the place of a section whose data are not there: why, and the commands that make them."""
+    """The placeholder of a section without data: the reason, and the commands that make them."""
     told = f"<pre>{text(chr(10).join(commands))}</pre>" if commands else ""
     return f"<div class='missing'>{text(why)}{told}</div>"
 
 
-def picture(image: Image, side: int = 240) -> str:
-    """A picture as a data address, at most `side` pixels wide and high."""
+def inline_image(image: Image, side: int = 240) -> str:
+    """An image as a data URL, at most `side` pixels wide and high."""
     shown = image.convert("RGB")
     shown.thumbnail((side, side))
     for kind, more in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):

@@ -1,4 +1,4 @@
-"""Everything needed to run a run again: recipe, commands, base models, versions, seed, prompt fingerprint."""
+"""Everything needed to repeat a run: recipe, commands, base models, versions, seed, prompt fingerprint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a run's page; each says which command makes what it lacks."""
+"""The sections of a run's page; one without data names the command that makes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dehvf_kit.analysis.report.charts import heat_map, intervals, lines
 from dehvf_kit.analysis.report.finished_run import PREDICTIONS, FinishedRun
 from dehvf_kit.analysis.report.inside import Inside, evenly
 from dehvf_kit.analysis.report.memory_section import memory_maps
-from dehvf_kit.analysis.report.page import Section, missing, picture, table, text
+from dehvf_kit.analysis.report.page import Section, inline_image, missing, table, text
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
@@ -36,9 +36,7 @@ def recipe_section(run: FinishedRun, drawing: Drawing | DehvfError) -> Section:
         body = missing(f"The graph cannot be drawn here: {drawing}")
     else:
         body = f"<div class='wide'>{svg(drawing)}</div>"
-    note = (
-        "Grey: frozen. Blue: trained. Solid lines carry tensors, dashed ones are hooks. Axes stand below each output."
-    )
+    note = "Grey: frozen. Blue: trained. Solid lines carry tensors, dashed ones are hooks. Axes are listed below each output."
     return Section("graph", "Recipe and graph", body, note)
 
 
@@ -84,8 +82,8 @@ def scores_section(run: FinishedRun, name: str, main: Scores | DehvfError | None
         return Section("scores", "Scores", _no_answers(run))
     if isinstance(main, DehvfError):
         return Section("scores", "Scores", missing(f"The answers cannot be scored here: {main}"))
-    others = {rival: scored(run, answers) for rival, answers in run.rivals.items()}
-    models = {name: main, **{rival: found for rival, found in others.items() if isinstance(found, Scores)}}
+    others = {baseline: scored(run, answers) for baseline, answers in run.baselines.items()}
+    models = {name: main, **{baseline: found for baseline, found in others.items() if isinstance(found, Scores)}}
     by_model = {model: {score.name: score for score in found.scores} for model, found in models.items()}
     head, rows, chart = ["", *(f"{model}" for model in models), "95% interval", "answers"], [], []
     for score in main.scores:
@@ -101,7 +99,7 @@ def scores_section(run: FinishedRun, name: str, main: Scores | DehvfError | None
         f"<b style='color:var(--{'abcd'[number % 4]})'>{text(model)}</b>" for number, model in enumerate(models)
     )
     body += f"<figcaption>{key}; bars: 95% intervals, per cent</figcaption></figure>{notes}"
-    note = "On the test split, whose pictures are not trained on; the interval belongs to the first column of figures."
+    note = "On the test split, whose images are not in the training split; the interval belongs to the first column of figures."
     return Section("scores", "Scores", body, note)
 
 
@@ -117,15 +115,15 @@ def _interval(score: Score | None) -> tuple[float, float, float]:
 
 
 def layers_sections(run: FinishedRun, inside: Inside) -> list[Section]:
-    """The paper's Figures 3 and 4 of this adapter."""
+    """Per-layer vision weights of this adapter (the paper's Figures 3 and 4)."""
     titles = ("figure3", "Vision layers by group (Figure 3)"), ("figure4", "Vision layers by decoder layer (Figure 4)")
     if inside.layers is None:
-        body = missing(inside.why.get("layers", "Not looked at."), *_again(run, inside, "layers"))
-        return [Section("figure3", "Vision layers that are read (Figures 3 and 4)", body)]
+        body = missing(inside.why.get("layers", "Not computed."), *_again(run, inside, "layers"))
+        return [Section("figure3", "Vision weights by layer (Figures 3 and 4)", body)]
     found = inside.layers
     note = (
-        f"The fuser's weights, averaged over {found.pictures:,} pictures of the test split. Layers are counted from 1; each row "
-        "sums to one, a stronger colour is more. Framed cells are the layers that a row may read."
+        f"The fuser's weights, averaged over {found.images:,} images of the test split. Layers are counted from 1; each row "
+        "sums to one, a stronger colour is more. Framed cells are the layers that a row can read."
     )
     groups = weight_maps(found, found.by_group(), _decoder_layers)
     layers = weight_maps(found, found.by_layer(), lambda row: f"layer {row['decoder_layer']}")
@@ -141,26 +139,26 @@ def weight_maps(found: ReadLayers, rows: Sequence[Mapping[str, Any]], name: Call
     """One heat map for keys and one for values, or one for both. rows: of `by_group` or `by_layer`; name: what a row is called."""
     columns = found.weights.labels
     maps = []
-    for role in rows[0]["weights"]:
+    for kv in rows[0]["weights"]:
         values = []
         for row in rows:
             first = row["decoder_layers"][0] if "group" in row else row["decoder_layer"]
             read = {columns[place] for place in found.members[found.group_of_layer[first - 1]]}
-            known = dict(zip(row["vision_layers"], row["weights"][role], strict=True))
+            known = dict(zip(row["vision_layers"], row["weights"][kv], strict=True))
             values.append([known[column] if column in read else None for column in columns])
-        maps.append(heat_map(values, [name(row) for row in rows], columns, role, "vision layer"))
+        maps.append(heat_map(values, [name(row) for row in rows], columns, kv, "vision layer"))
     return f"<div class='row'>{''.join(maps)}</div>"
 
 
 def memory_section(run: FinishedRun, inside: Inside) -> Section:
-    """What the patches of some pictures wrote into each decoder layer."""
-    title = "What pictures write into the decoder"
+    """How much the patches of some images contributed to each decoder layer."""
+    title = "Memory contributions by decoder layer"
     if not inside.maps:
-        return Section("memory", title, missing(inside.why.get("maps", "Not looked at."), *_again(run, inside, "maps")))
+        return Section("memory", title, missing(inside.why.get("maps", "Not computed."), *_again(run, inside, "maps")))
     answers = {one.id: one for one in run.predictions or []}
     note = (
-        "Each patch owns one memory slot in every decoder layer. Shown is the length of what it adds to the layer's output at the "
-        "last token of the question, less what its slot would add without the picture; brighter is more."
+        "Each patch has one memory slot in every decoder layer. Shown is the norm of what it adds to the layer's output at the "
+        "last token of the question, minus what its slot would add without the image; brighter is more."
     )
     return Section("memory", title, memory_maps(inside.maps, answers), note)
 
@@ -172,7 +170,7 @@ def _again(run: FinishedRun, inside: Inside, what: str) -> list[str]:
 
 
 def answers_section(run: FinishedRun, samples: Mapping[str, Sample]) -> Section:
-    """Right and wrong answers with their pictures, spread over the kinds of questions."""
+    """Correct and wrong answers with their images, spread over the kinds of questions."""
     if run.predictions is None:
         return Section("answers", "Answers", _no_answers(run))
     parts = []
@@ -197,19 +195,19 @@ def _card(run: FinishedRun, one: Prediction, sample: Sample | None) -> str:
     shown = ""
     if sample is not None and sample.image is not None:
         try:
-            shown = f"<img src='{picture(open_image(sample))}' alt=''>"
+            shown = f"<img src='{inline_image(open_image(sample))}' alt=''>"
         except DehvfError:
-            shown = "<p class='soft'>its picture cannot be read here</p>"
-    told = "" if one.right else f" <span class='soft'>right: {text(one.answer)}</span>"
+            shown = "<p class='soft'>its image cannot be read here</p>"
+    expected = "" if one.right else f" <span class='soft'>correct: {text(one.answer)}</span>"
     verdict = "right" if one.right else "wrong"
-    rivals = ""
-    for name, answers in run.rivals.items():
+    others = ""
+    for name, answers in run.baselines.items():
         other = next((answer for answer in answers if answer.id == one.id), None)
         if other is not None:
-            rivals += f"<p class='soft'>{text(name)}: {text(_cut(other.prediction))}</p>"
+            others += f"<p class='soft'>{text(name)}: {text(_cut(other.prediction))}</p>"
     return (
         f"<div class='card'>{shown}<p>{text(_cut(one.question, 400))}</p>"
-        f"<p class='{verdict}'><b>{text(_cut(one.prediction))}</b>{told}</p>{rivals}</div>"
+        f"<p class='{verdict}'><b>{text(_cut(one.prediction))}</b>{expected}</p>{others}</div>"
     )
 
 
@@ -222,9 +220,9 @@ def _no_answers(run: FinishedRun) -> str:
     command = eval_command(run.adapter, run.folder)
     if run.recipe.data is None:
         return missing(f"{NO_DATA} Name one, for example:", f"{command} {SOME_DATA}")
-    return missing("No answers are kept in this run.", command)
+    return missing("This run has no saved answers.", command)
 
 
 def eval_command(adapter: Path, folder: Path) -> str:
-    """The command that keeps a run's answers where the page looks for them."""
+    """The command that saves a run's answers where the page looks for them."""
     return f"dehvf-kit eval {quote(str(adapter))} --output {quote(str(folder / PREDICTIONS))}"

@@ -1,4 +1,4 @@
-"""`write_report`: a run's page, from its folder, its recipe and, where the base models are here, from the model itself."""
+"""`write_report`: a run's page, from its folder, its recipe and, where the base models are installed, the model itself."""
 
 from __future__ import annotations
 
@@ -35,12 +35,26 @@ def write_report(
     title: str = "",
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Write a run's page and say what is on it: {"page", "recipe", "sections": {title: whether it has its data}}.
+    """Write a run's page. What is merely absent is mentioned on the page.
 
-    output: None is `report.html` in the run; inside: what a model in memory was found to do, else the adapter is loaded;
-    overrides: `key=value` changes to the adapter's recipe, such as another test set; limit, maps: as in `look_inside`.
-    Raises: AdapterError for what is no run, DataError for files in it that cannot be read, DehvfError where the page would
-    replace a file that is none of the kit's. What is merely absent becomes a word on the page.
+    Args:
+        folder: the run.
+        output: the page; None is `report.html` in the run.
+        predictions: its answers, where they are not in the run.
+        overrides: `key=value` changes to the adapter's recipe, such as another test set.
+        limit: images that the fuser's weights are averaged over.
+        maps: images that a memory map is made of.
+        inside: results of `look_inside` for the model in memory; without them the adapter is loaded.
+        title: the page's title; the recipe's name where it is empty.
+        progress: takes a stage, what is done of it, and how much there is.
+
+    Returns:
+        {"page", "recipe", "sections": {title: whether it has its data}}.
+
+    Raises:
+        AdapterError: for what is no run.
+        DataError: for files in it that cannot be read.
+        DehvfError: where the page would replace a file that dehvf-kit did not write.
     """
     run = read_run(folder, predictions, overrides)
     target = output or run.folder / PAGE
@@ -58,7 +72,7 @@ def write_report(
         sections.answers_section(run, samples),
         repeat_section(run),
     ]
-    parts.insert(-1, parts.pop(1))  # costs stand before the last
+    parts.insert(-1, parts.pop(1))  # costs come before the last
     described = run.recipe.description or "An adapter of dehvf-kit."
     write_text(target, page(title or run.recipe.name, described, _facts(run, scores), parts))
     has = {part.title: "class='missing'" not in part.body for part in parts}
@@ -66,7 +80,7 @@ def write_report(
 
 
 def _samples(run: FinishedRun) -> tuple[dict[str, Sample], str]:
-    """The test split by id, and why there is none."""
+    """The test split by id, or the reason why there is none."""
     if run.recipe.data is None:
         return {}, sections.NO_DATA
     try:
@@ -98,7 +112,7 @@ def _inside(
 
 
 def _counted(run: FinishedRun) -> list[Section]:
-    """Graph and costs, which need the base models' configs alone."""
+    """Graph and costs, which need only the base models' configs."""
     try:
         model = build_on_meta(run.recipe)
         drawing = draw_graph(model.graph, run.recipe, {name: tower.spec for name, tower in model.towers.items()})

@@ -1,13 +1,12 @@
-"""Several recipes trained and scored on one ground: tune alike, run every seed, gather the table.
+"""Several recipes trained and scored with identical data and budget: tune each by one protocol, then run every seed.
 
-Every run is a process of its own and a folder of its own; what is finished is taken over, so that the same command goes
-on after an interruption, and more seeds or recipes may be added later.
+Every run has its own process and folder; finished runs are reused, so that the same command continues after an
+interruption, and more seeds or recipes may be added later.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +17,12 @@ from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import DataError, DehvfError, RecipeError
 from dehvf_kit.evaluation.compare.job import Job
 from dehvf_kit.evaluation.compare.processes import Outcome, locked, run_jobs
-from dehvf_kit.evaluation.compare.rules import EXTENSIONS, Search, Tuning, require_one_ground
+from dehvf_kit.evaluation.compare.rules import EXTENSIONS, Search, Tuning, require_identical_budget
 from dehvf_kit.recipe.recipe import Recipe
-from dehvf_kit.recipe.sections import TrainingConfig
 
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
+FOLDERS = {"rate": "rate", "strength": "scale"}
+"""How the folders of tuning runs begin; as earlier comparisons named them, so that their runs are reused."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Settings:
 
 @dataclass
 class MethodRuns:
-    """What is known of one recipe: the search for its base learning rate and its scale, and results by seed.
+    """What is known of one recipe: the search for its base learning rate and its strength, and results by seed.
 
-    The scale is a factor on the fields that say how strongly the method acts on the decoder (`strengths`).
+    The strength that is searched for is a factor on the fields that say how strongly the method acts on the decoder.
     """
 
     recipe: Recipe
     rate: Search
-    scale: Search = field(default_factory=lambda: Search(1.0))
+    strength: Search = field(default_factory=lambda: Search(1.0))
     results: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     @property
-    def strengths(self) -> list[tuple[str, str, float]]:
-        """Node, field and the recipe's own value of what scales its work on the decoder."""
+    def strength_fields(self) -> list[tuple[str, str, float]]:
+        """Node, field and the recipe's own value of each field that says how strongly it acts on the decoder."""
         nodes = self.recipe.nodes.items()
         found = [(name, node.config) for name, node in nodes if node.config.strength]
         return [(name, config.strength, getattr(config, config.strength)) for name, config in found]
@@ -69,10 +69,19 @@ def compare(
     say: Callable[[str], None] = lambda line: None,
     update: Update = lambda methods: None,
 ) -> list[MethodRuns]:
-    """Run the comparison in `output`; `update` is called with all that is known whenever a seed's run has ended.
+    """Run the comparison in `output`.
 
-    A run that fails is noted with its reason, and the others go on; the same call tries it again.
-    Raises: DehvfError, before anything runs, for recipes that cannot be compared or built, listing every fault.
+    A run that fails is recorded with its reason, and the others continue; the same call tries it again.
+
+    Args:
+        recipes: what to compare; the first is the reference of the differences.
+        output: the folder of runs and table.
+        settings: seeds, tuning and how to run.
+        say: takes a line of progress.
+        update: takes all that is known, after every seed's run.
+
+    Raises:
+        DehvfError: before anything runs, for recipes that cannot be compared or built, listing every fault.
     """
     steps = check(recipes, settings)
     methods = [MethodRuns(recipe, Search(recipe.training.base_learning_rate)) for recipe in recipes]
@@ -84,7 +93,7 @@ def compare(
             def ended(outcome: Outcome) -> None:
                 nonlocal done
                 done += 1
-                say(f"{stage}, {done} of {len(jobs)} runs: {_told(outcome)}")
+                say(f"{stage}, {done} of {len(jobs)} runs: {_progress_line(outcome)}")
                 if outcome.job.hold_out is None:
                     owner = next(method for method, job in jobs if job is outcome.job)
                     _take(owner, outcome)
@@ -95,8 +104,8 @@ def compare(
         if settings.tuning is not None:
             _tune(methods, settings, steps, run)
             for method in methods:
-                scale = f", scale times {method.scale.best:g}" if method.scale.tried else ""
-                say(f"{method.recipe.name}: base learning rate {method.rate.best:g}{scale}")
+                strength = f", strength times {method.strength.best:g}" if method.strength.tried else ""
+                say(f"{method.recipe.name}: base learning rate {method.rate.best:g}{strength}")
         seeds = [(method, _seed_job(method, seed, settings)) for seed in range(settings.seeds) for method in methods]
         run(seeds, "seeds")
     return methods
@@ -119,22 +128,16 @@ def check(recipes: Sequence[Recipe], settings: Settings) -> int:
             faults.append(str(error))
     if faults:
         raise DehvfError("\n".join(faults))
-    require_one_ground(recipes, settings.allowed)
+    require_identical_budget(recipes, settings.allowed)
     counts = {split: len(samples_of(recipes[0].data, split)) for split in ("train", "test")}
     for split, count in counts.items():
         if not count:
             raise DataError(f"{recipes[0].source}: its {split} split is empty")
-    return _steps(recipes[0].training, counts["train"])
-
-
-def _steps(config: TrainingConfig, samples: int) -> int:
-    """As the trainer counts them; here so that torch stays out of this process."""
-    per_epoch = math.ceil(samples / (config.batch_size * config.gradient_accumulation))
-    return config.max_steps or max(1, math.ceil(per_epoch * config.epochs))
+    return recipes[0].training.num_steps(counts["train"])
 
 
 def _tune(methods: Sequence[MethodRuns], settings: Settings, steps: int, run: Run) -> None:
-    """Every method's learning rate, then at the best rate its scale; a grid grows where its best stands at its edge."""
+    """Every method's learning rate, then at the best rate its strength; a grid is extended where its best is at its edge."""
     tuning = settings.tuning
 
     def search(kind: str, grids: list[tuple[MethodRuns, list[float]]]) -> None:
@@ -150,11 +153,11 @@ def _tune(methods: Sequence[MethodRuns], settings: Settings, steps: int, run: Ru
             grids = [(method, getattr(method, kind).beyond()) for method, _ in grids]
 
     search("rate", [(method, tuning.grid(method.rate.own)) for method in methods])
-    if tuning.scales:
-        scaled = [method for method in methods if method.strengths and method.rate.tried]
-        for method in scaled:
-            method.scale.add(1.0, dict(method.rate.tried)[method.rate.best])
-        search("scale", [(method, [scale for scale in tuning.scales if scale != 1]) for method in scaled])
+    if tuning.strengths:
+        tuned = [method for method in methods if method.strength_fields and method.rate.tried]
+        for method in tuned:
+            method.strength.add(1.0, dict(method.rate.tried)[method.rate.best])
+        search("strength", [(method, [factor for factor in tuning.strengths if factor != 1]) for method in tuned])
 
 
 def _tuning_job(method: MethodRuns, kind: str, value: float, settings: Settings, steps: int) -> Job:
@@ -165,21 +168,21 @@ def _tuning_job(method: MethodRuns, kind: str, value: float, settings: Settings,
         "base_learning_rate": value if kind == "rate" else method.rate.best,
         "seed": 0,
     }
-    return _job(method, f"{kind}{value:g}", settings, shorter, value if kind == "scale" else 1.0, tuning)
+    return _job(method, f"{FOLDERS[kind]}{value:g}", settings, shorter, value if kind == "strength" else 1.0, tuning)
 
 
 def _seed_job(method: MethodRuns, seed: int, settings: Settings) -> Job:
     training = {"base_learning_rate": method.rate.best, "seed": seed}
-    return _job(method, f"seed{seed}", settings, training, method.scale.best, None)
+    return _job(method, f"seed{seed}", settings, training, method.strength.best, None)
 
 
 def _job(
-    method: MethodRuns, label: str, settings: Settings, training: dict[str, Any], scale: float, tuning: Tuning | None
+    method: MethodRuns, label: str, settings: Settings, training: dict[str, Any], strength: float, tuning: Tuning | None
 ) -> Job:
     raw = copy.deepcopy(method.recipe.resolved())
     raw["training"] |= training
-    for node, name, own in method.strengths:
-        raw["graph"][node][name] = own * scale
+    for node, name, own in method.strength_fields:
+        raw["graph"][node][name] = own * strength
     hold_out = tuning.hold_out if tuning else None
     return Job(method.recipe.name, label, raw, hold_out, settings.threads, settings.plugins)
 
@@ -191,9 +194,9 @@ def _take(method: MethodRuns, outcome: Outcome) -> None:
         method.errors.append(f"{outcome.job.label}: {outcome.error}")
 
 
-def _told(outcome: Outcome) -> str:
+def _progress_line(outcome: Outcome) -> str:
     name = f"{outcome.job.name} {outcome.job.label}"
     if outcome.result is None:
         return f"{name} failed: {outcome.error}"
     score = f"{outcome.result['scores']['all']['accuracy']:.1%}"
-    return f"{name} {score}" + (", from before" if outcome.known else f", {outcome.seconds:.0f} s")
+    return f"{name} {score}" + (", reused" if outcome.known else f", {outcome.seconds:.0f} s")

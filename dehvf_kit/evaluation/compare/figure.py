@@ -1,4 +1,4 @@
-"""A comparison as a picture: accuracy with its interval, and what it costs, method by method."""
+"""A comparison as a figure: accuracy with its interval, and what it costs, method by method."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 COSTS = (
     ("trained\nparameters, M", lambda row: row["trained_parameters"] / 1e6),
-    ("GFLOPs a question,\nencoder left out", lambda row: row["flops"]["forward"] / 1e9),
-    ("seconds a\ntraining step", lambda row: row["seconds_per_step"]["mean"] if row["seconds_per_step"] else 0.0),
+    ("GFLOPs per question,\nwithout encoder", lambda row: row["flops"]["forward"] / 1e9),
+    ("seconds per\ntraining step", lambda row: row["seconds_per_step"]["mean"] if row["seconds_per_step"] else 0.0),
     ("memory of a\ntraining step, MB", lambda row: row["step_memory"]["mean"] / 1e6),
 )
 
 
 def draw(found: Mapping[str, Any], file: Path) -> Path:
-    """Write the picture (`.png` or `.svg`). Raises: DehvfError where matplotlib is missing."""
+    """Write the figure (`.png` or `.svg`). Raises: DehvfError where matplotlib is missing."""
     plt = pyplot()
     rows = [row for row in found["rows"] if "accuracy" in row][::-1]
     names = [row["recipe"] for row in rows]

@@ -1,4 +1,4 @@
-"""One run of a comparison as plain data: what a process of its own needs to train and score it, and what it leaves.
+"""One run of a comparison as plain data: what its own process needs to train and score it, and what it leaves.
 
 A run works in `NAME.working` and renames that folder to `NAME` when everything in it is written, so that a folder under
 its final name is a finished run, whatever was killed on the way.
@@ -22,7 +22,7 @@ WORKING = ".working"
 
 @dataclass(frozen=True)
 class HoldOut:
-    """A validation part of the training split: a share of its pictures, with at most so many questions."""
+    """A validation part of the training split: a share of its images, with at most so many questions."""
 
     share: float
     questions: int
@@ -45,17 +45,17 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes its result: a finished run is taken over if these are equal."""
+        """What determines its result: a finished run is reused if these are equal."""
         hold_out = asdict(self.hold_out) if self.hold_out else None
         recipe = {key: value for key, value in self.recipe.items() if key not in ("description", "published")}
         return {"recipe": recipe, "hold_out": hold_out}
 
     def folder(self, output: Path) -> Path:
-        """Where the finished run lies."""
+        """Where the finished run is."""
         return output / "runs" / self.name / self.label
 
     def working_folder(self, output: Path) -> Path:
-        """Where it lies while it runs, or after it failed."""
+        """Where it is while it runs, or after it failed."""
         place = self.folder(output)
         return place.with_name(place.name + WORKING)
 
@@ -78,7 +78,7 @@ def read_job(file: Path) -> Job:
 def finished_result(job: Job, output: Path) -> dict[str, Any] | None:
     """The result of a run that is finished already, None where it is not.
 
-    Raises: DehvfError where another run lies in its place, naming the fields that differ.
+    Raises: DehvfError where another run is in its place, naming the fields that differ.
     """
     folder = job.folder(output)
     if not folder.exists():

@@ -1,4 +1,4 @@
-"""Runs jobs in processes of their own: one that crashes or runs out of memory ends alone."""
+"""Runs each job in its own process: one that crashes or runs out of memory ends alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a comparison fair: one ground for all recipes, and one rule of tuning."""
+"""What makes a comparison fair: identical data and budget for all recipes, and the same tuning protocol."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from dehvf_kit.errors import DehvfError, shown
 from dehvf_kit.evaluation.compare.job import HoldOut, flat
 from dehvf_kit.recipe.recipe import Recipe
 
-GROUND = ("data", "vision", "decoder", "generation")
-OWN = ("apply_post_norm",)  # how a method reads the encoder's layers is its own
+SHARED = ("data", "vision", "decoder", "generation")
+OWN = ("apply_post_norm",)  # how a method reads the encoder's layers may differ
 EXTENSIONS = 2
-"""How often a grid grows beyond its edge."""
+"""How often a grid is extended beyond its edge."""
 BUDGET = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length", "precision", "group_by_length")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How every method's learning rate and strength are found: the same grids and share of the steps, one seed, no test question.
+    """The tuning protocol of every method: the same grids and share of the steps, one seed, no test question.
 
-    factors multiply the recipe's own base learning rate; rates, where given, replace them for all recipes. scales, where
-    given, multiply how strongly the method acts on the decoder (`ComponentConfig.strength`), at the best learning rate.
+    Attributes:
+        factors: multiply the recipe's own base learning rate.
+        rates: base learning rates that replace these products for all recipes, where given.
+        strengths: factors, where given, on how strongly the method acts on the decoder (`ComponentConfig.strength`), tried
+            at the best learning rate.
+        fraction: share of the steps that a tuning run makes.
+        hold_out: the validation part of the training split.
     """
 
     factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     rates: tuple[float, ...] = ()
-    scales: tuple[float, ...] = ()
+    strengths: tuple[float, ...] = ()
     fraction: float = 0.2
     hold_out: HoldOut = HoldOut(0.1, 500)
 
@@ -37,25 +42,25 @@ class Tuning:
         return sorted(self.rates or (float(f"{own * factor:.4g}") for factor in self.factors))
 
     def words(self) -> str:
-        """The rule as the table prints it."""
+        """The protocol as the table prints it."""
         shares = ", ".join(f"{value:g}" for value in self.rates or self.factors)
         grid = f"base learning rates {shares}" if self.rates else f"its recipe's base learning rate times {shares}"
-        if self.scales:
-            grid += "; then, at the best of them, the scale of what it adds to the decoder times " + ", ".join(
-                f"{value:g}" for value in self.scales
-            )
+        if self.strengths:
+            factors = ", ".join(f"{value:g}" for value in self.strengths)
+            grid += f"; then, at the best of them, the strength with which it acts on the decoder times {factors}"
+        share, questions = f"{self.hold_out.share:.0%}", self.hold_out.questions
         return (
-            f"Every method is tuned alike: {grid}, each trained for {self.fraction:.0%} of the steps with seed 0 and scored on "
-            f"questions about {self.hold_out.share:.0%} of the training pictures (at most {self.hold_out.questions} "
-            "questions), which those runs do not train on. Where the best is the lowest or highest of a grid, the grid goes on "
-            f"beyond it by the same factor, at most {EXTENSIONS} times. The best is used for all seeds; of equals the one "
-            "nearest to the middle of the grid. The test split has no part in it."
+            f"Every method has the same tuning protocol: {grid}, each trained for {self.fraction:.0%} of the steps with seed "
+            f"0 and scored on questions about {share} of the training images (at most {questions} questions), which those "
+            "runs do not train on. Where the best is the lowest or highest of a grid, the grid is extended by the same "
+            f"factor, at most {EXTENSIONS} times. The best is used for all seeds; among equals the one nearest to the middle "
+            "of the grid. The test split is not used."
         )
 
 
 @dataclass
 class Search:
-    """A value that is searched for on a grid: what was tried, (value, score) in ascending values, and the best.
+    """A grid search for one value: what was tried, (value, score) in ascending values, and the best.
 
     Without any trial `best` is the recipe's own value.
     """
@@ -81,7 +86,7 @@ class Search:
         return len(self.tried) > 2 and self.best in (self.tried[0][0], self.tried[-1][0])
 
     def beyond(self) -> list[float]:
-        """What to try next: one step of the grid beyond the best where that is at the edge, else nothing."""
+        """What to try next: the grid extended by one step where the best is at its edge, else nothing."""
         if not self.at_the_edge:
             return []
         values = [value for value, _ in self.tried]
@@ -89,38 +94,42 @@ class Search:
         return [float(f"{edge * edge / inner:.4g}")]
 
 
-def require_one_ground(recipes: Sequence[Recipe], allowed: Sequence[str] = ()) -> None:
-    """Refuse recipes that do not share data, prompt, picture, encoder, decoder, answers and step budget.
+def require_identical_budget(recipes: Sequence[Recipe], allowed: Sequence[str] = ()) -> None:
+    """Refuse recipes that do not share data, prompt, images, encoder, decoder, generation and step budget.
 
-    allowed: fields (`training.epochs`) or sections (`vision`) that may differ.
-    Raises: DehvfError naming every field of every recipe that differs from the first recipe's.
+    Args:
+        recipes: the first is the one that the others are compared with.
+        allowed: fields (`training.epochs`) or sections (`vision`) that may differ.
+
+    Raises:
+        DehvfError: naming every field of every recipe that differs from the first recipe's.
     """
     faults = []
     first, *others = recipes
-    ground = _ground(first)
+    shared = _shared(first)
     for name in allowed:
-        if not any(_within(key, name) for key in ground):
-            faults.append(f"--allow {name}: no such field; fields: {', '.join(sorted(ground))}")
+        if not any(_within(key, name) for key in shared):
+            faults.append(f"--allow {name}: no such field; fields: {', '.join(sorted(shared))}")
     for other in others:
-        theirs = _ground(other)
-        for key in {**ground, **theirs}:
-            if ground.get(key) != theirs.get(key) and not any(_within(key, name) for name in allowed):
+        theirs = _shared(other)
+        for key in {**shared, **theirs}:
+            if shared.get(key) != theirs.get(key) and not any(_within(key, name) for name in allowed):
                 faults.append(
-                    f"{other.source}: {key} is {shown(theirs.get(key))}, in {first.source} {shown(ground.get(key))}"
+                    f"{other.source}: {key} is {shown(theirs.get(key))}, in {first.source} {shown(shared.get(key))}"
                 )
     if faults:
         faults.append(
-            "compared recipes share data, prompt, picture, decoder and steps: set the field for all of them by KEY=VALUE, "
+            "compared recipes have identical data, prompt, images, decoder and steps: set the field for all of them by KEY=VALUE, "
             "or let it differ with --allow FIELD"
         )
         raise DehvfError("\n".join(faults))
 
 
-def _ground(recipe: Recipe) -> dict[str, object]:
+def _shared(recipe: Recipe) -> dict[str, object]:
     whole = recipe.resolved()
-    ground = {section: whole[section] for section in GROUND}
-    ground["training"] = {name: whole["training"][name] for name in BUDGET}
-    return {key: value for key, value in flat(ground) if key.rpartition(".")[2] not in OWN}
+    shared = {section: whole[section] for section in SHARED}
+    shared["training"] = {name: whole["training"][name] for name in BUDGET}
+    return {key: value for key, value in flat(shared) if key.rpartition(".")[2] not in OWN}
 
 
 def _within(key: str, name: str) -> bool:
@@ -128,9 +137,9 @@ def _within(key: str, name: str) -> bool:
 
 
 def hold_out(samples: Sequence[Sample], part: HoldOut) -> tuple[list[Sample], list[Sample]]:
-    """(rest, validation part): whole pictures are held out, drawn with a fixed seed, so that no picture is in both.
+    """(rest, validation part): whole images are held out, drawn with a fixed seed, so that no image is in both.
 
-    Samples without a picture stand for themselves. Raises: DehvfError where nothing would be left on one side.
+    A sample without an image is a group of its own. Raises: DehvfError where nothing would be left on one side.
     """
     groups: dict[object, list[Sample]] = {}
     for sample in samples:
@@ -148,7 +157,7 @@ def hold_out(samples: Sequence[Sample], part: HoldOut) -> tuple[list[Sample], li
     kept = [sample for sample in samples if (sample.image or sample.id) in held]
     if not rest or not kept:
         raise DehvfError(
-            f"a validation part of {part.share:g} of the pictures of {len(samples)} training samples (at most "
+            f"a validation part of {part.share:g} of the images of {len(samples)} training samples (at most "
             f"{part.questions} questions) leaves {len(kept)} to score and {len(rest)} to train on; change --validation"
         )
     return rest, kept

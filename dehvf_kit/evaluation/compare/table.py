@@ -21,15 +21,15 @@ MEANS = {
 }
 NOTES = (
     "Accuracy in percent on the test split: mean over seeds and 95% interval of that mean (Student's t). "
-    "FLOPs are what torch counts in matrix products, a multiply-add being two: of one question forward without the encoder, of "
-    "one picture through the encoder, and of one training step (forward and backward of a batch). "
-    "Seconds a step: median. Memory of a step: what training takes beyond what lies there before its first step (weights, "
-    "features, libraries); peak: all of it."
+    "FLOPs are what torch counts in matrix products, a multiply-add being two: per question forward without the encoder, per "
+    "image through the encoder, and per training step (forward and backward of a batch). "
+    "Seconds per step: median. Step memory: what training takes beyond what is allocated before its first step (weights, "
+    "features, libraries); peak memory: all of it."
 )
 
 
 def table(methods: Sequence[MethodRuns], settings: Settings) -> dict[str, Any]:
-    """All that is known as plain data: rows in the order of the recipes, rule of tuning, circumstances."""
+    """All that is known as plain data: rows in the order of the recipes, tuning protocol, machine and versions."""
     results = [result for method in methods for result in method.results]
     kinds = list(dict.fromkeys(kind for result in results for kind in result["scores"]["by_kind"]))
     first = results[0] if results else {}
@@ -59,9 +59,9 @@ def _row(method: MethodRuns, first: MethodRuns, kinds: Sequence[str]) -> dict[st
         "base_learning_rate": method.rate.best,
         "tried": [{"base_learning_rate": rate, "validation_accuracy": score} for rate, score in method.rate.tried],
         "at_the_edge": method.rate.at_the_edge,
-        "scale": method.scale.best,
-        "scales_tried": [{"scale": scale, "validation_accuracy": score} for scale, score in method.scale.tried],
-        "scale_at_the_edge": method.scale.at_the_edge,
+        "scale": method.strength.best,
+        "scales_tried": [{"scale": scale, "validation_accuracy": score} for scale, score in method.strength.tried],
+        "scale_at_the_edge": method.strength.at_the_edge,
         "seeds": [result["seed"] for result in results],
     }
     if not results:
@@ -118,14 +118,14 @@ def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         "vs first",
         "seeds",
         "trained",
-        "FLOPs a question",
-        "a picture",
-        "a step",
+        "FLOPs per question",
+        "per image",
+        "per step",
     ]
-    head += ["s a step", "ms a question", "memory of a step", "peak", "base rate"]
+    head += ["s per step", "ms per question", "step memory", "peak memory", "base learning rate"]
     scaled = any(row["scales_tried"] for row in found["rows"])
     if scaled:
-        head.append("scale")
+        head.append("strength")
     rows = []
     for row in found["rows"]:
         tuned = [f"{row['base_learning_rate']:g}" + (" (edge)" if row["at_the_edge"] else "")]
@@ -165,7 +165,7 @@ def _bytes(value: Mapping[str, Any] | None) -> str:
 
 
 def markdown(found: Mapping[str, Any], title: str = "Comparison") -> str:
-    """The table, the scores of tuning, and how all of it came about."""
+    """The table, the scores of tuning, and how the figures were measured."""
     head, rows = cells(found)
     lines = [
         f"# {title}",
@@ -200,7 +200,7 @@ def markdown(found: Mapping[str, Any], title: str = "Comparison") -> str:
 def _tuning_table(found: Mapping[str, Any]) -> list[str]:
     """Validation accuracies of every method; the chosen ones in bold."""
     scaled = any(row["scales_tried"] for row in found["rows"])
-    head = ["method", "base learning rate: validation accuracy", *(["scale: validation accuracy"] if scaled else [])]
+    head = ["method", "base learning rate: validation accuracy", *(["strength: validation accuracy"] if scaled else [])]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in found["rows"]:
         rates = [(one["base_learning_rate"], one["validation_accuracy"]) for one in row["tried"]]
@@ -222,7 +222,7 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def comma_separated(found: Mapping[str, Any]) -> str:
-    """One line a recipe with plain numbers: fractions, bytes, seconds, FLOPs."""
+    """One line per recipe with plain numbers: fractions, bytes, seconds, FLOPs."""
     kinds = found["kinds"]
     head = ["recipe", "seeds", "base_learning_rate", "scale", "accuracy", "accuracy_half"]
     head += [f"accuracy {kind}{end}" for kind in kinds for end in ("", " half")]

@@ -11,7 +11,7 @@ from typing import IO, Any
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from dehvf_kit.adapter.checkpoint import load
-from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers
+from dehvf_kit.analysis.fuser_weights import EncodedImages, ReadLayers
 from dehvf_kit.analysis.report.inside import look_inside
 from dehvf_kit.data.images import read_image
 from dehvf_kit.data.samples import Sample
@@ -88,7 +88,7 @@ class Answerer:
         held = None
         if picture is not None:
             read_image(picture)
-            held = _Held(Pictures(self.model).read(sample)) if self.model.reads_images else None
+            held = _Held(EncodedImages(self.model).read(sample)) if self.model.reads_images else None
         turn = self._depths(sample, held)
         yield turn
         inputs, _ = asked(self.model, [sample], held)  # type: ignore[arg-type]

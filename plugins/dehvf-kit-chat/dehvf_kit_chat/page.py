@@ -10,7 +10,7 @@ import gradio as gr
 import torch
 from torch.cuda import OutOfMemoryError
 
-from dehvf_kit.analysis.report.page import picture, text
+from dehvf_kit.analysis.report.page import inline_image, text
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.data.images import read_image
 from dehvf_kit.errors import DehvfError
@@ -77,7 +77,7 @@ def look(file: str | None) -> str:
         return ""
     upload = Upload(Path(file))
     try:
-        return f"<img alt='{text(upload)}' src='{picture(read_image(upload), PREVIEW)}'>"
+        return f"<img alt='{text(upload)}' src='{inline_image(read_image(upload), PREVIEW)}'>"
     except DehvfError as error:
         return fault_box(str(error))
 

@@ -137,7 +137,7 @@ def test_a_map_is_what_each_slot_adds_less_what_it_would_add_without_the_picture
 def test_a_run_without_picture_or_answers_says_so(blind: Path, tmp_path: Path) -> None:
     found = write_report(blind, tmp_path / "page.html")
     lacking = {title for title, has in found["sections"].items() if not has}
-    assert {"Scores", "Answers", "What pictures write into the decoder"} < lacking
+    assert {"Scores", "Answers", "Memory contributions by decoder layer"} < lacking
     text = (tmp_path / "page.html").read_text()
     tags(tmp_path / "page.html")
     assert "This graph reads no picture." in text

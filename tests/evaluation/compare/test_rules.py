@@ -1,4 +1,4 @@
-"""The rules of a fair comparison: one ground, one grid, and a validation part that no run trains on."""
+"""The rules of a fair comparison: identical data and budget, one grid, and a validation part that no run trains on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.compare.job import HoldOut
-from dehvf_kit.evaluation.compare.rules import Search, Tuning, hold_out, require_one_ground
+from dehvf_kit.evaluation.compare.rules import Search, Tuning, hold_out, require_identical_budget
 from dehvf_kit.recipe.recipe import load_recipe
 
 
@@ -95,8 +95,8 @@ def test_a_part_that_leaves_nothing_is_refused(pictures: int, part: HoldOut) -> 
         hold_out(samples(pictures, 3), part)
 
 
-def test_recipes_on_one_ground_pass(recipes: list[Path]) -> None:
-    require_one_ground([load_recipe(file) for file in recipes])
+def test_recipes_with_identical_budget_pass(recipes: list[Path]) -> None:
+    require_identical_budget([load_recipe(file) for file in recipes])
 
 
 @pytest.mark.parametrize(
@@ -112,20 +112,20 @@ def test_recipes_on_one_ground_pass(recipes: list[Path]) -> None:
         ("generation.max_new_tokens=5", "generation.max_new_tokens is 5, in "),
     ],
 )
-def test_another_ground_is_refused_with_field_and_recipe(recipes: list[Path], override: str, says: str) -> None:
+def test_a_difference_is_refused_with_field_and_recipe(recipes: list[Path], override: str, says: str) -> None:
     one, other = load_recipe(recipes[0]), load_recipe(recipes[1], [override])
     with pytest.raises(DehvfError) as error:
-        require_one_ground([one, other])
+        require_identical_budget([one, other])
     assert f"{recipes[1]}: {says}{recipes[0]}" in str(error.value)
     assert len(str(error.value).splitlines()) == 2
-    require_one_ground([one, other], [override.partition("=")[0]])
-    require_one_ground([one, other], [override.split(".")[0]])
+    require_identical_budget([one, other], [override.partition("=")[0]])
+    require_identical_budget([one, other], [override.split(".")[0]])
 
 
 def test_every_difference_is_named_at_once(recipes: list[Path]) -> None:
     others = [load_recipe(recipes[1], ["training.epochs=3", "vision.image.size=16"]), load_recipe(recipes[1])]
     with pytest.raises(DehvfError) as error:
-        require_one_ground([load_recipe(recipes[0]), *others], ["trainning"])
+        require_identical_budget([load_recipe(recipes[0]), *others], ["trainning"])
     lines = str(error.value).splitlines()
     assert len(lines) == 4 and lines[0].startswith("--allow trainning: no such field")
 
@@ -137,4 +137,4 @@ def test_what_a_method_may_choose_for_itself(recipes: list[Path]) -> None:
         "training.cache_features=false",
         "vision.apply_post_norm=false",
     ]
-    require_one_ground([load_recipe(recipes[0]), load_recipe(recipes[1], own)])
+    require_identical_budget([load_recipe(recipes[0]), load_recipe(recipes[1], own)])

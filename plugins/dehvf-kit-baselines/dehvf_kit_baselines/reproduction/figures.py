@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dehvf_kit.analysis.fuser_weights import Pictures, ReadLayers, read_layers, role_name
+from dehvf_kit.analysis.fuser_weights import EncodedImages, ReadLayers, kv_name, read_layers
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.meta_run import values_unknown
 from dehvf_kit.costs.symbolic import symbolic_model
@@ -40,12 +40,12 @@ class Point:
 def figure2() -> list[Point]:
     """Count both at every number of visual tokens, encoders left out, on the meta device.
 
-    LLaVA: the decoder on picture and text tokens, its projector left out. DEHVF: the decoder on the text alone, with all
+    LLaVA: the decoder on image and text tokens, its projector left out. DEHVF: the decoder on the text alone, with all
     components, and as many slots as patches. Logits of the last token alone. Raises: DehvfError without the recipe.
     """
     data = published()["figure2"]
     if not (ROOT / data["recipe"]).is_file():
-        raise DehvfError(f"figure2 needs {data['recipe']}, which stands in the repository")
+        raise DehvfError(f"figure2 needs {data['recipe']}, which is in the repository")
     tokens = data["tokens"]
     points = []
     for side in data["pixels"]:
@@ -92,26 +92,26 @@ def draw_figure2(points: list[Point], file: Path) -> Path:
 
 
 def read_adapter(adapter: Path, limit: int | None) -> ReadLayers:
-    """Average an adapter's weights over the pictures of its test split, or those of its first `limit` questions.
+    """Average an adapter's weights over the images of its test split, or those of its first `limit` questions.
 
-    Raises: AdapterError for what is no adapter or has no fuser with weights, DataError where it has no pictures.
+    Raises: AdapterError for what is no adapter or has no fuser with weights, DataError where it has no images.
     """
     from dehvf_kit.adapter.checkpoint import load
 
     model = load(adapter)
     if model.recipe.data is None:
-        raise DataError(f"{adapter}: its recipe has no `data` section, so there are no pictures to average over")
+        raise DataError(f"{adapter}: its recipe has no `data` section, so there are no images to average over")
     samples = [sample for sample in samples_of(model.recipe.data, "test") if sample.image is not None][:limit]
     if not samples:
-        raise DataError(f"{adapter}: the test split of its data set has no pictures")
-    found = read_layers(model, samples, Pictures(model))
+        raise DataError(f"{adapter}: the test split of its data set has no images")
+    found = read_layers(model, samples, EncodedImages(model))
     if found is None:
         raise AdapterError(f"{adapter}: its graph has no fuser, so no decoder layer reads several vision layers")
     return found
 
 
 def draw_figure3(found: ReadLayers, file: Path) -> Path:
-    """One panel a group: mean weights of its vision layers, by their numbers."""
+    """One panel per group: mean weights of its vision layers, by their numbers."""
     plt = pyplot()
     rows = found.by_group()
     figure, panels = plt.subplots(
@@ -120,33 +120,33 @@ def draw_figure3(found: ReadLayers, file: Path) -> Path:
     for axes, row in zip(panels[0], rows, strict=True):
         places = range(len(row["vision_layers"]))
         width = 0.8 / len(row["weights"])
-        for number, (role, values) in enumerate(row["weights"].items()):
-            axes.bar([at + number * width for at in places], values, width, color=PALETTE[number], label=role)
+        for number, (name, values) in enumerate(row["weights"].items()):
+            axes.bar([at + number * width for at in places], values, width, color=PALETTE[number], label=name)
         axes.set_xticks([at + 0.4 - width / 2 for at in places], row["vision_layers"], fontsize=8)
         first, last = row["decoder_layers"][0], row["decoder_layers"][-1]
         axes.set_title(f"group {row['group']}: decoder layers {first} to {last}", fontsize=8, loc="left")
         axes.set_xlabel("vision layer")
-    panels[0][0].set_ylabel(f"mean weight over {found.pictures:,} pictures")
+    panels[0][0].set_ylabel(f"mean weight over {found.images:,} images")
     panels[0][-1].legend(frameon=False, fontsize=8)
     return _save(plt, figure, file)
 
 
 def draw_figure4(found: ReadLayers, file: Path) -> Path:
-    """One heat map a role: decoder layers down, vision layers across, by their numbers."""
+    """One heat map for keys and one for values: decoder layers down, vision layers across, by their numbers."""
     plt = pyplot()
     weights = found.weights.weights
-    layers, roles, columns = weights.shape
-    size = (1.4 + 0.28 * columns * roles + 0.6, max(3.2, 1.2 + 0.17 * layers))
-    figure, panels = plt.subplots(1, roles, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    layers, kinds, columns = weights.shape
+    size = (1.4 + 0.28 * columns * kinds + 0.6, max(3.2, 1.2 + 0.17 * layers))
+    figure, panels = plt.subplots(1, kinds, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for kv, axes in enumerate(panels[0]):
         image = axes.imshow(weights[:, kv].numpy(), cmap="Blues", vmin=0, vmax=float(weights.max()), aspect="auto")
         axes.set_xticks(range(columns), found.weights.labels, fontsize=7)
         axes.set_yticks(range(0, layers, max(1, layers // 16)), range(1, layers + 1, max(1, layers // 16)), fontsize=7)
-        axes.set_title(role_name(kv, weights[0]), fontsize=9, loc="left")
+        axes.set_title(kv_name(kv, weights[0]), fontsize=9, loc="left")
         axes.set_xlabel("vision layer")
         axes.spines[:].set_visible(False)
     panels[0][0].set_ylabel("decoder layer")
-    figure.colorbar(image, ax=panels[0].tolist(), label=f"mean weight over {found.pictures:,} pictures")
+    figure.colorbar(image, ax=panels[0].tolist(), label=f"mean weight over {found.images:,} images")
     return _save(plt, figure, file)
 
 

@@ -102,7 +102,7 @@ def test_the_maps_are_in_it(page: Path) -> None:
         assert all(0 < most <= total for most, total in zip(one["most"], one["sums"], strict=True))
 
 
-def test_a_map_is_what_each_slot_adds_less_what_it_would_add_without_the_picture(run: Path) -> None:
+def test_a_map_is_what_each_slot_adds_less_what_it_would_add_without_the_image(run: Path) -> None:
     """Slot by slot through the injector's own arithmetic, on a memory of that slot alone. Tolerance: float32 of short sums."""
     import torch
 
@@ -113,7 +113,7 @@ def test_a_map_is_what_each_slot_adds_less_what_it_would_add_without_the_picture
     model = dehvf_kit.load(run / "adapter")
     sample = model.recipe.data.samples("test")[0]
     found = memory_map(model, sample)
-    assert found is not None and found.written.shape == (4, 4, 4) and found.picture.size == (32, 32)
+    assert found is not None and found.written.shape == (4, 4, 4) and found.image.size == (32, 32)
     watched = []
     asked = model.processor(images=Image.open(sample.image), text=sample.question)
     with torch.no_grad(), model.nodes["injector"].watching(lambda *seen: watched.append(seen)):
@@ -134,13 +134,13 @@ def test_a_map_is_what_each_slot_adds_less_what_it_would_add_without_the_picture
             assert (added - without).norm().item() == pytest.approx(lengths[slot].item(), rel=1e-4, abs=1e-7)
 
 
-def test_a_run_without_picture_or_answers_says_so(blind: Path, tmp_path: Path) -> None:
+def test_a_run_without_image_or_answers_says_so(blind: Path, tmp_path: Path) -> None:
     found = write_report(blind, tmp_path / "page.html")
     lacking = {title for title, has in found["sections"].items() if not has}
     assert {"Scores", "Answers", "Memory contributions by decoder layer"} < lacking
     text = (tmp_path / "page.html").read_text()
     tags(tmp_path / "page.html")
-    assert "This graph reads no picture." in text
+    assert "This graph reads no image." in text
     assert f"dehvf-kit eval {blind / 'adapter'} --output {blind / 'predictions.jsonl'}" in text
 
 

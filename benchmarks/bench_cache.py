@@ -17,7 +17,7 @@ from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.feature_files import FeatureFiles
 
-PICTURES = 8
+IMAGES = 8
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def model() -> dehvf_kit.DehvfModel:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     made = []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         path = folder / f"{number}.png"
         Image.new("RGB", (224, 224), (number, 0, 0)).save(path)
         made.append(Sample(str(number), "question", "answer", path))
@@ -41,7 +41,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 @pytest.fixture(autouse=True)
 def group(benchmark: BenchmarkFixture) -> None:
-    benchmark.group = f"feature cache, {PICTURES} pictures"
+    benchmark.group = f"feature cache, {IMAGES} images"
 
 
 def test_fill(benchmark: BenchmarkFixture, model: dehvf_kit.DehvfModel, samples: list[Sample], tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_hit(benchmark: BenchmarkFixture, model: dehvf_kit.DehvfModel, samples: 
 
 def test_encoder(benchmark: BenchmarkFixture, model: dehvf_kit.DehvfModel, samples: list[Sample]) -> None:
     def run() -> torch.Tensor:
-        pictures = [Image.open(sample.image) for sample in samples]
-        pixels = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        images = [Image.open(sample.image) for sample in samples]
+        pixels = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return model.vision_features(pixels)
 
     benchmark(run)

@@ -1,4 +1,4 @@
-"""Every component alone at 7B shapes: 24 vision layers of 256 patches, 32 decoder layers, 4 groups, one picture."""
+"""Every component alone at 7B shapes: 24 vision layers of 256 patches, 32 decoder layers, 4 groups, one image."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ STEPS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_component(benchmark: BenchmarkFixture, parts: dict[str, Any], name: str) -> None:
-    benchmark.group = "components, one picture, forward"
+    benchmark.group = "components, one image, forward"
     with torch.no_grad():
         benchmark(STEPS[name], parts)
 
@@ -62,7 +62,7 @@ def test_component(benchmark: BenchmarkFixture, parts: dict[str, Any], name: str
 @pytest.mark.parametrize("adapted", [False, True], ids=["without", "with"])
 def test_vision_adapter(benchmark: BenchmarkFixture, adapted: bool) -> None:
     """A small encoder (4 blocks, 256 wide) with and without adapters: the difference is theirs."""
-    benchmark.group = "vision adapter, 4 blocks, 256 wide, 4 pictures"
+    benchmark.group = "vision adapter, 4 blocks, 256 wide, 4 images"
     config = CLIPVisionConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4)
     tower = VisionTower(CLIPVisionModel(config).eval(), image_size=224)
     adapter = ParallelVisionAdapter(4, 256)

@@ -70,7 +70,7 @@ def test_one_layers_memory(benchmark: BenchmarkFixture, form: Callable, batch: i
 @pytest.mark.parametrize("literal", [True, False], ids=["literal reference", "FFN and factored memory"])
 def test_ffn_with_memory(benchmark: BenchmarkFixture, literal: bool) -> None:
     """One sample through a whole FFN with memory: concatenated weights, as the equation reads, and the form that is used."""
-    benchmark.group = "FFN with memory, one picture, 64 tokens"
+    benchmark.group = "FFN with memory, one image, 64 tokens"
     held, x, act = memory(1), torch.randn(1, 64, HIDDEN), torch.nn.functional.silu
     up, gate, down = (torch.randn(*shape) / 64 for shape in ((11008, HIDDEN), (11008, HIDDEN), (HIDDEN, 11008)))
 
@@ -85,8 +85,8 @@ def test_ffn_with_memory(benchmark: BenchmarkFixture, literal: bool) -> None:
 
 
 def test_fuser_and_projector(benchmark: BenchmarkFixture) -> None:
-    """Codes and weights of one picture for all 32 layers and both roles."""
-    benchmark.group = "preparing the memory of 32 layers, one picture"
+    """Codes and weights of one image for all 32 layers and both roles."""
+    benchmark.group = "preparing the memory of 32 layers, one image"
     extra = [[*run, VISION_LAYERS - 2] for run in runs(VISION_LAYERS, GROUPS)]
     grouper, query = Grouper(extra, DECODER_LAYERS), EmbeddingMlpQuery(DECODER_LAYERS)
     projector, fuser = BottleneckMlpProjector(VISION_HIDDEN, CODE, HIDDEN), CrossAttentionFuser(VISION_HIDDEN)

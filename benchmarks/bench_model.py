@@ -38,7 +38,7 @@ RECIPE = {
         "injector": {"type": "ffn_memory"},
     },
 }
-SUBJECTS = pytest.mark.parametrize("sees", [False, True], ids=["text", "picture"])
+SUBJECTS = pytest.mark.parametrize("sees", [False, True], ids=["text", "image"])
 
 
 def build(encoder: CLIPVisionModel | None = None) -> dehvf_kit.DehvfModel:
@@ -60,7 +60,7 @@ def model() -> dehvf_kit.DehvfModel:
 def inputs(
     model: dehvf_kit.DehvfModel, batch: int, tokens: int, sees: bool
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The callable and its arguments: the model with a picture, or its decoder with the text alone."""
+    """The callable and its arguments: the model with an image, or its decoder with the text alone."""
     text = {"input_ids": torch.randint(3, VOCABULARY, (batch, tokens))}
     if not sees:
         return model.decoder, text

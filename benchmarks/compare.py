@@ -1,4 +1,4 @@
-"""A picture's price: text only, DEHVF, MemVP, LLaVA-style and LoRA on one frozen decoder, in one interleaved run.
+"""An image's price: text only, DEHVF, MemVP, LLaVA-style and LoRA on one frozen decoder, in one interleaved run.
 
     python benchmarks/compare.py --quick                 # smoke check on small shapes
     python benchmarks/compare.py                         # LLaMA-7B layer shapes, 2 layers, float32
@@ -57,7 +57,7 @@ def main() -> None:
     print(report(results))
     write_csv(results, output / "compare.csv")
     if results["sweep"]:
-        from compare_picture import draw
+        from compare_figure import draw
 
         draw(results["sweep"], output / "cost.svg")
     if options.write_readme:
@@ -77,19 +77,19 @@ def arguments() -> argparse.Namespace:
     add("--slow-every", type=int, default=1, help="time LLaVA-style in every n-th training and prefill repetition only")
     add("--only", nargs="+", choices=names, default=list(MODES), metavar="POINT", help=f"of {', '.join(names)}")
     add("--no-points", dest="points", action="store_false", help="leave out the comparison, as for a sweep alone")
-    add("--sweep", nargs="*", choices=list(AXES), help="also cost against these (none named: all), with a picture")
+    add("--sweep", nargs="*", choices=list(AXES), help="also cost against these (none named: all), with an image")
     add("--sweep-repetitions", type=int, help="default 5")
     add("--merge", action="store_true", help="add to the results that are there instead of starting anew")
     add("--note", default="", help="what else the machine was doing; stands below the table")
     add("--output", type=Path, default=HERE / "results")
-    add("--write-readme", action="store_true", help="write table and picture into README.md")
+    add("--write-readme", action="store_true", help="write table and figure into README.md")
     options = parser.parse_args()
     if options.quick and options.write_readme:
         parser.error("--quick measures nothing worth writing into README.md; leave one of the two out")
     if options.merge and not (options.output / "compare.json").is_file():
         parser.error(f"--merge: there is no {options.output / 'compare.json'} yet")
     if options.write_readme and not options.output.resolve().is_relative_to(HERE):
-        parser.error(f"--write-readme shows the picture from --output, which must lie in {HERE.name}/")
+        parser.error(f"--write-readme shows the figure from --output, which must be in {HERE.name}/")
     options.repetitions = options.repetitions or (3 if options.quick else 15)
     options.sweep_repetitions = options.sweep_repetitions or (2 if options.quick else 5)
     return options
@@ -124,7 +124,7 @@ def chosen(only: list[str]) -> list[tuple[str, int, int]]:
 
 
 def prepare(shapes: Shapes, methods: list[Method], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of preparing 4 pictures, forward and backward: each subject's, and DEHVF's with all 32 layers' queries."""
+    """Seconds of preparing 4 images, forward and backward: each subject's, and DEHVF's with all 32 layers' queries."""
     batch = 4
     deep = replace(shapes, layers=PUBLISHED_LAYERS)
     whole = Dehvf(frozen_decoder(replace(deep, device="meta")), deep)
@@ -135,7 +135,7 @@ def prepare(shapes: Shapes, methods: list[Method], options: argparse.Namespace) 
 
 
 def held_bytes(shapes: Shapes, methods: list[Method]) -> dict[str, int]:
-    """Bytes of real tensors held for one picture by each subject, and by DEHVF with keys and values built."""
+    """Bytes of real tensors held for one image by each subject, and by DEHVF with keys and values built."""
     features = shapes.features(1)
     found = {}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is timed for each subject: a training step, a prefill, one decoded token, and the preparation of a picture's memory."""
+"""What is timed for each subject: a training step, a prefill, one decoded token, and the preparation of an image's memory."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def training_step(method: Method, batch: int, tokens: int) -> Case:
 
 
 def prefill(method: Method, batch: int, tokens: int) -> Case:
-    """A forward pass over the text, the picture's preparation included."""
+    """A forward pass over the text, the image's preparation included."""
     text, features = method.shapes.text(batch, tokens), method.shapes.features(batch)
     return Case(torch.no_grad()(lambda: method.forward(text, features)), lambda: method.train(False))
 
 
 def decode(method: Method, batch: int, cached: int) -> Case:
-    """One token after `cached` tokens of text, and a picture's tokens where the subject has them in its sequence.
+    """One token after `cached` tokens of text, and an image's tokens where the subject has them in its sequence.
 
     The cache is written in place, at the same column in every repetition: no subject copies its cache, which would cost
     the longer ones more.
@@ -68,7 +68,7 @@ def decode(method: Method, batch: int, cached: int) -> Case:
 
 
 def preparation(method: Method, batch: int) -> Case:
-    """What a picture costs before the decoder's first layer: fuser, projector and grouping, forward and backward."""
+    """What an image costs before the decoder's first layer: fuser, projector and grouping, forward and backward."""
     features = method.shapes.features(batch)
     method.train(True)
     mixed = autocast(method.shapes)

@@ -27,7 +27,7 @@ PATCH_SIZE = 14
 
 
 class Method:
-    """A subject: `prepare` turns a picture's features into what is held, `logits` reads it."""
+    """A subject: `prepare` turns an image's features into what is held, `logits` reads it."""
 
     name = "text only"
 
@@ -35,7 +35,7 @@ class Method:
         self.decoder, self.shapes = decoder, shapes
 
     def prepare(self, features: Tensor) -> Any:
-        """What a batch of pictures becomes, once a forward pass or generation."""
+        """What a batch of images becomes, once a forward pass or generation."""
 
     def logits(self, text: Tensor, held: Any, cache: Any = None) -> Tensor:
         """Logits [batch, token, vocabulary] of a text's embeddings [batch, token, hidden]."""
@@ -62,12 +62,12 @@ class Method:
         return [] if held is None else [held]
 
     def held_bytes(self, held: Any) -> int:
-        """Bytes that are kept for the pictures while their text is computed."""
+        """Bytes that are kept for the images while their text is computed."""
         return 0
 
     @property
     def input_tokens(self) -> int:
-        """Tokens that a picture adds to the sequence."""
+        """Tokens that an image adds to the sequence."""
         return 0
 
 
@@ -151,7 +151,7 @@ def dehvf_model(shapes: Shapes, decoder: LlamaForCausalLM | None = None, form: s
 
 
 class MemVp(Method):
-    """MemVP as its official code computes it: the projected picture v once, keys v + P1 and values v + P2 in every FFN call.
+    """MemVP as its official code computes it: the projected image v once, keys v + P1 and values v + P2 in every FFN call.
 
     Trained weights are float32 beside a decoder of whatever dtype, v has the decoder's; their sums are float32 and are cast
     for the products, as under autocast. Their second run of the FFN's norm is left out. Source: JieShibo/MemVP, memvp.
@@ -196,7 +196,7 @@ class MemVp(Method):
 
 
 class Llava(Method):
-    """A picture's projected patches before the text, as LLaVA has them; logits of the text alone."""
+    """An image's projected patches before the text, as LLaVA has them; logits of the text alone."""
 
     name = "LLaVA-style"
 
@@ -224,9 +224,9 @@ class Llava(Method):
 
 
 class LoraAlone(Method):
-    """LoRA of rank 6 on the query and value projections, unmerged, without a picture: LLaVA-LoRA pays this and the tokens."""
+    """LoRA of rank 6 on the query and value projections, unmerged, without an image: LLaVA-LoRA pays this and the tokens."""
 
-    name = "LoRA, no picture"
+    name = "LoRA, no image"
 
     def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
         super().__init__(decoder, shapes)

@@ -36,12 +36,12 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
         low, median, high = quartiles(seconds[BASE])
         cells = [_name(point), f"{_ms(median)} ({_ms(low)} to {_ms(high)})"]
         cells += [str(ratio(seconds[name], seconds[BASE])) for name in seconds if name != BASE]
-        cells += [str(ratio(seconds[rival], seconds[OURS])) for rival in (MEMVP, LLAVA)]
+        cells += [str(ratio(seconds[baseline], seconds[OURS])) for baseline in (MEMVP, LLAVA)]
         rows.append([*cells, str(len(seconds[BASE]))])
     if rows:
         names = [f"{name} / text" for name in run["points"][0]["seconds"] if name != BASE]
-        rivals = [f"{rival} / {OURS}" for rival in (MEMVP, LLAVA)]
-        yield _table(["", "text only, ms (quartiles)", *names, *rivals, "repetitions"], rows)
+        baselines = [f"{baseline} / {OURS}" for baseline in (MEMVP, LLAVA)]
+        yield _table(["", "text only, ms (quartiles)", *names, *baselines, "repetitions"], rows)
         yield "Counted FLOPs, as multiples of the text alone:"
         yield _table(["", *names], [[_name(point), *_counted(point)] for point in run["points"]])
     if run["prepare"] and any(point["mode"] == "training" for point in run["points"]):
@@ -78,7 +78,7 @@ def _preparation(run: Mapping[str, Any]) -> Iterator[str]:
 def _held(held: Mapping[str, int]) -> str:
     built = held["DEHVF, built"]
     rows = [[name, f"{count / 2**20:.3f}", f"1/{built / count:.1f}" if count else "-"] for name, count in held.items()]
-    return "Held for one picture, counted from the tensors:\n\n" + _table(["", "MiB", "of built K and V"], rows)
+    return "Held for one image, counted from the tensors:\n\n" + _table(["", "MiB", "of built K and V"], rows)
 
 
 def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
@@ -164,15 +164,15 @@ def _columns(found: Mapping[str, float]) -> dict[str, float]:
     return {"ratio": found["median"], "low": found["low"], "high": found["high"]}
 
 
-def write_readme(results: Mapping[str, Any], readme: Path, picture: Path) -> None:
-    """Put tables and picture between the README's markers."""
+def write_readme(results: Mapping[str, Any], readme: Path, figure: Path) -> None:
+    """Put tables and figure between the README's markers."""
     text = readme.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     shown = ""
     if results["sweep"]:
-        place = picture.resolve().relative_to(readme.resolve().parent).as_posix()
-        shown = f"\n\n![Cost of a picture against its patches, the text's length, batch and decoder layers]({place})"
+        place = figure.resolve().relative_to(readme.resolve().parent).as_posix()
+        shown = f"\n\n![Cost of an image against its patches, the text's length, batch and decoder layers]({place})"
     part = readme.with_suffix(".part")
     part.write_text(f"{before}{BEGIN}\n{report(results)}{shown}\n{END}{after}", encoding="utf-8")
     part.replace(readme)

@@ -86,7 +86,7 @@ def test_why_there_are_no_weights(seeing: Answerer, unseeing: Answerer, red: Upl
     assert "&lt;b&gt;" in depth_panel(Turn("", why="<b>"))
 
 
-def test_a_rival_without_a_fuser_answers_too(world: Path, tmp_path: Path, red: Upload) -> None:
+def test_a_baseline_without_a_fuser_answers_too(world: Path, tmp_path: Path, red: Upload) -> None:
     """Tokens in the input and LoRA: nothing of DEHVF's graph is left."""
     pytest.importorskip("dehvf_kit_baselines")
     nodes = [
@@ -96,10 +96,10 @@ def test_a_rival_without_a_fuser_answers_too(world: Path, tmp_path: Path, red: U
         "graph.visual_tokens={type: visual_tokens}",
         "graph.lora={role: decoder_adapter, type: lora, rank: 3}",
     ]
-    rival = load_answerer(save(world, tmp_path / "llava", *nodes))
-    first, *turns = rival.answer(QUESTION, red)
+    baseline = load_answerer(save(world, tmp_path / "llava", *nodes))
+    first, *turns = baseline.answer(QUESTION, red)
     assert first.depths is None and first.why.startswith("This graph has no fuser")
-    assert turns[-1].answer == whole(rival, red) != ""
+    assert turns[-1].answer == whole(baseline, red) != ""
 
 
 def test_beams_are_left_out_where_the_answer_is_streamed(adapter: Path, red: Upload) -> None:

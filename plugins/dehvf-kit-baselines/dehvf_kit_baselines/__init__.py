@@ -1,4 +1,4 @@
-"""The methods DEHVF is compared with, as components: LaVIN, LLaMA-Adapter, visual tokens with LoRA. MemVP needs none."""
+"""The baselines DEHVF is compared with, as components: LaVIN, LLaMA-Adapter, visual tokens with LoRA. MemVP needs none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `rival_helpers`, and keeps torch at one thread."""
+"""Lets the tests of this folder import `baseline_helpers`, and keeps torch at one thread."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rival_helpers import LLAMA, VIT, decoder, ids, pixels, tokenizer, worst
+from baseline_helpers import LLAMA, VIT, decoder, ids, pixels, tokenizer, worst
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import dehvf_kit

@@ -1,4 +1,4 @@
-"""What every rival keeps: counts, an untouched start, independent rows, cached generation, saving, detaching, gradients."""
+"""What every baseline keeps: counts, an untouched start, independent rows, cached generation, saving, detaching, gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rival_helpers import BOS, GRAPHS, PAD, VOCAB, decoder, encoder, ids, pixels, rival, tokenizer, worst
+from baseline_helpers import BOS, GRAPHS, PAD, VOCAB, baseline, decoder, encoder, ids, pixels, tokenizer, worst
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import dehvf_kit
@@ -24,7 +24,7 @@ CLOSE = 3e-5
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_counts_are_the_built_modules(kind: str) -> None:
-    model = rival(kind)
+    model = baseline(kind)
     terms = parameter_table(model.graph).terms
     for name, node in model.nodes.items():
         assert sum(term.count for term in terms if term.node == name) == sum(p.numel() for p in node.parameters()), name
@@ -37,7 +37,7 @@ def test_at_the_start_the_decoder_is_untouched_bit_for_bit(kind: str) -> None:
     quiet = {"visual_tokens": {"words_without": ""}} if kind == "lavin" else {}
     base = decoder()
     before = base(input_ids=ids()).logits
-    model = rival(kind, random=False, base=base, **quiet)
+    model = baseline(kind, random=False, base=base, **quiet)
     assert torch.equal(model(input_ids=ids()).logits, before)
     if kind == "llama_adapter":
         assert torch.equal(model(input_ids=ids(), pixel_values=pixels()).logits, before)
@@ -48,7 +48,7 @@ def test_detach_gives_the_very_decoder_back(kind: str) -> None:
     base, vision = decoder(), encoder()
     before, names = base(input_ids=ids()).logits, [name for name, _ in base.named_modules()]
     seen, trainable = vision(pixels()).last_hidden_state, [p.requires_grad for p in base.parameters()]
-    model = rival(kind, base=base, vision=vision)
+    model = baseline(kind, base=base, vision=vision)
     model(input_ids=ids(), pixel_values=pixels())
     model.detach()
     assert torch.equal(base(input_ids=ids()).logits, before)
@@ -74,7 +74,7 @@ ROWS = [ids(1, 9, 4)[0], ids(1, 5, 5)[0], ids(1, 7, 6)[0]]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_depends_neither_on_its_neighbours_nor_on_padding(kind: str) -> None:
-    model, pixel_values = rival(kind), pixels(2)
+    model, pixel_values = baseline(kind), pixels(2)
     input_ids, mask = padded(ROWS)
     together = model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values, has_image=MIXED).logits
     other = model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values.flip(0), has_image=MIXED).logits
@@ -91,7 +91,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_padding(kind: str) -> No
 
 def talkative(kind: str) -> dehvf_kit.DehvfModel:
     """A larger output head makes words that depend on the picture."""
-    model = rival(kind)
+    model = baseline(kind)
     with torch.no_grad():
         model.decoder.lm_head.weight.mul_(20)
     return model
@@ -146,7 +146,7 @@ def test_lengths_and_dictionaries_count_the_text_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_of_the_answers_alone_give_the_same_loss(kind: str) -> None:
     """Right padding, as in training. No difference seen; other machines may multiply fewer rows in another order."""
-    model = rival(kind)
+    model = baseline(kind)
     input_ids = ids(3, 8)
     mask = torch.ones_like(input_ids)
     mask[1, 6:] = 0
@@ -165,7 +165,7 @@ def test_logits_of_the_answers_alone_give_the_same_loss(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", INPUT)
 def test_embeddings_given_instead_of_ids_are_extended_too(kind: str) -> None:
-    model, input_ids = rival(kind), ids()
+    model, input_ids = baseline(kind), ids()
     input_ids[:, 0] = 20  # of embeddings nobody can tell where a sentence begins: the tokens stand in front
     by_id = model(input_ids=input_ids, pixel_values=pixels(2), has_image=MIXED).logits
     embeds = model.get_input_embeddings()(input_ids)
@@ -178,7 +178,7 @@ def test_embeddings_given_instead_of_ids_are_extended_too(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_it_says_the_same_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    model = rival(kind)
+    model = baseline(kind)
     batch = {"input_ids": ids(), "pixel_values": pixels(2), "has_image": MIXED}
     before = model(**batch).logits
     model.save_pretrained(tmp_path / "adapter")
@@ -192,7 +192,7 @@ def test_saved_and_loaded_it_says_the_same_bit_for_bit(kind: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_has_hooks_of_its_own(kind: str) -> None:
-    model = rival(kind)
+    model = baseline(kind)
     batch = {"input_ids": ids(), "pixel_values": pixels()}
     before = model(**batch).logits
     twin = copy.deepcopy(model)
@@ -202,7 +202,7 @@ def test_a_copy_has_hooks_of_its_own(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_components_get_gradients(kind: str) -> None:
-    model = rival(kind)
+    model = baseline(kind)
     model.train()
     model(input_ids=ids(), pixel_values=pixels(2), has_image=MIXED).logits.square().sum().backward()
     trained = {id(parameter) for parameter in model.trainable_parameters()}
@@ -219,7 +219,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
     """No difference seen; a recomputed layer may be summed in another order elsewhere."""
     found = []
     for recomputed in (False, True):
-        model = rival(kind)
+        model = baseline(kind)
         model.train()
         if recomputed:
             model.gradient_checkpointing_enable()
@@ -236,7 +236,7 @@ def test_a_decoder_without_such_attention_is_refused(kind: str) -> None:
     with pytest.raises(
         RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"
     ):
-        rival(kind, base=base)
+        baseline(kind, base=base)
 
 
 def test_prompts_refuse_queries_that_are_normed() -> None:
@@ -249,14 +249,14 @@ def test_prompts_refuse_queries_that_are_normed() -> None:
     }
     base = Qwen3ForCausalLM(Qwen3Config(**sizes, num_key_value_heads=2, vocab_size=VOCAB))
     with pytest.raises(DecoderError, match="it has k_norm, q_norm besides"):
-        rival("llama_adapter", base=base)
+        baseline("llama_adapter", base=base)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_families_of_the_kind_are_read(kind: str) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
     base = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=VOCAB)).eval()
-    model = rival(kind, base=base)
+    model = baseline(kind, base=base)
     batch = {"input_ids": ids(), "pixel_values": pixels()}
     cached = generate(model, **batch)
     assert torch.equal(cached, generate(model, use_cache=False, **batch))
@@ -264,7 +264,7 @@ def test_other_families_of_the_kind_are_read(kind: str) -> None:
 
 
 def test_words_need_a_tokenizer() -> None:
-    from rival_helpers import recipe
+    from baseline_helpers import recipe
 
     model = dehvf_kit.build(recipe("lavin"), decoder=decoder(), vision=encoder())
     with pytest.raises(DehvfError, match="need a tokenizer"):

@@ -1,4 +1,4 @@
-"""Every rival equals its formula, written out for one sample at a time: outputs and gradients, pictures mixed with none."""
+"""Every baseline equals its formula, written out for one sample at a time: outputs and gradients, pictures mixed with none."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from rival_helpers import (
+from baseline_helpers import (
     BLOCKS,
     BOS,
     HEADS,
     KEY_HEADS,
     PATCHES,
     SLOTS,
+    baseline,
     decoder,
     encoder,
     gradients,
@@ -20,7 +21,6 @@ from rival_helpers import (
     literal_llama,
     pixels,
     relative,
-    rival,
     worst,
 )
 from torch import Tensor
@@ -191,7 +191,7 @@ def reference(kind: str, model, input_ids: Tensor, pixel_values: Tensor, has_ima
 
 @pytest.mark.parametrize("kind", LITERAL)
 def test_equals_its_formula_forward_and_gradients(kind: str) -> None:
-    model = rival(kind)
+    model = baseline(kind)
     input_ids, pixel_values = ids(), pixels(2)
     logits = model(input_ids=input_ids, pixel_values=pixel_values, has_image=MIXED).logits[:, 1:]
     expected = reference(kind, model, input_ids, pixel_values, MIXED)[:, 1:]
@@ -204,7 +204,7 @@ def test_equals_its_formula_forward_and_gradients(kind: str) -> None:
 
 
 def test_a_row_without_bos_has_the_tokens_in_front() -> None:
-    model = rival("llava_lora")
+    model = baseline("llava_lora")
     input_ids = ids()
     input_ids[1, 0] = 17
     logits = model(input_ids=input_ids, pixel_values=pixels()).logits
@@ -228,7 +228,7 @@ def test_lavin_routes_each_picture_by_its_own_class_token(tower: str) -> None:
 
     Worst difference seen between a batch and single pictures: 4.6e-6; the changed picture moves by 9.7.
     """
-    model = rival("lavin", vision=encoder(tower))
+    model = baseline("lavin", vision=encoder(tower))
     together = model.vision_features(pixels())
     alone = torch.cat([model.vision_features(one[None]) for one in pixels()])
     assert worst(together, alone) < 2e-5

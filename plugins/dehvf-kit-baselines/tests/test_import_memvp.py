@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from dehvf_kit_baselines.memvp_checkpoint import import_memvp
-from rival_helpers import (
+from baseline_helpers import (
     BLOCKS,
     GRAPHS,
     HIDDEN,
@@ -26,6 +25,7 @@ from rival_helpers import (
     tokenizer,
     worst,
 )
+from dehvf_kit_baselines.memvp_checkpoint import import_memvp
 from torch import Tensor
 from torch.nn import functional as F
 

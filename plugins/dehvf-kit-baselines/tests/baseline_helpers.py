@@ -1,4 +1,4 @@
-"""Tiny rivals, and a LLaMA written out in plain torch, one sample at a time, that shares no code with the components."""
+"""Tiny baselines, and a LLaMA written out in plain torch, one sample at a time, that shares no code with the components."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def encoder(kind: str = "clip", seed: int = 1) -> nn.Module:
 
 
 def recipe(kind: str, **graph: Any) -> dehvf_kit.Recipe:
-    """A tiny recipe of a rival; `graph` is merged over its nodes."""
+    """A tiny recipe of a baseline; `graph` is merged over its nodes."""
     raw = {
         "name": kind,
         "vision": {
@@ -121,8 +121,8 @@ def recipe(kind: str, **graph: Any) -> dehvf_kit.Recipe:
     return dehvf_kit.parse_recipe(raw)
 
 
-def rival(kind: str, random: bool = True, base: Any = None, vision: Any = None, **graph: Any) -> DehvfModel:
-    """A tiny rival on random towers, its trained weights random too unless told otherwise."""
+def baseline(kind: str, random: bool = True, base: Any = None, vision: Any = None, **graph: Any) -> DehvfModel:
+    """A tiny baseline on random towers, its trained weights random too unless told otherwise."""
     model = dehvf_kit.build(
         recipe(kind, **graph),
         decoder=decoder() if base is None else base,

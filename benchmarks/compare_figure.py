@@ -1,4 +1,4 @@
-"""The picture of a sweep: LLaVA-style and DEHVF as multiples of the text alone, against what drives the cost."""
+"""The figure of a sweep: LLaVA-style and DEHVF as multiples of the text alone, against what drives the cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(sweep: Mapping[str, Any], file: Path) -> None:
         ends, [line["start"] + line["slope"] * end for end in ends], "--", color="black", linewidth=1, label=label
     )
     alone.set_ylim(bottom=min(1.0, alone.get_ylim()[0]))
-    both.set_title("Cost of a picture against its patches")
+    both.set_title("Cost of an image against its patches")
     alone.set_title("The same, DEHVF alone")
     alone.legend(frameon=False)
     for place, axis in enumerate(axis for axis in ("text", "batch", "layers") if axis in sweep["axes"]):

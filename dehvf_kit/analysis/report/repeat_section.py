@@ -42,7 +42,7 @@ def repeat_section(run: FinishedRun) -> Section:
         "<h3>Adapter</h3><p>sha256 of ", text(WEIGHTS), f": <code>{_sha256(run)}</code></p></div>",
         "<div><h3>Base models</h3>", table(["", "name", "revision", "dtype"], _bases(run.config), 4),
         f"<h3>Prompt fingerprint</h3><p><code>{text(print_['hash'])}</code></p>",
-        f"<details><summary>what it is made of</summary><pre>{text(_shown(print_))}</pre></details></div></div>",
+        f"<details><summary>what it covers</summary><pre>{text(_shown(print_))}</pre></details></div></div>",
     ]  # fmt: skip
     return Section("repeat", "Repeat this run", "".join(parts))
 
@@ -58,7 +58,7 @@ def _versions(run: FinishedRun) -> list[list[str]]:
 
 def _bases(config: Any) -> list[list[str]]:
     return [
-        [name, base.get("name") or "handed over in memory", base.get("revision") or "-", base.get("dtype", "-")]
+        [name, base.get("name") or "passed in memory", base.get("revision") or "-", base.get("dtype", "-")]
         for name, base in config["bases"].items()
     ]
 

@@ -135,7 +135,7 @@ def test_scales_are_tuned_at_the_best_rate(recipes: list[Path], tmp_path: Path) 
     assert row["scale"] == 8 and not row["at_the_edge"]
     assert [one["scale"] for one in row["scales_tried"]] == [0.5, 1, 2, 4, 8]
     text = (tmp_path / "comparison.md").read_text()
-    assert "the scale of what it adds to the decoder times 0.5, 1, 2" in text
+    assert "the strength with which it acts on the decoder times 0.5, 1, 2" in text
     assert "| x 8 (edge) |" in text and "0.3: 90.9% · **0.4: 100.0%** · 0.5: 90.9%" in text
     assert "mean: base learning rate 0.4, scale times 8" in result.stderr
 

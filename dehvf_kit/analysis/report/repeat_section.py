@@ -58,7 +58,7 @@ def _versions(run: FinishedRun) -> list[list[str]]:
 
 def _bases(config: Any) -> list[list[str]]:
     return [
-        [name, base.get("name") or "passed in memory", base.get("revision") or "-", base.get("dtype", "-")]
+        [name, base.get("name") or "handed over in memory", base.get("revision") or "-", base.get("dtype", "-")]
         for name, base in config["bases"].items()
     ]
 

@@ -137,7 +137,7 @@ def test_scales_are_tuned_at_the_best_rate(recipes: list[Path], tmp_path: Path) 
     text = (tmp_path / "comparison.md").read_text()
     assert "the strength with which it acts on the decoder times 0.5, 1, 2" in text
     assert "| x 8 (edge) |" in text and "0.3: 90.9% · **0.4: 100.0%** · 0.5: 90.9%" in text
-    assert "mean: base learning rate 0.4, scale times 8" in result.stderr
+    assert "mean: base learning rate 0.4, strength times 8" in result.stderr
 
 
 def test_scales_that_are_no_numbers_are_refused(recipes: list[Path], tmp_path: Path) -> None:

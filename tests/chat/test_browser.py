@@ -26,6 +26,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `t
 from dehvf_kit_chat.page import chat_page
 from dehvf_kit_chat.server import address, listen, serve
 
+pytestmark = pytest.mark.nightly
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 QUESTION = "what colour is it ?"

@@ -15,7 +15,9 @@ from dehvf_kit.cli.plugin_writer import KINDS
 from dehvf_kit.cli.starting_commands import KINDS as OFFERED
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "vision" else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS]
+)
 def test_its_tests_pass_at_once(command: Command, tmp_path: Path, kind: str) -> None:
     ended = command("new-plugin", "my-own", "--kind", kind, "-o", tmp_path, "--json")
     assert ended.code == 0, ended.err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import click
@@ -58,6 +57,7 @@ def run_page(page: Path, folder: Path, demo: bool, monkeypatch: pytest.MonkeyPat
             sandbox.run(block)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("own_plugins")
 @pytest.mark.parametrize("page", [page for page in pages() if has(page, False)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,6 @@ def test_marks_are_known_and_say_why() -> None:
     )
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="no tomllib before Python 3.11")
 def test_toml_can_be_read() -> None:
     import tomllib
 

@@ -1,6 +1,6 @@
 """Mutated recipes, adapter configs and data lines: the kit's own error or none, within 2 s, and every error names the place.
 
-2,000 examples by default, `make fuzz` (DEHVF_KIT_FUZZ=20000) runs 20,000; they are the same ones every time.
+200 examples by default, 20,000 in `make nightly` and `make fuzz` (DEHVF_KIT_FUZZ); they are the same ones every time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from dehvf_kit.errors import DehvfError, RecipeError
 from dehvf_kit.model.builder import build
 from dehvf_kit.recipe.files import read_with_parents
 
-EXAMPLES = int(os.environ.get("DEHVF_KIT_FUZZ", "2000"))
+pytestmark = pytest.mark.scaled
+
+EXAMPLES = int(os.environ.get("DEHVF_KIT_FUZZ", "200"))
 LIMIT_S = 2.0
 RECIPES = Path(__file__).parents[2] / "recipes"
 LAYERS = {32: 4, 40: 4, 30: 4, 24: 6, 12: 6}

@@ -14,6 +14,8 @@ import pytest
 
 import dehvf_kit
 
+pytestmark = pytest.mark.nightly
+
 ROOT = Path(__file__).parents[2]
 
 

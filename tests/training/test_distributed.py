@@ -66,6 +66,7 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in logged(run) if "loss" in row]
 
 
+@pytest.mark.nightly
 def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tuple) -> None:
     """Both sum the same gradients in another order: float32 rounding (6e-8) of numbers below 10, over 12 steps.
 
@@ -85,6 +86,7 @@ def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tupl
         )
 
 
+@pytest.mark.nightly
 def test_only_rank_0_writes_and_prints(together: tuple) -> None:
     folder, ended = together
     assert ended.stdout.count("adapter in") == 1 and ended.stdout.count("12 steps") == 1
@@ -99,11 +101,13 @@ def test_only_rank_0_writes_and_prints(together: tuple) -> None:
     assert ended.stderr.count("training: 12/12") == 1
 
 
+@pytest.mark.nightly
 def test_the_feature_cache_is_whole(alone: Path, together: tuple) -> None:
     """Four colours, so four distinct pictures; each process wrote some, and a run alone finds them all."""
     assert len(list((together[0] / "cache").rglob("*.safetensors"))) == 4
 
 
+@pytest.mark.nightly
 def test_the_learning_rate_follows_the_processes(alone: Path, together: tuple) -> None:
     runs = (alone, together[0] / "run")
     rates = [[row["learning_rate"] for row in logged(run) if "learning_rate" in row] for run in runs]

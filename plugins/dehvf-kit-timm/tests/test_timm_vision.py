@@ -51,7 +51,7 @@ def test_contract(name: str) -> None:
     assert faults(name) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_contract_of_every_name() -> None:
     broken = {name: found for name, found in check(family_names()).items() if found}
     assert broken == {}

@@ -35,7 +35,7 @@ def java() -> None:
         pytest.skip("needs Java on the PATH for the PTB tokeniser and METEOR")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("java")
 def test_perfect_captions() -> None:
     scores = captions.score(REFERENCES, {key: texts[0].upper() + "!" for key, texts in REFERENCES.items()})

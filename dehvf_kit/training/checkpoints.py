@@ -1,7 +1,7 @@
-"""Checkpoints on disk: sealed by a list of their files' hashes, found again newest first, the damaged put aside.
+"""Checkpoints on disk: written whole, sealed by a list of their files' hashes, found again newest first.
 
-transformers' Trainer fills a checkpoint; here it gets its seal and its name. A folder under the name `checkpoint-N` was
-flushed whole before it got that name, so a damaged one is the work of a disk or of somebody's hand, not of a kill.
+transformers' Trainer fills a checkpoint in a folder beside its place; it gets its seal, is flushed, and only then its name
+`checkpoint-N`. A damaged folder of that name is therefore the work of a disk or of somebody's hand, not of a kill.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ import itertools
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-from dehvf_kit.errors import TrainingError, listing
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+
+from dehvf_kit.adapter.checkpoint import read_weights, restore
+from dehvf_kit.errors import AdapterError, TrainingError, listing
 from dehvf_kit.utils import atomic
 
 SEAL = "seal.json"
@@ -57,10 +63,17 @@ def fault(folder: Path) -> str | None:
 
 
 def newest(folder: Path, put_aside: bool = True) -> Path | None:
-    """The newest whole checkpoint; None where there are none at all.
+    """The newest whole checkpoint.
 
-    put_aside: rename damaged ones that are newer than it to `damaged-checkpoint-N`, since the run will come to that step
-    again. Raises: TrainingError where there are checkpoints and every one is damaged.
+    Args:
+        folder: where the checkpoints are.
+        put_aside: rename newer, damaged ones to `damaged-checkpoint-N`, since the run will reach that step again.
+
+    Returns:
+        Its folder; None where there are no checkpoints at all.
+
+    Raises:
+        TrainingError: where there are checkpoints and every one is damaged.
     """
     faults = {}
     for place in checkpoints(folder):
@@ -80,7 +93,7 @@ def newest(folder: Path, put_aside: bool = True) -> Path | None:
 
 
 def retire(folder: Path, keep: int = KEPT) -> None:
-    """Take away all but the newest checkpoints."""
+    """Remove all but the newest checkpoints."""
     for old in checkpoints(folder)[keep:]:
         atomic.remove_folder(old)
 
@@ -93,3 +106,56 @@ def _free(place: Path) -> Path:
     """The name itself, or with the first number at its end that nothing has."""
     names = (place.with_name(f"{place.name}.{number}") for number in itertools.count(2))
     return next(name for name in itertools.chain([place], names) if not name.exists())
+
+
+class CheckpointingTrainer(Trainer):
+    """A Trainer whose checkpoints hold the adapter, optimiser, schedule, position and random states, and are always whole.
+
+    The Trainer's own `_save_checkpoint` runs in a folder beside; the result is then sealed, flushed and renamed, and older
+    ones are removed. They are read back without pickle (`weights_only=True`).
+    """
+
+    _saving_in: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_in) if self._saving_in is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        place = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        self._saving_in = place / f"{atomic.UNFINISHED}checkpoints"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(self._saving_in / name)
+                atomic.publish(self._saving_in / name, place / name)
+                self._saving_in.rmdir()
+                retire(place)
+        except (OSError, RuntimeError, SafetensorError, AdapterError) as error:
+            shutil.rmtree(self._saving_in, ignore_errors=True)
+            if "DataLoader worker" in str(
+                error
+            ):  # torch reports a worker's death wherever the main thread happens to be
+                raise
+            raise TrainingError(_not_saved(place, name, error)) from error
+        finally:
+            self._saving_in = None
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        restore(self.model, read_weights(Path(resume_from_checkpoint)), resume_from_checkpoint)
+
+
+def _not_saved(place: Path, name: str, error: BaseException) -> str:
+    """Disks that are full make torch raise RuntimeError, safetensors its own, and everything else OSError."""
+    if isinstance(error, AdapterError):
+        error = error.__cause__ or error
+    reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+    try:
+        free = f"; the disk has {shutil.disk_usage(place).free / 2**20:,.0f} MiB free"
+    except OSError:
+        free = ""
+    kept = checkpoints(place)
+    before = f"{kept[0]} is whole: go on from it by --resume" if kept else "there is no earlier one"
+    return f"{place / name}: cannot be written: {reason}{free}; {before}"

@@ -1,8 +1,8 @@
-"""Several processes: the decoder's frozen weights split over them, the adapters whole on each, their gradients averaged.
+"""Several processes: the decoder's frozen weights sharded over them, the adapter whole on each, its gradients averaged.
 
-`torchrun` or `accelerate launch` start the processes and say so in environment variables. torch's DDP averages the gradients of
-the adapters alone. Where the launcher asks for FSDP2, `fully_shard` splits the frozen decoder, layer by layer; it has no
-gradients, so nothing of it travels but its weights, which each process gathers before a layer and forgets after it.
+`torchrun` or `accelerate launch` start the processes and announce it in environment variables. torch's DDP averages the
+gradients of the adapter alone. Where the launcher asks for FSDP2, `fully_shard` shards the frozen decoder layer by layer; it has
+no gradients, so only its weights are communicated: each process gathers a layer's before running it and frees them after.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ def leave_processes() -> None:
         distributed.destroy_process_group()
 
 
-def spread(model: DehvfModel, processes: Processes) -> None:
-    """Make a model ready for several processes: the frozen decoder split where the launcher asks for FSDP, and DDP told to
-    leave frozen weights alone (they are read from the same files everywhere, and have no gradients).
+def prepare_model(model: DehvfModel, processes: Processes) -> None:
+    """Make a model ready for several processes; does nothing for one.
 
-    Call it before the Trainer is made. Raises: DehvfError for FSDP settings that the kit does not carry out.
+    The frozen decoder is sharded where the launcher asks for FSDP, and DDP is told to ignore frozen weights (every process
+    reads them from the same files, and they have no gradients). Call it before the Trainer is made.
+    Raises: DehvfError for FSDP settings that the kit does not support.
     """
     if processes.count < 2:
         return
@@ -76,9 +77,9 @@ def spread(model: DehvfModel, processes: Processes) -> None:
 
 
 def shard_base(model: DehvfModel, **settings: Any) -> None:
-    """Split the frozen decoder over all processes by FSDP2, a unit for each layer and one for the rest. In place.
+    """Shard the frozen decoder over all processes by FSDP2, a unit for each layer and one for the rest, in place.
 
-    settings: of torch's `fully_shard`. What is trained, also inside the decoder, and the encoders stay whole.
+    settings: of torch's `fully_shard`. Trained weights, also those inside the decoder, and the encoders stay whole.
     Raises: DehvfError for a quantised decoder.
     """
     from torch.distributed.fsdp import fully_shard

@@ -1,13 +1,13 @@
 """Steps whose loss or gradient is not finite: named, skipped, counted; too many in a row end the run.
 
-A skipped step leaves no trace in the weights or the optimiser: its gradients are taken away before the optimiser looks.
-The step still counts in the schedule, so that a run's length and learning rates do not depend on its luck.
+A skipped step changes neither weights nor optimiser: its gradients are removed before the optimiser reads them. It still
+counts in the schedule, so that a run's length and learning rates stay the same.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from dehvf_kit.errors import TrainingError
-from dehvf_kit.training.first_non_finite import first_non_finite
 
 SKIPPED = "skipped_step"
 NAMED = 8
@@ -24,13 +23,16 @@ Batch = dict[str, Any]
 
 
 class FiniteSteps(TrainerCallback):
-    """Looks at every step before the optimiser does. limit: skipped steps in a row that end the run.
+    """Checks every step before the optimiser takes it.
 
-    run: runs the model on a batch as training does, for finding the first module whose output is not finite.
+    Args:
+        limit: skipped steps in a row that end the run.
+        run: runs the model on a batch as training does, to find the first module whose output is not finite.
+        any_process: whether a flag is set on any of the processes that train together.
     """
 
-    def __init__(self, limit: int, run: Callable[[Batch], Any], flag: Callable[[bool], bool] = bool) -> None:
-        self.limit, self.run, self.any_process = limit, run, flag
+    def __init__(self, limit: int, run: Callable[[Batch], Any], any_process: Callable[[bool], bool] = bool) -> None:
+        self.limit, self.run, self.any_process = limit, run, any_process
         self._batches: list[tuple[Batch, Sequence[str], Tensor]] = []
         self.good_since_log = 0
 
@@ -54,13 +56,15 @@ class FiniteSteps(TrainerCallback):
         step = state.global_step + 1
         state.log_history.append({SKIPPED: step, **where})
         in_a_row = skipped_in_a_row(state.log_history, step)
-        told = f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
+        message = (
+            f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
+        )
         if in_a_row >= self.limit:
             raise TrainingError(
-                f"{told}\n{in_a_row} steps in a row (training.max_bad_steps: {self.limit}): the run stops; its last checkpoint "
+                f"{message}\n{in_a_row} steps in a row (training.max_bad_steps: {self.limit}): the run stops; its last checkpoint "
                 "is from before. A lower training.base_learning_rate, training.max_grad_norm=1 or precision float32 may help."
             )
-        log.warning("%s (%d in a row, the run stops at %d)", told, in_a_row, self.limit)
+        log.warning("%s (%d in a row, the run stops at %d)", message, in_a_row, self.limit)
 
     def _where(
         self,
@@ -85,7 +89,7 @@ class FiniteSteps(TrainerCallback):
         return {"reason": reason, "samples": samples or "unknown", "first": first}
 
     def clean(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """A log line without numbers that are none: a mean loss of no good step, a norm that is not finite."""
+        """A log line without a mean loss where no step was finite, and without values that are not finite."""
         if "loss" in logs:
             if not self.good_since_log:
                 logs = {key: value for key, value in logs.items() if key not in ("loss", "grad_norm")}
@@ -113,3 +117,53 @@ def skipped_in_a_row(rows: Sequence[dict[str, Any]], step: int) -> int:
 def _is_finite(gradient: Tensor) -> bool:
     local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
     return bool(local.isfinite().all())
+
+
+def first_non_finite(model: nn.Module, batch: Mapping[str, Any], run: Callable[[dict[str, Any]], Any]) -> str | None:
+    """What is not finite first: a tensor of the batch, a trained weight, or the first module to return such an output.
+
+    run: runs the model on the batch. Random states stay as they are. None where everything is finite.
+    """
+    for key, value in batch.items():
+        if not all_finite(value):
+            return f"the batch's own {key}"
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not all_finite(parameter.detach()):
+            return f"the weights '{name.removeprefix('nodes.')}'"
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and not all_finite(output):
+                found.append(f"the output of '{name.removeprefix('nodes.')}'" if name else "the model's output")
+
+        return hook
+
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            run(dict(batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def all_finite(value: Any) -> bool:
+    """Whether every floating number in a tensor, or in nested tuples, lists, mappings and objects of tensors, is finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in _tensors(value) if tensor.is_floating_point())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _tensors(getattr(value, name, None))

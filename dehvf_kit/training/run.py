@@ -1,4 +1,4 @@
-"""Recipe -> trained adapter in a folder: build, encode, train, save; and go on with what a run left."""
+"""Recipe -> trained adapter in a folder: build, encode, train, save; or go on with an interrupted run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,20 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit.training.callbacks import StepReport, Stopping
 from dehvf_kit.training.checkpoints import newest, step_of
-from dehvf_kit.training.distributed import Processes, join_processes, spread
-from dehvf_kit.training.failures import told
+from dehvf_kit.training.distributed import Processes, join_processes, prepare_model
 from dehvf_kit.training.finite_steps import skipped_steps
-from dehvf_kit.training.run_folder import ADAPTER, CHECKPOINTS, RunFolder
-from dehvf_kit.training.run_record import compare, record_of, write_record
-from dehvf_kit.training.stopping import Stopping
-from dehvf_kit.training.trackers import trackers
-from dehvf_kit.training.trainer import DehvfTrainer, StepReport, training_arguments
+from dehvf_kit.training.run_folder import (
+    ADAPTER,
+    CHECKPOINTS,
+    RunFolder,
+    compare_records,
+    record_of,
+    training_errors,
+    write_record,
+)
+from dehvf_kit.training.trainer import DehvfTrainer, trackers, training_arguments
 from dehvf_kit.training.training_set import Progress, TrainingSet, read_samples, training_set
 
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
@@ -42,8 +47,8 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, and its log.
 
-    skipped: the steps whose loss or gradient was not finite; left_out: ids of samples without a token to learn from;
-    skipped_samples: bad ones, where `data.on_bad_sample` says to skip them.
+    skipped: the steps whose loss or gradient was not finite; left_out: ids of the samples excluded because they have no
+    token to learn; skipped_samples: bad ones, where `data.on_bad_sample` says to skip them.
     """
 
     adapter: Path
@@ -71,81 +76,94 @@ def train(
 ) -> TrainResult:
     """Train a recipe's adapter and save it to `output/adapter`, with checkpoints and logs beside it.
 
-    model, features: ready-made ones to use. resume: go on from the newest whole checkpoint in `output`; from the beginning
-    where the run was ended before its first; with nothing to do where it is finished. On a CPU a resumed run ends in the
-    same bits as one that was never ended. samples: train on these in place of the training split.
-    Raises: DataError where the recipe has no data or no sample has an answer to learn; DehvfError where `output` holds
-    a run already and `resume` is off; TrainingError where recipe or data changed since the run began, the folder is another
-    run's or cannot be written, a data worker died, or too many steps were not finite; Stopped after Ctrl-C or SIGTERM, a
-    checkpoint being saved.
+    Args:
+        recipe: what to train, on which data, and how.
+        output: the run's folder.
+        model: a model to train; built from the recipe where left out.
+        features: a store of image features to use in place of the recipe's.
+        resume: go on from the newest whole checkpoint in `output`, or from the start where there is none yet; a finished
+            run is left as it is. On a CPU a resumed run ends in the same bits as an uninterrupted one.
+        progress: called with stage, done, total and a note.
+        samples: train on these in place of the training split.
+
+    Returns:
+        What the run did.
+
+    Raises:
+        DataError: where the recipe has no data, or no sample has an answer to learn.
+        DehvfError: where `output` holds a run already and `resume` is off.
+        TrainingError: where recipe or data changed since the run began, the folder is in use or cannot be written, a data
+            worker died, or too many steps were not finite.
+        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
     trackers(recipe.training.report_to)
-    here = join_processes()
-    progress = progress if here.main else silent
-    with RunFolder(output, resume, here.main) as folder:
+    processes = join_processes()
+    progress = progress if processes.main else silent
+    with RunFolder(output, resume, processes.main) as folder:
         if folder.finished:
             log.warning("%s: this run is finished; there is nothing to go on with", output)
-            return _result(folder, recipe, folder.read_log(), 0.0, here)
+            rows = folder.read_log()
+            steps = max((row["step"] for row in rows if "step" in row), default=0)
+            return _result(folder, recipe, processes, steps, rows)
         last = newest(folder.checkpoints, folder.writes) if resume else None
-        here.wait()  # or another process looks at what the first puts aside
+        processes.wait()  # or another process looks at what the first puts aside
         given = read_samples(recipe, samples)
-        with told(folder):
-            _begin(folder, recipe, [] if isinstance(given, SampleStream) else given.samples, last, resume)
+        with training_errors(folder):
+            _begin(folder, recipe, [] if isinstance(given, SampleStream) else given.samples, last)
         if model is None:
             progress("loading the base models", 0, 1, "")
             model = build(recipe)
-        found = training_set(recipe, model, given, features, progress, here)
+        data = training_set(recipe, model, given, features, progress, processes)
         if folder.writes:
-            write_skipped(output / SKIPPED, found.skipped)
-        with told(folder):
-            trainer, seconds = _steps(recipe, folder, model, found, last, progress, here)
-            rows = trainer.state.log_history
+            write_skipped(output / SKIPPED, data.skipped)
+        with training_errors(folder):
+            started = time.perf_counter()
+            state = _take_steps(recipe, folder, model, data, last, progress, processes)
+            seconds = time.perf_counter() - started
             if folder.writes:
-                folder.write_log(rows)
+                folder.write_log(state.log_history)
                 model.save_pretrained(folder.adapter)
-        here.wait()
-        return _result(folder, recipe, rows, seconds, here, trainer.state.global_step, found)
+        processes.wait()
+        return _result(folder, recipe, processes, state.global_step, state.log_history, seconds, data)
 
 
-def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: Path | None, resume: bool) -> None:
-    """Write down what the run is begun with, or see that it is still the same. Of a stream the files alone are compared."""
+def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: Path | None) -> None:
+    """Write the run's record, or compare it with the one that is there. Of a stream only the files are compared."""
     record = record_of(recipe, samples)
     if last is not None:
-        for line in compare(folder.place, record):
+        for line in compare_records(folder.place, record):
             log.warning("%s: %s; the run goes on, but not to the last bit as it would have", folder.place, line)
         return
-    if resume:
+    if folder.resume:
         log.warning("%s: no checkpoint yet; the run begins from the start", folder.place)
     if folder.writes:
         write_record(folder.place, record)
 
 
-def _steps(
+def _take_steps(
     recipe: Recipe,
     folder: RunFolder,
     model: DehvfModel,
-    found: TrainingSet,
+    data: TrainingSet,
     last: Path | None,
     progress: Progress,
-    here: Processes,
-) -> tuple[DehvfTrainer, float]:
-    """Take the steps that are left; the trainer and the seconds that took. Raises: Stopped."""
+    processes: Processes,
+) -> TrainerState:
+    """Take the steps that are left, all of them where there is no checkpoint; the Trainer's state. Raises: Stopped."""
     config = recipe.training
     if last is not None:
         check_bases(model, read_config(last), last)
     set_seed(config.seed)
-    args = training_arguments(config, folder.checkpoints, found.count, here.count)
+    args = training_arguments(config, folder.checkpoints, data.count, processes.count)
     report = StepReport(
         lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
     )
-    spread(model, here)
-    started = time.perf_counter()
+    prepare_model(model, processes)
     model.train()
     with Stopping() as stopping:
-        trainer = DehvfTrainer(model, args, found.dataset, [report, stopping], config.node_rates, config.max_bad_steps)
-        _drop_printer(trainer)
+        trainer = DehvfTrainer(model, args, data.dataset, [report, stopping], config.node_rates, config.max_bad_steps)
         if last is not None and step_of(last) >= args.max_steps:
             # Ended after its last step: transformers would take one more where an epoch is not over.
             restore(model, read_weights(last), str(last))
@@ -161,32 +179,28 @@ def _steps(
             "go on with the same command and --resume",
             stopping.number,
         )
-    return trainer, time.perf_counter() - started
+    return trainer.state
 
 
 def _result(
     folder: RunFolder,
     recipe: Recipe,
+    processes: Processes,
+    steps: int,
     rows: list[dict[str, Any]],
-    seconds: float,
-    here: Processes,
-    steps: int | None = None,
-    found: TrainingSet | None = None,
+    seconds: float = 0.0,
+    data: TrainingSet | None = None,
 ) -> TrainResult:
-    """steps: None where the log alone tells."""
-    if steps is None:
-        steps = max((row["step"] for row in rows if "step" in row), default=0)
-    config = recipe.training
-    seen = steps * config.batch_size * config.gradient_accumulation * here.count
-    left_out, bad = ((), ()) if found is None else (tuple(found.left_out), tuple(found.skipped))
-    return TrainResult(folder.adapter, steps, seen, seconds, rows, tuple(skipped_steps(rows)), left_out, bad)
-
-
-def _drop_printer(trainer: DehvfTrainer) -> None:
-    """The Trainer's own printing callback: the kit shows progress itself."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
+    return TrainResult(
+        adapter=folder.adapter,
+        steps=steps,
+        samples=steps * recipe.training.samples_per_step(processes.count),
+        seconds=seconds,
+        log=rows,
+        skipped=tuple(skipped_steps(rows)),
+        left_out=tuple(data.left_out) if data is not None else (),
+        skipped_samples=tuple(data.skipped) if data is not None else (),
+    )
 
 
 def bfloat16_is_fast() -> bool:

@@ -1,16 +1,30 @@
-"""A run's folder: who works in it, what is in it, and whether it may be used."""
+"""A training run's folder: who works in it, the record of what the run was begun with, and errors named after it.
+
+The record (`run.json`) holds the resolved recipe, hashes of the data files and library versions; resuming compares it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from dehvf_kit.errors import DehvfError, TrainingError
+import torch
+import transformers
+
+from dehvf_kit import errors
+from dehvf_kit._version import __version__
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import DataError, DehvfError, TrainingError, shown
+from dehvf_kit.recipe.files import flat
+from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.checkpoints import checkpoints
-from dehvf_kit.training.run_record import RECORD
 from dehvf_kit.utils import atomic
 
 try:
@@ -18,16 +32,22 @@ try:
 except ImportError:  # Windows: two runs in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-ADAPTER, CHECKPOINTS, LOG, LOCK = "adapter", "checkpoints", "log.jsonl", ".lock"
+ADAPTER, CHECKPOINTS, LOG, LOCK, RECORD = "adapter", "checkpoints", "log.jsonl", ".lock", "run.json"
 
 
 class RunFolder:
-    """One process's hold on a run's folder; inside `with` no other run can use it, and what a kill left is gone.
+    """A run's folder; inside `with` no other run can use it, and unfinished files of a killed run are removed.
 
-    The adapter is the last thing a run writes: where it is, the run is finished. resume: go on with what is there. writes:
-    work in it; of several processes the first does, the others look.
-    Raises: DehvfError where the folder holds a run already (without resume), is not there (with it), is another
-    process's, or cannot be written.
+    The adapter is the last thing a run writes: where it is, the run is finished.
+
+    Args:
+        place: the folder.
+        resume: go on with the run that is there.
+        writes: whether this process writes into it; of several processes the first does.
+
+    Raises:
+        DehvfError: on entering, where the folder holds a run already (without resume) or is not there (with it).
+        TrainingError: on entering, where another process works in it, or it cannot be written.
     """
 
     def __init__(self, place: Path, resume: bool, writes: bool = True) -> None:
@@ -50,7 +70,7 @@ class RunFolder:
         if self.writes:
             try:
                 self.place.mkdir(parents=True, exist_ok=True)
-                self._take()
+                self._lock_folder()
                 for folder in (self.place, self.checkpoints):
                     atomic.clean_up(folder)
             except OSError as error:
@@ -58,7 +78,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go; a folder in which nothing was begun goes too."""
+        """Release the folder; it is removed where no run was begun in it."""
         if self._lock is None:
             return
         if not (self.place / RECORD).exists():
@@ -67,7 +87,7 @@ class RunFolder:
                 self.place.rmdir()
         self._lock.close()
 
-    def _take(self) -> None:
+    def _lock_folder(self) -> None:
         """A POSIX record lock: it ends with the process, however that ends, and forked workers do not inherit it."""
         lock = (self.place / LOCK).open("a+", encoding="ascii")
         try:
@@ -98,3 +118,190 @@ class RunFolder:
             return [json.loads(line) for line in (self.place / LOG).read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError):
             return []
+
+
+FORMAT = 1
+HEAD_BYTES = 1 << 14
+THREADS = 4
+NAMED = 5
+# Fields that no trained weight depends on: they may differ between a run's parts.
+FREE = (
+    "name",
+    "description",
+    "published",
+    "generation",
+    "data.test",
+    "training.num_workers",
+    "training.cache_folder",
+    "training.cache_limit_gib",
+    "training.save_steps",
+    "training.logging_steps",
+    "training.max_bad_steps",
+)
+
+
+def record_of(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any]:
+    """A run's record.
+
+    Data files that the recipe names are hashed whole; an image in a file of its own by its size and its first 16 KiB,
+    which change when it is saved again; samples by their text. Images inside a table are hashed with the table.
+    """
+    images = sorted({sample.image for sample in samples if isinstance(sample.image, Path)})
+    with ThreadPoolExecutor(THREADS) as pool:
+        heads = list(pool.map(_head, images))
+    return {
+        "format": FORMAT,
+        "versions": versions(),
+        "recipe": recipe.resolved(),
+        "files": {str(file): atomic.sha256(file) for file in _files(recipe)},
+        "samples": {"count": len(samples), "sha256": _text(samples)},
+        "pictures": {str(file): head for file, head in zip(images, heads, strict=True)},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the kit and the two libraries that decide what a step computes."""
+    return {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises: OSError."""
+    atomic.write_text(folder / RECORD, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
+    """Compare a folder's record with the present one.
+
+    Returns:
+        A line for each library version that changed, which does no harm.
+
+    Raises:
+        TrainingError: naming every field and file that changed and that the weights depend on, or where the record is
+            missing or cannot be read.
+    """
+    file = folder / RECORD
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        number = before["format"]
+        if number > FORMAT:
+            raise TrainingError(f"{file}: format {number}, this kit reads up to {FORMAT}; upgrade dehvf-kit")
+        changes = [*_fields(before["recipe"], json.loads(json.dumps(now["recipe"], default=str)))]
+        files = [*_altered(before["files"], now["files"]), *_altered(before["pictures"], now["pictures"])]
+        if not changes and not files and before["samples"] != now["samples"]:
+            counts = before["samples"]["count"], now["samples"]["count"]
+            files = [
+                "the training samples' text" + (": {} then, {} now".format(*counts) if len(set(counts)) > 1 else "")
+            ]
+        versions_then = dict(before["versions"])
+    except FileNotFoundError as error:
+        raise TrainingError(f"{folder}: has checkpoints but no {RECORD}, which says what they belong to") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{file}: cannot be read: {error}") from error
+    if changes or files:
+        lines = [f"{folder}: the run was begun with other settings or data; put them back, or name another folder"]
+        raise TrainingError("\n".join([*lines, *(f"  {line}" for line in [*changes, *_few(files)])]))
+    return [
+        f"{name} {versions_then.get(name)} then, {version} now"
+        for name, version in now["versions"].items()
+        if versions_then.get(name) != version
+    ]
+
+
+def _fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    old, new = dict(flat(before)), dict(flat(now))
+    for name in dict.fromkeys([*old, *new]):
+        free = any(name == one or name.startswith(f"{one}.") for one in FREE)
+        if not free and old.get(name) != new.get(name):
+            yield f"{name}: {shown(old.get(name))} then, {shown(new.get(name))} now"
+
+
+def _altered(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*before, *now]):
+        if name not in now:
+            yield f"{name}: is no longer read"
+        elif name not in before:
+            yield f"{name}: was not read then"
+        elif before[name] != now[name]:
+            yield f"{name}: changed since the run began"
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    return [*lines[:NAMED], *([f"and {len(lines) - NAMED} more files"] if len(lines) > NAMED else [])]
+
+
+def _files(recipe: Recipe) -> list[Path]:
+    """Files among the settings of the data section, except the test split's."""
+    settings = recipe.resolved()["data"] or {}
+    found = [Path(value) for name, value in flat(settings) if isinstance(value, str | Path) and name != "test"]
+    return [path for path in found if len(str(path)) < 4096 and _is_file(path)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _head(image: Path) -> str:
+    """Sixteen hexadecimal digits; `unreadable` where it cannot be read, which training reports itself."""
+    try:
+        with image.open("rb") as opened:
+            head = opened.read(HEAD_BYTES)
+            size = image.stat().st_size
+    except OSError:
+        return "unreadable"
+    return hashlib.sha256(f"{size} ".encode() + head).hexdigest()[:16]
+
+
+def _text(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps([sample.id, sample.question, sample.answer, str(sample.image)]).encode())
+    return digest.hexdigest()
+
+
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?[\d, ]+\)|DataLoader worker .*exited unexpectedly")
+
+
+@contextlib.contextmanager
+def training_errors(folder: RunFolder) -> Iterator[None]:
+    """Inside, a dead data worker, an error raised in one, and a disk that cannot be written become the kit's errors."""
+    try:
+        yield
+    except DehvfError as error:
+        original = _from_worker(error)
+        if original is None:
+            raise
+        raise original from None
+    except RuntimeError as error:
+        if not DEAD_WORKER.search(str(error)):
+            raise
+        raise TrainingError(
+            f"a data worker died ({str(error).splitlines()[0]}): often the machine was out of memory or shared memory; "
+            f"{_last(folder)}, with a lower training.num_workers if it comes again"
+        ) from error
+    except OSError as error:
+        raise TrainingError(f"{error.filename or folder.place}: {error.strerror or error}; {_last(folder)}") from error
+
+
+def _last(folder: RunFolder) -> str:
+    kept = checkpoints(folder.checkpoints)
+    return (
+        f"{kept[0]} is whole: go on from it by --resume"
+        if kept
+        else "begin again by --resume, there is no checkpoint yet"
+    )
+
+
+def _from_worker(error: DehvfError) -> DehvfError | None:
+    """The error as it was raised in a worker: torch hands it over with the worker's traceback as its text."""
+    text = str(error)
+    if "in DataLoader worker process" not in text:
+        return None
+    found = re.findall(r"^dehvf_kit\.errors\.(\w+): ", text, re.MULTILINE)
+    if not found:
+        return DataError(text.splitlines()[-1])
+    message = text.rpartition(f"dehvf_kit.errors.{found[-1]}: ")[2].strip()
+    kind = getattr(errors, found[-1], DataError)
+    return kind(message) if issubclass(kind, (DataError, TrainingError)) else DehvfError(message)

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dehvf_kit.data.encoding import Collator
-from dehvf_kit.errors import DataError
+from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.model import DehvfModel
-from dehvf_kit.recipe.sections import TrainingConfig
-from dehvf_kit.training.answers import has_answer, no_answer
+from dehvf_kit.recipe.sections import Tracker, TrainingConfig
+from dehvf_kit.training.callbacks import EpochOrder
+from dehvf_kit.training.checkpoints import CheckpointingTrainer
 from dehvf_kit.training.finite_steps import FiniteSteps
-from dehvf_kit.training.trackers import trackers
-from dehvf_kit.training.whole_checkpoints import WholeCheckpoints
+from dehvf_kit.training.training_set import has_answer, no_answer
 
 IDS = "sample_ids"
-
-
-def learning_rate(config: TrainingConfig, processes: int = 1) -> float:
-    """base_learning_rate * batch_size * gradient_accumulation * processes / 256 (LaVIN's convention, which DEHVF follows)."""
-    return config.base_learning_rate * config.batch_size * config.gradient_accumulation * processes / 256
-
-
-def num_steps(config: TrainingConfig, samples: int, processes: int = 1) -> tuple[int, int]:
-    """Optimiser steps in all, and the warm-up steps among them."""
-    per_epoch = math.ceil(samples / (config.batch_size * config.gradient_accumulation * processes))
-    total = config.max_steps or max(1, math.ceil(per_epoch * config.epochs))
-    return total, min(round(per_epoch * config.warmup_epochs), total)
+INSTALL = {"tensorboard": "pip install 'dehvf-kit[train]'", "wandb": "pip install wandb"}
 
 
 def training_arguments(config: TrainingConfig, output: Path, samples: int, processes: int = 1) -> TrainingArguments:
-    """The recipe's training section in transformers' terms."""
-    total, warmup = num_steps(config, samples, processes)
+    """The recipe's training section in transformers' terms.
+
+    Args:
+        config: the section.
+        output: where checkpoints go.
+        samples: size of the training set, by which epochs become steps.
+        processes: how many processes train together.
+
+    Raises:
+        DehvfError: where `report_to` names a tracker that is not installed.
+    """
     return TrainingArguments(
         output_dir=str(output),
-        max_steps=total,
-        warmup_steps=warmup,
+        max_steps=config.num_steps(samples, processes),
+        warmup_steps=config.num_warmup_steps(samples, processes),
         lr_scheduler_type="cosine",
-        learning_rate=learning_rate(config, processes),
+        learning_rate=config.learning_rate(processes),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
         weight_decay=config.weight_decay,
@@ -67,17 +65,34 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
         report_to=trackers(config.report_to),
         remove_unused_columns=False,
         label_names=["labels"],
-        ddp_find_unused_parameters=True,  # a batch without pictures leaves fuser and projector without gradients
+        ddp_find_unused_parameters=True,  # a batch without images leaves fuser and projector without gradients
         accelerator_config={"dispatch_batches": False},  # a batch has tensors that cannot be cut by rows
         disable_tqdm=True,
     )
 
 
-class DehvfTrainer(WholeCheckpoints):
-    """The Trainer, with weight decay on matrices alone, checkpoints that hold the adapter alone, and every step looked at.
+def trackers(report_to: Tracker) -> list[str]:
+    """transformers' `report_to`; `auto` is TensorBoard where it is installed. Raises: DehvfError for one that is not."""
+    if report_to == "none":
+        return []
+    name = "tensorboard" if report_to == "auto" else report_to
+    if importlib.util.find_spec(name) is not None:
+        return [name]
+    if report_to == "auto":
+        return []
+    raise DehvfError(f"training.report_to: {name} is not installed; {INSTALL[name]}, or set training.report_to=none")
 
-    node_rates: factors on the learning rate of single nodes. max_bad_steps: steps in a row with a loss or gradient that is
-    not finite, which end the run.
+
+class DehvfTrainer(CheckpointingTrainer):
+    """The Trainer with weight decay on matrices alone, checkpoints of the adapter alone, and every step checked.
+
+    Args:
+        model: the model, with a processor.
+        args: as `training_arguments` makes them.
+        samples: the training set; its `collator`, where it has one, makes the batches.
+        callbacks: further callbacks.
+        node_rates: factors on the learning rate of single nodes, by name.
+        max_bad_steps: steps in a row with a loss or gradient that is not finite, which end the run.
     """
 
     def __init__(
@@ -91,51 +106,58 @@ class DehvfTrainer(WholeCheckpoints):
     ) -> None:
         self.node_rates = dict(node_rates or {})
         self.tokenizer = model.processor.tokenizer
-        self.watch = FiniteSteps(max_bad_steps, self._forward, self._in_any_process)
+        self.finite_steps = FiniteSteps(max_bad_steps, self._forward, self._in_any_process)
         super().__init__(
             model=model,
             args=args,
             train_dataset=samples,
             data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
-            callbacks=[*callbacks, self.watch, EachEpochItsOrder()],
+            callbacks=[*callbacks, self.finite_steps, EpochOrder()],
         )
+        self.remove_callback(PrinterCallback)  # the kit shows progress itself
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            return SeededLengthSampler(sampler.batch_size, sampler.lengths, self.args.seed)
+        return sampler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and tables, not biases and norms."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.ndim > 1]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Groups by weight decay, as the Trainer makes them, taken apart by learning rate."""
+        """The Trainer's groups by weight decay, each split by learning rate."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        named = {
+        rates = {
             parameter: rate
             for node, rate in self.node_rates.items()
             for parameter in self.model.nodes[node].parameters()
         }
         groups = []
         for group in optimizer.param_groups:
-            for rate in dict.fromkeys(named.get(parameter, 1.0) for parameter in group["params"]):
-                own = [parameter for parameter in group["params"] if named.get(parameter, 1.0) == rate]
+            for rate in dict.fromkeys(rates.get(parameter, 1.0) for parameter in group["params"]):
+                own = [parameter for parameter in group["params"] if rates.get(parameter, 1.0) == rate]
                 groups.append({**group, "params": own, "lr": group["lr"] * rate})
         # transformers logs the first group's rate
         optimizer.param_groups[:] = sorted(groups, key=lambda group: group["lr"] != self.args.learning_rate)
         return optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Raises: DataError where nothing in the very first batch is to be learned."""
+        """One forward and backward. Raises: DataError where the very first batch has no token to learn."""
         ids = inputs.pop(IDS, [])
         if self.state.global_step == 0 and not any(has_answer(row) for row in inputs["labels"].tolist()):
             row = inputs["input_ids"][0][inputs["attention_mask"][0].bool()]
             raise DataError(no_answer(ids[0] if ids else "?", row.tolist(), self.tokenizer))
         batch = dict(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.watch.saw(batch, ids, loss)
+        self.finite_steps.saw(batch, ids, loss)
         return loss
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        super().log(self.watch.clean(logs), start_time)
+        super().log(self.finite_steps.clean(logs), start_time)
 
     def _forward(self, batch: dict[str, Any]) -> Any:
         return self.model(**self._prepare_inputs(batch))
@@ -146,15 +168,9 @@ class DehvfTrainer(WholeCheckpoints):
         flag = torch.tensor(float(found), device=self.args.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            return SeededLengthSampler(sampler.batch_size, sampler.lengths, self.args.seed)
-        return sampler
-
 
 class SeededLengthSampler(LengthGroupedSampler):
-    """Samples of like length together, in an order that seed and epoch alone decide, so that a resumed run finds it again."""
+    """Samples of like length together, in an order set by seed and epoch alone, so that a resumed run repeats it."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -169,34 +185,10 @@ class SeededLengthSampler(LengthGroupedSampler):
 
 
 class NamingCollator(Collator):
-    """Batches that say which samples they are made of."""
+    """Batches that carry the ids of their samples."""
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch = super().__call__(items)
         if all("id" in item for item in items):
             batch[IDS] = [str(item["id"]) for item in items]
         return batch
-
-
-class EachEpochItsOrder(TrainerCallback):
-    """Tells the sampler which epoch begins, also where accelerate's way of skipping batches does not reach it."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        if hasattr(train_dataloader, "set_epoch"):
-            train_dataloader.set_epoch(int(state.epoch or 0))
-
-
-class StepReport(TrainerCallback):
-    """Calls `report(step, steps, loss)` at every step, with the latest logged loss."""
-
-    def __init__(self, report: Callable[[int, int, float | None], None]) -> None:
-        self.report, self.loss = report, None
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        self.loss = (logs or {}).get("loss", self.loss)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.report(state.global_step, state.max_steps, self.loss)

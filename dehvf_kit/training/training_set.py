@@ -1,31 +1,35 @@
-"""The samples of a run: read, sifted, their features filled, and encoded."""
+"""The samples of a run: read, filtered, their image features computed where they are kept, and encoded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from dehvf_kit.data.encoding import EncodedSamples
+from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
+from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.sample_filter import SampleFilter, Skipped
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, DehvfError
-from dehvf_kit.model.feature_files import cached_features
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
-from dehvf_kit.training.answers import leave_out_unanswered
+from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.distributed import Processes
-from dehvf_kit.training.stream_encoding import check_streamable, streamed
 
+NAMED = 5
 Progress = Callable[[str, int, int, str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What the Trainer reads: `count` samples; ids of those left out for want of an answer, and those skipped as bad."""
+    """What the Trainer reads: `count` samples; ids of those without an answer to learn, and those skipped as bad."""
 
     dataset: Dataset
     count: int
@@ -34,10 +38,10 @@ class TrainingSet:
 
 
 def read_samples(recipe: Recipe, samples: Sequence[Sample] | None) -> SampleFilter | SampleStream:
-    """The training split, or `samples` in place of it. Raises: DataError where there is nothing, or as the data set does."""
+    """The training split, or `samples` in place of it. Raises: DataError where it is empty, or as the data set does."""
     stream = recipe.data.stream("train") if samples is None else samples
     if isinstance(stream, SampleStream):
-        check_streamable(recipe.training)
+        _check_streamable(recipe.training)
         return stream
     sample_filter = SampleFilter(recipe.data, "train", samples)
     if not sample_filter.samples:
@@ -51,35 +55,139 @@ def training_set(
     given: SampleFilter | SampleStream,
     features: FeatureStore | None,
     progress: Progress,
-    here: Processes,
+    processes: Processes,
 ) -> TrainingSet:
-    """Samples ready to batch. features: kept ones to use; with several processes each fills its share.
+    """Samples ready to batch.
 
-    Raises: DataError where no sample can be learned from, DehvfError for a model without a tokenizer.
+    Args:
+        recipe: what to train, and on what.
+        model: the model that will read the samples.
+        given: as `read_samples` gives them.
+        features: a store of image features to use in place of the recipe's.
+        progress: called with stage, done, total and a note.
+        processes: those that train together; each computes its share of the features.
+
+    Raises:
+        DataError: where no sample can be learned from.
+        DehvfError: for a model without a tokenizer.
     """
     if model.processor is None:
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
     config, prompt, reads = recipe.training, recipe.data.prompt, model.reads_images
     if isinstance(given, SampleStream):
-        return TrainingSet(streamed(given, model.processor, prompt, config, reads), len(given))
+        collator = StreamCollator(model.processor, prompt, config.max_length, reads)
+        return TrainingSet(StreamedSamples(given, config.seed, collator), len(given))
     samples = given.samples
     if reads:
         samples = given.readable(lambda done, total: progress("opening pictures", done, total, ""))
+    kept = None
     if reads and config.cache_features:
-        features = cached_features(model, config) if features is None else features
-        share = (here.rank, here.count)
-        features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""), share=share)
-        here.wait()
-    encoded = EncodedSamples(
-        samples,
-        model.processor,
-        prompt,
-        config.max_length,
-        reads,
-        features if config.cache_features else None,
-        given.skip if given.skips else None,
-    )
+        kept = _filled(features, model, config, samples, progress, processes)
+    skip = given.skip if given.skips else None
+    encoded = EncodedSamples(samples, model.processor, prompt, config.max_length, reads, kept, skip)
     if not len(encoded):
         raise DataError(f"{recipe.source}: every training sample was skipped; the first: {given.skipped[0].reason}")
-    left_out = leave_out_unanswered(encoded)
+    left_out = exclude_unanswered(encoded)
     return TrainingSet(encoded, len(encoded), left_out, tuple(given.skipped))
+
+
+def _filled(
+    features: FeatureStore | None,
+    model: DehvfModel,
+    config: TrainingConfig,
+    samples: Sequence[Sample],
+    progress: Progress,
+    processes: Processes,
+) -> FeatureStore:
+    """The feature store, holding what `samples` need."""
+    from dehvf_kit.model.feature_files import cached_features
+
+    store = cached_features(model, config) if features is None else features
+    store.fill(
+        samples,
+        progress=lambda done, total: progress("reading pictures", done, total, ""),
+        share=(processes.rank, processes.count),
+    )
+    processes.wait()
+    return store
+
+
+def exclude_unanswered(encoded: EncodedSamples) -> list[str]:
+    """Remove samples without a token to learn from `encoded`, in place; their ids.
+
+    The first token of a text is never learned, since nothing precedes it. Raises: DataError with the first sample's text
+    where no sample has a token to learn, as when prompt and answer do not fit the template.
+    """
+    kept, excluded = [], []
+    for place, (_, labels) in enumerate(encoded.tokens):
+        (kept if has_answer(labels) else excluded).append(place)
+    if not excluded:
+        return []
+    ids = [encoded.samples[place].id for place in excluded]
+    if not kept:
+        raise DataError(no_answer(ids[0], encoded.tokens[excluded[0]][0], encoded.processor.tokenizer))
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    named = ", ".join(ids[:NAMED])
+    log.warning("%d of %d samples have no token to learn and are excluded: %s%s", len(ids), len(encoded), named, more)
+    encoded.samples = [encoded.samples[place] for place in kept]
+    encoded.tokens = [encoded.tokens[place] for place in kept]
+    return ids
+
+
+def has_answer(labels: Sequence[int]) -> bool:
+    """Whether any label but the first is one to learn."""
+    return any(label != IGNORED for label in labels[1:])
+
+
+def no_answer(sample: str, input_ids: Sequence[int], tokenizer: Any) -> str:
+    """The message for a sample without a token to learn, with its text as the model reads it."""
+    text = tokenizer.decode(list(input_ids))
+    shown = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+    return (
+        f"sample '{sample}': no token of it is learned, its labels are all masked, and so it is with every other looked at. "
+        f"Its prompt and answer become:\n  {shown!r}\ncheck data.prompt, the answers, and training.max_length"
+    )
+
+
+def _check_streamable(training: TrainingConfig) -> None:
+    """Raises: DataError for settings that need to know all samples beforehand."""
+    wrong = [name for name in ("cache_features", "group_by_length") if getattr(training, name)]
+    if wrong:
+        settings = " ".join(f"training.{name}=false" for name in wrong)
+        raise DataError(f"a stream is not known beforehand, so features and lengths cannot be; set {settings}")
+
+
+class StreamedSamples(IterableDataset):
+    """Samples of a stream without end, each pass in an order of its own.
+
+    As it is endless, it is at the same place after the same number of samples: a resumed run skips those it has seen.
+    Raises, when read: DataError for an empty stream.
+    """
+
+    def __init__(self, stream: SampleStream, seed: int, collator: StreamCollator) -> None:
+        self.stream, self.seed, self.collator = stream, seed, collator
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        return itertools.islice(self._endless(), first, None, step)
+
+    def _endless(self) -> Iterator[Sample]:
+        for turn in itertools.count():
+            sample = None
+            for sample in self.stream.shuffled(self.seed, turn):  # noqa: B007
+                yield sample
+            if sample is None:
+                raise DataError(f"data.{self.stream.split}: holds no samples")
+
+
+class StreamCollator:
+    """Samples -> a padded batch: what `EncodedSamples` and `Collator` make of them."""
+
+    def __init__(self, processor: DehvfProcessor, prompt: PromptConfig, max_length: int, images: bool) -> None:
+        self.processor, self.prompt, self.max_length, self.images = processor, prompt, max_length, images
+        self.collate = Collator(processor.tokenizer.pad_token_id)
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        encoded = EncodedSamples(samples, self.processor, self.prompt, self.max_length, self.images)
+        return self.collate([encoded[place] for place in range(len(encoded))])

@@ -20,7 +20,7 @@ from dehvf_kit.adapter.checkpoint import base_identities
 from dehvf_kit.backbones.quantization import num_weights
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build
-from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, spread
+from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, prepare_model
 from dehvf_kit.training.run import train
 from dehvf_kit.utils.atomic import UNFINISHED
 
@@ -130,7 +130,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
 def test_counts_and_identity_stay_true_when_split(world: Path, tmp_path: Path, two: Processes) -> None:
     model = build(dehvf_kit.load_recipe(world / "tiny.yaml"))
     trained, frozen, bases = model.num_trainable_parameters(), num_weights(model.decoder), base_identities(model)
-    spread(model, two)
+    prepare_model(model, two)
     held = sum(parameter.to_local().numel() for parameter in model.decoder.parameters())
     assert (model.num_trainable_parameters(), num_weights(model.decoder)) == (trained, frozen)
     assert frozen / 2 <= held <= frozen / 2 + 100
@@ -151,13 +151,13 @@ def test_settings_that_would_go_wrong_are_refused(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(DehvfError, match=message):
-        spread(build(dehvf_kit.load_recipe(world / "tiny.yaml")), two)
+        prepare_model(build(dehvf_kit.load_recipe(world / "tiny.yaml")), two)
 
 
 def test_a_quantised_decoder_is_not_split(world: Path, two: Processes) -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(DehvfError, match="cannot split a quantised decoder"):
-        spread(build(dehvf_kit.load_recipe(world / "tiny.yaml", ["decoder.quantization=int8"])), two)
+        prepare_model(build(dehvf_kit.load_recipe(world / "tiny.yaml", ["decoder.quantization=int8"])), two)
 
 
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero3"])

@@ -19,7 +19,7 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.training import training_set
 from dehvf_kit.training.checkpoints import checkpoints, fault
-from dehvf_kit.training.first_non_finite import first_non_finite
+from dehvf_kit.training.finite_steps import first_non_finite
 from dehvf_kit.training.run import TrainResult, train
 
 
@@ -199,4 +199,4 @@ def test_samples_without_an_answer_are_left_out_and_counted(world: Path, tmp_pat
     masked(monkeypatch, "train3", "train7")
     result = train(dehvf_kit.load_recipe(world / "tiny.yaml", ["training.max_steps=3"]), tmp_path / "run")
     assert result.left_out == ("train3", "train7")
-    assert "2 of 24 samples have no token to learn from and are left out: train3, train7" in caplog.text
+    assert "2 of 24 samples have no token to learn and are excluded: train3, train7" in caplog.text

@@ -9,8 +9,7 @@ import pytest
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.sections import TrainingConfig
-from dehvf_kit.training.trackers import trackers
-from dehvf_kit.training.trainer import training_arguments
+from dehvf_kit.training.trainer import trackers, training_arguments
 
 
 @pytest.fixture(params=[(), ("tensorboard",), ("tensorboard", "wandb")], ids=str)

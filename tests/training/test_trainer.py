@@ -16,7 +16,7 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.run import train
-from dehvf_kit.training.trainer import DehvfTrainer, learning_rate, num_steps, training_arguments
+from dehvf_kit.training.trainer import DehvfTrainer, training_arguments
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,15 @@ from dehvf_kit.training.trainer import DehvfTrainer, learning_rate, num_steps, t
     ],
 )
 def test_learning_rate_rule(settings: dict, processes: int, expected: float) -> None:
-    assert learning_rate(TrainingConfig(**settings), processes) == pytest.approx(expected, rel=1e-12)
+    assert TrainingConfig(**settings).learning_rate(processes) == pytest.approx(expected, rel=1e-12)
 
 
 def test_steps_and_warm_up_count_epochs() -> None:
     config = TrainingConfig(epochs=20, warmup_epochs=2, batch_size=4)
-    assert num_steps(config, 12_726) == (20 * 3182, 2 * 3182)
-    assert num_steps(config, 12_726, processes=8) == (20 * 398, 2 * 398)
-    assert num_steps(TrainingConfig(epochs=1, warmup_epochs=0.5, batch_size=4, max_steps=3), 100) == (3, 3)
+    assert (config.num_steps(12_726), config.num_warmup_steps(12_726)) == (20 * 3182, 2 * 3182)
+    assert (config.num_steps(12_726, 8), config.num_warmup_steps(12_726, 8)) == (20 * 398, 2 * 398)
+    short = TrainingConfig(epochs=1, warmup_epochs=0.5, batch_size=4, max_steps=3)
+    assert (short.num_steps(100), short.num_warmup_steps(100)) == (3, 3)
 
 
 def test_schedule_is_half_a_cosine_after_linear_warm_up(world: Path, tmp_path: Path) -> None:

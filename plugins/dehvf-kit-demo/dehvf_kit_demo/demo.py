@@ -25,7 +25,6 @@ from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.training.run import CHECKPOINTS, Progress, TrainResult, bfloat16_is_fast, train
-from dehvf_kit.training.trainer import num_steps
 from dehvf_kit.utils.shipped import HOME
 
 SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
@@ -112,7 +111,7 @@ def affordable_steps(
 ) -> tuple[int, int]:
     """Steps that fit into `minutes` on this machine, at most those of the recipe, and those of the recipe."""
     config = recipe.training
-    wanted, _ = num_steps(config, len(samples))
+    wanted = config.num_steps(len(samples))
     count = config.batch_size * (BATCHES_TIMED + 1)
     encoded = EncodedSamples(samples[:count], model.processor, recipe.data.prompt, config.max_length, True, features)
     collate = Collator(model.processor.tokenizer.pad_token_id)

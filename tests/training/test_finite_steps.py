@@ -187,7 +187,7 @@ def masked(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
 def test_a_run_that_could_learn_nothing_stops_at_step_0(world: Path, tmp_path: Path, monkeypatch, by: str) -> None:
     masked(monkeypatch)
     if by == "first batch":
-        monkeypatch.setattr(training_set, "leave_out_unanswered", lambda encoded: [])
+        monkeypatch.setattr(training_set, "exclude_unanswered", lambda encoded: [])
     with pytest.raises(DataError) as refused:
         train(dehvf_kit.load_recipe(world / "tiny.yaml"), tmp_path / "run")
     assert "labels are all masked" in str(refused.value) and "what colour is it ? " in str(refused.value)

@@ -178,4 +178,4 @@ def read_references(file: Path, split: str = "test") -> dict[str, list[str]]:
                 raise DataError(f"{file}: annotations[{number}]: wants image_id and caption, given {shown(row)}")
             captions.setdefault(str(row["image_id"]), []).append(" ".join(row["caption"].split()))
         return captions
-    return CocoCaptionsDataConfig(annotations=file, restval=True, test_split=split).references()  # type: ignore[arg-type]
+    return CocoCaptionsDataConfig(annotations=file, restval=True, test_split=split).references()

@@ -130,7 +130,7 @@ class DataConfig(Settings):
 
     def read(self, part: str) -> Reading:
         """One of `parts`, with everything wrong with it. Raises: DataError where nothing of it can be read."""
-        return Reading(samples_of(self, part))  # type: ignore[arg-type]
+        return Reading(samples_of(self, part))
 
     def published(self, part: str) -> Published | None:
         """The published size of one of `parts`; None where there is none."""

@@ -88,8 +88,8 @@ def _check(member: tarfile.TarInfo, where: str) -> None:
 
 def _check_end(archive: tarfile.TarFile, shard: Path) -> None:
     """tarfile takes a header that is cut short for the end; a whole archive ends with a block of zeros."""
-    archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
-    block = archive.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]
+    archive.fileobj.seek(archive.offset)
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)
     if block != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"{shard}: is cut short; it has no end mark")
 

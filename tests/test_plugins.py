@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,7 +15,7 @@ from helpers import LLAMA, pixels, tiny_decoder, tiny_model, tiny_recipe, tiny_v
 import dehvf_kit
 from dehvf_kit.api.config import ComponentConfig
 from dehvf_kit.api.registry import Registry
-from dehvf_kit.errors import DehvfError, RecipeError
+from dehvf_kit.errors import DehvfError, PluginError, RecipeError
 from dehvf_kit.recipe import builtin_plugin, plugin_manager
 from dehvf_kit.recipe.plugin_manager import load_plugin_file, plugins
 
@@ -250,3 +252,83 @@ def test_config_parents_say_what_they_are():
     assert Plain().summary() == "One line. Two lines."
     with pytest.raises(NotImplementedError, match="Plain.build"):
         Plain().build(None)
+
+
+def test_loading_plugins_and_a_recipe_imports_what_the_recipe_names():
+    code = """
+        import sys
+        from dehvf_kit.recipe.plugin_manager import plugins
+        plugins()
+        assert not [name for name in sys.modules if name.startswith(("dehvf_kit.components.", "dehvf_kit.data."))]
+        from dehvf_kit import load_recipe
+        load_recipe("recipes/llama7b_clip.yaml", ["graph.fuser={type: mean}", "graph.layer_query=null"])
+        print(*sorted(sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "dehvf_kit.components.fuser.mean" in loaded
+    unnamed = ("fuser.cross_attention", "layer_query.embedding_mlp", "grouper.listed", "merger.concat_levels")
+    assert not loaded & {f"dehvf_kit.components.{module}" for module in unnamed}
+    assert not loaded & {"dehvf_kit.data.llava", "dehvf_kit_baselines.lora", "dehvf_kit_timm.vision", "timm"}
+
+
+def in_place(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, text, name)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        ("import nothing_of_this_name", "placed_plugin:Last", "No module named 'nothing_of_this_name'"),
+        ("", "placed_plugin:Last", "has no attribute 'Last'"),
+        ("", "no_such_module:Last", "No module named 'no_such_module'"),
+        ("Last = 3", "placed_plugin:Last", "wants a config class"),
+        (PLUGIN, "placed_plugin:GainConfig", "role 'gain' and type 'learned'"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_is_named_when_a_recipe_wants_it(
+    text, place, reason, own_plugins, tmp_path, monkeypatch
+):
+    in_place(tmp_path, "placed_plugin", text, monkeypatch)
+    plugins().registry.register(place, role="fuser", type="last")
+    assert "last" in plugins().registry.types("fuser")
+    with pytest.raises(PluginError, match=reason) as caught:
+        plugins().registry.find("fuser", "last")
+    assert place in str(caught.value)
+    with pytest.raises(RecipeError, match=reason) as refused:
+        tiny_recipe(**CHANGES)
+    assert "graph.fuser.type" in [fault.path for fault in refused.value.faults]
+    assert ("fuser", "last") not in plugins().registry.configs
+    assert reason in plugins().registry.broken["fuser 'last'"]
+
+
+def test_a_class_by_its_place_is_the_class_itself(own_plugins, tmp_path, monkeypatch):
+    in_place(tmp_path, "placed_plugin", PLUGIN, monkeypatch)
+    registry = plugins().registry
+    registry.register("placed_plugin:LastFuserConfig", role="fuser", type="last")
+    registry.register("placed_plugin:GainConfig", role="gain", type="learned")
+    assert "placed_plugin" not in sys.modules
+    tiny_recipe(**CHANGES)
+    found = registry.find("fuser", "last")
+    registry.register(found)
+    registry.register("placed_plugin:LastFuserConfig", role="fuser", type="last")
+    assert registry.find("fuser", "last") is found is sys.modules["placed_plugin"].LastFuserConfig
+    with pytest.raises(DehvfError, match=r"two classes .*fuser 'last': placed_plugin\.LastFuserConfig and other\.Last"):
+        registry.register("other:Last", role="fuser", type="last")
+
+
+@pytest.mark.parametrize(
+    ("place", "names"),
+    [
+        ("no colon", {"role": "fuser", "type": "x"}),
+        ("a.b:C", {"role": "fuser"}),
+        ("a.b:C", {"type": "x"}),
+        ("a.b:C", {}),
+    ],
+)
+def test_a_place_without_colon_role_or_type_is_refused(place, names):
+    with pytest.raises(DehvfError, match="package.module:Class"):
+        Registry().register(place, **names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import pluggy
 
@@ -12,13 +13,22 @@ PROJECT = "dehvf_kit"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-Register = Callable[[type], None]
 RegisterSource = Callable[..., None]
+
+
+class Register(Protocol):
+    """What `register_components` is given; see there."""
+
+    def __call__(self, config: type | str, *, role: str = "", type: str = "") -> None: ...
 
 
 @hookspec
 def register_components(register: Register) -> None:
-    """Call `register(ConfigClass)` for each config class: components, towers (roles `vision`, `decoder`) and data sets."""
+    """Call `register` for each config class: components, towers (roles `vision`, `decoder`) and data sets.
+
+    `register("package.module:ConfigClass", role="fuser", type="mean")` imports the module only when a recipe names the type;
+    `register(ConfigClass)` takes a class that is at hand.
+    """
 
 
 @hookspec

@@ -6,8 +6,9 @@ Each vision encoder offers `patches`, `globals` and `tower`; the batch offers `h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig, Misfit
 from dehvf_kit.api.plugin_code import plugin_code
@@ -16,12 +17,6 @@ from dehvf_kit.errors import Fault, PluginError, did_you_mean, listing
 
 BATCH = "batch"
 DECODER = "decoder"
-TOWER_PORTS = (
-    "patches: batch layer patch vision_hidden",
-    "globals: batch layer vision_hidden",
-    "tower: layer vision_hidden",
-)
-BATCH_PORTS = ("has_image: batch",)
 
 Sizes = Mapping[str, "int | None"]
 
@@ -45,6 +40,20 @@ class Port:
         return f"{self.name} [{' '.join(self.axes)}]"
 
 
+def _ports(texts: Iterable[str]) -> dict[str, Port]:
+    return {port.name: port for port in map(Port.parse, texts)}
+
+
+TOWER_PORTS = _ports(
+    (
+        "patches: batch layer patch vision_hidden",
+        "globals: batch layer vision_hidden",
+        "tower: layer vision_hidden",
+    )
+)
+BATCH_PORTS = _ports(("has_image: batch",))
+
+
 @dataclass(frozen=True)
 class Wire:
     """A producer's port, written `node.port`."""
@@ -64,13 +73,15 @@ class Node:
     config: ComponentConfig
     inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
-    def takes(self) -> dict[str, Port]:
-        return {port.name: port for port in map(Port.parse, self.config.takes)}
+    @cached_property
+    def takes(self) -> Mapping[str, Port]:
+        """Its input ports by name."""
+        return _ports(self.config.takes)
 
-    @property
-    def gives(self) -> dict[str, Port]:
-        return {port.name: port for port in map(Port.parse, self.config.gives)}
+    @cached_property
+    def gives(self) -> Mapping[str, Port]:
+        """Its output ports by name."""
+        return _ports(self.config.gives)
 
 
 @dataclass(frozen=True)
@@ -128,11 +139,11 @@ class _Checker:
     ) -> None:
         self.nodes, self.towers, self.decoder, self.unsure = nodes, towers, decoder, unsure
         self.faults: list[Fault] = []
-        self.ports: dict[Wire, Port] = {Wire(BATCH, p.name): p for p in map(Port.parse, BATCH_PORTS)}
+        self.ports: dict[Wire, Port] = {Wire(BATCH, name): port for name, port in BATCH_PORTS.items()}
         for tower in towers:
-            self.ports |= {Wire(tower, p.name): p for p in map(Port.parse, TOWER_PORTS)}
+            self.ports |= {Wire(tower, name): port for name, port in TOWER_PORTS.items()}
         for name, node in nodes.items():
-            self.ports |= {Wire(name, port): p for port, p in node.gives.items()}
+            self.ports |= {Wire(name, output): port for output, port in node.gives.items()}
         self.sizes: dict[tuple[str, str], Sizes] = {(BATCH, "has_image"): {"batch": None}}
         self.encoders: dict[str, frozenset[str]] = {}
 
@@ -152,8 +163,8 @@ class _Checker:
         layers = self._layers(wires)
         for tower, spec in self.towers.items():
             sizes = {"layer": len(layers[tower]), "patch": spec.num_patches, "vision_hidden": spec.hidden_size}
-            for port in map(Port.parse, TOWER_PORTS):
-                self.sizes[tower, port.name] = {"batch": None, **sizes}
+            for port in TOWER_PORTS:
+                self.sizes[tower, port] = {"batch": None, **sizes}
         contexts = {}
         failed = set(self.nodes) if DECODER in self.unsure else set(self.unsure)
         for name in order:
@@ -177,10 +188,12 @@ class _Checker:
         gathering = []
         for name, node in self.nodes.items():
             path = f"graph.{name}.inputs"
-            for port in node.inputs:
-                if port not in node.takes:
-                    hint = did_you_mean(port, node.takes)
-                    self.fault(f"{path}.{port}", f"no input port is named '{port}'{hint} Ports: {listing(node.takes)}")
+            for given in node.inputs:
+                if given not in node.takes:
+                    hint = did_you_mean(given, node.takes)
+                    self.fault(
+                        f"{path}.{given}", f"no input port is named '{given}'{hint} Ports: {listing(node.takes)}"
+                    )
             for port in node.takes.values():
                 if port.name in node.inputs:
                     wires[name][port.name] = self._written(node, port)
@@ -223,7 +236,7 @@ class _Checker:
         if self.ports[wire].axes != port.axes:
             fits = [other for other, known in self.ports.items() if known.axes == port.axes and other.node != node.name]
             given = f"[{' '.join(self.ports[wire].axes)}]"
-            self.fault(path, f"{wire} gives {given}, which does not fit {port}; what fits: {listing(fits)}")
+            self.fault(path, f"{wire} gives {given}, which does not fit {port}; what fits: {listing(map(str, fits))}")
             return None
         return wire
 

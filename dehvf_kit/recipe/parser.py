@@ -14,7 +14,7 @@ from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
-from dehvf_kit.errors import DehvfError, Fault, RecipeError, did_you_mean, listing, shown
+from dehvf_kit.errors import DehvfError, Fault, PluginError, RecipeError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name
 from dehvf_kit.recipe.graph import BATCH, DECODER, Node, check_graph
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
@@ -269,7 +269,7 @@ class Parser:
             return None
         try:
             schema = self.registry.find(role, kind)
-        except KeyError as error:
+        except (KeyError, PluginError) as error:
             self.fault(f"{path}.type", str(error.args[0]))
             self.whole = self.whole and role == "data"
             return None

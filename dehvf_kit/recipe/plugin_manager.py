@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,6 +21,13 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe import builtin_plugin
 
 FILE_MODULE = "dehvf_kit_plugin_"
+HOOKS = (
+    "register_components",
+    "register_sources",
+    "register_cost_formulas",
+    "register_ffn_overrides",
+    "register_vision_overrides",
+)
 
 
 @dataclass
@@ -102,9 +109,6 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
 
     Raises: PluginValidationError for a misspelt hook, DehvfError for duplicates.
     """
-    from dehvf_kit.backbones.ffn.overrides import register_ffn_override
-    from dehvf_kit.backbones.vision.overrides import register_vision_override
-
     manager = loaded.manager
     manager.register(module, name=name)
     try:
@@ -112,18 +116,14 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
     except pluggy.PluginValidationError:
         manager.unregister(module)
         raise
-    before = dict(loaded.registry.configs), dict(loaded.registry.sources), list(loaded.registry.cost_formulas)
+    registry = loaded.registry
+    before = replace(
+        registry,
+        entries=dict(registry.entries),
+        sources=dict(registry.sources),
+        cost_formulas=list(registry.cost_formulas),
+    )
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    hooks = {
-        hook: manager.subset_hook_caller(hook, others)
-        for hook in (
-            "register_components",
-            "register_sources",
-            "register_cost_formulas",
-            "register_ffn_overrides",
-            "register_vision_overrides",
-        )
-    }
     registered = 0
 
     def counted(register: Callable[..., None]) -> Callable[..., None]:
@@ -137,14 +137,31 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
 
     try:
         with redirect_stdout(sys.stderr):
-            hooks["register_components"](register=counted(loaded.registry.register))
-            hooks["register_sources"](register=counted(loaded.registry.register_source))
-            hooks["register_cost_formulas"](register=counted(loaded.registry.cost_formulas.append))
-            hooks["register_ffn_overrides"](register=counted(register_ffn_override))
-            hooks["register_vision_overrides"](register=counted(register_vision_override))
+            for hook in HOOKS:
+                caller = manager.subset_hook_caller(hook, others)
+                if caller.get_hookimpls():
+                    caller(register=counted(_register_of(hook, registry)))
     except Exception:
-        loaded.registry.configs, loaded.registry.sources, loaded.registry.cost_formulas = before
+        loaded.registry = before
         manager.unregister(module)
         raise
     loaded.origins[name] = origin
     return registered
+
+
+def _register_of(hook: str, registry: Registry) -> Callable[..., None]:
+    """The function that a hook calls to register something; those of backbones are imported where a plugin has the hook."""
+    if hook == "register_ffn_overrides":
+        from dehvf_kit.backbones.ffn.overrides import register_ffn_override
+
+        return register_ffn_override
+    if hook == "register_vision_overrides":
+        from dehvf_kit.backbones.vision.overrides import register_vision_override
+
+        return register_vision_override
+    registers: dict[str, Callable[..., None]] = {
+        "register_components": registry.register,
+        "register_sources": registry.register_source,
+        "register_cost_formulas": registry.cost_formulas.append,
+    }
+    return registers[hook]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dehvf_kit.recipe.graph import BATCH, BATCH_PORTS, DECODER, TOWER_PORTS, Graph, Port, Wire
+from dehvf_kit.recipe.graph import BATCH, BATCH_PORTS, DECODER, TOWER_PORTS, Graph, Wire
 
 if TYPE_CHECKING:
     from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
@@ -113,7 +113,7 @@ def _node(graph: Graph, name: str) -> Box:
 
 
 def _tower_ports(graph: Graph, name: str, used: set[tuple[str, str]]) -> tuple[PortLabel, ...]:
-    ports = map(Port.parse, BATCH_PORTS if name == BATCH else TOWER_PORTS)
+    ports = (BATCH_PORTS if name == BATCH else TOWER_PORTS).values()
     return tuple(
         PortLabel(port.name, _axes(graph, name, port.name, port.axes)) for port in ports if (name, port.name) in used
     )

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dehvf_kit import hookimpl
-from dehvf_kit.api import CostFormula, Register
+from dehvf_kit.api import CostFormula, Register, hookimpl
+
+COMPONENTS = {
+    ("vision", "clip_projection"): "dehvf_kit_baselines.clip_projection:ClipProjectionVisionConfig",
+    ("reader", "patch_tokens"): "dehvf_kit_baselines.readers:PatchTokensReaderConfig",
+    ("reader", "global_tokens"): "dehvf_kit_baselines.readers:GlobalTokensReaderConfig",
+    ("visual_tokens", "visual_tokens"): "dehvf_kit_baselines.visual_tokens:VisualTokensConfig",
+    ("decoder_adapter", "mixture_of_modality"): "dehvf_kit_baselines.mixture_decoder:MixtureDecoderAdapterConfig",
+    ("vision_adapter", "mixture_of_modality"): "dehvf_kit_baselines.mixture_vision:MixtureVisionAdapterConfig",
+    ("decoder_adapter", "gated_prefix"): "dehvf_kit_baselines.gated_prefix:GatedPrefixConfig",
+    ("decoder_adapter", "lora"): "dehvf_kit_baselines.lora:LoraConfig",
+}
+"""(role, type) -> the place of its config class."""
 
 
 @hookimpl
 def register_components(register: Register) -> None:
-    from dehvf_kit_baselines.clip_projection import ClipProjectionVisionConfig
-    from dehvf_kit_baselines.gated_prefix import GatedPrefixConfig
-    from dehvf_kit_baselines.lora import LoraConfig
-    from dehvf_kit_baselines.mixture_decoder import MixtureDecoderAdapterConfig
-    from dehvf_kit_baselines.mixture_vision import MixtureVisionAdapterConfig
-    from dehvf_kit_baselines.readers import GlobalTokensReaderConfig, PatchTokensReaderConfig
-    from dehvf_kit_baselines.visual_tokens import VisualTokensConfig
-
-    for config in (
-        ClipProjectionVisionConfig,
-        PatchTokensReaderConfig,
-        GlobalTokensReaderConfig,
-        VisualTokensConfig,
-        MixtureDecoderAdapterConfig,
-        MixtureVisionAdapterConfig,
-        GatedPrefixConfig,
-        LoraConfig,
-    ):
-        register(config)
+    for (role, type_), place in COMPONENTS.items():
+        register(place, role=role, type=type_)
 
 
 @hookimpl

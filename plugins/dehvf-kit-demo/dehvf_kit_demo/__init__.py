@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dehvf_kit.api.hookspecs import Register, RegisterSource, hookimpl
+from dehvf_kit.api import Register, RegisterSource, hookimpl
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,4 @@ def register_sources(register: RegisterSource) -> None:
 
 @hookimpl
 def register_components(register: Register) -> None:
-    from dehvf_kit_demo.data import EasyVqaDataConfig
-
-    register(EasyVqaDataConfig)
+    register("dehvf_kit_demo.data:EasyVqaDataConfig", role="data", type="easy_vqa")

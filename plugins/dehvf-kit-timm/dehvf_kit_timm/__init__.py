@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dehvf_kit.api.hookspecs import Register, hookimpl
+from dehvf_kit.api import Register, hookimpl
 
 __version__ = "0.1.0"
 
 
 @hookimpl
 def register_components(register: Register) -> None:
-    from dehvf_kit_timm.vision import TimmVisionConfig
-
-    register(TimmVisionConfig)
+    register("dehvf_kit_timm.vision:TimmVisionConfig", role="vision", type="timm")

@@ -6,7 +6,6 @@ A folder holds `adapter_model.safetensors`, `adapter_config.json`, `config.json`
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dehvf_kit._version import __version__
 from dehvf_kit.adapter.card import card
+from dehvf_kit.adapter.files import CONFIG, DIGEST, FORMAT, WEIGHTS, read_config, read_weights
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.adapter.fingerprint import fingerprint
 from dehvf_kit.adapter.licences import licence_of
@@ -30,15 +29,10 @@ from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, override
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
 from dehvf_kit.utils.atomic import sha256, whole_folder, write_file, write_text
-from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-FORMAT = 1
-DIGEST = "weights_sha256"
-MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PROBED_TENSORS, PROBED_VALUES = 16, 4
 LARGEST = torch.finfo(torch.float32).max
@@ -278,36 +272,6 @@ def _with_dtype(recipe: Recipe, name: str) -> Recipe:
     return replace(recipe, decoder=recipe.decoder.model_copy(update={"dtype": name}))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`. Raises: AdapterError where it is missing, not ours, or of a newer format."""
-    if not folder.is_dir():
-        raise AdapterError(f"{folder}: there is no such folder")
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder}: not an adapter of dehvf-kit, it has no {CONFIG}")
-    try:
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise AdapterError(f"{path}: has {size:,} bytes, {MAX_CONFIG_BYTES:,} at most are read; it is no {CONFIG}")
-        config = parse_json(path.read_bytes(), max_depth=MAX_CONFIG_DEPTH)
-    except NotJson as error:
-        raise AdapterError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from error
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not isinstance(config, dict) or config.get("kit") != "dehvf-kit":
-        raise AdapterError(f"{path}: not written by dehvf-kit")
-    if not isinstance(config.get("format"), int) or isinstance(config["format"], bool):
-        raise AdapterError(f"{path}: 'format' is missing")
-    if config["format"] > FORMAT:
-        raise AdapterError(
-            f"{path}: format {shown(config['format'])}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
-        )
-    for key in ("recipe", "bases"):
-        if not isinstance(config.get(key), dict):
-            raise AdapterError(f"{path}: '{key}' is missing")
-    return config
-
-
 def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe an adapter was built from, with its defaults filled in, and `key=value` changes to it.
 
@@ -334,24 +298,6 @@ def _refuse_code(recipe: Mapping[str, Any], overrides: Sequence[str], folder: Pa
                 f"{folder}: asks to run Python code that comes with {shown(tower.get('model'))}; if you trust it, say so by "
                 f"the override {field}=true"
             )
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained weights. Raises: AdapterError where the file is missing, cut short or altered since it was saved."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise AdapterError(f"{folder}: incomplete, it has no {WEIGHTS}; weights in another file are not read")
-    wanted = read_config(folder).get(DIGEST)
-    try:
-        data = path.read_bytes()
-        weights = load_tensors(data)
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # safetensors raises a KeyError for a dtype that torch lacks
-        raise AdapterError(f"{path}: cannot be read: {error}") from error
-    if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
-        raise AdapterError(f"{path}: not the weights that {CONFIG} was saved with; it was altered, or copied in part")
-    return weights
 
 
 def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> None:

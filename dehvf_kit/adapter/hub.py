@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehvf_kit.adapter.checkpoint import WEIGHTS, read_config, save
+from dehvf_kit.adapter.checkpoint import save
+from dehvf_kit.adapter.files import WEIGHTS, read_config
 from dehvf_kit.errors import AdapterError
 
 if TYPE_CHECKING:

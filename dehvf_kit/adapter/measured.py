@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dehvf_kit.adapter.card import card
-from dehvf_kit.adapter.checkpoint import WEIGHTS, read_config
+from dehvf_kit.adapter.files import WEIGHTS, read_config
 from dehvf_kit.errors import AdapterError
 from dehvf_kit.utils.atomic import write_text
 

@@ -67,7 +67,8 @@ def save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
 
     Raises: AdapterError where other weights would be lost, or the folder cannot be written.
     """
-    from dehvf_kit.adapter.checkpoint import WEIGHTS, save
+    from dehvf_kit.adapter.checkpoint import save
+    from dehvf_kit.adapter.files import WEIGHTS
 
     if (folder / WEIGHTS).exists() and not overwrite and not _same_weights(model, folder):
         raise AdapterError(
@@ -80,7 +81,7 @@ def _same_weights(model: DehvfModel, folder: Path) -> bool:
     """Whether an adapter on disk holds the initial weights of this model, so that nothing is lost with it."""
     import torch
 
-    from dehvf_kit.adapter.checkpoint import read_weights
+    from dehvf_kit.adapter.files import read_weights
 
     try:
         known = read_weights(folder)

@@ -90,7 +90,8 @@ def _asked(data: Any, count: int, limit: int | None) -> str:
 
 def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool) -> list[dict[str, Any]]:
     """How the prompt differs from the one trained on; refused where it does, unless allowed."""
-    from dehvf_kit.adapter.checkpoint import adapter_recipe, read_config
+    from dehvf_kit.adapter.checkpoint import adapter_recipe
+    from dehvf_kit.adapter.files import read_config
     from dehvf_kit.adapter.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
 
     config = read_config(adapter)

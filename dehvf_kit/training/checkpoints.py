@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 
-from dehvf_kit.adapter.checkpoint import read_weights, restore
+from dehvf_kit.adapter.checkpoint import restore
+from dehvf_kit.adapter.files import read_weights
 from dehvf_kit.errors import AdapterError, TrainingError, listing
 from dehvf_kit.utils import atomic
 

@@ -23,7 +23,7 @@ import torch
 import torch.utils.tensorboard  # here, so that no fork has to
 
 import dehvf_kit
-from dehvf_kit.adapter.checkpoint import WEIGHTS, read_weights
+from dehvf_kit.adapter.files import WEIGHTS, read_weights
 from dehvf_kit.model.builder import build
 from dehvf_kit.training.checkpoints import checkpoints, fault
 from dehvf_kit.training.run import train

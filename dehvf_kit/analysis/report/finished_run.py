@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehvf_kit.adapter.checkpoint import CONFIG, adapter_recipe, read_config
+from dehvf_kit.adapter.checkpoint import adapter_recipe
+from dehvf_kit.adapter.files import CONFIG, read_config
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.training.run import ADAPTER

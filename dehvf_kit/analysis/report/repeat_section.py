@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from dehvf_kit._version import __version__
-from dehvf_kit.adapter.checkpoint import WEIGHTS
+from dehvf_kit.adapter.files import WEIGHTS
 from dehvf_kit.adapter.fingerprint import saved_fingerprint
 from dehvf_kit.analysis.report.finished_run import FinishedRun
 from dehvf_kit.analysis.report.page import Section, table, text

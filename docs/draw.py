@@ -81,9 +81,9 @@ def main() -> None:
     (IMAGES / "grouping.svg").write_text(drawing, encoding="utf-8")
     kit = [sys.executable, "-m", "dehvf_kit"]
     subprocess.run([*kit, "graph", RECIPE, "--output", IMAGES / "wiring.svg"], check=True)
-    subprocess.run([*kit, "reproduce", "figure2", "--picture", IMAGES / "flops.svg"], check=True)
+    subprocess.run([*kit, "reproduce", "figure2", "--image", IMAGES / "flops.svg"], check=True)
     if adapter is not None:
-        words = ["reproduce", "figure4", "--adapter", adapter, "--limit", "300", "--picture", IMAGES / "weights.svg"]
+        words = ["reproduce", "figure4", "--adapter", adapter, "--limit", "300", "--image", IMAGES / "weights.svg"]
         subprocess.run([*kit, *words], check=True)
 
 

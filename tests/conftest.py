@@ -9,9 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from cli.commands import Command, Ended
+from cli.commands import command, wide  # noqa: F401 - fixtures
 
-from dehvf_kit.cli.main import app
 from dehvf_kit.recipe import plugin_manager
 from dehvf_kit.recipe.plugin_manager import plugins
 
@@ -32,12 +31,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables fold at the width somebody's terminal happens to have; without COLUMNS at the kit's own."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-
 @pytest.fixture
 def own_plugins() -> Iterator[None]:
     """Plugins loaded inside the test are forgotten after it."""
@@ -54,17 +47,3 @@ def builtins_alone() -> Iterator[None]:
         plugins.cache_clear()
         yield
     plugins.cache_clear()
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`command("check", path)`: run it; a traceback would be the test's own."""
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), printed.out, printed.err)
-
-    return run

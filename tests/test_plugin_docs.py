@@ -112,7 +112,7 @@ def test_the_override_says_what_structure_cannot(example) -> None:
 
 def test_every_hook_stands_on_the_page() -> None:
     hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
-    assert len(hooks) == 5 and all(f"| `{hook}(register)`" in PAGE for hook in hooks)
+    assert hooks and all(f"| `{hook}(register)`" in PAGE for hook in hooks)
 
 
 def test_every_plugin_stands_on_the_page() -> None:

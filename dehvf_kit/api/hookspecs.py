@@ -14,6 +14,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 RegisterSource = Callable[..., None]
+RegisterCommand = Callable[[str, str, str], None]
 
 
 class Register(Protocol):
@@ -57,3 +58,12 @@ def register_ffn_overrides(register: Callable[..., None]) -> None:
 @hookspec
 def register_vision_overrides(register: Callable[..., None]) -> None:
     """Call `register(model_type, ...)` for vision encoders whose inputs or tokens structure alone cannot tell."""
+
+
+@hookspec
+def register_commands(register: RegisterCommand) -> None:
+    """Call `register(name, "module:function", help)` for each command that the plugin adds to `dehvf-kit`.
+
+    The function declares its arguments as Typer functions do and is imported when the command runs. `dehvf-kit --help`
+    imports the plugin's entry module, so that module must not import torch, transformers or the like.
+    """

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a .yaml file.", show_default=False)]
+Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A saved adapter's folder.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False),
@@ -21,4 +22,3 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions to ask at most.", show_default=False)]

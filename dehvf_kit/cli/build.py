@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
+from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import AdapterError, DehvfError
+from dehvf_kit.utils.units import ratio, si
 
 if TYPE_CHECKING:
     from dehvf_kit.costs.flops import FlopCount
     from dehvf_kit.costs.memory import MemoryUsage
     from dehvf_kit.costs.parameters import ParameterTable
     from dehvf_kit.model.model import DehvfModel
+    from dehvf_kit.recipe.graph import Graph
 
 RUNS = Path("runs")
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
+_PLACES = {"decoder": " on every decoder layer", "vision": " on every vision block", "input": " in the decoder's input"}
 
 
-def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bool, save: bool, as_json: bool) -> None:
+def build(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="The adapter's folder.", show_default="runs/NAME"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Write the adapter.")] = True,
+    as_json: Json = False,
+) -> None:
     """Build, save and report. Raises: RecipeError for a faulty recipe, AdapterError where weights would be lost."""
-    with waiting(f"Building {path} without base weights", plain=True):
+    with waiting(f"Building {recipe} without base weights", plain=True):
         from dehvf_kit.backbones.base import NoConfig
         from dehvf_kit.costs.flops import count_flops
         from dehvf_kit.costs.memory import memory_usage
@@ -32,27 +49,25 @@ def run(path: Path, overrides: Sequence[str], output: Path | None, overwrite: bo
         from dehvf_kit.recipe.recipe import load_recipe
 
         quiet_transformers()
-        recipe = load_recipe(path, overrides)
-        folder = (output or default_folder(recipe.name)) if save else None
+        loaded = load_recipe(recipe, overrides or ())
+        folder = (output or default_folder(loaded.name)) if save else None
         try:
-            model = build_on_meta(recipe)
+            model = build_on_meta(loaded)
         except NoConfig:
-            recipe.check()  # says the same with the place in the recipe
+            loaded.check()  # reports the same with its place in the recipe
             raise
         if folder is not None:
-            save_adapter(model, folder, overwrite)
-        parameters = parameter_table(model.graph, recipe.published)
-        dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
+            _save_adapter(model, folder, overwrite)
+        parameters = parameter_table(model.graph, loaded.published)
+        dtypes = {name: tower.dtype for name, tower in loaded.vision.items()}
         with model.unhooked():
             flops = count_flops(model.graph, model.decoder, model.towers)
-            quantization = getattr(recipe.decoder, "quantization", None)
-            memory = memory_usage(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
+            quantization = getattr(loaded.decoder, "quantization", None)
+            memory = memory_usage(model.graph, model.decoder, model.towers, loaded.decoder.dtype, dtypes, quantization)
     if as_json:
-        print_json(facts(model, parameters, flops, memory, folder))
+        print_json(_facts(model, parameters, flops, memory, folder))
         return
-    from dehvf_kit.cli.build_report import print_report
-
-    print_report(stdout(), model, parameters, flops, memory, folder)
+    _print_report(stdout(), model, parameters, flops, memory, folder)
 
 
 def default_folder(name: str) -> Path:
@@ -62,8 +77,8 @@ def default_folder(name: str) -> Path:
     return RUNS / name
 
 
-def save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
-    """Write the adapter. One that stands there is replaced where it holds the same weights, or with `overwrite`.
+def _save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
+    """Write the adapter. An existing one is replaced where it holds the same weights, or with `overwrite`.
 
     Raises: AdapterError where other weights would be lost, or the folder cannot be written.
     """
@@ -91,7 +106,7 @@ def _same_weights(model: DehvfModel, folder: Path) -> bool:
     return set(known) == set(fresh) and all(torch.equal(known[name], tensor.detach()) for name, tensor in fresh.items())
 
 
-def facts(
+def _facts(
     model: DehvfModel, parameters: ParameterTable, flops: FlopCount, memory: MemoryUsage, folder: Path | None
 ) -> dict[str, Any]:
     """All that the command reports, as plain data."""
@@ -127,3 +142,131 @@ def facts(
         "flops": asdict(flops),
         "memory_bytes": asdict(memory),
     }
+
+
+def _print_report(
+    console: Console,
+    model: DehvfModel,
+    parameters: ParameterTable,
+    flops: FlopCount,
+    memory: MemoryUsage,
+    folder: Path | None,
+) -> None:
+    """The whole report."""
+    recipe = model.recipe
+    console.print(f"[bold]{escape(recipe.name)}[/]  {escape(recipe.description)}")
+    _towers(console, model)
+    _graph(console, model.graph)
+    _parameters(console, parameters)
+    _flops(console, flops)
+    _memory(console, memory)
+    if folder is not None:
+        console.print(f"\nAdapter saved in [bold]{escape(str(folder))}[/] (untrained, {si(memory.adapter, 'B')})")
+
+
+def _towers(console: Console, model: DehvfModel) -> None:
+    from dehvf_kit.costs.flops import encoders_read
+
+    section(console, "Base models", "frozen; only their configs were read")
+    table, running = grid("left", "left", "left"), encoders_read(model.graph)
+    for name, tower in model.towers.items():
+        spec, read = tower.spec, len(model.graph.layers[name])
+        layers = f"{spec.num_layers} layers of {spec.hidden_size} ({read if name in running else 'none'} read)"
+        sizes = f"{layers}, {spec.num_patches} patches at {spec.image_size} px"
+        table.add_row("", f"[cyan]{name}[/]", escape(model.recipe.vision[name].model or spec.model_type), sizes)
+    spec = model.graph.contexts[model.graph.order[0]].decoder
+    count = si(spec.num_parameters, "").replace("G", "B")
+    sizes = f"{spec.num_layers} layers of {spec.hidden_size}, {spec.activation}, {count} parameters"
+    table.add_row("", "[cyan]decoder[/]", escape(model.recipe.decoder.model or spec.model_type), sizes)
+    console.print(table)
+
+
+def _graph(console: Console, graph: Graph) -> None:
+    section(console, "Graph", "in the order it runs; input <- node.output \\[axes]")
+    for name in graph.order:
+        node = graph.nodes[name]
+        place = _PLACES.get(node.config.attaches, "")
+        kind = node.config.type if node.config.role == name else f"{node.config.role} {node.config.type}"
+        console.print(f"  [cyan]{name}[/]  {kind}[dim]{place}[/]")
+        table = grid("left", "left", "left", indent=4)
+        for port, wires in graph.wires[name].items():
+            for wire in wires:
+                axes = graph.shape(wire, node.takes[port].axes)
+                table.add_row("", port, f"<- {wire}", f"[dim]\\[{axes}][/]")
+        if graph.wires[name]:
+            console.print(table)
+
+
+def _parameters(console: Console, table: ParameterTable) -> None:
+    section(console, "Trained parameters")
+    rows = grid("left", "left", "right")
+    before = ""
+    for term in table.terms:
+        rows.add_row("", f"[cyan]{term.node if term.node != before else ''}[/]", term.term, f"{term.count:,}")
+        before = term.node
+    rows.add_row("", "[bold]sum[/]", "", f"[bold]{table.trainable:,}[/]")
+    if table.published is not None:
+        rows.add_row("", "unused", "counted in the published figure only", f"{table.unused:,}")
+        rows.add_row("", "as published", "", f"[bold]{table.as_published:,}[/]")
+        verdict = "[green]The count equals the published one to its printed precision.[/]"
+        if not table.matches:
+            verdict = "[red]The count differs from the published one.[/]"
+        rows.add_row("", "published", escape(table.published.source), f"{table.published.parameters}")
+        console.print(rows)
+        console.print(f"  {verdict}")
+        return
+    console.print(rows)
+    console.print("  [dim]nothing published to compare with[/]")
+
+
+def _flops(console: Console, report: FlopCount) -> None:
+    section(console, "Forward FLOPs", "a multiply-add is two; see dehvf_kit/costs/flops.py")
+    table = grid("left", "right", "left")
+    for name, count in report.vision.items():
+        table.add_row("", f"[cyan]{name}[/]", "not known" if count is None else si(count, "FLOP"), "per image")
+    for name, cost in report.components.items():
+        for count, unit in (
+            (cost.per_step, "per batch"),
+            (cost.per_image, "per image"),
+            (cost.per_token, "per text token"),
+        ):
+            if count:
+                table.add_row("", f"[cyan]{name}[/]", si(count, "FLOP"), unit)
+    table.add_row("", "[cyan]decoder[/]", si(report.decoder_per_token, "FLOP"), "per text token, without its attention")
+    console.print(table)
+    console.print()
+    table = grid("right", "right", "right", "right", "right", "right")
+    table.add_row("", "text tokens", "text alone", "in memory", "", "as tokens", "", style="dim")
+    for sample in report.samples:
+        row = [str(sample.tokens), si(sample.text, "")]
+        for count in (sample.memory, sample.prepended):
+            row += ["-", "-"] if count is None else [si(count, ""), ratio(count, sample.text)]
+        table.add_row("", *row)
+    console.print(table)
+    for line in (
+        "One sample through the decoder, without the encoders: without an image, with",
+        "it in memory (components included), and with its patches before the text,",
+        "as LLaVA does.",
+    ):
+        console.print(f"  [dim]{line}[/]")
+
+
+def _memory(console: Console, report: MemoryUsage) -> None:
+    section(console, "Memory")
+    table = grid("left", "right", "left")
+    table.add_row("", "adapter", si(report.adapter, "B"), "float32, as saved")
+    training = si(report.gradients_and_optimiser, "B")
+    table.add_row("", "gradients and AdamW", training, "while training; nothing for frozen weights")
+    table.add_row("", "decoder", si(report.decoder, "B"), f"frozen weights, {report.dtype}")
+    for name, count in report.vision.items():
+        table.add_row("", name, si(count, "B"), "frozen weights")
+    if report.factored_per_image:
+        factored, built = report.factored_per_image, report.built_per_image
+        table.add_row("", "memory, factored", si(factored, "B"), f"per image, {report.dtype}: what the kit stores")
+        table.add_row(
+            "", "memory, built", si(built, "B"), f"per image, K and V built: {built / factored:.0f} times that"
+        )
+    if report.prepended_cache_per_image:
+        cache = si(report.prepended_cache_per_image, "B")
+        table.add_row("", "patches as tokens", cache, "per image, key/value cache with patches as tokens, as in LLaVA")
+    console.print(table)

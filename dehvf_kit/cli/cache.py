@@ -1,47 +1,48 @@
-"""`dehvf-kit cache`: features of every picture of a recipe's data, computed before training."""
+"""`dehvf-kit cache`: features of every image of a recipe's data, computed before training."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from dehvf_kit.cli.console import print_json, quiet_transformers
-from dehvf_kit.cli.progress import reporting
+from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
+from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
 from dehvf_kit.errors import DataError
 
 
-def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
-    """Say how much will be written, and write it. Raises: RecipeError, or DataError where features cannot be kept."""
+def cache(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print how much will be written, and write it.
+
+    Raises: RecipeError for a faulty recipe, DataError where features cannot be cached.
+    """
     from dehvf_kit.data.sample_filter import SKIPPED, SampleFilter, summary, write_skipped
     from dehvf_kit.model.builder import build
     from dehvf_kit.model.feature_files import FeatureFiles, cached_features, shown_bytes
     from dehvf_kit.recipe.recipe import load_recipe
 
     quiet_transformers()
-    recipe = load_recipe(path, [*overrides, "training.cache_features=true"])
-    if recipe.data is None:
-        raise DataError(f"{path}: has no `data` section, so there are no pictures")
-    model = build(recipe)
+    loaded = load_recipe(recipe, [*(overrides or ()), "training.cache_features=true"])
+    if loaded.data is None:
+        raise DataError(f"{recipe}: has no `data` section, so there are no images")
+    model = build(loaded)
     if not model.reads_images:
-        raise DataError(f"{path}: nothing in its graph reads pictures, so there are no features to keep")
-    store = cached_features(model, recipe.training)
+        raise DataError(f"{recipe}: nothing in its graph reads images, so there are no features to cache")
+    store = cached_features(model, loaded.training)
     assert isinstance(store, FeatureFiles)
-    filters = [SampleFilter(recipe.data, split) for split in ("train", "test")]
+    filters = [SampleFilter(loaded.data, split) for split in ("train", "test")]
     with reporting() as report:
-        opened = partial(report, "opening pictures")
+        opened = partial(report, "opening images")
         samples = [sample for sample_filter in filters for sample in sample_filter.readable(opened)]
     skipped = [one for sample_filter in filters for one in sample_filter.skipped]
     need = store.need(samples)
     if not as_json:
         print(
-            f"{need.pictures:,} pictures, {need.missing:,} of them new, {shown_bytes(need.bytes_per_picture)} each: "
+            f"{need.pictures:,} images, {need.missing:,} of them new, {shown_bytes(need.bytes_per_picture)} each: "
             f"{shown_bytes(need.bytes)} to write into {store.folder}"
         )
     started = time.perf_counter()
     with reporting() as report:
-        written = store.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
+        written = store.fill(samples, progress=lambda done, total: report("reading images", done, total))
     seconds = time.perf_counter() - started
     listed = write_skipped(store.folder / SKIPPED, skipped)
     if as_json:
@@ -49,6 +50,6 @@ def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
         facts |= {"skipped": [one.row() for one in skipped]}
         print_json({**facts, "bytes": need.bytes, "folder": str(store.folder), "seconds": round(seconds, 1)})
         return
-    print(f"{written:,} pictures in {seconds:.0f} s; `dehvf-kit train` uses them where training.cache_features is true")
+    print(f"{written:,} images in {seconds:.0f} s; `dehvf-kit train` uses them where training.cache_features is true")
     if skipped:
         print(summary(skipped, listed))

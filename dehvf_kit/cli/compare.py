@@ -4,55 +4,81 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from dehvf_kit.cli.arguments import Json, Words
 from dehvf_kit.cli.console import grid, print_json, stdout
 from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
     from dehvf_kit.evaluation.compare.rules import Tuning
 
-PICTURE = "comparison.png"
+FIGURE = "comparison.png"
 
 
-def run(
-    words: Sequence[str],
-    output: Path,
-    seeds: int,
-    tune: bool,
-    rate_factors: str,
-    rates: str,
-    scales: str,
-    fraction: float,
-    validation: float,
-    side_by_side: int,
-    threads: int | None,
-    allowed: Sequence[str],
-    as_json: bool,
-) -> int:
-    """Run, report and draw; the exit status is 1 where a run failed. words: recipes and KEY=VALUE overrides.
+def compare(
+    words: Words,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of runs and table.")] = Path(
+        "runs/compare"
+    ),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs per recipe, with seeds 0, 1, ...")] = 3,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Tune each recipe's learning rate first, by the same tuning protocol.")
+    ] = False,
+    rate_factors: Annotated[
+        str, typer.Option("--rate-factors", help="The grid of --tune, times each recipe's base learning rate.")
+    ] = "0.25,0.5,1,2,4",
+    rates: Annotated[
+        str, typer.Option("--rates", help="The grid of --tune in absolute base learning rates.", show_default=False)
+    ] = "",
+    scales: Annotated[
+        str,
+        typer.Option(
+            "--scales",
+            help="Also tune the strength with which a method acts on the decoder: factors such as 0.3,1,3.",
+            show_default=False,
+        ),
+    ] = "",
+    fraction: Annotated[
+        float, typer.Option("--tune-fraction", min=0.001, max=1, help="Share of the steps that a tuning run makes.")
+    ] = 0.2,
+    validation: Annotated[
+        float,
+        typer.Option("--validation", min=0.001, max=0.9, help="Share of training images that tuning is scored on."),
+    ] = 0.1,
+    side_by_side: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads per run.", show_default="cores / jobs")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", metavar="FIELD", help="Let a field differ between the recipes.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run, report and draw; the exit status is 1 where a run failed.
 
     Raises: DehvfError for recipes that cannot be compared, before anything runs.
     """
-    from dehvf_kit.evaluation.compare.compare import MethodRuns, Settings, compare
+    from dehvf_kit.evaluation.compare import compare as run
     from dehvf_kit.evaluation.compare.table import cells, table, write_report
     from dehvf_kit.recipe.plugin_manager import loaded_files
     from dehvf_kit.recipe.several import load_all
 
     recipes = load_all(words)
-    tuning = tuning_of(rate_factors, rates, scales, fraction, validation) if tune or rates or scales else None
+    tuning = _tuning(rate_factors, rates, scales, fraction, validation) if tune or rates or scales else None
     threads = threads or max(1, (os.cpu_count() or 1) // side_by_side)
-    settings = Settings(seeds, tuning, side_by_side, threads, tuple(allowed), tuple(map(str, loaded_files())))
+    settings = run.Settings(seeds, tuning, side_by_side, threads, tuple(allow or ()), tuple(map(str, loaded_files())))
 
-    def update(methods: list[MethodRuns]) -> None:
+    def update(methods: list[run.MethodRuns]) -> None:
         write_report(table(methods, settings), output)
 
-    methods = compare(recipes, output, settings, say, update)
+    methods = run.compare(recipes, output, settings, _say, update)
     found = table(methods, settings)
     write_report(found, output)
-    drawn = _draw(found, output / PICTURE)
+    drawn = _draw(found, output / FIGURE)
     if as_json:
         print_json(found)
     else:
@@ -64,14 +90,15 @@ def run(
         stdout(minimum_width=200).print(shown)
         print(f"table:   {output / 'comparison.md'} (and .csv, .json)")
         if drawn:
-            print(f"picture: {output / PICTURE}")
+            print(f"figure:  {output / FIGURE}")
     for error in found["errors"]:
         print(f"failed: {error}", file=sys.stderr)
-    return int(bool(found["errors"]))
+    if found["errors"]:
+        raise typer.Exit(1)
 
 
-def tuning_of(rate_factors: str, rates: str, scales: str, fraction: float, validation: float) -> Tuning:
-    """The rule of tuning from what was typed. Raises: DehvfError for what is no list of positive numbers."""
+def _tuning(rate_factors: str, rates: str, scales: str, fraction: float, validation: float) -> Tuning:
+    """The tuning protocol that the options describe. Raises: DehvfError for what is not a list of positive numbers."""
     from dehvf_kit.evaluation.compare.job import HoldOut
     from dehvf_kit.evaluation.compare.rules import Tuning
 
@@ -92,13 +119,13 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     return values
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
     """A line of progress, on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def _draw(found: dict, file: Path) -> bool:
-    """The picture, or one line why there is none."""
+    """Draw the figure, or print in one line why there is none."""
     from dehvf_kit.evaluation.compare.figure import draw
 
     if not any("accuracy" in row for row in found["rows"]):
@@ -106,6 +133,6 @@ def _draw(found: dict, file: Path) -> bool:
     try:
         draw(found, file)
     except DehvfError as error:
-        say(f"no picture: {error}")
+        _say(f"no figure: {error}")
         return False
     return True

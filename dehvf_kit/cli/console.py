@@ -1,4 +1,4 @@
-"""What all commands print with: tables for terminals, plain text for pipes, and quiet libraries."""
+"""What all commands print with: tables, progress and JSON, for terminals and for pipes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import json
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TextIO, cast
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
 PIPE_WIDTH = 110
+PLAIN_INTERVAL_S = 10.0
 
 
 def stdout(minimum_width: int = PIPE_WIDTH) -> Console:
-    """A console on standard output; where that is no terminal, `minimum_width` wide, so that lines do not fold."""
+    """A console on standard output; where that is not a terminal, `minimum_width` wide, so that lines do not fold."""
     if sys.stdout.isatty():
         return Console(highlight=False)
     width = None if "COLUMNS" in os.environ else minimum_width
@@ -58,7 +63,7 @@ def waiting(text: str, plain: bool = False) -> Iterator[None]:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' advice and bars off the screen, unless its own environment variable asks for them."""
+    """Silence transformers' advice and progress bars, unless its own environment variable asks for them."""
     if "TRANSFORMERS_VERBOSITY" in os.environ:
         return
     from transformers.utils import logging
@@ -81,3 +86,52 @@ def grid(*justify: str, indent: int = 2) -> Table:
     for place in justify:
         table.add_column(justify=place, overflow="fold")  # type: ignore[arg-type]
     return table
+
+
+class Reporter:
+    """Progress of long work by stage: a bar on a terminal, elsewhere a line every `PLAIN_INTERVAL_S` seconds.
+
+    Called as `reporter(stage, done, total, note)`, as often as convenient.
+    """
+
+    def __init__(self, bars: Progress | None) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+        self.printed: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if self.bars is not None:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bars.add_task(stage, total=total)
+            self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        started = self.started.setdefault(stage, now)
+        finished = done >= total
+        if finished or now - self.printed.get(stage, -PLAIN_INTERVAL_S) >= PLAIN_INTERVAL_S:
+            self.printed[stage] = now
+            count = f" {done}/{total}" if total > 1 else ""
+            tail = f", {note}" if note else ""
+            print(f"{stage}:{count} ({now - started:.0f} s{tail})", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def reporting() -> Iterator[Reporter]:
+    """A reporter for the block, on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Reporter(None)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}[/]"),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Reporter(bars)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.utils.strict_json import NotJson, parse_json
@@ -28,8 +30,21 @@ IMAGE_SIZE = 224
 COLOURS = {"pass": "green", "broken": "red", "family": "yellow", "not run": "dim"}
 
 
-def run(decoder: str, vision: str | None, as_json: bool) -> int:
-    """Examine a decoder and a vision encoder; 1 if an item of a contract does not hold, else 0.
+def doctor(
+    decoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DECODER",
+            help="A name from dehvf-kit list, a folder, a config.json or a hub id.",
+            show_default=False,
+        ),
+    ],
+    vision: Annotated[
+        str | None, typer.Argument(metavar="[VISION]", help="A vision encoder, named likewise.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine a decoder and a vision encoder; the exit status is 1 if an item of a contract does not hold.
 
     Raises: DehvfError for a name that is not on this machine, DecoderError or VisionError for a model the kit cannot use.
     """
@@ -49,7 +64,8 @@ def run(decoder: str, vision: str | None, as_json: bool) -> int:
         print_json({**parts, "ok": not broken})
     else:
         _print(stdout(), parts)
-    return 1 if broken else 0
+    if broken:
+        raise typer.Exit(1)
 
 
 def read_config(name: str) -> tuple[PretrainedConfig, dict[str, Any]]:

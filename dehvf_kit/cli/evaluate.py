@@ -5,29 +5,43 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from dehvf_kit.cli.console import print_json, quiet_transformers
-from dehvf_kit.cli.progress import reporting
-from dehvf_kit.cli.scores import as_text, refuse_existing, show, write_new
+import typer
+
+from dehvf_kit.cli.arguments import Adapter, Json, Overrides
+from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
+from dehvf_kit.cli.score import show
 from dehvf_kit.errors import DataError
+from dehvf_kit.utils import atomic
 
 
-def run(
-    adapter: Path,
-    overrides: Sequence[str],
-    limit: int | None,
-    output: Path | None,
-    as_json: bool,
-    results: Path | None = None,
-    allow_prompt_mismatch: bool = False,
-    store: bool = False,
+def evaluate(
+    adapter: Adapter,
+    overrides: Overrides = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Most questions to ask.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write every answer, as JSON lines.", show_default=False),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="FILE", help="Write the predictions in the benchmark's own format."),
+    ] = None,
+    allow_prompt_mismatch: Annotated[
+        bool,
+        typer.Option("--allow-prompt-mismatch", help="Continue where prompt or images differ from those trained on."),
+    ] = False,
+    store: Annotated[
+        bool, typer.Option("--store", help="Store the scores in the adapter's measured.json and card.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Ask, score as the data set says, print.
+    """Ask, score as the data set defines it, print.
 
-    output: every answer, one JSON object a line; results: the predictions in the benchmark's own layout; store: keep the
-    scores in the adapter's card.
-    Raises: AdapterError for what is no adapter or was trained on other prompts, DataError where it has no data set or a
+    Raises: AdapterError for what is not an adapter or was trained on other prompts, DataError where it has no data set or a
     sample cannot be read.
     """
     from dehvf_kit.adapter.checkpoint import load
@@ -35,10 +49,10 @@ def run(
     from dehvf_kit.evaluation.answers import answer
     from dehvf_kit.model.feature_files import cached_features
 
-    refuse_existing(output, results)
+    _refuse_existing(output, results)
     quiet_transformers()
-    mismatch = _mismatch(adapter, overrides, allow_prompt_mismatch)
-    model = load(adapter, overrides=overrides)
+    mismatch = _mismatch(adapter, overrides or (), allow_prompt_mismatch)
+    model = load(adapter, overrides=overrides or ())
     recipe = model.recipe
     if recipe.data is None:
         raise DataError(
@@ -51,21 +65,21 @@ def run(
     with reporting() as report:
         samples = asked
         if model.reads_images:
-            samples = sample_filter.readable(lambda done, total: report("opening pictures", done, total))
+            samples = sample_filter.readable(lambda done, total: report("opening images", done, total))
         features = None
         if model.reads_images and not model.image_is_trained:
             features = cached_features(model, recipe.training)
-            features.fill(samples, progress=lambda done, total: report("reading pictures", done, total))
+            features.fill(samples, progress=lambda done, total: report("reading images", done, total))
         predictions = answer(
-            model, samples, features=features, progress=lambda done, total: report("asking", done, total)
+            model, samples, features=features, progress=lambda done, total: report("answering", done, total)
         )
     predictions = with_skipped(predictions, asked, sample_filter.skipped)
     if output is not None:
-        write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
+        _write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
     listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sample_filter.skipped) if output is not None else None
     scores = note_skipped(recipe.data.score(predictions), sample_filter.skipped)
     if results is not None:
-        write_new(results, as_text(scores.results))
+        _write_new(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
     if store:
         from dehvf_kit.adapter.measured import keep
 
@@ -100,3 +114,18 @@ def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool) -> list[di
     if not allowed:
         check_fingerprint(trained, asked, str(adapter))
     return [{"field": name, "trained": before, "now": now} for name, before, now in differences(trained, asked)]
+
+
+def _write_new(file: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises: DataError where it cannot be written."""
+    try:
+        atomic.write_text(file, text)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+def _refuse_existing(*files: Path | None) -> None:
+    """Raises: DataError for a file that is there already."""
+    for file in files:
+        if file is not None and file.exists():
+            raise DataError(f"{file}: exists already; name another --output or --results")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean
 
@@ -20,20 +22,33 @@ FORMATS = ("terminal", "mermaid", "svg")
 COLUMN = 38
 
 
-def run(path: Path, overrides: Sequence[str], kind: str | None, output: Path | None, as_json: bool) -> None:
-    """Draw. kind None: as the ending of `output` says, else for the terminal.
-
-    Raises: RecipeError listing every fault, DehvfError for a format nobody draws or a file that cannot be written.
-    """
+def graph(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="terminal, mermaid or svg.",
+            show_default="from FILE's ending, else terminal",
+            autocompletion=lambda: list(FORMATS),
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw. Raises: RecipeError listing every fault, DehvfError for an unknown format or a file that cannot be written."""
     if kind is not None and kind not in FORMATS:
         raise DehvfError(f"--format {kind}: one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}")
     kind = kind or ENDINGS.get(output.suffix.lower() if output else "", "terminal")
-    with waiting(f"Reading {path}", plain=True):
+    with waiting(f"Reading {recipe}", plain=True):
         from dehvf_kit.analysis.drawing.wiring import draw_recipe
         from dehvf_kit.recipe.recipe import load_recipe
 
         quiet_transformers()
-        drawing = draw_recipe(load_recipe(path, overrides))
+        drawing = draw_recipe(load_recipe(recipe, overrides or ()))
     if output is not None:
         from dehvf_kit.evaluation.compare.job import write_text
 
@@ -43,7 +58,7 @@ def run(path: Path, overrides: Sequence[str], kind: str | None, output: Path | N
     elif output is not None:
         print(f"graph: {output}")
     elif kind == "terminal":
-        show(stdout(), drawing)
+        _show(stdout(), drawing)
     else:
         print(_text(drawing, kind), end="")
 
@@ -62,12 +77,12 @@ def _text(drawing: Drawing, kind: str) -> str:
     from rich.console import Console
 
     held = io.StringIO()
-    show(Console(file=held, width=118, highlight=False), drawing)
+    _show(Console(file=held, width=118, highlight=False), drawing)
     return "\n".join(line.rstrip() for line in held.getvalue().splitlines()) + "\n"
 
 
-def show(console: Console, drawing: Drawing) -> None:
-    """Rows of boxes, top to bottom: what a box reads stands in it beside the port, what it gives below."""
+def _show(console: Console, drawing: Drawing) -> None:
+    """Rows of boxes, top to bottom; a box lists its input ports with their sources, then its outputs."""
     from rich.columns import Columns
     from rich.markup import escape
 

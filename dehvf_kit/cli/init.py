@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from dehvf_kit.cli.arguments import Json, Overrides
 from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
 from dehvf_kit.errors import DehvfError
 
 
-def run(
-    decoder: str | None,
-    vision: str | None,
-    data: str | None,
-    output: Path | None,
-    overrides: Sequence[str],
-    as_json: bool,
+def init(
+    overrides: Overrides = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="A name from dehvf-kit list, a folder or a hub id.", show_default="asks"),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option("--vision", help="A vision encoder, named likewise, or TYPE:MODEL.", show_default="asks"),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A file, a folder, a data set's type, or none.", show_default="asks")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The recipe.", show_default="DECODER_VISION.yaml"),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Ask for what no option says, check, write. Raises: DehvfError where an answer is missing or cannot be used."""
+    """Ask for what no option gives, check, write. Raises: DehvfError where an answer is missing or cannot be used."""
     with waiting("Loading plugins"):
         from dehvf_kit.recipe.plugin_manager import plugins
         from dehvf_kit.recipe.starter import NO_DATA, starter_recipe, write_starter
@@ -32,14 +44,14 @@ def run(
         raise DehvfError(f"{output}: exists already; name another with --output")
     known = ", ".join(registry.sources)
     like = f"{known}, a folder or a hub id" if known else "a folder or a hub id"
-    decoder = decoder or _ask("decoder", "Which decoder shall see?", like)
-    vision = vision or _ask("vision", "Through which vision encoder?", like)
+    decoder = decoder or _ask("decoder", "Which decoder?", like)
+    vision = vision or _ask("vision", "Which vision encoder?", like)
     types = ", ".join(registry.types("data"))
-    data = data or _ask("data", "Which data shall it learn from?", f"a file, a folder, {types}, or {NO_DATA}")
+    data = data or _ask("data", "Which training data?", f"a file, a folder, {types}, or {NO_DATA}")
     name = output.stem if output is not None else _name(decoder, vision)
     file = output or Path(f"{name}.yaml")
     with waiting(f"Checking {file}"):
-        raw = starter_recipe(name, decoder, vision, data, tuple(overrides))
+        raw = starter_recipe(name, decoder, vision, data, tuple(overrides or ()))
     write_starter(file, raw)
     if as_json:
         print_json({"file": str(file), "recipe": raw})
@@ -49,7 +61,7 @@ def run(
 
 
 def _ask(option: str, question: str, hint: str) -> str:
-    """One answer from the terminal. Raises: DehvfError where there is none to ask."""
+    """One answer from the terminal. Raises: DehvfError where standard input is not a terminal."""
     if not sys.stdin.isatty():
         raise DehvfError(f"init: nobody to ask here; say --{option} ({hint})")
     return str(typer.prompt(f"{question}\n  {hint}\n ", prompt_suffix="> ", err=True)).strip()

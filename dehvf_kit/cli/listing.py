@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
-from dehvf_kit.recipe.plugin_manager import Plugins, plugins
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+    from dehvf_kit.recipe.plugin_manager import Plugins
+
+COMPONENTS = Path(__file__).parents[1] / "components"
 
 
-def run(role: str | None, as_json: bool) -> None:
-    """List everything, or one role with its fields. Raises: DehvfError for a role nobody has."""
+def _builtin_roles() -> list[str]:
+    """The roles of the kit itself, for a shell to complete without loading plugins."""
+    return sorted(["vision", "decoder", "data", *(file.parent.name for file in COMPONENTS.glob("*/__init__.py"))])
+
+
+def list_installed(
+    role: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ROLE", help="Only this role, with every field.", show_default=False, autocompletion=_builtin_roles
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List everything, or one role with its fields. Raises: DehvfError for an unknown role."""
     with waiting("Loading plugins", plain=True):
+        from dehvf_kit.recipe.plugin_manager import plugins
+
         loaded = plugins()
         quiet_transformers()
     roles = loaded.registry.roles()
     if role is not None and role not in roles:
         raise DehvfError(f"list: no role is named '{role}'{did_you_mean(role, roles)} Roles: {listing(roles)}")
     if as_json:
-        print_json(facts(loaded, role))
+        print_json(_facts(loaded, role))
         return
     console = stdout()
     if role is None:
-        _print_all(console, facts(loaded, None))
+        _print_all(console, _facts(loaded, None))
     else:
-        _print_role(console, role, facts(loaded, role)["components"])
+        _print_role(console, role, _facts(loaded, role)["components"])
 
 
-def facts(loaded: Plugins, role: str | None) -> dict[str, Any]:
+def _facts(loaded: Plugins, role: str | None) -> dict[str, Any]:
     """Everything the command prints, as plain data; with a role, that role's components and their fields alone."""
     components = []
     for known, kind in loaded.registry.configs:
@@ -79,6 +100,9 @@ def _first_line(config: type[BaseModel]) -> str:
 
 
 def _field(name: str, info: FieldInfo) -> dict[str, Any]:
+    from pydantic import BaseModel
+    from pydantic_core import PydanticUndefined
+
     required = info.is_required()
     choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
     default = None if required else info.get_default(call_default_factory=True)

@@ -1,56 +1,73 @@
-"""The command line: arguments only. Each command's work stands in its own file, imported when it runs.
+"""The command line: the table of the kit's own commands. Plugins add theirs by the hook `register_commands`.
 
-A fault the user can mend is printed alone, without a traceback, and the exit status is 1; a wrong command line gives 2,
+A fault the user can correct is printed alone, without a traceback, and the exit status is 1; a wrong command line gives 2,
 an interrupt 130, a run stopped by SIGTERM 143.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from dehvf_kit._version import __version__
-from dehvf_kit.cli.data_commands import add_data_commands
-from dehvf_kit.cli.page_commands import add_page_commands
-from dehvf_kit.cli.recipe_commands import add_recipe_commands
-from dehvf_kit.cli.run_commands import add_run_commands
-from dehvf_kit.cli.starting_commands import add_starting_commands
-from dehvf_kit.errors import DehvfError, RemoteCodeWarning
+from dehvf_kit.cli.commands import PluginCommands
 
-INTERRUPTED = 130
+# The command, its function in this folder (`module:function`), and its line in `--help`.
+COMMANDS = (
+    ("check", "check:check", "Find every fault of a recipe at once; needs both base models' configs, no weights."),
+    ("show", "show:show", "Print a recipe with its parents merged and every default filled in."),
+    ("list", "listing:list_installed", "List components, base models, data sets and plugins, each with its origin."),
+    (
+        "doctor",
+        "doctor:doctor",
+        "Show where memory goes in a decoder and what a vision encoder yields; test both contracts.",
+    ),
+    (
+        "support",
+        "support:support",
+        "Print which decoder and vision families pass the kit's contract, or test some now.",
+    ),
+    (
+        "build",
+        "build:build",
+        "Save a recipe's adapter without base weights; print graph, parameters, FLOPs and memory.",
+    ),
+    (
+        "plan",
+        "plan:plan",
+        "Estimate FLOPs, memory and time of training and answering on a GPU; needs no weights, no GPU.",
+    ),
+    ("prepare", "prepare:prepare", "Check data sets: published sizes, and everything missing, broken or repeated."),
+    ("data", "data:data", "Show training samples as the model will see them: tokens, loss and image."),
+    ("score", "score:app", "Score predictions of any model on a benchmark."),
+    ("cache", "cache:cache", "Compute the frozen encoders' features once per image, for `train` and `eval`."),
+    ("train", "train:train", "Train a recipe's adapter on its data set."),
+    ("eval", "evaluate:evaluate", "Score a trained adapter on the test split of its data set."),
+    ("verify", "verify:verify", "Compare answers to questions alone and in padded batches, with and without a cache."),
+    ("generate", "generate:generate", "Answer a question about an image."),
+    ("compare", "compare:compare", "Train and score recipes with identical data and budget, over several seeds."),
+    ("graph", "graph:graph", "Draw a recipe's graph: nodes, ports, named axes with their sizes; needs no weights."),
+    (
+        "report",
+        "report:report",
+        "Write a page about a run: scores, answers, per-layer vision weights, memory contributions.",
+    ),
+    ("init", "init:init", "Ask three questions and write a recipe that passes `check`; never overwrites."),
+    (
+        "new-plugin",
+        "new_plugin:new_plugin",
+        "Write an installable plugin whose contract test passes; never overwrites.",
+    ),
+)
 
 
-class Commands(TyperGroup):
-    """The group of all commands, which turns errors into messages."""
+class Commands(PluginCommands):
+    """The kit's own commands and those of plugins."""
 
-    def invoke(self, ctx: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
-            return self._invoke(ctx)
-
-    def _invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DehvfError as error:
-            print(error, file=sys.stderr)
-            raise typer.Exit(error.exit_status) from error
-        except KeyboardInterrupt as error:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from error
-
-
-def _print_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
-    """The kit's warnings as a line of their own; others as Python prints them."""
-    if category is RemoteCodeWarning:
-        print(f"warning: {message}", file=sys.stderr)
-    else:
-        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
+    builtin = tuple((name, f"dehvf_kit.cli.{target}", line) for name, target, line in COMMANDS)
 
 
 app = typer.Typer(
@@ -59,7 +76,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Give eyes to a frozen language model: hierarchical visual features written into its feed-forward memory.",
+    help="Adds vision to a frozen LLM: hierarchical visual features written into its feed-forward memory.",
 )
 
 
@@ -77,25 +94,16 @@ def _installed(name: str) -> str:
 
 
 @app.callback()
-def before(
+def options(
     plugin: Annotated[
         list[Path] | None,
         typer.Option("--plugin", metavar="FILE", help="Load a one-file plugin first; may be repeated."),
     ] = None,
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What happens before every command."""
-    if plugin:
-        from dehvf_kit.recipe.plugin_manager import load_plugin_file
-
-        for file in plugin:
-            load_plugin_file(file)
-
-
-for add in (add_recipe_commands, add_data_commands, add_run_commands, add_page_commands, add_starting_commands):
-    add(app)
+    """Options that stand before the command; `Commands` loads the plugin files."""
 
 
 def main() -> None:

@@ -1,22 +1,36 @@
-"""`dehvf-kit prepare`: what data sets hold, beside what was published, and everything wrong with them."""
+"""`dehvf-kit prepare`: what data sets contain, beside the published sizes, and everything wrong with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 
-from dehvf_kit.cli.console import grid, print_json, section, stdout
-from dehvf_kit.cli.progress import reporting
+from dehvf_kit.cli.arguments import Json
+from dehvf_kit.cli.console import grid, print_json, reporting, section, stdout
 from dehvf_kit.errors import DataError
 
 SHOWN = 5
 
 
-def run(words: Sequence[str], open_images: bool, as_json: bool) -> int:
-    """Inspect, print, and return 1 where something would stop a run. Raises: RecipeError, DataError."""
+def prepare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE|DATA... [KEY=VALUE]...",
+            help="Recipes, folders or files of data; fields to change.",
+            show_default=False,
+        ),
+    ],
+    open_images: Annotated[
+        bool, typer.Option("--open/--no-open", help="Decode every image instead of only looking for its file.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Inspect and print; the exit status is 1 where something would stop a run. Raises: RecipeError, DataError."""
     from dehvf_kit.data.inspection import inspect_data
 
     overrides = [word for word in words if "=" in word]
@@ -27,7 +41,7 @@ def run(words: Sequence[str], open_images: bool, as_json: bool) -> int:
     kinds = {}
     with reporting() as report:
         for place in places:
-            config = data_of(Path(place), overrides)
+            config = _data_of(Path(place), overrides)
             kinds[place] = config.type
             found[place] = inspect_data(config, open_images, report)
     sound = all(part.sound for parts in found.values() for part in parts)
@@ -36,14 +50,14 @@ def run(words: Sequence[str], open_images: bool, as_json: bool) -> int:
             place: {"type": kinds[place], "splits": [part.row() for part in parts]} for place, parts in found.items()
         }
         print_json({"sound": sound, "data": rows})
-        return int(not sound)
+        raise typer.Exit(int(not sound))
     for place, parts in found.items():
-        show(place, kinds[place], parts)
-    print("\nnothing here would stop a run" if sound else "\nmend the faults above; --json lists every one")
-    return int(not sound)
+        _show(place, kinds[place], parts)
+    print("\nnothing here would stop a run" if sound else "\nfix the faults above; --json lists every one")
+    raise typer.Exit(int(not sound))
 
 
-def data_of(place: Path, overrides: Sequence[str]) -> Any:
+def _data_of(place: Path, overrides: Sequence[str]) -> Any:
     """The data config of a recipe, or of a file or folder of data. Raises: RecipeError, DataError."""
     from dehvf_kit.data.inspection import recognise
     from dehvf_kit.recipe.files import override
@@ -65,12 +79,12 @@ def data_of(place: Path, overrides: Sequence[str]) -> Any:
     return parse_data(raw["data"], str(place), registry)
 
 
-def show(place: str, kind: str, parts: Sequence[Any]) -> None:
+def _show(place: str, kind: str, parts: Sequence[Any]) -> None:
     """A table of splits, and below it the issues by kind."""
     console = stdout()
     section(console, escape(place), kind)
     table = grid("left", "right", "right", "right", "left")
-    table.add_row("", "[bold]split[/]", "[bold]samples[/]", "[bold]with picture[/]", "[bold]pictures[/]", "")
+    table.add_row("", "[bold]split[/]", "[bold]samples[/]", "[bold]with image[/]", "[bold]images[/]", "")
     for part in parts:
         table.add_row(
             "", part.name, f"{part.samples:,}", f"{part.with_picture:,}", f"{part.pictures:,}", escape(_beside(part))

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from dehvf_kit.cli.console import print_json, quiet_transformers
-from dehvf_kit.cli.progress import reporting
+import typer
+
+from dehvf_kit.cli.arguments import Json, Overrides
+from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
 
 
-def run(
-    folder: Path,
-    overrides: Sequence[str],
-    output: Path | None,
-    predictions: Path | None,
-    limit: int,
-    maps: int,
-    as_json: bool,
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's.", show_default=False)],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.", show_default="RUN/report.html")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions",
+            metavar="FILE",
+            help="Answers that eval --output wrote.",
+            show_default="RUN/predictions.jsonl",
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Images over which the fuser's weights are averaged.")
+    ] = 64,
+    maps: Annotated[int, typer.Option("--maps", min=1, help="Images whose memory contributions are mapped.")] = 6,
+    as_json: Json = False,
 ) -> None:
-    """Write the page and say what it lacks. Raises: AdapterError for what is no run, DataError for broken files in it."""
+    """Write the page and print what it lacks.
+
+    Raises: AdapterError for what is not a run, DataError for broken files in it.
+    """
     from dehvf_kit.analysis.report.write import write_report
 
     quiet_transformers()
-    with reporting() as report:
-        found = write_report(folder, output, predictions, overrides, limit, maps, progress=report)
+    with reporting() as progress:
+        found = write_report(folder, output, predictions, overrides or (), limit, maps, progress=progress)
     if as_json:
         print_json(found)
         return
     print(f"page: {found['page']}")
     for title, has in found["sections"].items():
         if not has:
-            print(f"  not there: {title}; the page says why, and what makes it")
+            print(f"  missing: {title}; the page says why, and what makes it")

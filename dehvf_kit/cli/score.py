@@ -1,18 +1,39 @@
-"""`dehvf-kit score`: anybody's predictions on ScienceQA or COCO captions."""
+"""`dehvf-kit score`: predictions of any model, scored on ScienceQA or COCO captions; and how scores are printed."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from dehvf_kit.cli.console import print_json
-from dehvf_kit.cli.scores import show
-from dehvf_kit.data.metrics.scores import Scores
+import typer
+from rich.markup import escape
+
+from dehvf_kit.cli.arguments import Json
+from dehvf_kit.cli.console import grid, print_json, stdout
+from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.errors import DataError
 
 SPLITS = ("test", "val", "minitest", "minival")
 
 
-def run_scienceqa(predictions: Path, folder: str, split: str, missing_wrong: bool, as_json: bool) -> None:
+Predictions = Annotated[
+    Path, typer.Option("--predictions", metavar="FILE", help="The predictions.", show_default=False)
+]
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command(help='ScienceQA\'s nine columns of {"results": {id: index}}.')
+def scienceqa(
+    predictions: Predictions,
+    folder: Annotated[
+        str, typer.Option("--data", metavar="FOLDER", help="Folder with problems.json.")
+    ] = "data/scienceqa",
+    split: Annotated[str, typer.Option("--split", help="test, val, minitest or minival.")] = "test",
+    missing_wrong: Annotated[
+        bool, typer.Option("--missing-wrong", help="Count questions without a prediction as wrong.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """The nine columns. Raises: DataError for files that cannot be read and ids that do not match."""
     from dehvf_kit.data.issues import PREPARE, refuse
     from dehvf_kit.data.metrics.scienceqa import score
@@ -25,7 +46,23 @@ def run_scienceqa(predictions: Path, folder: str, split: str, missing_wrong: boo
     _print(score(problems, read_results(predictions, problems, missing_wrong)), as_json)
 
 
-def run_coco(predictions: Path, references: Path, split: str, as_json: bool) -> None:
+@app.command(
+    help='BLEU, METEOR, ROUGE-L and CIDEr of [{"image_id", "caption"}]; needs the extra eval, and Java.',
+)
+def coco(
+    predictions: Predictions,
+    references: Annotated[
+        Path,
+        typer.Option(
+            "--references",
+            metavar="FILE",
+            help="Karpathy's dataset_coco.json, or a COCO captions file.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[str, typer.Option("--split", help="Of dataset_coco.json: test or val.")] = "test",
+    as_json: Json = False,
+) -> None:
     """Every caption metric. Raises: DataError for files that cannot be read, ids that do not match, or no Java."""
     from dehvf_kit.data.coco_captions import read_captions, read_references
     from dehvf_kit.data.metrics.captions import score
@@ -45,3 +82,21 @@ def _print(scores: Scores, as_json: bool) -> None:
         print_json(dict(scores.facts))
         return
     show(scores)
+
+
+def show(scores: Scores) -> None:
+    """The figures as a table, and the notes below it."""
+    table = grid("left", "right", "left", "right")
+    table.add_row("", "", "[bold]score[/]", "[bold]95% interval[/]", "[bold]count[/]")
+    for score in scores.scores:
+        interval = f"{_figure(score, score.low)} to {_figure(score, score.high)}"
+        table.add_row("", escape(score.name), _figure(score, score.value), interval, f"{score.count:,}")
+    stdout().print(table)
+    for note in scores.notes:
+        print(f"  {note}")
+
+
+def _figure(score: Score, value: float) -> str:
+    if not score.count:
+        return "-"
+    return f"{100 * value:.{score.digits}f}" + ("%" if score.percent else "")

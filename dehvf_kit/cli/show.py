@@ -1,21 +1,19 @@
-"""`dehvf-kit show`: a recipe with its parents merged and every default filled in."""
+"""`dehvf-kit show`: a recipe with its parents merged and every default filled in, ready to be loaded again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
+from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
 
 
-def run(path: Path, overrides: Sequence[str], as_json: bool) -> None:
+def show(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print a recipe whole. Raises: RecipeError listing every fault."""
-    with waiting(f"Reading {path}", plain=True):
+    with waiting(f"Reading {recipe}", plain=True):
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.utils.yaml_files import to_yaml
 
         quiet_transformers()
-        resolved = load_recipe(path, overrides).resolved()
+        resolved = load_recipe(recipe, overrides or ()).resolved()
     if as_json:
         print_json(resolved)
         return

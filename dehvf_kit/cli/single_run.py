@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dehvf_kit.cli.console import quiet_transformers
-from dehvf_kit.cli.progress import Reporter
+from dehvf_kit.cli.console import Reporter, quiet_transformers
 from dehvf_kit.errors import DehvfError
 
 
 def main(file: Path) -> int:
-    """Run the job; a fault the user can mend is its message alone."""
+    """Run the job; a fault that the user can correct is printed without a traceback."""
     from dehvf_kit.evaluation.compare.single_run import run_job
 
     quiet_transformers()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout
 from dehvf_kit.errors import DehvfError, did_you_mean
 from dehvf_kit.utils.shipped import HOME
@@ -19,11 +22,22 @@ DOCS = HOME / "docs"
 PAGES = ("support.md", "support_vision.md")
 
 
-def run(types: Sequence[str], run_now: bool, processes: int, as_json: bool) -> None:
+def support(
+    types: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TYPE]...", help="transformers model types to run now.", show_default=False),
+    ] = None,
+    run_now: Annotated[
+        bool, typer.Option("--run", help="Run every family again, about 25 minutes on 2 cores.")
+    ] = False,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Decoders run side by side.")] = 2,
+    as_json: Json = False,
+) -> None:
     """Print the pages of the last full run; or run the contract on some types, or on all, and print the results.
 
     Raises: DehvfError for an unknown type, or where there are no pages and nothing was asked to run.
     """
+    types = types or []
     if not types and not run_now:
         if as_json:
             raise DehvfError("support --json prints a run's results; name types, or say --run for all of them")

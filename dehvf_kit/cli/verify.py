@@ -1,15 +1,14 @@
-"""`dehvf-kit verify`: whether an adapter says the same alone and in a batch, with and without a cache."""
+"""`dehvf-kit verify`: whether an adapter answers the same alone and in a batch, with and without a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.markup import escape
 
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout
-from dehvf_kit.cli.progress import reporting
+from dehvf_kit.cli.arguments import Adapter, Json, Overrides
+from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, section, stdout
 from dehvf_kit.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,12 +17,20 @@ if TYPE_CHECKING:
 SHOWN = 10
 
 
-def run(
-    adapter: Path, overrides: Sequence[str], questions: int, batch: int, new_tokens: int, store: bool, as_json: bool
+def verify(
+    adapter: Adapter,
+    overrides: Overrides = None,
+    questions: Annotated[int, typer.Option("--questions", min=2, help="Test questions to ask.")] = 32,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Questions per batch.")] = 8,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Most tokens per answer.")] = 8,
+    store: Annotated[
+        bool, typer.Option("--store/--no-store", help="Store the result in the adapter's measured.json and card.")
+    ] = True,
+    as_json: Json = False,
 ) -> None:
-    """Ask, compare, print, and keep what was found in the adapter's card.
+    """Ask, compare, print, and store the result in the adapter's card.
 
-    Raises: AdapterError for what is no adapter, DataError where it has no data set.
+    Raises: AdapterError for what is not an adapter, DataError where it has no data set.
     """
     from dehvf_kit.adapter.checkpoint import load
     from dehvf_kit.adapter.measured import keep
@@ -31,7 +38,7 @@ def run(
     from dehvf_kit.evaluation.parity import batch_parity
 
     quiet_transformers()
-    model = load(adapter, overrides=overrides)
+    model = load(adapter, overrides=overrides or ())
     if model.recipe.data is None:
         raise DataError(
             f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE"
@@ -39,7 +46,7 @@ def run(
     samples = list(samples_of(model.recipe.data, "test")[:questions])
     with reporting() as report:
         found = batch_parity(
-            model, samples, batch, new_tokens, progress=lambda done, total: report("asking", done, total)
+            model, samples, batch, new_tokens, progress=lambda done, total: report("answering", done, total)
         )
     if store:
         keep(adapter, "batch_parity", found.facts())
@@ -48,7 +55,7 @@ def run(
         return
     _show(found)
     if store:
-        print(f"kept in {adapter / 'README.md'}")
+        print(f"stored in {adapter / 'README.md'}")
 
 
 def _show(found: Parity) -> None:
@@ -57,7 +64,7 @@ def _show(found: Parity) -> None:
         f"{found.questions} questions, {found.new_tokens} new tokens at most, {found.dtype} on {found.device}; "
         f"logits reach {found.logit_range:.3g}"
     )
-    section(console, "Beside each question alone, uncached")
+    section(console, "Compared with each question alone, without a cache")
     table = grid("left", "right", "left", "right")
     table.add_row("", "", "largest logit difference", "at", "changed answers", style="dim")
     for one in found.differences:

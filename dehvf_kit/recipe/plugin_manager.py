@@ -15,6 +15,7 @@ from typing import Any
 import pluggy
 
 from dehvf_kit.api import hookspecs
+from dehvf_kit.api.commands import CommandTable
 from dehvf_kit.api.hookspecs import PROJECT
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.errors import DehvfError
@@ -27,6 +28,7 @@ HOOKS = (
     "register_cost_formulas",
     "register_ffn_overrides",
     "register_vision_overrides",
+    "register_commands",
 )
 
 
@@ -35,6 +37,7 @@ class Plugins:
     """What is loaded: the registry, each plugin's origin, and the plugins that failed with the reason."""
 
     registry: Registry = field(default_factory=Registry)
+    commands: CommandTable = field(default_factory=CommandTable)
     origins: dict[str, str] = field(default_factory=dict)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(PROJECT))
 
@@ -123,6 +126,7 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
         sources=dict(registry.sources),
         cost_formulas=list(registry.cost_formulas),
     )
+    commands = CommandTable(dict(loaded.commands.commands))
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
     registered = 0
 
@@ -140,16 +144,16 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
             for hook in HOOKS:
                 caller = manager.subset_hook_caller(hook, others)
                 if caller.get_hookimpls():
-                    caller(register=counted(_register_of(hook, registry)))
+                    caller(register=counted(_register_of(hook, loaded)))
     except Exception:
-        loaded.registry = before
+        loaded.registry, loaded.commands = before, commands
         manager.unregister(module)
         raise
     loaded.origins[name] = origin
     return registered
 
 
-def _register_of(hook: str, registry: Registry) -> Callable[..., None]:
+def _register_of(hook: str, loaded: Plugins) -> Callable[..., None]:
     """The function that a hook calls to register something; those of backbones are imported where a plugin has the hook."""
     if hook == "register_ffn_overrides":
         from dehvf_kit.backbones.ffn.overrides import register_ffn_override
@@ -160,8 +164,9 @@ def _register_of(hook: str, registry: Registry) -> Callable[..., None]:
 
         return register_vision_override
     registers: dict[str, Callable[..., None]] = {
-        "register_components": registry.register,
-        "register_sources": registry.register_source,
-        "register_cost_formulas": registry.cost_formulas.append,
+        "register_components": loaded.registry.register,
+        "register_sources": loaded.registry.register_source,
+        "register_cost_formulas": loaded.registry.cost_formulas.append,
+        "register_commands": loaded.commands.register,
     }
     return registers[hook]

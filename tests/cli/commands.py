@@ -1,9 +1,13 @@
-"""What the `command` fixture gives."""
+"""Fixtures to run commands, for the tests of the kit and of its plugins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
+
+import pytest
+
+from dehvf_kit.cli.main import app
 
 
 class Ended(NamedTuple):
@@ -15,3 +19,23 @@ class Ended(NamedTuple):
 
 
 Command = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables fold at the width somebody's terminal happens to have; without COLUMNS at the kit's own."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`command("check", path)`: run it; a traceback would be the test's own."""
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run

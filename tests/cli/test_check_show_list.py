@@ -135,8 +135,10 @@ def test_every_command_that_prints_facts_has_json() -> None:
 
     from dehvf_kit.cli.main import app
 
-    for name, verb in get_command(app).commands.items():
+    group = get_command(app)
+    for name in group.list_commands(None):
         if name == "chat":  # serves a page until it is ended
             continue
+        verb = group.commands[name].load()
         for one in getattr(verb, "commands", {name: verb}).values():
             assert "--json" in {option for parameter in one.params for option in parameter.opts}, name

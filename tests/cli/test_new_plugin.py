@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 
-from dehvf_kit.cli.plugin_writer import KINDS
-from dehvf_kit.cli.starting_commands import KINDS as OFFERED
+from dehvf_kit.cli.new_plugin import KINDS
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,3 @@ def test_it_never_overwrites(command: Command, tmp_path: Path) -> None:
 def test_mistakes_are_told(command: Command, tmp_path: Path, words: list[str], says: str) -> None:
     ended = command("new-plugin", *words, "-o", tmp_path)
     assert ended.code == 1 and says in ended.err and list(tmp_path.iterdir()) == []
-
-
-def test_the_command_line_offers_every_kind() -> None:
-    assert list(KINDS) == OFFERED

@@ -29,7 +29,7 @@ from training.conftest import WORDS, tokenizer  # noqa: F401 - a fixture
 import dehvf_kit
 from dehvf_kit.backbones.decoder import HfDecoderConfig
 from dehvf_kit.backbones.vision.config import HfVisionConfig
-from dehvf_kit.cli.check import run as check
+from dehvf_kit.cli.check import check
 from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
 from dehvf_kit.data.inspection import inspect_data
 from dehvf_kit.data.jsonl import JsonlDataConfig
@@ -156,7 +156,7 @@ def as_yaml(value: Any) -> str:
 def test_recipes(tmp_path_factory, raw, changes, text_changes):
     file = place(tmp_path_factory) / "recipe.yaml"
     file.write_bytes(cut(as_yaml(mutated(raw, changes)).encode(), text_changes))
-    attempt(lambda: check(file, [], False), str(file))
+    attempt(lambda: check(file), str(file))
 
 
 PATHS = st.sampled_from(
@@ -175,7 +175,7 @@ def test_overrides(tmp_path_factory, path, value):
     file = place(tmp_path_factory) / "sound.yaml"
     if not file.exists():
         file.write_text(yaml.safe_dump(REAL[0], sort_keys=False))
-    attempt(lambda: check(file, [f"{path}={value}"], False), str(file), "override")
+    attempt(lambda: check(file, [f"{path}={value}"]), str(file), "override")
 
 
 # Adapters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dehvf_kit.api import CostFormula, Register, hookimpl
+from dehvf_kit.api import CostFormula, Register, RegisterCommand, hookimpl
 
 COMPONENTS = {
     ("vision", "clip_projection"): "dehvf_kit_baselines.clip_projection:ClipProjectionVisionConfig",
@@ -30,3 +30,17 @@ def register_cost_formulas(register: Callable[[CostFormula], None]) -> None:
     from dehvf_kit_baselines.cost_formulas import baseline_costs
 
     register(baseline_costs)
+
+
+@hookimpl
+def register_commands(register: RegisterCommand) -> None:
+    register(
+        "reproduce",
+        "dehvf_kit_baselines.reproduction.command:reproduce",
+        "Print a table or figure of the paper beside ours: counted now, measured, or how to run it.",
+    )
+    register(
+        "import-memvp",
+        "dehvf_kit_baselines.import_memvp:import_memvp",
+        "Convert an official MemVP checkpoint into an adapter of the kit; needs no base weights, runs no pickle.",
+    )

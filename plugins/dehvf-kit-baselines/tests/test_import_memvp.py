@@ -84,7 +84,7 @@ def test_what_is_read_computes_the_formula(prefix: str, recipe: Path, tmp_path: 
     torch.save({**saved, "args": argparse.Namespace(lr=9e-3)}, file)
     assert command("import-memvp", file, "--recipe", recipe, "--output", tmp_path / "adapter") == 0
     printed = capsys.readouterr().out
-    assert "left out: adapter_modality_embedding.weight, which nothing reads" in printed
+    assert "excluded: adapter_modality_embedding.weight, which nothing reads" in printed
     model = dehvf_kit.load(tmp_path / "adapter", decoder=decoder(), vision=encoder(), tokenizer=tokenizer())
 
     own = {name: tensor.half().float() for name, tensor in own.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dehvf_kit.api import Register, RegisterSource, hookimpl
+from dehvf_kit.api import Register, RegisterCommand, RegisterSource, hookimpl
 
 __version__ = "0.1.0"
 
@@ -30,3 +30,12 @@ def register_sources(register: RegisterSource) -> None:
 @hookimpl
 def register_components(register: Register) -> None:
     register("dehvf_kit_demo.data:EasyVqaDataConfig", role="data", type="easy_vqa")
+
+
+@hookimpl
+def register_commands(register: RegisterCommand) -> None:
+    register(
+        "demo",
+        "dehvf_kit_demo.command:demo",
+        "Train and score the default recipe on real images, beside the same recipe without images.",
+    )

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 from bad_files.picture_cases import png
-from chat.speaker import Speaker
+from chat_helpers import Speaker
 from helpers import LAYERS, VISION_LAYERS
 from PIL import Image
 

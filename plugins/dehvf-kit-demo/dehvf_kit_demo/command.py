@@ -1,16 +1,25 @@
-"""`dehvf-kit demo`: the default recipe trained and scored on real pictures, beside the same recipe without pictures."""
+"""`dehvf-kit demo`: the default recipe trained and scored on real images, beside the same recipe without images."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout
-from dehvf_kit.cli.progress import reporting
+import typer
+
+from dehvf_kit.cli.arguments import Json
+from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, stdout
 
 
-def run(output: Path, minutes: float, as_json: bool = False) -> None:
-    """Run the demo and print what it found."""
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The demo's folder.")] = Path(
+        "runs/demo"
+    ),
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Most minutes of training DEHVF.")] = 7.0,
+    as_json: Json = False,
+) -> None:
+    """Run the demo and print the scores. Raises: DehvfError where the folder holds a demo already."""
     print("demo: loading (a minute, the first time)", file=sys.stderr, flush=True)
     from dehvf_kit_demo.demo import run_demo
 
@@ -24,10 +33,10 @@ def run(output: Path, minutes: float, as_json: bool = False) -> None:
     table = grid("left", "right", "right", "right")
     table.add_row(
         "",
-        "[bold]questions about pictures never seen[/]",
+        "[bold]questions about unseen images[/]",
         "[bold]count[/]",
         "[bold]DEHVF[/]",
-        "[bold]without pictures[/]",
+        "[bold]without images[/]",
     )
     scores, blind = summary["scores"], summary["blind_scores"]
     for name in ["all", *scores["by_kind"]]:
@@ -37,7 +46,7 @@ def run(output: Path, minutes: float, as_json: bool = False) -> None:
         table.add_row("", name, f"{row['questions']:,}", f"{row['accuracy']:.1%}", f"{other['accuracy']:.1%}")
     stdout().print(table)
     print(
-        f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without pictures)"
+        f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without images)"
     )
     print(f"adapter: {result.adapter}\nsummary: {output / 'summary.json'}\npage:    {result.page}")
-    print(f'ask it:  dehvf-kit generate PICTURE "what color is the shape?" --adapter {result.adapter}')
+    print(f'ask it:  dehvf-kit generate IMAGE "what color is the shape?" --adapter {result.adapter}')

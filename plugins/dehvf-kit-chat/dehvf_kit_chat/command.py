@@ -1,17 +1,36 @@
-"""`dehvf-kit chat`: a page on this machine that asks one adapter, or several side by side."""
+"""`dehvf-kit chat`: a page on this machine that asks one adapter, or two side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from dehvf_kit.cli.console import quiet_transformers, waiting
 from dehvf_kit.errors import DehvfError
 
 
-def run(words: Sequence[str], port: int, max_upload_mb: float, open_browser: bool) -> None:
-    """Load, serve, say where. Raises: DehvfError without gradio or for a taken port, AdapterError for what is no adapter."""
+def chat(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER [ADAPTER] [KEY=VALUE]...",
+            help="One adapter's folder, or two to compare, and fields to change in both recipes.",
+            show_default=False,
+        ),
+    ],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0: any free port.")] = 7860,
+    max_upload_mb: Annotated[
+        float, typer.Option("--max-upload-mb", min=0.01, max=1000, help="Largest image file, in MiB.")
+    ] = 20,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser too.")] = False,
+) -> None:
+    """Load the adapters, serve the page and print its address.
+
+    Raises: DehvfError without gradio or for a taken port, AdapterError for what is not an adapter.
+    """
     if find_spec("gradio") is None:
         raise DehvfError("the chat page needs gradio; pip install 'dehvf-kit[chat]'")
     folders = [Path(word) for word in words if "=" not in word]

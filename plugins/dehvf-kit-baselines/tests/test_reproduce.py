@@ -150,8 +150,8 @@ def test_figures_3_and_4_from_an_adapter(adapter: Path) -> None:
 @pytest.mark.parametrize("ending", [".png", ".svg"])
 def test_the_command_draws(command: Command, adapter: Path, tmp_path: Path, name: str, ending: str) -> None:
     file = tmp_path / f"picture{ending}"
-    ended = command("reproduce", name, "--adapter", adapter, "--picture", file, "--limit", 4)
-    assert ended.code == 0 and f"picture: {file}" in ended.out and "mean over 4 pictures" in ended.out
+    ended = command("reproduce", name, "--adapter", adapter, "--image", file, "--limit", 4)
+    assert ended.code == 0 and f"image: {file}" in ended.out and "mean over 4 pictures" in ended.out
     if ending == ".png":
         with Image.open(file) as picture:
             assert min(picture.size) > 200
@@ -184,8 +184,8 @@ def test_figure2_as_json_with_its_picture(
         (["table5"], "there is no 'table5' to reproduce; did you mean 'table"),
         (["figure3"], "name one with --adapter DIR"),
         (["figure3", "--adapter", "nowhere"], "nowhere: there is no such folder"),
-        (["table1", "--picture", "a.png"], "table1 is a table"),
-        (["figure2", "--picture", "a.exe"], "wants a name that ends in .png, .svg or .pdf"),
+        (["table1", "--image", "a.png"], "table1 is a table"),
+        (["figure2", "--image", "a.exe"], "wants a name that ends in .png, .svg or .pdf"),
     ],
 )
 def test_mistakes_are_told(command: Command, words: list[str], says: str) -> None:

@@ -1,11 +1,26 @@
-"""Stands in for an adapter where the page is looked at, not the answer."""
+"""Adapters with random weights, and a stand-in for one where the page is tested rather than the answer."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from dehvf_kit_chat.answering import Turn, Upload
+from helpers import randomise
+
+import dehvf_kit
+
+NEW_TOKENS = 12
+
+
+def save(world: Path, folder: Path, *overrides: str, seed: int = 7) -> Path:
+    """An adapter with random weights."""
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", [f"generation.max_new_tokens={NEW_TOKENS}", *overrides])
+    model = dehvf_kit.build(recipe)
+    randomise(model.nodes, seed)
+    model.save_pretrained(folder)
+    return folder
 
 
 class Speaker:

@@ -1,13 +1,15 @@
-"""`dehvf-kit reproduce`: the paper's tables and figures beside ours."""
+"""`dehvf-kit reproduce`: the paper's tables and figures beside ours: counted, measured, or not run yet."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 
+from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
 from dehvf_kit.utils.units import si
@@ -20,29 +22,56 @@ HOURS = (
 )
 
 
-def run(name: str, runs: Path, adapter: Path | None, limit: int | None, picture: Path | None, as_json: bool) -> None:
-    """Print one table or figure. Raises: DehvfError for an unknown one, or an adapter or picture file that will not do."""
+def reproduce(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="table1 to table4, figure2 to figure4.",
+            show_default=False,
+            autocompletion=lambda: [*TABLES, *FIGURES],
+        ),
+    ],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of our runs.")] = Path("runs"),
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="DIR", help="For figure3 and figure4.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Questions whose images are averaged.", show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", metavar="FILE", help="Draw a figure (.png, .svg, .pdf).", show_default=False),
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", hidden=True, help="The former name of --image.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print one table or figure.
+
+    Raises: DehvfError for an unknown one, or an adapter or image file that cannot be used.
+    """
+    image = image or picture
     if name not in (*TABLES, *FIGURES):
         raise DehvfError(f"there is no '{name}' to reproduce{did_you_mean(name, (*TABLES, *FIGURES))} "
                          f"There are {listing((*TABLES, *FIGURES))}")  # fmt: skip
-    if picture is not None and name in TABLES:
-        raise DehvfError(f"{name} is a table; --picture is for {listing(FIGURES)}")
-    if picture is not None and picture.suffix not in (".png", ".svg", ".pdf"):
-        raise DehvfError(f"--picture {picture}: wants a name that ends in .png, .svg or .pdf")
+    if image is not None and name in TABLES:
+        raise DehvfError(f"{name} is a table; --image is for {listing(FIGURES)}")
+    if image is not None and image.suffix not in (".png", ".svg", ".pdf"):
+        raise DehvfError(f"--image {image}: wants a name that ends in .png, .svg or .pdf")
     if name in ("figure3", "figure4") and adapter is None:
         raise DehvfError(f"{name} is drawn from a trained adapter; name one with --adapter DIR")
     with waiting("Counting without weights" if adapter is None else f"Reading {adapter}", plain=True):
         quiet_transformers()
-        facts, show = _facts(name, runs, adapter, limit, picture)
+        facts, show = _facts(name, runs, adapter, limit, image)
     if as_json:
         print_json(facts)
         return
     show()
-    if picture is not None:
-        print(f"picture: {picture}")
+    if image is not None:
+        print(f"image: {image}")
 
 
-def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, picture: Path | None) -> tuple[Any, Any]:
+def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, image: Path | None) -> tuple[Any, Any]:
     from dehvf_kit_baselines.reproduction import figures, tables
 
     data = tables.published().get(name, {})
@@ -55,15 +84,15 @@ def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, pictu
         return facts, lambda: _table(facts)
     if name == "figure2":
         points = figures.figure2()
-        if picture is not None:
-            figures.draw_figure2(points, picture)
+        if image is not None:
+            figures.draw_figure2(points, image)
         found = [{**asdict(point), "share": point.share} for point in points]
         facts = {"name": name, **data, "points": found}
         return facts, lambda: _figure2(facts)
     read = figures.read_adapter(adapter, limit)
     rows = read.by_group() if name == "figure3" else read.by_layer()
-    if picture is not None:
-        (figures.draw_figure3 if name == "figure3" else figures.draw_figure4)(read, picture)
+    if image is not None:
+        (figures.draw_figure3 if name == "figure3" else figures.draw_figure4)(read, image)
     facts = {"name": name, "adapter": str(adapter), "pictures": read.images, "rows": rows}
     return facts, lambda: _weights(facts)
 
@@ -84,25 +113,25 @@ def _table(facts: dict[str, Any]) -> None:
         elif row["command"]:
             shown.add_row("", "  ours", "", "", "", "not run")
     console.print(shown)
-    waiting_for: dict[str, list[dict[str, Any]]] = {}
+    not_run: dict[str, list[dict[str, Any]]] = {}
     for row in facts["rows"]:
         if row["command"]:
-            waiting_for.setdefault(row["command"], []).append(row)
-    if waiting_for:
+            not_run.setdefault(row["command"], []).append(row)
+    if not_run:
         console.print(f"\n[bold]To fill ours[/]  [dim]{HOURS}[/]")
-    for command, rows in waiting_for.items():
+    for command, rows in not_run.items():
         names = ", ".join(row["method"] for row in rows)
         console.print(f"  {escape(names)}, {sum(row['hours'] for row in rows):.2g} h:")
         console.print(f"    {escape(command)}", soft_wrap=True)
     for row in facts["rows"]:
         if row["parameters_from"].startswith("formula"):
-            told = f"{row['method']}: parameters by {row['parameters_from']}; {row['missing']}"
-            console.print(f"  [dim]{escape(told)}[/]", soft_wrap=True)
+            note = f"{row['method']}: parameters by {row['parameters_from']}; {row['missing']}"
+            console.print(f"  [dim]{escape(note)}[/]", soft_wrap=True)
 
 
 def _figure2(facts: dict[str, Any]) -> None:
     console = stdout()
-    console.print(f"[bold]{escape(facts['title'])}[/]  [dim]{escape(facts['source'])}; LLaMA-7B, encoders left out[/]")
+    console.print(f"[bold]{escape(facts['title'])}[/]  [dim]{escape(facts['source'])}; LLaMA-7B, encoders excluded[/]")
     shown = grid("right", "right", "right", "right", "right", "right")
     shown.add_row("", "visual tokens", "LLaVA", "formula", "DEHVF", "formula", "DEHVF / LLaVA", style="dim")
     for point in facts["points"]:
@@ -116,7 +145,7 @@ def _figure2(facts: dict[str, Any]) -> None:
 
 def _weights(facts: dict[str, Any]) -> None:
     console = stdout()
-    console.print(f"[bold]{facts['name']}[/]  [dim]{escape(facts['adapter'])}, mean over {facts['pictures']:,} pictures; "
+    console.print(f"[bold]{facts['name']}[/]  [dim]{escape(facts['adapter'])}, mean over {facts['pictures']:,} images; "
                   "layers count from 1[/]")  # fmt: skip
     for row in facts["rows"]:
         if "group" in row:

@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="needs the extra `chat`")
 # ruff: noqa: E402
 
-from chat.speaker import Speaker
+from chat_helpers import Speaker
 from cli.commands import Command
 from dehvf_kit_chat.answering import Upload
 from dehvf_kit_chat.page import chat_page, look, replies
@@ -79,7 +79,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(command: Command, tmp_pa
 
 
 def test_without_gradio_it_says_what_to_install(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dehvf_kit.cli.chat.find_spec", lambda _: None)
+    monkeypatch.setattr("dehvf_kit_chat.command.find_spec", lambda _: None)
     assert command("chat", "runs/a") == (1, "", "the chat page needs gradio; pip install 'dehvf-kit[chat]'\n")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bad_files.ground import HANDLED, Case, Ground
 from bad_files.picture_cases import PICTURES
-from chat.conftest import NEW_TOKENS, save
+from chat_helpers import NEW_TOKENS, save
 from dehvf_kit_chat.answering import MAX_CHARACTERS, Answerer, Turn, Upload, load_answerer
 from dehvf_kit_chat.depth_panel import depth_panel
 from helpers import LAYERS, VISION_LAYERS

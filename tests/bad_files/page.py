@@ -19,18 +19,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "bad_files.md"
 HEAD = """\
 # Bad files
 
-Files are not believed. This page is written from the cases in `tests/bad_files`, each of which is made and given to a command
-of the kit: refused means a message, exit status 1 and no traceback; read means that the command does its work.
+All files are untrusted input. This page is generated from the cases in `tests/bad_files`; each is passed to a command of the kit.
+Refused means an error message, exit status 1 and no traceback; read means that the command works.
 
-Nothing here unpacks an archive. `.pth` files are read by `torch.load(weights_only=True)`, which takes tensors out of them in
-memory and runs no pickle. Code that comes with a checkpoint is run where a recipe says `trust_remote_code: true`, and a warning
-names the model; an adapter that says so is not believed until the user says so too.
+Nothing here unpacks an archive. `.pth` files are read by `torch.load(weights_only=True)`, which reads only tensors and
+executes no pickled code. Code that comes with a checkpoint is run only if a recipe says `trust_remote_code: true`, with a warning that
+names the model; for an adapter that says so, the user must also allow it.
 
-One bad sample need not end a run: with `data.on_bad_sample=skip`, `train`, `eval`, `cache` and `compare` leave out rows that are no
-sample, pictures that cannot be read and answers that do not fit, count them, and list them in `skipped.jsonl` in the run's folder
-(for `cache` in the folder of the features; for `eval` beside the file of `--output`, and in what `--json` prints). Every picture is
-then opened once before the work begins. A question skipped in `eval` counts as wrong; a row that is no question is missing from
-the scores; both are said below them. `prepare` lists all of it without running anything.
+With `data.on_bad_sample=skip`, `train`, `eval`, `cache` and `compare` skip malformed rows, unreadable images and answers that are
+too long, count them, and list them in `skipped.jsonl` in the run's folder (for `cache` in the features' folder; for `eval` next to
+the file of `--output`, and in the output of `--json`). Every image is then opened once at the start. A question skipped in `eval`
+counts as wrong; a malformed row is not scored; both are reported below the scores. `prepare` lists all of them without a run.
 """
 
 

@@ -28,14 +28,14 @@ def test_a_run_in_processes_keeps_the_order_and_says_why_a_type_is_not_in_the_ta
     assert [result.status for result in results] == ["no FFN", "pass"]
     page = support_page(results)
     assert "| gpt2 | 2 of 2: `transformer.h.0.mlp` (gelu_new) | yes |" in page
-    assert "- mamba: no FFN" in page and "**1 of 1 keep the whole contract**" in page
+    assert "- mamba: no FFN" in page and "**1 of 1 pass the whole contract**" in page
     assert not is_stale(page) and is_stale(page.replace("fingerprint: ", "fingerprint: 0"))
 
 
 def test_the_command_writes_the_page_and_refuses_unknown_types(tmp_path, monkeypatch):
     monkeypatch.setattr("tools.support.matrix.run_matrix", lambda types, processes, on_result: [])
     assert main(["llama", "--output", str(tmp_path / "page.md")]) == 0
-    assert "0 of 0 keep the whole contract" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "0 of 0 pass the whole contract" in (tmp_path / "page.md").read_text(encoding="utf-8")
     with pytest.raises(DehvfError, match="no decoder type is named 'lama'; did you mean 'llama'"):
         main(["lama"])
 

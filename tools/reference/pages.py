@@ -18,9 +18,9 @@ from tools.reference.fields import field_table
 GENERATED = "<!-- Written by `python -m tools.reference`; edits by hand are lost. -->"
 NOT_IN_GRAPH = (*TOWERS, "data")
 ATTACHES = {
-    "decoder": "Hooks itself onto the decoder.",
-    "vision": "Hooks itself onto the vision encoder.",
-    "input": "Puts tokens into the decoder's input.",
+    "decoder": "Adds hooks to the decoder.",
+    "vision": "Adds hooks to the vision encoder.",
+    "input": "Adds tokens to the decoder's input.",
 }
 
 
@@ -31,17 +31,17 @@ def recipe_page(registry: Registry) -> str:
         "",
         GENERATED,
         "",
-        "Every field of every section. `dehvf-kit show RECIPE` prints a recipe with all of them filled in; "
-        "`dehvf-kit check RECIPE` says what is wrong with one. Plugins add types; `dehvf-kit list ROLE` shows those installed.",
+        "Every field of every section. `dehvf-kit show RECIPE` prints a recipe with all defaults filled in; "
+        "`dehvf-kit check RECIPE` reports all errors. Plugins add types; `dehvf-kit list ROLE` shows the installed ones.",
         "",
-        "| section | what |",
+        "| section | content |",
         "|---|---|",
-        "| `extends` | a parent recipe, as a path beside this file; `recipes/NAME` may be one that came with the kit |",
-        "| `name`, `description` | what messages, folders and tables call it |",
-        "| [`published`](#published) | the figure this recipe is held to |",
-        "| [`vision`](#vision) | the frozen encoder, or several by name |",
+        "| `extends` | a parent recipe, as a path relative to this file; `recipes/NAME` also finds the kit's own |",
+        "| `name`, `description` | used in messages, folders and tables |",
+        "| [`published`](#published) | the published figures for this recipe |",
+        "| [`vision`](#vision) | the frozen encoder, or several with names |",
         "| [`decoder`](#decoder) | the frozen language model |",
-        "| `graph` | nodes by name, see the [component reference](component_reference.md) |",
+        "| `graph` | the components by node name, see the [component reference](component_reference.md) |",
         "| [`data`](#data) | the data set, its prompt and its splits |",
         "| [`training`](#training) | optimisation |",
         "| [`generation`](#generation) | defaults of `generate` |",
@@ -69,8 +69,8 @@ def component_page(registry: Registry) -> str:
         "",
         GENERATED,
         "",
-        "A node of `graph:` is named after its role, or says it with `role:`. Ports are `name: axis axis`; `name?` may stay "
-        "unconnected, `name*` takes several wires. Axis names stand in `dehvf_kit/api/shapes.py`.",
+        "A node of `graph:` is named after its role, or states it with `role:`. Ports are `name: axis axis`; `name?` may stay "
+        "unconnected, `name*` takes several wires. Axis names are defined in `dehvf_kit/api/shapes.py`.",
         "",
     ]
     for role in registry.roles():

@@ -33,23 +33,23 @@ def support_page(results: Sequence[FamilyResult]) -> str:
     passed = [result for result in ran if result.status == "pass"]
     bare = [result for result in passed if not result.overridden]
     lines = [
-        "# Decoders the kit gives eyes to",
+        "# Supported decoders",
         "",
         "<!-- Written by `python -m tools.support.matrix`; edits by hand are lost. -->",
         f"<!-- fingerprint: {fingerprint(SOURCES)} -->",
         "",
         f"Run on {datetime.date.today().isoformat()} with transformers {transformers.__version__}, torch "
-        f"{torch.__version__}{_optional_versions()}, Python {platform.python_version()}, on the CPU; every model "
+        f"{torch.__version__}{_optional_versions()}, Python {platform.python_version()}, on the CPU; all models "
         "tiny, with random weights.",
         "",
         f"- {len(results)} decoder types in transformers' causal-LM mapping, {len(ran)} of which have an FFN and can "
         "be built alone.",
-        f"- **{len(passed)} of {len(ran)} keep the whole contract**, {len(bare)} of them found by structure alone, "
-        f"{len(passed) - len(bare)} with a line in `dehvf_kit/backbones/ffn/overrides.py`.",
-        f"- {sum(result.status == 'broken' for result in ran)} break an item (listed at the end).",
+        f"- **{len(passed)} of {len(ran)} pass the whole contract**, {len(bare)} of them detected by structure, "
+        f"{len(passed) - len(bare)} with an entry in `dehvf_kit/backbones/ffn/overrides.py`.",
+        f"- {sum(result.status == 'broken' for result in ran)} fail an item (listed at the end).",
         "",
-        "`yes`: the item holds. `family`: the untouched model fails the very same check, so nothing can be asked of "
-        "the kit; the reasons stand below the table. `-`: not run, for want of a library.",
+        "`yes`: passed. `family`: the unmodified model fails the same check, for the reason below the table. "
+        "`-`: not run because a library is missing.",
         "",
         "| item | what must hold |",
         "|---|---|",
@@ -63,8 +63,8 @@ def support_page(results: Sequence[FamilyResult]) -> str:
         "|---|---|" + "---|" * len(CONTRACT),
         *(_row(result) for result in ran),
     ]
-    lines += _section("What the families themselves cannot", [_limits(result) for result in ran])
-    lines += _section("Described by hand", [f"- {r.model_type}: {r.overridden}" for r in ran if r.overridden])
+    lines += _section("What fails in the unmodified models", [_limits(result) for result in ran])
+    lines += _section("Models with an override", [f"- {r.model_type}: {r.overridden}" for r in ran if r.overridden])
     lines += _section("Broken", [_reasons(result, "broken") for result in ran])
     lines += _section(
         "Not in the table", [f"- {result.model_type}: {result.note}" for result in results if result.note]

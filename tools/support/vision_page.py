@@ -34,23 +34,23 @@ def vision_page(results: Sequence[EncoderResult]) -> str:
     bare = [result for result in passed if not result.described]
     others = [result for result in results if not result.items]
     lines = [
-        "# Vision encoders the kit reads",
+        "# Supported vision encoders",
         "",
         "<!-- Written by `python -m tools.support.vision_matrix`; edits by hand are lost. -->",
         f"<!-- fingerprint: {vision_fingerprint()} -->",
         "",
         f"Run on {datetime.date.today().isoformat()} with transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, on the CPU; every encoder tiny, with random weights.",
+        f"{torch.__version__}, Python {platform.python_version()}, on the CPU; all encoders tiny, with random weights.",
         "",
-        f"- {len(results)} types in transformers have a configuration that speaks of pictures alone; {len(ran)} of them "
-        "are encoders that keep one token a patch in every block.",
-        f"- **{len(passed)} of {len(ran)} keep the whole contract**, {len(bare)} of them read by structure alone, "
+        f"- {len(results)} types in transformers have an image-only configuration; {len(ran)} of them "
+        "are encoders that keep one token per patch in every block.",
+        f"- **{len(passed)} of {len(ran)} pass the whole contract**, {len(bare)} of them detected by structure, "
         f"{len(passed) - len(bare)} with an entry in `dehvf_kit/backbones/vision/overrides.py`.",
-        "- Hierarchical encoders (Swin, Hiera, ConvNeXt, PVT, Segformer, ...) are refused with the reason: their levels "
+        "- Hierarchical encoders (Swin, Hiera, ConvNeXt, PVT, Segformer, ...) are refused with the reason: their stages "
         "differ in grid and width.",
         "",
-        "`yes`: the item holds. `family`: the family itself refuses. `-`: the family offers nothing to compare with. "
-        "The reasons stand below the table.",
+        "`yes`: passed. `family`: the unmodified model fails the same check. `-`: nothing to compare with. "
+        "Reasons are below the table.",
         "",
         "| item | what must hold |",
         "|---|---|",
@@ -62,13 +62,13 @@ def vision_page(results: Sequence[EncoderResult]) -> str:
         "|---|---|---|" + "---|" * len(VISION_CONTRACT),
         *(_row(result) for result in ran),
     ]
-    lines += _section("What the families themselves refuse", [_reasons(result, "family") for result in ran])
+    lines += _section("What the unmodified models refuse", [_reasons(result, "family") for result in ran])
     lines += _section("What could not be compared", [_reasons(result, "not run") for result in ran])
-    lines += _section("Described by hand", [f"- {r.model_type}: {r.described}" for r in ran if r.described])
+    lines += _section("Models with an override", [f"- {r.model_type}: {r.described}" for r in ran if r.described])
     lines += _section("Broken", [_reasons(result, "broken") for result in ran])
     for kind in sorted({result.kind for result in others}):
         lines += _section(
-            f"Not read: {kind}", [f"- {r.model_type}: {_short(r.note)}" for r in others if r.kind == kind]
+            f"Not supported: {kind}", [f"- {r.model_type}: {_short(r.note)}" for r in others if r.kind == kind]
         )
     return "\n".join(lines) + "\n"
 

@@ -23,8 +23,8 @@ All files are untrusted input. This page is generated from the cases in `tests/b
 Refused means an error message, exit status 1 and no traceback; read means that the command works.
 
 Nothing here unpacks an archive. `.pth` files are read by `torch.load(weights_only=True)`, which reads only tensors and
-executes no pickled code. Code that comes with a checkpoint is run only if a recipe says `trust_remote_code: true`, with a warning that
-names the model; for an adapter that says so, the user must also allow it.
+executes no pickled code. Code that comes with a checkpoint is run only if a recipe says `trust_remote_code: true`, with a warning
+that names the model; for an adapter that says so, the user must also allow it.
 
 With `data.on_bad_sample=skip`, `train`, `eval`, `cache` and `compare` skip malformed rows, unreadable images and answers that are
 too long, count them, and list them in `skipped.jsonl` in the run's folder (for `cache` in the features' folder; for `eval` next to

@@ -36,11 +36,11 @@ class EncodedSamples(Dataset):
         processor: DehvfProcessor,
         prompt: PromptConfig,
         max_length: int,
-        pictures: bool = True,
+        images: bool = True,
         features: Features | None = None,
         skip: Callable[[Sample, str], None] | None = None,
     ) -> None:
-        self.processor, self.pictures, self.features = processor, pictures, features
+        self.processor, self.images, self.features = processor, images, features
         self.prompt, self.max_length = prompt, max_length
         tokenizer = processor.tokenizer
         questions = [processor.with_prompt(sample.question) for sample in samples]
@@ -79,7 +79,7 @@ class EncodedSamples(Dataset):
         sample = self.samples[index]
         input_ids, labels = self.tokens[index]
         item: dict[str, Any] = {"id": sample.id, "input_ids": input_ids, "labels": labels, "length": len(input_ids)}
-        if self.pictures and sample.image is not None:
+        if self.images and sample.image is not None:
             item["picture"] = sample.image
             if self.features is not None:
                 item["vision_features"] = self.features.read(sample)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dehvf_kit.errors import DataError
 
@@ -44,3 +44,10 @@ def refuse(source: str, issues: Sequence[Issue], advice: str = "") -> None:
         lines.append(f"{source}: {kind}: {places}{more}")
     if lines:
         raise DataError("\n".join([*lines, f"{source}: {advice}"] if advice else lines))
+
+
+def note(issues: list[Issue] | None, issue: Issue, error: DataError) -> None:
+    """Add an issue to `issues`, the error's message as its detail. Raises: the error, where there is no such list."""
+    if issues is None:
+        raise error
+    issues.append(replace(issue, detail=str(error).removeprefix(f"{issue.place}: ")))

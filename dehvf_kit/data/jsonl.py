@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.strict_json import NotJson, parse_json
@@ -61,7 +61,7 @@ def read_jsonl(file: Path, issues: list[Issue] | None = None) -> Iterator[Sample
             if sample.id in seen:
                 raise DataError(f"{file}:{number}: id '{sample.id}' appears twice")
         except DataError as error:
-            note(issues, file, number, error)
+            note(issues, Issue("faulty line", f"{file}:{number}"), error)
             continue
         seen.add(sample.id)
         yield sample
@@ -84,17 +84,9 @@ def json_lines(file: Path, issues: list[Issue] | None = None) -> Iterator[tuple[
                 try:
                     yield number, _object(data, f"{file}:{number}")
                 except DataError as error:
-                    note(issues, file, number, error)
+                    note(issues, Issue("faulty line", f"{file}:{number}"), error)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-
-
-def note(issues: list[Issue] | None, file: Path, number: int, error: DataError) -> None:
-    """Add a faulty line to `issues`. Raises: the error, where there is no such list."""
-    if issues is None:
-        raise error
-    place = f"{file}:{number}"
-    issues.append(Issue("faulty line", place, str(error).removeprefix(f"{place}: ")))
 
 
 def _object(data: bytes, where: str) -> dict[str, Any]:

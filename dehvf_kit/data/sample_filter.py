@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dehvf_kit.data.images import read_image
 from dehvf_kit.data.issues import Issue
@@ -31,17 +32,29 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample left out: its split, its id or line, and why. sample: the sample itself, None where its row was not usable."""
+    """An excluded sample: its split, its id or line, and why. sample: the sample itself, None where its row was not usable."""
 
     split: str
     place: str
     reason: str
     sample: Sample | None = None
 
+    @classmethod
+    def of(cls, split: str, issue: Issue, sample: Sample | None = None) -> Skipped:
+        """A sample or row excluded for an issue."""
+        return cls(split, issue.place, f"{issue.kind}: {issue.detail or issue.place}", sample)
+
     def row(self) -> dict[str, str | None]:
         """As plain data."""
-        picture = str(self.sample.image) if self.sample is not None and self.sample.image is not None else None
-        return {"split": self.split, "sample": self.place, "reason": self.reason, "picture": picture}
+        image = str(self.sample.image) if self.sample is not None and self.sample.image is not None else None
+        return {"split": self.split, "sample": self.place, "reason": self.reason, "picture": image}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Skipped:
+        """What `row` wrote; of the sample, its id and image alone."""
+        image = row["picture"]
+        sample = None if image is None else Sample(row["sample"], "", "", Path(image))
+        return cls(row["split"], row["sample"], row["reason"], sample)
 
 
 class SampleFilter:
@@ -54,9 +67,7 @@ class SampleFilter:
         if samples is None:
             reading = data.usable(split)
             samples = reading.samples
-            for issue in reading.issues:
-                if issue.fatal:
-                    self.skipped.append(Skipped(split, issue.place, f"{issue.kind}: {issue.detail or issue.place}"))
+            self.skipped += [Skipped.of(split, issue) for issue in reading.issues if issue.fatal]
         self.samples = list(samples)
 
     def skip(self, sample: Sample, reason: str) -> None:
@@ -76,7 +87,7 @@ class SampleFilter:
         kept = []
         for sample in self.samples:
             if sample.image in bad:
-                self.skip(sample, f"{bad[sample.image].kind}: {bad[sample.image].detail}")
+                self.skip(sample, Skipped.of(self.split, bad[sample.image]).reason)
             else:
                 kept.append(sample)
         if not kept and self.samples:
@@ -138,14 +149,15 @@ def image_issues(
 ) -> Iterator[Issue | None]:
     """For each sample what is wrong with its picture, or None. open_images: decode it, not only look for its file."""
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda sample: _image_issue(sample, open_images), samples)
+        found = pool.map(lambda sample: image_issue(sample, open_images), samples)
         for number, issue in enumerate(found, start=1):
             if progress is not None and (number % REPORTED == 0 or number == len(samples)):
                 progress(number, len(samples))
             yield issue
 
 
-def _image_issue(sample: Sample, open_images: bool) -> Issue | None:
+def image_issue(sample: Sample, open_images: bool = True) -> Issue | None:
+    """What is wrong with a sample's image, or None. open_images: decode it, not only look for its file."""
     if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
         return Issue("missing picture", sample.id, str(sample.image))
     if not open_images:

@@ -108,6 +108,9 @@ class DataConfig(Settings):
         """A split to be read as a stream (`data.stream.SampleStream`) in training; None where `samples` lists it."""
         return None
 
+    def check_training(self, training: Any) -> None:
+        """Raises: DataError for settings of the recipe's `training` section that this data set cannot honour."""
+
     def part_of(self, split: Split) -> str:
         """Which of `parts` a split is."""
         return split

@@ -15,22 +15,24 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dehvf_kit.data.hub_tables import library
+from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.jsonl import json_lines
-from dehvf_kit.data.samples import DataConfig, Sample, Split
+from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.data.table import TableColumns, answer_text
 from dehvf_kit.data.tar_shards import HeldImage, tar_rows
 from dehvf_kit.errors import DataError, shown
 
 ENDINGS = (".jsonl", ".parquet", ".tar", ".tar.gz", ".tgz")
-Row = tuple[str, dict[str, Any], Any]
 
 
 class StreamDataConfig(DataConfig):
     """Image, question and answer from files that are read as a stream, or from a hub data set, under any column names."""
 
     type: Literal["stream"] = "stream"
-    train: str | list[str] = Field("", description="training files (.jsonl, .parquet, .tar; `*` allowed), or a split")
-    test: str | list[str] = Field("", description="test files, or a split of `path`")
+    train: str | list[str] = Field(
+        "", description="training files (.jsonl, .parquet, .tar; `*` allowed), or splits of `path`, read in order"
+    )
+    test: str | list[str] = Field("", description="test files, or splits of `path`")
     path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
     size: int = Field(ge=1, description="training samples; epochs and warm-up are counted by it")
     shuffle: int = Field(1000, ge=1, description="samples among which the next one is drawn; 1: as they come")
@@ -43,6 +45,8 @@ class StreamDataConfig(DataConfig):
     def _named(self) -> StreamDataConfig:
         if not self.train:
             raise ValueError("`train` names no file; give .jsonl, .parquet or .tar files, or a split of `path`")
+        if self.revision is not None and not self.path:
+            raise ValueError("`revision` names a version of a hub data set; set `path`, or leave it out")
         return self
 
     def parts(self) -> list[str]:
@@ -52,8 +56,19 @@ class StreamDataConfig(DataConfig):
         """All samples of a split, as a list: for a test split, which is small."""
         return list(SampleStream(self, split))
 
+    def read(self, part: str) -> Reading:
+        issues: list[Issue] = []
+        return Reading(list(SampleStream(self, part).read(issues)), issues)
+
     def stream(self, split: Split) -> SampleStream:
         return SampleStream(self, split)
+
+    def check_training(self, training: Any) -> None:
+        wrong = [f"training.{name}=false" for name in ("cache_features", "group_by_length") if getattr(training, name)]
+        if wrong:
+            raise DataError(
+                f"a stream is not known beforehand, so features and lengths cannot be; set {' '.join(wrong)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,21 +76,30 @@ class SampleStream:
     """The samples of a split, read anew by every iteration. Raises, when read: DataError naming file and place."""
 
     config: StreamDataConfig
-    split: Split
+    split: str
 
     def __len__(self) -> int:
         """As many as the recipe says."""
         return self.config.size
 
     def __iter__(self) -> Iterator[Sample]:
-        for place, row, picture in self._rows():
-            yield self._sample(place, row, picture)
+        return self.read()
 
-    def shuffled(self, seed: int, turn: int) -> Iterator[Sample]:
+    def read(self, issues: list[Issue] | None = None) -> Iterator[Sample]:
+        """One pass in the order of the files. issues: where given, faulty rows are added to it and excluded."""
+        for place, row, image in self._rows(issues):
+            try:
+                sample = self._sample(place, row, image)
+            except DataError as error:
+                note(issues, Issue("faulty row", place), error)
+                continue
+            yield sample
+
+    def shuffled(self, seed: int, turn: int, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass, each sample drawn from a window of `shuffle`; the order follows the seed and the number of the pass."""
-        return draw(self, self.config.shuffle, random.Random(f"{seed}:{turn}"))
+        return draw(self.read(issues), self.config.shuffle, random.Random(f"{seed}:{turn}"))
 
-    def _sample(self, place: str, row: dict[str, Any], picture: Any) -> Sample:
+    def _sample(self, place: str, row: dict[str, Any], image: HeldImage | Path | None) -> Sample:
         columns = self.config.columns
         question, answer = row.get(columns.question), answer_text(row.get(columns.answer))
         if not isinstance(question, str) or not question.strip():
@@ -83,65 +107,65 @@ class SampleStream:
         if answer is None:
             given = shown(row.get(columns.answer))
             raise DataError(f"{place}: '{columns.answer}' must be a text, given {given}; set data.columns")
+        if isinstance(image, Path):
+            image = self._image(row.get(columns.image), image, place)
         key = row.get(columns.id, row.get("__key__", place))
-        return Sample(str(key), question, answer, picture, str(row.get(columns.kind) or ""))
+        return Sample(str(key), question, answer, image, str(row.get(columns.kind) or ""))
 
-    def _rows(self) -> Iterator[Row]:
+    def _image(self, cell: Any, folder: Path, place: str) -> HeldImage | Path | None:
+        """What a cell holds: an image's bytes, or its path below `data.images` or `folder`."""
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") if isinstance(cell.get("bytes"), bytes) else cell.get("path")
+        if isinstance(cell, bytes):
+            return HeldImage(place, cell)
+        if cell is not None and not isinstance(cell, str):
+            raise DataError(f"{place}: '{self.config.columns.image}' must be a path or an image, given {shown(cell)}")
+        return (self.config.images or folder) / cell if cell else None
+
+    def _rows(self, issues: list[Issue] | None) -> Iterator[tuple[str, dict[str, Any], HeldImage | Path | None]]:
+        """(place, row, image) of every row; for an image named by the row, the folder its path is relative to."""
         config = self.config
         named = config.train if self.split == "train" else config.test
         if not named:
             raise DataError(f"data.{self.split} names no file")
         if config.path:
-            yield from self._hub_rows(named if isinstance(named, str) else named[0])
+            for split in [named] if isinstance(named, str) else named:
+                yield from self._table_rows(self._hub_table(split), f"{config.path}:{split}", Path(config.path).parent)
             return
         for file in files(named, self.split):
             if file.suffix == ".jsonl":
-                for number, row in json_lines(file):
-                    yield f"{file}:{number}", row, self._picture(row, file, f"{file}:{number}")
+                for number, row in json_lines(file, issues):
+                    yield f"{file}:{number}", row, file.parent
             elif file.suffix == ".parquet":
                 table = library().load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-                yield from self._table_rows(table, file)
+                yield from self._table_rows(table, str(file), file.parent)
             else:
-                yield from tar_rows([file])
+                yield from tar_rows(file, issues)
 
-    def _hub_rows(self, split: str) -> Iterator[Row]:
+    def _hub_table(self, split: str) -> Any:
         config = self.config
         if not config.download:
             raise DataError(f"data.path: '{config.path}' is read from the hub; allow it by data.download=true")
+        datasets = library()
         try:
-            table = library().load_dataset(config.path, split=split, streaming=True, revision=config.revision)
-        except DataError:
-            raise
+            return datasets.load_dataset(config.path, split=split, streaming=True, revision=config.revision)
         except Exception as error:  # no network, no such data set, no such split
             raise DataError(f"{config.path}: cannot be read from the hub: {str(error).strip()[:300]}") from error
-        yield from self._table_rows(table, Path(config.path))
 
-    def _table_rows(self, table: Any, file: Path) -> Iterator[Row]:
+    def _table_rows(self, table: Any, name: str, folder: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
         datasets = library()
-        for name, feature in (table.features or {}).items():
+        for column, feature in (table.features or {}).items():
             if isinstance(feature, datasets.Image):
-                table = table.cast_column(name, datasets.Image(decode=False))
+                table = table.cast_column(column, datasets.Image(decode=False))
         rows = enumerate(table)
         while True:
             try:
                 number, row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # whatever stands in the file
-                raise DataError(f"{file}: cannot be read: {str(error).strip()[:300]}") from error
-            yield f"{file}[{number}]", row, self._picture(row, file, f"{file}[{number}]")
-
-    def _picture(self, row: dict[str, Any], file: Path, place: str) -> Any:
-        cell = row.get(self.config.columns.image)
-        if isinstance(cell, dict):
-            data, cell = cell.get("bytes"), cell.get("path")
-            if isinstance(data, bytes):
-                return HeldImage(place, data)
-        if isinstance(cell, bytes):
-            return HeldImage(place, cell)
-        if cell is not None and not isinstance(cell, str):
-            raise DataError(f"{place}: '{self.config.columns.image}' must be a path or a picture, given {shown(cell)}")
-        return (self.config.images or file.parent) / cell if cell else None
+            except Exception as error:  # whatever the file holds
+                raise DataError(f"{name}: cannot be read: {str(error).strip()[:300]}") from error
+            yield f"{name}[{number}]", row, folder
 
 
 def files(named: str | list[str], part: str) -> list[Path]:

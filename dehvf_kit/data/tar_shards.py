@@ -8,22 +8,23 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.errors import DataError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 TEXTS = ("json", "txt")
 LARGEST = 2**28
-"""Bytes a member may have; a larger one is no picture and no text."""
+"""Bytes a member may have; a larger one is no image and no text."""
 
 
 @dataclass(frozen=True)
 class HeldImage:
-    """A picture whose file was read already; equal to those of the same name."""
+    """An image whose bytes were read already; equal to those of the same name."""
 
     name: str
     data: bytes = field(compare=False, repr=False)
@@ -38,23 +39,31 @@ class HeldImage:
         return self.name
 
 
-def tar_rows(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any], HeldImage | None]]:
-    """(place, row, picture) of every sample: its .json as the row, with `txt` for its .txt, and the first picture beside it.
+def tar_rows(shard: Path, issues: list[Issue] | None = None) -> Iterator[tuple[str, dict[str, Any], HeldImage | None]]:
+    """(place, row, image) of every sample: its .json as the row, with `txt` for its .txt, and the first image beside it.
 
-    Raises: DataError naming shard and member, for a member that points out of the archive (`../`, an absolute path, a link),
-    one that is too large, and what is no tar file or no JSON.
+    Args:
+        shard: the tar file.
+        issues: where given, samples with a faulty .json or .txt are added to it and excluded.
+
+    Raises:
+        DataError: naming shard and member, for a member that points out of the archive (`../`, an absolute path, a link) or
+            is too large, for what is no tar file, and for no JSON without `issues`.
     """
-    for shard in shards:
-        try:
-            with tarfile.open(shard, mode="r:*") as archive:
-                yield from _samples(archive, shard)
-                _check_end(archive, shard)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise DataError(f"{shard}: cannot be read as a tar file: {error}") from error
+    try:
+        with tarfile.open(shard, mode="r:*") as archive:
+            yield from _samples(archive, shard, issues)
+            _check_end(archive, shard)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{shard}: cannot be read as a tar file: {error}") from error
 
 
-def _samples(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[str, Any], HeldImage | None]]:
-    key, row, picture = "", {}, None
+def _samples(
+    archive: tarfile.TarFile, shard: Path, issues: list[Issue] | None
+) -> Iterator[tuple[str, dict[str, Any], HeldImage | None]]:
+    key, sound = "", True
+    row: dict[str, Any] = {}
+    image: HeldImage | None = None
     for member in archive:
         where = f"{shard}:{member.name}"
         _check(member, where)
@@ -62,18 +71,22 @@ def _samples(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[
             continue
         name, _, ending = PurePosixPath(member.name).name.partition(".")
         here, ending = str(PurePosixPath(member.name).with_name(name)), ending.lower()
-        if key and here != key:
-            yield f"{shard}:{key}", row, picture
-            row, picture = {}, None
-        key = here
-        row.setdefault("__key__", here)
+        if here != key:
+            if key and sound:
+                yield f"{shard}:{key}", row, image
+            key, row, image, sound = here, {"__key__": here}, None, True
         kind = ending.rpartition(".")[2]
-        if kind in PICTURES and picture is None:
-            picture = HeldImage(where, _read(archive, member, where))
+        if kind in IMAGES and image is None:
+            image = HeldImage(where, _read(archive, member, where))
         elif kind in TEXTS:
-            row |= _text(kind, _read(archive, member, where), where)
-    if key:
-        yield f"{shard}:{key}", row, picture
+            data = _read(archive, member, where)
+            try:
+                row |= _text(kind, data, where)
+            except DataError as error:
+                note(issues, Issue("faulty member", where), error)
+                sound = False
+    if key and sound:
+        yield f"{shard}:{key}", row, image
 
 
 def _check(member: tarfile.TarInfo, where: str) -> None:

@@ -90,6 +90,7 @@ class Parser:
             "source": self.source,
         }
         self._node_rates(fields["training"], fields["nodes"])
+        self._training_on(fields["data"], fields["training"])
         if self.whole:
             self._check_graph(fields["vision"], fields["decoder"], fields["nodes"])
         if self.faults:
@@ -105,6 +106,16 @@ class Parser:
                     f"training.node_rates.{name}",
                     f"the graph has no such node{did_you_mean(name, nodes)} Nodes: {', '.join(nodes)}",
                 )
+
+    def _training_on(self, data: Any, training: TrainingConfig | None) -> None:
+        """Settings that the data set cannot honour."""
+        if data is None or training is None:
+            return
+        try:
+            with plugin_code(data, "data"):
+                data.check_training(training)
+        except DehvfError as error:
+            self.fault("training", str(error))
 
     def _format(self) -> None:
         """Refuse a newer language at once: whatever else is wrong then is most likely that."""

@@ -38,7 +38,14 @@ from dehvf_kit.training.run_folder import (
     write_record,
 )
 from dehvf_kit.training.trainer import DehvfTrainer, trackers, training_arguments
-from dehvf_kit.training.training_set import Progress, TrainingSet, read_samples, training_set
+from dehvf_kit.training.training_set import (
+    Progress,
+    StreamedSamples,
+    TrainingSet,
+    read_samples,
+    skipped_samples,
+    training_set,
+)
 
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
 log = logging.getLogger(__name__)
@@ -172,6 +179,8 @@ def _take_steps(
         else:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     model.eval()
+    if folder.writes and isinstance(data.dataset, StreamedSamples):
+        write_skipped(folder.place / SKIPPED, skipped_samples(trainer.state.log_history))
     step = trainer.state.global_step
     if stopping.number is not None and step < args.max_steps:
         place = newest(folder.checkpoints, put_aside=False)
@@ -200,7 +209,7 @@ def _result(
         log=rows,
         skipped=tuple(skipped_steps(rows)),
         left_out=tuple(data.left_out) if data is not None else (),
-        skipped_samples=tuple(data.skipped) if data is not None else (),
+        skipped_samples=(*(data.skipped if data is not None else ()), *skipped_samples(rows)),
     )
 
 

@@ -20,7 +20,7 @@ from dehvf_kit.recipe.sections import Tracker, TrainingConfig
 from dehvf_kit.training.callbacks import EpochOrder
 from dehvf_kit.training.checkpoints import CheckpointingTrainer
 from dehvf_kit.training.finite_steps import FiniteSteps
-from dehvf_kit.training.training_set import has_answer, no_answer
+from dehvf_kit.training.training_set import SKIPPED, has_answer, no_answer
 
 IDS = "sample_ids"
 INSTALL = {"tensorboard": "pip install 'dehvf-kit[train]'", "wandb": "pip install wandb"}
@@ -148,6 +148,7 @@ class DehvfTrainer(CheckpointingTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward. Raises: DataError where the very first batch has no token to learn."""
         ids = inputs.pop(IDS, [])
+        self._note_skipped(inputs.pop(SKIPPED, []))
         if self.state.global_step == 0 and not any(has_answer(row) for row in inputs["labels"].tolist()):
             row = inputs["input_ids"][0][inputs["attention_mask"][0].bool()]
             raise DataError(no_answer(ids[0] if ids else "?", row.tolist(), self.tokenizer))
@@ -155,6 +156,14 @@ class DehvfTrainer(CheckpointingTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.finite_steps.saw(batch, ids, loss)
         return loss
+
+    def _note_skipped(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep skipped samples of a stream in the state, which checkpoints hold; each is met again in every pass."""
+        known = [row[SKIPPED] for row in self.state.log_history if SKIPPED in row] if rows else []
+        for row in rows:
+            if row not in known:
+                known.append(row)
+                self.state.log_history.append({SKIPPED: row})
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         super().log(self.finite_steps.clean(logs), start_time)

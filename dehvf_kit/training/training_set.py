@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
+from dehvf_kit.data.issues import Issue
 from dehvf_kit.data.processing import DehvfProcessor
-from dehvf_kit.data.sample_filter import SampleFilter, Skipped
+from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, DehvfError
@@ -23,6 +24,8 @@ from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.distributed import Processes
 
 NAMED = 5
+SKIPPED = "skipped_sample"
+"""Key of a stream's skipped samples in a batch and in the log."""
 Progress = Callable[[str, int, int, str], None]
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,6 @@ def read_samples(recipe: Recipe, samples: Sequence[Sample] | None) -> SampleFilt
     """The training split, or `samples` in place of it. Raises: DataError where it is empty, or as the data set does."""
     stream = recipe.data.stream("train") if samples is None else samples
     if isinstance(stream, SampleStream):
-        _check_streamable(recipe.training)
         return stream
     sample_filter = SampleFilter(recipe.data, "train", samples)
     if not sample_filter.samples:
@@ -149,45 +151,86 @@ def no_answer(sample: str, input_ids: Sequence[int], tokenizer: Any) -> str:
     )
 
 
-def _check_streamable(training: TrainingConfig) -> None:
-    """Raises: DataError for settings that need to know all samples beforehand."""
-    wrong = [name for name in ("cache_features", "group_by_length") if getattr(training, name)]
-    if wrong:
-        settings = " ".join(f"training.{name}=false" for name in wrong)
-        raise DataError(f"a stream is not known beforehand, so features and lengths cannot be; set {settings}")
-
-
 class StreamedSamples(IterableDataset):
     """Samples of a stream without end, each pass in an order of its own.
 
-    As it is endless, it is at the same place after the same number of samples: a resumed run skips those it has seen.
-    Raises, when read: DataError for an empty stream.
+    As it is endless, it is at the same place after the same number of samples: a resumed run skips those it has seen. With
+    `data.on_bad_sample: skip` bad samples are passed over before batches are made, and named in `collator.skipped`; each
+    worker checks its own share. Raises, when read: DataError for a stream without a usable sample.
     """
 
     def __init__(self, stream: SampleStream, seed: int, collator: StreamCollator) -> None:
         self.stream, self.seed, self.collator = stream, seed, collator
+        self.skips = stream.config.on_bad_sample == "skip"
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        return itertools.islice(self._endless(), first, None, step)
-
-    def _endless(self) -> Iterator[Sample]:
+        count, bad_in_a_row = 0, 0
+        issues: list[Issue] | None = [] if self.skips else None
         for turn in itertools.count():
-            sample = None
-            for sample in self.stream.shuffled(self.seed, turn):  # noqa: B007
+            before = count
+            for count, sample in enumerate(self.stream.shuffled(self.seed, turn, issues), start=before + 1):
+                self._note(issues)
+                if (count - 1) % step != first:
+                    continue
+                reason = self.collator.fault(sample) if self.skips else ""
+                if reason:
+                    self.collator.skipped.append(Skipped(self.stream.split, sample.id, reason, sample))
+                    bad_in_a_row += 1
+                    continue
+                bad_in_a_row = 0
                 yield sample
-            if sample is None:
-                raise DataError(f"data.{self.stream.split}: holds no samples")
+            self._note(issues)
+            if bad_in_a_row >= count - before:  # a pass that is empty, or of which nothing can be used
+                raise self._nothing_usable()
+
+    def _note(self, issues: list[Issue] | None) -> None:
+        """Move faulty rows from `issues` to the collator's list."""
+        if issues:
+            self.collator.skipped += [Skipped.of(self.stream.split, issue) for issue in issues]
+            issues.clear()
+
+    def _nothing_usable(self) -> DataError:
+        skipped = self.collator.skipped
+        if skipped:
+            return DataError(
+                f"data.{self.stream.split}: every training sample was skipped; the first: {skipped[0].reason}"
+            )
+        return DataError(f"data.{self.stream.split}: holds no samples")
 
 
 class StreamCollator:
-    """Samples -> a padded batch: what `EncodedSamples` and `Collator` make of them."""
+    """Samples -> a padded batch: what `EncodedSamples` and `Collator` make of them.
+
+    skipped: samples skipped since the last batch; they go into the next one under the key `SKIPPED`, as plain data.
+    """
 
     def __init__(self, processor: DehvfProcessor, prompt: PromptConfig, max_length: int, images: bool) -> None:
         self.processor, self.prompt, self.max_length, self.images = processor, prompt, max_length, images
         self.collate = Collator(processor.tokenizer.pad_token_id)
+        self.skipped: list[Skipped] = []
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         encoded = EncodedSamples(samples, self.processor, self.prompt, self.max_length, self.images)
-        return self.collate([encoded[place] for place in range(len(encoded))])
+        batch = self.collate([encoded[place] for place in range(len(encoded))])
+        if self.skipped:
+            batch[SKIPPED] = [one.row() for one in self.skipped]
+            self.skipped.clear()
+        return batch
+
+    def fault(self, sample: Sample) -> str:
+        """Why a sample cannot be trained on; an empty text where it can."""
+        issue = image_issue(sample) if self.images and sample.image is not None else None
+        if issue is not None:
+            return Skipped.of("", issue).reason
+        try:
+            EncodedSamples([sample], self.processor, self.prompt, self.max_length, images=False)
+        except DataError as error:
+            return str(error)
+        return ""
+
+
+def skipped_samples(rows: Sequence[Mapping[str, Any]]) -> list[Skipped]:
+    """The samples of a stream that a run's log says were skipped, each once."""
+    return [Skipped.from_row(row[SKIPPED]) for row in rows if SKIPPED in row]

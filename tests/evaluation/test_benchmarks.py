@@ -52,7 +52,7 @@ def test_questions_are_asked_in_the_tokens_trained_on(base: Path, tmp_path: Path
     found = dehvf_kit.load_recipe(recipe(base, f"{{type: scienceqa, path: {scienceqa(tmp_path / 'sqa')}}}"))
     model = dehvf_kit.build(found)
     samples = found.data.samples("train")
-    trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, pictures=False).tokens
+    trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, images=False).tokens
     inputs, starts = prompts(model.processor, samples)
     for row, mask, start, (tokens, labels) in zip(
         inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), starts, trained, strict=True
@@ -125,7 +125,7 @@ def test_in_a_chat_template_the_answer_stands_in_the_models_turn(base: Path, tmp
         "{% if add_generation_prompt %}Response : {% endif %}"
     )
     samples = found.data.samples("train")[:2]
-    trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, pictures=False).tokens
+    trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, images=False).tokens
     inputs, _ = prompts(model.processor, samples)
     text = model.processor.tokenizer.decode(trained[0][0])
     assert text.startswith("Question Question :") and text.endswith("Response : Response : The answer is B . <eos>")

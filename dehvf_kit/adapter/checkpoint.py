@@ -110,7 +110,7 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
 
 def base_identities(model: DehvfModel) -> dict[str, Any]:
     """The identity of each base model of an adapter, by its name in the recipe."""
-    with model.unhooked():
+    with model.hooks_disabled():
         bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
         return bases | {
             name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()
@@ -199,19 +199,43 @@ def load(
     tokenizer: Any = None,
     dtype: Any = None,
     overrides: Sequence[str] = (),
+    *,
+    device_map: Any = None,
+    token: bool | str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool | None = None,
+    revision: str | None = None,
 ) -> DehvfModel:
     """Restore an adapter on its base models, or on `decoder` and `vision` that are in memory already.
 
-    vision: one module, or one by name for several encoders. dtype: another dtype for the frozen decoder;
-    overrides: `key=value` changes to the recipe, such as another test set.
-    Raises: AdapterError for a missing or unexpected weight, another base model, or files that are not an adapter.
+    Args:
+        folder: the adapter's folder.
+        decoder: a decoder in memory, used in place of the one that the adapter names.
+        vision: an encoder in memory, or several by name.
+        tokenizer: the decoder's; the adapter's own where left out.
+        dtype: another dtype for the frozen decoder.
+        overrides: `key=value` changes to the recipe, such as another test set.
+        device_map: where the decoder is loaded, in transformers' terms; encoders and components go to its first device.
+        token, cache_dir: passed on where base models are hub ids.
+        local_files_only: whether base models may be fetched from the hub; None: as the recipe's `download` says.
+        revision: of the adapter; a folder has none, so that only None is accepted.
+
+    Raises:
+        AdapterError: for a missing or unexpected weight, another base model, a revision of a folder, or files that are not
+            an adapter.
     """
     from dehvf_kit.adapter.measured import read_measured
     from dehvf_kit.model.builder import build
 
     place = Path(folder)
+    if revision is not None:
+        raise AdapterError(f"{place}: is a folder, which has no revision {shown(revision)}; leave `revision` out")
+    if device_map is not None and decoder is not None:
+        raise AdapterError("device_map: the decoder is in memory already; move it with `.to(device)`")
     config = read_config(place)
     recipe = adapter_recipe(config, place, overrides)
+    hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    recipe = _with_hub(recipe, {name: value for name, value in hub.items() if value is not None})
     if dtype not in (None, "auto"):
         name = str(dtype).removeprefix("torch.")
         recipe = _with_dtype(recipe, name)
@@ -225,7 +249,9 @@ def load(
     weights = read_weights(place)
     _bases(config, ["decoder", *recipe.vision], place)
     held = sum(tensor.numel() for tensor in weights.values())
-    model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held)
+    model = build(
+        recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held, device_map=device_map
+    )
     try:
         check_bases(model, config, place)
         if model.processor is not None:
@@ -241,7 +267,7 @@ def load(
 def check_bases(model: DehvfModel, config: Mapping[str, Any], folder: Path) -> None:
     """Raises: AdapterError where a model's base models are not those that an adapter's config names."""
     bases = _bases(config, ["decoder", *model.towers], folder)
-    with model.unhooked():
+    with model.hooks_disabled():
         check_identity(bases["decoder"], model.decoder, "decoder")
         for name, tower in model.towers.items():
             check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
@@ -266,6 +292,14 @@ def _bases(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dic
 def _is_values(values: Any) -> bool:
     whole = isinstance(values, list) and len(values) == PROBED_VALUES
     return whole and all(isinstance(value, float | int) and abs(value) <= LARGEST for value in values)
+
+
+def _with_hub(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:
+    """The recipe with its base models looked for as `arguments` of `from_pretrained` say."""
+    if not arguments:
+        return recipe
+    vision = {name: tower.with_hub(**arguments) for name, tower in recipe.vision.items() if hasattr(tower, "with_hub")}
+    return replace(recipe, decoder=recipe.decoder.with_hub(**arguments), vision={**recipe.vision, **vision})
 
 
 def _with_dtype(recipe: Recipe, name: str) -> Recipe:

@@ -10,9 +10,9 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.registry import Source
@@ -45,6 +45,13 @@ class TowerConfig(Settings):
     )
     download: bool = Field(False, description="allow fetching from the hub what is not on this machine")
     trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
+    _hub: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def with_hub(self, **arguments: Any) -> Self:
+        """A copy that passes further keywords (`token`, `cache_dir`, `local_files_only`) to `from_pretrained`; never saved."""
+        copied = self.model_copy()
+        copied._hub = arguments
+        return copied
 
     def hub_arguments(self) -> dict[str, Any]:
         """Keywords for `from_pretrained` that say where to look and what is allowed; warns where code will be run."""
@@ -53,6 +60,7 @@ class TowerConfig(Settings):
             "revision": self.revision,
             "local_files_only": not self.download,
             "trust_remote_code": self.trust_remote_code,
+            **self._hub,
         }
 
     def warn_of_code(self) -> None:

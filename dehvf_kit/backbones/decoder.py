@@ -61,13 +61,22 @@ class HfDecoderConfig(TowerConfig):
                 f"transformers cannot build a '{config.model_type}' decoder: {first_line(error)}"
             ) from error
 
-    def load(self, sources: Mapping[str, Source]) -> PreTrainedModel:
-        """The decoder with its weights. Raises: DehvfError where they are not on this machine."""
+    def load(self, sources: Mapping[str, Source], device_map: Any = None) -> PreTrainedModel:
+        """The decoder with its weights.
+
+        Args:
+            sources: models that plugins supply, by name.
+            device_map: where transformers puts the weights; None: on the CPU.
+
+        Raises:
+            DehvfError: where the weights are not on this machine, or cannot be loaded.
+        """
         from transformers import AutoModelForCausalLM
 
         location = self.location(sources)
         require_local(location, self.download)
         quantised: dict[str, Any] = {}
+        placed = {} if device_map is None else {"device_map": device_map}
         if self.quantization is not None:
             quantised = {"quantization_config": quantization_config(self.quantization, torch_dtype(self.dtype))}
         if self.original(sources):
@@ -78,6 +87,10 @@ class HfDecoderConfig(TowerConfig):
                     "decoder.quantization: LLaMA in its original layout cannot be quantised as it loads; convert the folder "
                     "to the transformers layout, or leave the field out"
                 )
+            if placed:
+                raise DehvfError(
+                    "device_map: LLaMA in its original layout loads on the CPU; move the model with `.to(device)`"
+                )
             return load_original(location, torch_dtype(self.dtype), self.attn_implementation)
         try:
             return AutoModelForCausalLM.from_pretrained(
@@ -86,6 +99,7 @@ class HfDecoderConfig(TowerConfig):
                 attn_implementation=self.attn_implementation,
                 **self.hub_arguments(),
                 **quantised,
+                **placed,
             )
         except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
             raise not_loaded(error, "decoder", "decoder", self.model, location) from error

@@ -60,7 +60,7 @@ def build(
             _save_adapter(model, folder, overwrite)
         parameters = parameter_table(model.graph, loaded.published)
         dtypes = {name: tower.dtype for name, tower in loaded.vision.items()}
-        with model.unhooked():
+        with model.hooks_disabled():
             flops = count_flops(model.graph, model.decoder, model.towers)
             quantization = getattr(loaded.decoder, "quantization", None)
             memory = memory_usage(model.graph, model.decoder, model.towers, loaded.decoder.dtype, dtypes, quantization)

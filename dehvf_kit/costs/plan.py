@@ -108,7 +108,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
     """
     model = build_on_meta(recipe)
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
-    with model.unhooked():
+    with model.hooks_disabled():
         quantization = getattr(recipe.decoder, "quantization", None)
         held = memory_usage(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes, quantization)
         width = BYTES[held.dtype]
@@ -190,7 +190,7 @@ def baseline_rows(recipe: Recipe, work: Workload) -> list[dict[str, Any]]:
     model = build_on_meta(recipe) if formulas else None
     if model is None or len(model.towers) != 1:
         return []
-    with model.unhooked():
+    with model.hooks_disabled():
         counted = decoder_flops(model.decoder)
     sizes = _tower_sizes(model)
     rows = []

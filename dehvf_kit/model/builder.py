@@ -32,20 +32,35 @@ def build(
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: BaseImageProcessor | None = None,
     expected_parameters: int | None = None,
+    device_map: Any = None,
 ) -> DehvfModel:
     """Build a recipe's model on its base models, or on modules that are already in memory.
 
-    vision: one module, or one by name where the recipe has several encoders. A base model handed over without its
-    tokenizer gives a model without a processor. The initial weights follow `training.seed`. expected_parameters: where given,
-    a graph with more than twice as many trained parameters is refused before any of them is made.
-    Raises: RecipeError where the graph does not fit the towers, DehvfError where a base model is not on this machine.
+    The initial weights follow `training.seed`.
+
+    Args:
+        recipe: what to build.
+        decoder: a decoder in memory.
+        vision: an encoder in memory, or several by name where the recipe has several.
+        tokenizer: the decoder's; a decoder handed over without one gives a model without a processor.
+        image_processor: used in place of the recipe's.
+        expected_parameters: a graph with more than twice as many trained parameters is refused before any is made.
+        device_map: where the decoder is loaded, in transformers' terms; encoders and components go to its first device.
+
+    Raises:
+        RecipeError: where the graph does not fit the towers.
+        DehvfError: where a base model is not on this machine.
     """
     sources = plugins().registry.sources
     towers = _towers(recipe, vision, meta=False)
     if decoder is None:
         with plugin_code(recipe.decoder, DECODER):
-            decoder = recipe.decoder.load(sources)
+            placed = {} if device_map is None else {"device_map": device_map}
+            decoder = recipe.decoder.load(sources, **placed)
             tokenizer = tokenizer or recipe.decoder.tokenizer(sources)
+    if device_map is not None:
+        for tower in towers.values():
+            tower.to(next(decoder.parameters()).device)
     processor = None
     if tokenizer is not None:
         pictures = image_processor or build_image_processor(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.errors import DehvfError, ShapeError
+from dehvf_kit.errors import AdapterError, DehvfError, ShapeError
 from dehvf_kit.model.config import DehvfConfig, generation_config
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
 from dehvf_kit.model.loss import answer_loss
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe
 
 SINGLE = "vision"
+FROM_AUTO_CLASSES = (
+    "config",
+    "adapter_kwargs",
+    "trust_remote_code",
+    "code_revision",
+    "_from_auto",
+    "_commit_hash",
+    "_from_pipeline",
+)
+"""Keywords that transformers' Auto classes and pipelines add by themselves."""
 
 
 class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
@@ -63,7 +73,6 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         self.bases: dict[str, Any] | None = None
         self.measured: dict[str, Any] = {}
         self.generation_config = generation_config(decoder, recipe)
-        self.generation = self.generation_config
         self._was_trainable = [
             p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad
         ]
@@ -93,27 +102,29 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             raise
         self.attached = True
 
-    def _unhook(self) -> None:
+    def _disable_hooks(self) -> None:
         for node in self.nodes.values():
             if hasattr(node, "detach"):
                 node.detach()
         self.attached = False
 
     @contextlib.contextmanager
-    def unhooked(self) -> Iterator[None]:
+    def hooks_disabled(self) -> Iterator[None]:
         """Inside, the towers are as they were before: without hooks, and without modules that a component put there."""
         attached = self.attached
-        self._unhook()
+        self._disable_hooks()
         try:
             yield
         finally:
             if attached:
                 self._attach()
 
+    unhooked = hooks_disabled  # the name until 0.1.0
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DehvfModel:
         """A copy with hooks of its own: hooks are bound to their module, so they are placed anew on both."""
         attached = self.attached
-        with self.unhooked():
+        with self.hooks_disabled():
             twin = self.__class__.__new__(self.__class__)
             memo[id(self)] = twin
             nn.Module.__init__(twin)
@@ -134,7 +145,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
 
     def detach(self) -> None:
         """Take everything off the towers: decoder and encoders are bit-identical to before, and trainable as before."""
-        self._unhook()
+        self._disable_hooks()
         if self._checkpointing:
             self.activation_checkpointing_disable()
         for parameter in self._was_trainable:
@@ -272,6 +283,8 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         """Whether anything in the graph reads a picture's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
 
+    reads_pictures = reads_images  # the name until 0.1.0
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -380,13 +393,36 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        *args: Any,
+        *,
         decoder: Any = None,
         vision: Any = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
         **kwargs: Any,
     ) -> DehvfModel:
-        """Restore an adapter on its base models, strictly; see `dehvf_kit.load`."""
+        """Restore an adapter on its base models, strictly; see `dehvf_kit.load`.
+
+        Args:
+            pretrained_model_name_or_path: the adapter's folder.
+            decoder, vision: base models in memory, used in place of those the adapter names.
+            dtype: another dtype for the frozen decoder; `torch_dtype` is its older name.
+            kwargs: `device_map`, `token`, `cache_dir`, `local_files_only` and `revision`, as `dehvf_kit.load` takes them.
+
+        Raises:
+            AdapterError: as `dehvf_kit.load` does, and for any other keyword, which is named.
+        """
         from dehvf_kit.adapter.checkpoint import load
 
-        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-        return load(pretrained_model_name_or_path, decoder=decoder, vision=vision, dtype=dtype)
+        accepted = ("device_map", "token", "cache_dir", "local_files_only", "revision")
+        unknown = [name for name in kwargs if name not in (*accepted, *FROM_AUTO_CLASSES)]
+        if unknown:
+            known = ", ".join(("decoder", "vision", "dtype", *accepted))
+            raise AdapterError(f"from_pretrained: takes no '{unknown[0]}'; it takes {known}")
+        if kwargs.get("trust_remote_code"):
+            raise AdapterError(
+                "from_pretrained: trust_remote_code is allowed for each base model by itself; use dehvf_kit.load(folder, "
+                'overrides=["decoder.trust_remote_code=true"])'
+            )
+        given = {name: value for name, value in kwargs.items() if name in accepted}
+        chosen = torch_dtype if dtype is None else dtype
+        return load(pretrained_model_name_or_path, decoder=decoder, vision=vision, dtype=chosen, **given)

@@ -91,7 +91,7 @@ def shard_base(model: DehvfModel, **settings: Any) -> None:
         )
     model.bases = base_identities(model)
     trained = {parameter for parameter in decoder.parameters() if parameter.requires_grad}
-    with model.unhooked():
+    with model.hooks_disabled():
         layers = list(dict.fromkeys(site.layer_path for site in ffn_sites(decoder)))
     for path in layers:
         fully_shard(decoder.get_submodule(path), ignored_params=trained, **settings)

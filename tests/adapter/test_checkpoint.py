@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import pixels, tiny_decoder, tiny_model, tiny_vision, tokens
+from evaluation.benchmarks import towers as base_models
+from helpers import pixels, raw_recipe, tiny_decoder, tiny_model, tiny_vision, tokens
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 import dehvf_kit
 from dehvf_kit.errors import AdapterError, DehvfError
@@ -292,3 +294,43 @@ def test_a_model_without_a_recipe_says_what_to_do_instead(tmp_path):
     model.recipe = None
     with pytest.raises(AdapterError, match="made without a recipe; save the components' state_dict yourself"):
         model.save_pretrained(tmp_path)
+
+
+def test_from_pretrained_refuses_keywords_it_does_not_know(adapter):
+    with pytest.raises(AdapterError, match="takes no 'low_memory'; it takes decoder, vision, dtype, device_map, token"):
+        dehvf_kit.DehvfModel.from_pretrained(adapter, low_memory=True)
+    with pytest.raises(AdapterError, match="decoder.trust_remote_code=true"):
+        dehvf_kit.DehvfModel.from_pretrained(adapter, trust_remote_code=True)
+    with pytest.raises(AdapterError, match="is a folder, which has no revision 'v1.0'"):
+        dehvf_kit.DehvfModel.from_pretrained(adapter, revision="v1.0")
+    with pytest.raises(AdapterError, match="the decoder is in memory already"):
+        dehvf_kit.DehvfModel.from_pretrained(adapter, decoder=tiny_decoder(), device_map="cpu")
+
+
+@pytest.fixture
+def adapter_of_folders(tmp_path) -> Path:
+    """An adapter whose base models are folders."""
+    raw = raw_recipe()
+    raw["decoder"] = {"model": str(base_models(tmp_path) / "decoder")}
+    raw["vision"] = {"model": str(tmp_path / "vision"), "image": {"size": 32}}
+    model = dehvf_kit.build(dehvf_kit.parse_recipe(raw))
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_from_pretrained_hands_its_keywords_to_the_base_models(adapter_of_folders, monkeypatch):
+    seen = {}
+    real = LlamaForCausalLM.from_pretrained.__func__
+
+    def from_pretrained(cls, *args, **kwargs):
+        seen[cls.__name__] = kwargs
+        return real(cls, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+    given = {"token": "secret", "cache_dir": "elsewhere", "local_files_only": False}
+    model = dehvf_kit.DehvfModel.from_pretrained(adapter_of_folders, dtype=torch.bfloat16, device_map="cpu", **given)
+    assert model.decoder.dtype == torch.bfloat16
+    assert {name: seen["LlamaForCausalLM"][name] for name in given} == given
+    assert {name: seen["CLIPVisionModel"][name] for name in given} == given
+    assert seen["LlamaForCausalLM"]["device_map"] == "cpu" and "device_map" not in seen["CLIPVisionModel"]
+    assert "secret" not in json.dumps(model.recipe.resolved(), default=str)

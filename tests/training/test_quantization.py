@@ -64,7 +64,7 @@ def test_forward_stays_near_the_float_base(world: Path, decoder: str, kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_goes_where_it_goes_in_the_float_base(world: Path, decoder: str, kind: str) -> None:
     whole, quantised = built(world, decoder), built(world, decoder, f"decoder.quantization={kind}")
-    with whole.unhooked(), quantised.unhooked():
+    with whole.hooks_disabled(), quantised.hooks_disabled():
         assert [s.path for s in ffn_sites(quantised.decoder)] == [s.path for s in ffn_sites(whole.decoder)]
     layer = quantised.decoder.model.layers[0].mlp
     assert not layer.down_proj.weight.is_floating_point()

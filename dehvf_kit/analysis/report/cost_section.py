@@ -18,7 +18,7 @@ def cost_section(model: DehvfModel) -> Section:
     """Everything that can be counted of a model, which may be on the meta device."""
     recipe = model.recipe
     dtypes = {name: tower.dtype for name, tower in recipe.vision.items()}
-    with model.unhooked():
+    with model.hooks_disabled():
         flops = count_flops(model.graph, model.decoder, model.towers)
         memory = memory_usage(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
     left = "<h3>Trained parameters</h3>" + _parameters(parameter_table(model.graph, recipe.published))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -59,10 +59,10 @@ WANTED: dict[str, Callable[[], None]] = {
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds a wanted module with the other finders, and registers right after it has been loaded."""
+    """Finds a wanted module with the other finders, and acts right after it has been loaded."""
 
-    def __init__(self) -> None:
-        self.waiting = dict(WANTED)
+    def __init__(self, waiting: Mapping[str, Callable[[], None]]) -> None:
+        self.waiting = dict(waiting)
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         register = self.waiting.pop(name, None)
@@ -90,12 +90,16 @@ class _Registering(Loader):
         self.register()
 
 
-def register_with_transformers() -> None:
-    """Register now where transformers' Auto modules are loaded already, and when they load where they are not."""
-    finder = _AfterImport()
-    for name, register in WANTED.items():
-        if name in sys.modules:
-            del finder.waiting[name]
-            register()
+def after_import(actions: Mapping[str, Callable[[], None]]) -> None:
+    """Act now for modules that are loaded already, and right after they are loaded for others."""
+    finder = _AfterImport({name: act for name, act in actions.items() if name not in sys.modules})
+    for name, act in actions.items():
+        if name not in finder.waiting:
+            act()
     if finder.waiting:
         sys.meta_path.insert(0, finder)
+
+
+def register_with_transformers() -> None:
+    """Register now where transformers' Auto modules are loaded already, and when they load where they are not."""
+    after_import(WANTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from helpers import LLAMA, raw_recipe, tiny_decoder, tiny_recipe, tiny_vision
 
 import dehvf_kit
 from dehvf_kit.adapter.checkpoint import adapter_recipe
+from dehvf_kit.backbones.decoder import HfDecoderConfig
+from dehvf_kit.backbones.vision.config import HfVisionConfig
 from dehvf_kit.errors import RecipeError
 from dehvf_kit.recipe.files import merge
+from dehvf_kit.recipe.graph import Port
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
@@ -236,3 +240,21 @@ def test_a_config_in_a_local_folder_that_is_garbage(tmp_path):
 def test_the_decoders_config_decides_its_sizes():
     recipe = tiny_recipe(decoder={"config": {"model_type": "llama", **LLAMA, "hidden_size": 64}})
     assert recipe.check().contexts["position"].decoder.hidden_size == 64
+
+
+def test_a_recipe_reads_its_towers_and_ports_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    for config in (HfVisionConfig, HfDecoderConfig):
+        spec = config.spec
+        monkeypatch.setattr(
+            config, "spec", lambda self, sources, spec=spec: read.append(self.role) or spec(self, sources)
+        )
+    recipe = dehvf_kit.load_recipe("recipes/llama7b_clip.yaml")
+    assert sorted(read) == ["decoder", "vision"]
+    monkeypatch.setattr(Port, "parse", lambda text: pytest.fail(f"parsed again: {text}"))
+    assert recipe.check() is recipe.check()
+    recipe.vision_specs([]), recipe.decoder_spec([])
+    assert sorted(read) == ["decoder", "vision"]
+    changed = replace(recipe, decoder=recipe.decoder.model_copy(update={"config": {"model_type": "no such type"}}))
+    with pytest.raises(RecipeError, match="no such type"):
+        changed.check()

@@ -10,6 +10,7 @@ from pydantic import Field
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
+from dehvf_kit.backbones.known_specs import llama_spec
 from dehvf_kit.backbones.quantization import Quantization, num_weights, quantization_config
 from dehvf_kit.errors import DecoderError, DehvfError
 
@@ -42,7 +43,8 @@ class HfDecoderConfig(TowerConfig):
 
     def spec(self, sources: Mapping[str, Source]) -> DecoderSpec:
         """Sizes of the decoder, from its config alone."""
-        return decoder_spec(self.meta(sources))
+        known = None if self.trust_remote_code else llama_spec(self.config)
+        return known or decoder_spec(self.meta(sources))
 
     def meta(self, sources: Mapping[str, Source]) -> PreTrainedModel:
         """The decoder on the meta device: all its modules, none of its weights."""

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 from rich.console import Console
 from rich.table import Table
 
+from dehvf_kit._transformers import after_import
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -66,11 +68,15 @@ def quiet_transformers() -> None:
     """Silence transformers' advice and progress bars, unless its own environment variable asks for them."""
     if "TRANSFORMERS_VERBOSITY" in os.environ:
         return
+    after_import({"transformers.utils.logging": _quiet})
+    warnings.filterwarnings("ignore", module="transformers")
+
+
+def _quiet() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module="transformers")
 
 
 def section(console: Console, title: str, note: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.errors import DehvfError, Fault, PluginError, RecipeError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name
-from dehvf_kit.recipe.graph import BATCH, DECODER, Node, check_graph
+from dehvf_kit.recipe.graph import BATCH, DECODER, Graph, Node, check_graph
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
 
 FORMAT = 1
@@ -54,6 +55,14 @@ class Published(Settings):
         return value
 
 
+@dataclass
+class Checked:
+    """What parsing learned of the towers, by name, and the graph wired on them, where all of them are known."""
+
+    specs: dict[str, Any] = field(default_factory=dict)
+    graph: Graph | None = None
+
+
 class Parser:
     """Turns plain data into a recipe's checked fields, collecting faults instead of stopping at the first."""
 
@@ -62,6 +71,7 @@ class Parser:
         self.faults: list[Fault] = []
         self.whole = True
         self.unsure: set[str] = set()
+        self.checked = Checked()
 
     def fault(self, path: str, message: str) -> None:
         self.faults.append(Fault(path, message))
@@ -140,7 +150,9 @@ class Parser:
         """Graph faults too: of its wires always, of its sizes where the towers' configs are at hand and sound."""
         vision = {name: self._spec(name, tower, VisionSpec(1, 1, None)) for name, tower in towers.items()}
         spec = self._spec(DECODER, decoder, DecoderSpec(1, 1))
-        self.faults += check_graph(nodes, vision, spec, self.unsure)[1]
+        graph, faults = check_graph(nodes, vision, spec, self.unsure)
+        self.faults += faults
+        self.checked.graph = None if self.unsure else graph
 
     def _spec(self, name: str, tower: TowerConfig, stand_in: Any) -> Any:
         """A tower's sizes, or a stand-in and a note that they are not known."""
@@ -148,7 +160,8 @@ class Parser:
             return stand_in
         try:
             with plugin_code(tower):
-                return tower.spec(self.registry.sources)
+                self.checked.specs[name] = tower.spec(self.registry.sources)
+            return self.checked.specs[name]
         except NoConfig:
             pass
         except DehvfError as error:

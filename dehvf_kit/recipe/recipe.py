@@ -7,7 +7,7 @@ Sections: `extends` (a parent recipe), `format`, `name`, `description`, `publish
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from dehvf_kit.backbones.base import TowerConfig
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.recipe.files import Steps, override, parents_of, read_with_parents, refuse_needless
-from dehvf_kit.recipe.graph import Graph, Node, check_graph
-from dehvf_kit.recipe.parser import FORMAT, Parser, Published
+from dehvf_kit.recipe.graph import DECODER, Graph, Node, check_graph
+from dehvf_kit.recipe.parser import FORMAT, Checked, Parser, Published
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
 
@@ -43,12 +43,15 @@ class Recipe:
     generation: GenerationConfig
     source: str = "recipe"
     parents: tuple[str, ...] = field(default=(), compare=False)
+    _checked: Checked = field(default_factory=Checked, init=False, repr=False, compare=False)
 
     def check(self, vision: Mapping[str, VisionSpec] | None = None, decoder: DecoderSpec | None = None) -> Graph:
         """Wire the graph on these towers, or on what the recipe's configs say of them.
 
         Raises: RecipeError with every fault.
         """
+        if vision is None and decoder is None and self._checked.graph is not None:
+            return self._checked.graph
         faults: list[Fault] = []
         specs = dict(vision) if vision is not None else self.vision_specs(faults)
         spec = decoder if decoder is not None else self.decoder_spec(faults)
@@ -64,8 +67,7 @@ class Recipe:
         specs = {}
         for name, tower in self.vision.items():
             try:
-                with plugin_code(tower):
-                    specs[name] = tower.spec(plugins().registry.sources)
+                specs[name] = self._spec(name, tower)
             except DehvfError as error:
                 faults.append(Fault("vision" if list(self.vision) == ["vision"] else f"vision.{name}", str(error)))
         return specs
@@ -73,11 +75,17 @@ class Recipe:
     def decoder_spec(self, faults: list[Fault]) -> DecoderSpec | None:
         """Sizes of the decoder, from its config alone."""
         try:
-            with plugin_code(self.decoder):
-                return self.decoder.spec(plugins().registry.sources)
+            return self._spec(DECODER, self.decoder)
         except DehvfError as error:
             faults.append(Fault("decoder", str(error)))
             return None
+
+    def _spec(self, name: str, tower: Any) -> Any:
+        """A tower's sizes, read once."""
+        if name not in self._checked.specs:
+            with plugin_code(tower):
+                self._checked.specs[name] = tower.spec(plugins().registry.sources)
+        return self._checked.specs[name]
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data with every default filled in; `parse_recipe` reads it back."""
@@ -115,12 +123,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = read_with_parents(Path(path), source, (), needless)
     for text in [overrides] if isinstance(overrides, str) else overrides:
         override(raw, text, needless)
-    recipe = parse_recipe(raw, source)
+    recipe = _parsed(raw, source, parents_of(Path(path), source))
     if needless:
         refuse_needless(needless, recipe.resolved(), source)
-    return replace(recipe, parents=parents_of(Path(path), source))
+    return recipe
 
 
 def parse_recipe(raw: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """Plain data -> Recipe. Raises: RecipeError listing every fault."""
-    return Recipe(**Parser(raw, source, plugins().registry).parse())
+    return _parsed(raw, source)
+
+
+def _parsed(raw: Mapping[str, Any], source: str, parents: tuple[str, ...] = ()) -> Recipe:
+    parser = Parser(raw, source, plugins().registry)
+    recipe = Recipe(**parser.parse(), parents=parents)
+    recipe._checked.specs.update(parser.checked.specs)
+    recipe._checked.graph = parser.checked.graph
+    return recipe

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 
 from dehvf_kit.backbones.ffn.overrides import FfnOverride, ffn_override
 from dehvf_kit.backbones.ffn.parts import FfnPart, ffn_parts, inside
-from dehvf_kit.backbones.ffn.structure import activation_name, find_activation, norm_width
+from dehvf_kit.backbones.ffn.structure import activation_name, activations, find_activation, norm_width
 from dehvf_kit.errors import DecoderError, listing
 
 
@@ -136,6 +134,8 @@ def _layer_stacks(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.Mod
 
 def _owner(model: nn.Module, path: str) -> nn.Module:
     """The innermost model of its own (a transformers model with a configuration) on a path."""
+    from transformers import PreTrainedModel
+
     owner, part = model, model
     for name in path.split("."):
         part = part.get_submodule(name)
@@ -182,13 +182,13 @@ def _activation(
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     given = override.activation or find_activation(ffn, layer, hidden_size) or _configured_activation(config)
     if isinstance(given, str):
-        return ACT2FN[given], given
+        return activations()[given], given
     return given if isinstance(given, tuple) else (given, activation_name(given))
 
 
 def _configured_activation(config: Any) -> str:
     for name in ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act"):
-        if getattr(config, name, None) in ACT2FN:
+        if getattr(config, name, None) in activations():
             return str(getattr(config, name))
     return "silu"
 

@@ -7,11 +7,11 @@ a 7B model on the meta device is read in milliseconds. Results about a class are
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2CLS, ACT2FN
 
 from dehvf_kit.backbones.ffn.code import called_keywords, called_names, forward_arguments
 
@@ -23,6 +23,19 @@ FUNCTIONAL_ACTIVATIONS = ("silu", "gelu", "relu", "swish", "sigmoid", "tanh")
 NAMED_ACTIVATIONS = ("gelu", "silu", "swish", "relu", "mish", "activation")
 
 Activation = Callable[[Tensor], Tensor]
+
+
+def activations() -> Mapping[str, Activation]:
+    """transformers' activations by name; imported here, since that takes seconds."""
+    from transformers.activations import ACT2FN
+
+    return ACT2FN
+
+
+def _activation_entries() -> Mapping[str, Any]:
+    from transformers.activations import ACT2CLS
+
+    return ACT2CLS
 
 
 @functools.cache
@@ -87,7 +100,7 @@ def is_activation(module: nn.Module) -> bool:
 
 @functools.cache
 def _activation_classes() -> frozenset[type]:
-    return frozenset(entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
+    return frozenset(entry[0] if isinstance(entry, tuple) else entry for entry in _activation_entries().values())
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -131,7 +144,7 @@ def _own_activation(part: nn.Module) -> tuple[Activation, str] | None:
     for name in FUNCTIONAL_ACTIVATIONS:
         if name in calls:
             name = _composed(name, calls)
-            return ACT2FN[name], name
+            return activations()[name], name
     return None
 
 
@@ -153,7 +166,7 @@ def _composed(name: str, calls: frozenset[str]) -> str:
 
 def activation_name(activation: Activation) -> str:
     """transformers' name of an activation (`gelu_new`), found by its class or by what it computes; else its own."""
-    for name, entry in ACT2CLS.items():
+    for name, entry in _activation_entries().items():
         cls, settings = entry if isinstance(entry, tuple) else (entry, {})
         if type(activation) is cls and repr(activation) == repr(cls(**settings)):
             return name
@@ -162,7 +175,7 @@ def activation_name(activation: Activation) -> str:
         return own_name
     grid = torch.linspace(-4, 4, 33, device="cpu")
     for name in ("gelu", "gelu_new", "silu", "relu", "relu2", "quick_gelu", "tanh", "sigmoid"):
-        if torch.allclose(activation(grid), ACT2FN[name](grid), atol=1e-6):
+        if torch.allclose(activation(grid), activations()[name](grid), atol=1e-6):
             return name
     return own_name
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import nn
 
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import VisionSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
+from dehvf_kit.backbones.known_specs import clip_vision_spec
 from dehvf_kit.backbones.vision.classes import vision_class, vision_config
-from dehvf_kit.backbones.vision.loading import load_encoder
-from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import BaseImageProcessor, PreTrainedModel
+
+    from dehvf_kit.backbones.vision.tower import VisionTower
 
 __all__ = ["MEAN_STD", "HfVisionConfig", "ImageConfig", "VisionTower", "vision_class", "vision_config"]
 
@@ -70,10 +70,13 @@ class HfVisionConfig(TowerConfig):
 
     def spec(self, sources: Mapping[str, Source]) -> VisionSpec:
         """Sizes of the encoder, from its config alone."""
-        return self.tower(self.meta(sources)).spec
+        known = None if self.trust_remote_code else clip_vision_spec(self.config, self.image.size)
+        return known or self.tower(self.meta(sources)).spec
 
     def meta(self, sources: Mapping[str, Source]) -> PreTrainedModel:
         """The encoder on the meta device."""
+        import torch
+
         config = vision_config(self.hf_config(sources))
         try:
             with torch.device("meta"):
@@ -86,6 +89,8 @@ class HfVisionConfig(TowerConfig):
 
     def load(self, sources: Mapping[str, Source]) -> PreTrainedModel:
         """The encoder with its weights. Raises: DehvfError where they are not on this machine."""
+        from dehvf_kit.backbones.vision.loading import load_encoder
+
         location = self.location(sources)
         require_local(location, self.download)
         try:
@@ -105,4 +110,15 @@ class HfVisionConfig(TowerConfig):
 
     def tower(self, model: nn.Module) -> VisionTower:
         """The kit's view of an encoder that is in memory."""
+        from dehvf_kit.backbones.vision.tower import VisionTower
+
         return VisionTower(model, self.image.size, self.apply_post_norm)
+
+
+def __getattr__(name: str) -> Any:
+    """`VisionTower` from here too, imported when asked for: a recipe is read without it."""
+    if name == "VisionTower":
+        from dehvf_kit.backbones.vision.tower import VisionTower
+
+        return VisionTower
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from faulty_changes import CHANGES, GONE, MISSING
 from helpers import raw_recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recipe.faulty_changes import CHANGES, GONE, MISSING
 
 import dehvf_kit
 from dehvf_kit.errors import DehvfError, RecipeError

@@ -27,6 +27,7 @@ _HOME = {
     "hookimpl": "dehvf_kit.api.hookspecs",
     "ComponentConfig": "dehvf_kit.api.config",
     "BuildContext": "dehvf_kit.api.config",
+    "ConfigMismatchError": "dehvf_kit.api.config",
     "Misfit": "dehvf_kit.api.config",
     "DehvfError": "dehvf_kit.errors",
     "RecipeError": "dehvf_kit.errors",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
     from dehvf_kit.adapter.checkpoint import load as load
     from dehvf_kit.api.config import BuildContext as BuildContext
     from dehvf_kit.api.config import ComponentConfig as ComponentConfig
+    from dehvf_kit.api.config import ConfigMismatchError as ConfigMismatchError
     from dehvf_kit.api.config import Misfit as Misfit
     from dehvf_kit.api.hookspecs import hookimpl as hookimpl
     from dehvf_kit.backbones.ffn.memory_hooks import attach_memory as attach_memory

@@ -53,7 +53,7 @@ class MyFuserConfig(ComponentConfig):
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if not context.size("group"):
-            raise dehvf_kit.Misfit("needs groups", "type")
+            raise dehvf_kit.ConfigMismatchError("needs groups", "type")
         return {"kv": 1}
 
     def build(self, context: BuildContext) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dehvf_kit.api.config import ComponentConfig, Misfit
+from dehvf_kit.api.config import ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.recipe.graph import Graph, Node, Port, Wire, check_graph
 
@@ -140,7 +140,7 @@ def test_a_misfit_is_reported_with_its_field_and_stops_what_reads_it():
         gives: ClassVar[tuple[str, ...]] = ("x: batch",)
 
         def resolve(self, context):
-            raise Misfit("does not fit", "width")
+            raise ConfigMismatchError("does not fit", "width")
 
     class Unreached(ComponentConfig):
         takes: ClassVar[tuple[str, ...]] = ("x: batch",)

@@ -13,7 +13,7 @@ from dehvf_kit.api.plugin_code import plugin_code as plugin_code
 _HOME = {
     "BuildContext": "config",
     "ComponentConfig": "config",
-    "Misfit": "config",
+    "ConfigMismatchError": "config",
     "Settings": "config",
     "BaselineCost": "cost_formulas",
     "CostFormula": "cost_formulas",
@@ -39,7 +39,8 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
     from dehvf_kit.api.config import BuildContext as BuildContext
     from dehvf_kit.api.config import ComponentConfig as ComponentConfig
-    from dehvf_kit.api.config import Misfit as Misfit
+    from dehvf_kit.api.config import ConfigMismatchError as ConfigMismatchError
+from dehvf_kit.api.config import Misfit as Misfit
     from dehvf_kit.api.config import Settings as Settings
     from dehvf_kit.api.cost_formulas import BaselineCost as BaselineCost
     from dehvf_kit.api.cost_formulas import CostFormula as CostFormula

@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_people_mean_it(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_ambiguous_scalars(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads `yes` and `on` as true, which pydantic would take for the number 1; no name or path holds a null."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
             raise ValueError(f"given {value}; wants a number")
@@ -32,12 +32,16 @@ class Settings(BaseModel):
         return value
 
 
-class Misfit(Exception):
+class ConfigMismatchError(Exception):
     """Raised by `ComponentConfig.resolve`: this node does not fit what it is wired to. `field` names the setting."""
 
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+Misfit = ConfigMismatchError
+"""The old name of ConfigMismatchError, kept for one release."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,10 @@ class BuildContext:
     encoders: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def size(self, axis: str) -> int:
-        """Size of an axis that must be known by now. Raises: Misfit if it is not."""
+        """Size of an axis that must be known by now. Raises: ConfigMismatchError if it is not."""
         size = self.axes.get(axis)
         if size is None:
-            raise Misfit(f"needs the size of axis '{axis}', which is not known before an image is seen")
+            raise ConfigMismatchError(f"needs the size of axis '{axis}', which is not known before an image is seen")
         return size
 
 
@@ -86,7 +90,7 @@ class ComponentConfig(Settings):
     strength: ClassVar[str] = ""
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        """Sizes of the axes this node adds to its outputs. Raises: Misfit where its settings and its wires disagree."""
+        """Sizes of the axes this node adds to its outputs. Raises: ConfigMismatchError where its settings and its wires disagree."""
         return {}
 
     def vision_layers(self, num_layers: int) -> tuple[int, ...] | None:

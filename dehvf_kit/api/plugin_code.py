@@ -19,20 +19,20 @@ DEBUG = "DEHVF_KIT_DEBUG"
 
 @contextmanager
 def plugin_code(owner: object, where: str = "") -> Iterator[None]:
-    """Inside, an exception out of a plugin's code becomes a PluginError; the kit's own (DehvfError, Misfit) pass.
+    """Inside, an exception out of a plugin's code becomes a PluginError; the kit's own (DehvfError, ConfigMismatchError) pass.
 
     owner: the config whose code is called; where: its place in the recipe (`graph.fuser`), where the caller does not say it.
     """
     try:
         yield
     except Exception as error:
-        told = told_of(error, owner, where)
-        if told is None:
+        wrapped = wrapped_as(error, owner, where)
+        if wrapped is None:
             raise
-        raise told from error
+        raise wrapped from error
 
 
-def told_of(error: Exception, owner: object, where: str = "") -> PluginError | None:
+def wrapped_as(error: Exception, owner: object, where: str = "") -> PluginError | None:
     """The PluginError to raise from an exception; None where it should go on as it is."""
     kind = type(owner)
     package, kit = kind.__module__.partition(".")[0], __name__.partition(".")[0]

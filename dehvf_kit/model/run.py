@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dehvf_kit.api.plugin_code import told_of
+from dehvf_kit.api.plugin_code import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
 from dehvf_kit.errors import PluginError, ShapeError
 from dehvf_kit.recipe.graph import BATCH, Graph, Wire
@@ -84,10 +84,10 @@ def run_nodes(
         try:
             outputs[name] = nodes[name](**arguments)
         except Exception as error:
-            told = told_of(error, config, f"graph.{name}")
-            if told is None:
+            wrapped = wrapped_as(error, config, f"graph.{name}")
+            if wrapped is None:
                 raise
-            raise told from error
+            raise wrapped from error
         ports = list(graph.nodes[name].gives)
         results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
         if not isinstance(results, tuple) or len(results) != len(ports):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.api.config import BuildContext, ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.api.shapes import Cost, DecoderSpec, VisionSpec
 from dehvf_kit.errors import Fault, PluginError, did_you_mean, listing
@@ -362,7 +362,7 @@ class _Checker:
         try:
             with plugin_code(node.config):
                 added = node.config.resolve(context)
-        except Misfit as error:
+        except ConfigMismatchError as error:
             self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
             return None
         except PluginError as error:

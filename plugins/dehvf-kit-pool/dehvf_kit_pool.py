@@ -13,7 +13,7 @@ from einops import reduce
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit import BuildContext, ComponentConfig, Misfit, hookimpl
+from dehvf_kit import BuildContext, ComponentConfig, ConfigMismatchError, hookimpl
 
 
 class AveragePoolerConfig(ComponentConfig):
@@ -29,7 +29,9 @@ class AveragePoolerConfig(ComponentConfig):
         patches = context.size("patch")
         side = math.isqrt(patches)
         if side * side != patches or side % self.window:
-            raise Misfit(f"windows of {self.window} x {self.window} do not tile a grid of {patches} patches", "window")
+            raise ConfigMismatchError(
+                f"windows of {self.window} x {self.window} do not tile a grid of {patches} patches", "window"
+            )
         return {"patch": patches // self.window**2}
 
     def build(self, context: BuildContext) -> AveragePooler:

@@ -35,3 +35,9 @@ def test_renamed_classes_keep_their_old_names() -> None:
         old = import_module("dehvf_kit.shapes")
     assert old.Levels is GroupLayers
     assert PictureError is ImageError
+
+
+def test_the_old_name_of_config_mismatch_error_is_the_same_class() -> None:
+    for module in ("dehvf_kit", "dehvf_kit.api", "dehvf_kit.api.config"):
+        assert import_module(module).Misfit is import_module(module).ConfigMismatchError
+    assert {"Misfit", "ConfigMismatchError"} <= set(import_module("dehvf_kit").__all__)

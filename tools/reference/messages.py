@@ -1,6 +1,6 @@
 """Every message of the kit to its users, read from the source: the texts given to its errors, with `…` for what varies.
 
-A text counts where it is the message of an error of `dehvf_kit.errors` or a subclass, of a `Misfit`, a `Fault` or an
+A text counts where it is the message of an error of `dehvf_kit.errors` or a subclass, of a `ConfigMismatchError`, a `Fault` or an
 `Issue`, of a `fault(path, message)` of the checkers, or of a ValueError in a config class (pydantic hands it on). Where the
 message is a constant or what a function of the kit returns, their texts count; where it is put together beforehand, as
 `"\\n".join(faults)` is, the texts that went into it in the same function. A place whose texts come from further away stands
@@ -27,7 +27,7 @@ SOURCES = (
 )
 HOLE = "…"
 # Which argument is the message, for calls that are not errors themselves. `Issue`: the kind, printed when data is refused.
-CALLS = {"Fault": 1, "fault": 1, "Misfit": 0, "ConfigMismatchError": 0, "Issue": 0}
+CALLS = {"Fault": 1, "fault": 1, "ConfigMismatchError": 0, "ConfigMismatchError": 0, "Issue": 0}
 # What speaks to plugin authors: results of contract items, not messages that a user acts on.
 EXCLUDED = ("dehvf_kit/testing/",)
 # Functions whose every text is a message, returned or raised as something else that a caller turns into a kit error.

@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, Misfit
+from dehvf_kit.api.config import BuildContext, ConfigMismatchError
 from dehvf_kit.api.shapes import Cost, GroupLayers, Unprojected
 from dehvf_kit.components.fuser.base import Fuser, FuserConfig
 from dehvf_kit.ops.activations import ActivationName, activation
@@ -50,12 +50,12 @@ class CrossAttentionFuserConfig(FuserConfig):
         if self.hidden_size % self.num_heads:
             counts = range(1, min(self.hidden_size, MOST_HEADS) + 1)
             fits = ", ".join(str(heads) for heads in counts if not self.hidden_size % heads)
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; use one of {fits}", "num_heads"
             )
         query = context.axes.get("query")
         if query is not None and query != self.hidden_size:
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"hidden_size is {self.hidden_size} but the queries it is wired to have {query}; make them equal",
                 "hidden_size",
             )

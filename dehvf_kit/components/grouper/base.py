@@ -30,7 +30,7 @@ class GrouperConfig(ComponentConfig):
         raise NotImplementedError(f"{type(self).__name__}.members_of")
 
     def check(self, context: BuildContext, num_layers: int) -> None:
-        """Raises: Misfit where these groups cannot be cut from `num_layers` vision layers or the decoder's layers."""
+        """Raises: ConfigMismatchError where these groups cannot be cut from `num_layers` vision layers or the decoder's layers."""
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         num_layers = context.vision.num_layers if context.vision else context.size("layer")

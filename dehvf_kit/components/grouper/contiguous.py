@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dehvf_kit.api.config import BuildContext, Misfit
+from dehvf_kit.api.config import BuildContext, ConfigMismatchError
 from dehvf_kit.api.shapes import MAX_LAYERS
 from dehvf_kit.components.grouper.base import Grouper, GrouperConfig, runs
 
@@ -32,17 +32,17 @@ class ContiguousGrouperConfig(GrouperConfig):
 
     def check(self, context: BuildContext, num_layers: int) -> None:
         if self.num_groups > num_layers:
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"{self.num_groups} groups for {num_layers} vision layers; use at most {num_layers}", "num_groups"
             )
         if self.num_groups > context.decoder.num_layers:
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"{self.num_groups} groups for {context.decoder.num_layers} decoder layers; "
                 f"use at most {context.decoder.num_layers}",
                 "num_groups",
             )
         if self.add_penultimate and num_layers < 2:
-            raise Misfit(
+            raise ConfigMismatchError(
                 "a vision encoder of one layer has no penultimate layer; set add_penultimate: false", "add_penultimate"
             )
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dehvf_kit.api.config import BuildContext, Misfit
+from dehvf_kit.api.config import BuildContext, ConfigMismatchError
 from dehvf_kit.components.grouper.base import Grouper, GrouperConfig
 
 
@@ -25,17 +25,19 @@ class ListedGrouperConfig(GrouperConfig):
     def check(self, context: BuildContext, num_layers: int) -> None:
         for number, group in enumerate(self.groups):
             if not group:
-                raise Misfit(f"group {number} is empty; name at least one vision layer", "groups")
+                raise ConfigMismatchError(f"group {number} is empty; name at least one vision layer", "groups")
             for layer in group:
                 if not -num_layers <= layer < num_layers:
-                    raise Misfit(
+                    raise ConfigMismatchError(
                         f"group {number} names vision layer {layer} of {num_layers}; "
                         f"use {-num_layers} to {num_layers - 1}",
                         "groups",
                     )
         if len(self.groups) > context.decoder.num_layers:
             most = context.decoder.num_layers
-            raise Misfit(f"{len(self.groups)} groups for {most} decoder layers; use at most {most}", "groups")
+            raise ConfigMismatchError(
+                f"{len(self.groups)} groups for {most} decoder layers; use at most {most}", "groups"
+            )
 
     def build(self, context: BuildContext) -> Grouper:
         return self.build_grouper(context)

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.api.config import BuildContext, ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.shapes import KV, Cost, Readout
 from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks, hook_ffns
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
@@ -58,21 +58,23 @@ class FfnMemoryInjectorConfig(ComponentConfig):
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         wired = set(context.wires)
         if "fused" in wired and "readout" not in wired:
-            raise Misfit("has fused codes but no readout; wire a projector's readout to it", "inputs")
+            raise ConfigMismatchError("has fused codes but no readout; wire a projector's readout to it", "inputs")
         if "readout" in wired and "fused" not in wired:
-            raise Misfit("has a readout but no fused codes; wire a fuser to it, or remove the projector", "inputs")
+            raise ConfigMismatchError(
+                "has a readout but no fused codes; wire a fuser to it, or remove the projector", "inputs"
+            )
         if ("position_keys" in wired) != ("position_values" in wired):
-            raise Misfit("needs both position_keys and position_values, or neither", "inputs")
+            raise ConfigMismatchError("needs both position_keys and position_values, or neither", "inputs")
         if not wired & {"fused", "position_keys"}:
-            raise Misfit("has nothing to inject; wire a fuser, a position table, or both", "inputs")
+            raise ConfigMismatchError("has nothing to inject; wire a fuser, a position table, or both", "inputs")
         if "position_keys" not in wired and set(self.visual_in) != set(KV):
-            raise Misfit(
+            raise ConfigMismatchError(
                 "without position tables the role left out is zero and the memory adds nothing; name key and value both",
                 "visual_in",
             )
         slots, patches = context.axes.get("slot"), context.axes.get("patch")
         if slots is not None and patches is not None and patches > slots:
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"{patches} patches do not fit into {slots} slots; set the position table's num_slots to {patches} or more"
             )
         return {}

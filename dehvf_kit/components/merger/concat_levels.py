@@ -13,7 +13,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig, Misfit
+from dehvf_kit.api.config import BuildContext, ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.shapes import Cost, GroupLayers
 from dehvf_kit.errors import ShapeError
 from dehvf_kit.ops.precision import product_dtype
@@ -43,29 +43,33 @@ class ConcatLevelsMergerConfig(ComponentConfig):
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         counts = {port: len(wires) for port, wires in context.wires.items()}
         if len(set(counts.values())) > 1:
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"ports have different numbers of wires: {counts}; name one node per encoder in each", "inputs"
             )
         orders = {port: [" and ".join(names) for names in found] for port, found in context.encoders.items()}
         if len({tuple(names) for names in orders.values()}) > 1:
             given = "; ".join(f"{port} from {', '.join(names)}" for port, names in orders.items())
-            raise Misfit(f"ports name the encoders in different orders: {given}; list them in one order", "inputs")
+            raise ConfigMismatchError(
+                f"ports name the encoders in different orders: {given}; list them in one order", "inputs"
+            )
         for members, levels in zip(context.wires["members"], context.wires["levels"], strict=True):
             sizes = [(wire["group"], wire["member"]) for wire in (members, levels)]
             if sizes[0] != sizes[1]:
-                raise Misfit(
+                raise ConfigMismatchError(
                     f"members come in groups and members {sizes[0]} but levels in {sizes[1]}; wire both to one grouper",
                     "inputs",
                 )
         groups = {wire["group"] for wire in context.wires["levels"]}
         if len(groups) > 1:
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"encoders are cut into different numbers of groups: {sorted(groups)}; give all the same", "inputs"
             )
         for wire in context.wires["patches"]:
             patches = wire["patch"]
             if patches is None or math.isqrt(patches) ** 2 != patches:
-                raise Misfit(f"needs square patch grids of known size; one encoder yields {patches} patches", "inputs")
+                raise ConfigMismatchError(
+                    f"needs square patch grids of known size; one encoder yields {patches} patches", "inputs"
+                )
         return {
             "layer": sum(wire["layer"] or 0 for wire in context.wires["patches"]),
             "patch": max(wire["patch"] or 0 for wire in context.wires["patches"]),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit import BuildContext, ComponentConfig, Misfit
+from dehvf_kit import BuildContext, ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.shapes import Cost, Readout
 from dehvf_kit.backbones.attention_sites import PROJECTIONS, attention_sites
 from dehvf_kit.errors import DecoderError, ShapeError, listing
@@ -48,9 +48,11 @@ class GatedPrefixConfig(ComponentConfig):
         needs_llama_attention(context.decoder)
         if self.top(context) > context.decoder.num_layers:
             most = context.decoder.num_layers
-            raise Misfit(f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers")
+            raise ConfigMismatchError(
+                f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers"
+            )
         if "codes" in context.wires and context.axes.get("patch") not in (None, 1):
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"adds one token of the picture to its prompts, {context.axes['patch']} were wired to it; use a reader of "
                 "type global_tokens with num_tokens 1",
                 "inputs",

@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit import Misfit
+from dehvf_kit import ConfigMismatchError
 from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.backbones.attention_sites import PROJECTIONS
 
 
 def needs_llama_attention(decoder: DecoderSpec) -> None:
-    """Raises: Misfit for a decoder whose attention is not of LLaMA's kind."""
+    """Raises: ConfigMismatchError for a decoder whose attention is not of LLaMA's kind."""
     if not decoder.num_heads:
-        raise Misfit(
+        raise ConfigMismatchError(
             f"works beside attention of LLaMA's kind: in every layer one module with {', '.join(PROJECTIONS)}; this decoder "
             f"('{decoder.model_type}') has none; take LLaMA, Mistral, Qwen2, SmolLM2 or their like"
         )

@@ -79,8 +79,10 @@ def mixture_params(hidden_size: int, width: int, groups: int) -> int:
 
 
 def check_groups(hidden_size: int, width: int, groups: int) -> None:
-    """Raises: Misfit where the groups do not divide both widths."""
-    from dehvf_kit import Misfit
+    """Raises: ConfigMismatchError where the groups do not divide both widths."""
+    from dehvf_kit import ConfigMismatchError
 
     if width % groups or hidden_size % groups:
-        raise Misfit(f"{groups} groups do not divide a width of {width} and a hidden size of {hidden_size}", "groups")
+        raise ConfigMismatchError(
+            f"{groups} groups do not divide a width of {width} and a hidden size of {hidden_size}", "groups"
+        )

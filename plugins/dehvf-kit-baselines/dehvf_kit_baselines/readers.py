@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit import BuildContext, ComponentConfig, Misfit
+from dehvf_kit import BuildContext, ComponentConfig, ConfigMismatchError
 
 
 class PatchTokensReaderConfig(ComponentConfig):
@@ -48,7 +48,7 @@ class GlobalTokensReaderConfig(ComponentConfig):
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if context.vision is not None and self.num_tokens > context.vision.num_layers:
-            raise Misfit(
+            raise ConfigMismatchError(
                 f"{self.num_tokens} tokens from {context.vision.num_layers} vision layers; use as many at most",
                 "num_tokens",
             )
@@ -75,11 +75,11 @@ class Reader(nn.Module):
 def _check_layer(context: BuildContext, layer: int) -> None:
     count = context.vision.num_layers if context.vision else None
     if count is not None and not -count <= layer < count:
-        raise Misfit(f"there is no vision layer {layer} of {count}; use {-count} to {count - 1}", "layer")
+        raise ConfigMismatchError(f"there is no vision layer {layer} of {count}; use {-count} to {count - 1}", "layer")
 
 
 def _places(context: BuildContext, layers: list[int]) -> list[int]:
     """Positions of vision layers along the `layer` axis, which holds those that are read."""
     if context.vision is None:
-        raise Misfit("a reader reads one encoder; wire it to one under `inputs:`")
+        raise ConfigMismatchError("a reader reads one encoder; wire it to one under `inputs:`")
     return [context.layers.index(layer % context.vision.num_layers) for layer in layers]

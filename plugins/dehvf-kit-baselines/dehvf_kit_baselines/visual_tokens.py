@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit import BuildContext, ComponentConfig, DehvfError, Misfit
+from dehvf_kit import BuildContext, ComponentConfig, ConfigMismatchError, DehvfError
 from dehvf_kit.api.shapes import Cost, Readout
 from dehvf_kit.model.input_tokens import InputTokens
 
@@ -33,7 +33,7 @@ class VisualTokensConfig(ComponentConfig):
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if "codes" not in context.wires or "readout" not in context.wires:
-            raise Misfit("needs a picture's codes and readout; add a projector", "inputs")
+            raise ConfigMismatchError("needs a picture's codes and readout; add a projector", "inputs")
         return {}
 
     def input_tokens(self, context: BuildContext) -> int:

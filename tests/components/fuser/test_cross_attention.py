@@ -7,7 +7,7 @@ import torch
 from helpers import context, count, randomise, reference_weights, worst
 from torch.utils.flop_counter import FlopCounterMode
 
-from dehvf_kit.api.config import Misfit
+from dehvf_kit.api.config import ConfigMismatchError
 from dehvf_kit.components.fuser.cross_attention import CrossAttentionFuser, CrossAttentionFuserConfig
 from dehvf_kit.components.grouper.base import Grouper
 from dehvf_kit.errors import DehvfError
@@ -120,7 +120,7 @@ def test_cost_equals_counted_flops():
     ],
 )
 def test_refused_when_wired(settings, axes, field, message):
-    with pytest.raises(Misfit, match=message) as caught:
+    with pytest.raises(ConfigMismatchError, match=message) as caught:
         CrossAttentionFuserConfig(**settings).resolve(context(axes={"query": 64, **axes}))
     assert caught.value.field == field
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import context, count, reference_groups, worst
 
-from dehvf_kit.api.config import Misfit
+from dehvf_kit.api.config import ConfigMismatchError
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.components.grouper.contiguous import ContiguousGrouperConfig
 
@@ -77,6 +77,6 @@ def test_no_parameters():
     ],
 )
 def test_refused_when_wired(settings, vision, decoder, field, message):
-    with pytest.raises(Misfit, match=message) as caught:
+    with pytest.raises(ConfigMismatchError, match=message) as caught:
         ContiguousGrouperConfig(**settings).resolve(wired(vision, decoder))
     assert caught.value.field == field

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import context, count
 
-from dehvf_kit.api.config import Misfit
+from dehvf_kit.api.config import ConfigMismatchError
 from dehvf_kit.components.grouper.listed import ListedGrouperConfig
 
 
@@ -40,6 +40,6 @@ def test_positions_are_those_of_the_layers_that_are_read():
     ],
 )
 def test_refused_when_wired(groups, message):
-    with pytest.raises(Misfit, match=message) as caught:
+    with pytest.raises(ConfigMismatchError, match=message) as caught:
         ListedGrouperConfig(groups=groups).resolve(context())
     assert caught.value.field == "groups"

@@ -8,7 +8,7 @@ from helpers import context, count, tiny_decoder, tokens, worst
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dehvf_kit.api.config import Misfit
+from dehvf_kit.api.config import ConfigMismatchError
 from dehvf_kit.api.shapes import Readout
 from dehvf_kit.components.injector.ffn_memory import FfnMemoryInjector, FfnMemoryInjectorConfig
 from dehvf_kit.errors import DecoderError, ShapeError
@@ -147,6 +147,6 @@ def test_cost_equals_counted_flops(visual_in):
     ],
 )
 def test_refused_when_wired(wires, settings, axes, field, message):
-    with pytest.raises(Misfit, match=message) as caught:
+    with pytest.raises(ConfigMismatchError, match=message) as caught:
         FfnMemoryInjectorConfig(**settings).resolve(context(axes=axes, wires=dict.fromkeys(wires, ())))
     assert caught.value.field == field

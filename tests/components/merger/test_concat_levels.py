@@ -8,7 +8,7 @@ from helpers import context, count, randomise, worst
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dehvf_kit.api.config import Misfit
+from dehvf_kit.api.config import ConfigMismatchError
 from dehvf_kit.components.grouper.base import Grouper
 from dehvf_kit.components.merger.concat_levels import ConcatLevelsMerger, ConcatLevelsMergerConfig
 from dehvf_kit.errors import ShapeError
@@ -104,7 +104,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_when_wired(case):
     changes, message = REFUSED[case]
-    with pytest.raises(Misfit, match=message) as caught:
+    with pytest.raises(ConfigMismatchError, match=message) as caught:
         ConcatLevelsMergerConfig().resolve(wired(**changes))
     assert caught.value.field == "inputs"
 

@@ -90,7 +90,11 @@ class ComponentConfig(Settings):
     strength: ClassVar[str] = ""
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        """Sizes of the axes this node adds to its outputs. Raises: ConfigMismatchError where its settings and its wires disagree."""
+        """Sizes of the axes this node adds to its outputs.
+
+        Raises:
+            ConfigMismatchError: where its settings and its wires disagree.
+        """
         return {}
 
     def vision_layers(self, num_layers: int) -> tuple[int, ...] | None:

@@ -27,7 +27,7 @@ SOURCES = (
 )
 HOLE = "…"
 # Which argument is the message, for calls that are not errors themselves. `Issue`: the kind, printed when data is refused.
-CALLS = {"Fault": 1, "fault": 1, "ConfigMismatchError": 0, "ConfigMismatchError": 0, "Issue": 0}
+CALLS = {"Fault": 1, "fault": 1, "ConfigMismatchError": 0, "Issue": 0}
 # What speaks to plugin authors: results of contract items, not messages that a user acts on.
 EXCLUDED = ("dehvf_kit/testing/",)
 # Functions whose every text is a message, returned or raised as something else that a caller turns into a kit error.

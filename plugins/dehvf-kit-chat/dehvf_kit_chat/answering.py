@@ -1,4 +1,4 @@
-"""An adapter that is asked about one picture at a time: its answer in pieces, and the vision layers it read for that picture."""
+"""An adapter that is asked about one image at a time: its answer in pieces, and the vision layers it read for that image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture that somebody handed over; messages call it by its name, not by where it is kept."""
+    """An image that somebody handed over; messages call it by its name, not by where it is kept."""
 
     file: Path
 
@@ -43,7 +43,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Turn:
-    """What is known so far. answer: its text; depths: weights of this picture, or None; why: then the reason."""
+    """What is known so far. answer: its text; depths: weights of this image, or None; why: then the reason."""
 
     answer: str
     depths: ReadLayers | None = None
@@ -51,7 +51,7 @@ class Turn:
 
 
 class _Held:
-    """The features of one picture, computed once for the answer and for the weights."""
+    """The features of one image, computed once for the answer and for the weights."""
 
     def __init__(self, features: Any) -> None:
         self.features = features
@@ -78,16 +78,16 @@ class Answerer:
         """Tokens that a prompt may have: what the adapter was trained on."""
         return self.model.recipe.training.max_length
 
-    def answer(self, question: str, picture: Upload | None, temperature: float = 0.0) -> Iterator[Turn]:
+    def answer(self, question: str, image: Upload | None, temperature: float = 0.0) -> Iterator[Turn]:
         """The weights first, then the answer as it grows; the last turn has what `generate` answers, whole.
 
         temperature: 0 takes the likeliest token each time. Closing the iterator ends the generation at the next token.
-        Raises: DataError for an empty or too long question, ImageError for a picture that cannot be read.
+        Raises: DataError for an empty or too long question, ImageError for an image that cannot be read.
         """
-        sample = self._sample(question, picture)
+        sample = self._sample(question, image)
         held = None
-        if picture is not None:
-            read_image(picture)
+        if image is not None:
+            read_image(image)
             held = _Held(EncodedImages(self.model).read(sample)) if self.model.reads_images else None
         turn = self._depths(sample, held)
         yield turn
@@ -102,12 +102,12 @@ class Answerer:
             self._alone.release()
         return ended
 
-    def _sample(self, question: str, picture: Upload | None) -> Sample:
+    def _sample(self, question: str, image: Upload | None) -> Sample:
         if not question.strip():
             raise DataError("the question is empty")
         if len(question) > MAX_CHARACTERS:
             raise DataError(f"the question has {len(question):,} characters; {MAX_CHARACTERS:,} are read at most")
-        sample = Sample(id=str(picture or "question"), question=question.strip(), answer="", image=picture)
+        sample = Sample(id=str(image or "question"), question=question.strip(), answer="", image=image)
         inputs, _ = prompts(self.model.processor, [sample])
         length = inputs["input_ids"].shape[1]
         if length > self.max_length:
@@ -119,7 +119,7 @@ class Answerer:
 
     def _depths(self, sample: Sample, held: _Held | None) -> Turn:
         if sample.image is None:
-            return Turn("", why="No picture was asked about.")
+            return Turn("", why="No image was asked about.")
         inside = look_inside(self.model, [sample], maps=0, features=held)
         return Turn("", inside.layers, inside.why.get("layers", ""))
 

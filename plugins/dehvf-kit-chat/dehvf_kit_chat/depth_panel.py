@@ -1,4 +1,4 @@
-"""Which vision layers each decoder layer read for one picture, as HTML. Source: DEHVF, Figure 4, for a single picture."""
+"""Which vision layers each decoder layer read for one image, as HTML. Source: DEHVF, Figure 4, for a single image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dehvf_kit.analysis.report.page import missing
 from dehvf_kit.analysis.report.sections import weight_maps
 from dehvf_kit_chat.answering import Turn
 
-TITLE = "<h3>Vision layers read for this picture</h3>"
+TITLE = "<h3>Vision layers read for this image</h3>"
 NOTE = (
     "Each row sums to one; a stronger colour is more. Framed cells are the vision layers that a decoder layer may read."
 )

@@ -1,4 +1,4 @@
-"""The chat page: a picture, a question, and for each adapter its answer and the vision layers it read."""
+"""The chat page: an image, a question, and for each adapter its answer and the vision layers it read."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Shown = tuple[str, str, str]
 
 def chat_page(adapters: Sequence[Answerer]) -> gr.Blocks:
     """The page for one adapter, or for several side by side, which answer the same question."""
-    title = "Ask about a picture"
+    title = "Ask about an image"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
         gr.HTML(f"<h1>{title}</h1>", elem_id="title")
         with gr.Row():
             with gr.Column(min_width=280):
-                file = gr.File(label="Picture: drop it here", height=140, elem_id="picture")
+                file = gr.File(label="Image: drop it here", height=140, elem_id="image")
                 preview = gr.HTML(elem_id="preview")
             with gr.Column(min_width=280):
                 question = gr.Textbox(label="Question", lines=2, max_lines=8, autofocus=True, elem_id="question")
@@ -72,7 +72,7 @@ def chat_page(adapters: Sequence[Answerer]) -> gr.Blocks:
 
 
 def look(file: str | None) -> str:
-    """A picture as it is read, small; what is wrong with it where it is not."""
+    """An image as it is read, small; what is wrong with it where it is not."""
     if file is None:
         return ""
     upload = Upload(Path(file))

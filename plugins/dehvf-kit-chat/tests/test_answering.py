@@ -78,7 +78,7 @@ def test_the_panel_draws_a_cell_for_every_layer_that_may_be_read(seeing: Answere
 
 
 def test_why_there_are_no_weights(seeing: Answerer, unseeing: Answerer, red: Upload) -> None:
-    assert next(seeing.answer(QUESTION, None)).why == "No picture was asked about."
+    assert next(seeing.answer(QUESTION, None)).why == "No image was asked about."
     first, *_, last = unseeing.answer(QUESTION, red)
     assert first.depths is None and first.why == "This graph reads no picture."
     assert last.answer == whole(unseeing, red)

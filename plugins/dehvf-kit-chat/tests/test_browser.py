@@ -80,7 +80,7 @@ def page(browser: sync_api.Browser, server: tuple[str, subprocess.Popen[str]]) -
 
 def upload(page: sync_api.Page, file: Path) -> None:
     """Hand a picture over, the one before taken away."""
-    field = page.locator("#picture input[type=file]")
+    field = page.locator("#image input[type=file]")
     if not field.count():
         page.get_by_role("button", name="Clear").click()
     field.set_input_files(file)

@@ -1,4 +1,4 @@
-"""The embedded default, end to end: train on real pictures, train as long without them, score both on unseen pictures."""
+"""The embedded default, end to end: train on real images, train as long without them, score both on unseen images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     )
     features = FeatureStore(model, torch.bfloat16)
     features.fill(
-        train_samples + test_samples, progress=lambda done, total: progress("reading pictures", done, total, "")
+        train_samples + test_samples, progress=lambda done, total: progress("reading images", done, total, "")
     )
     steps, wanted = affordable_steps(recipe, model, train_samples, features, minutes)
     if steps < wanted:
@@ -80,10 +80,10 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     decoder, vision, processor = model.decoder, model.towers["vision"].model, model.processor
     model.detach()
     blind_recipe = demo_recipe(BLIND, overrides)
-    say(f"training the same recipe without pictures: {steps} steps")
+    say(f"training the same recipe without images: {steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
     blind_result = train(
-        blind_recipe, output / BLIND_RUN, blind, progress=_renamed(progress, "training without pictures")
+        blind_recipe, output / BLIND_RUN, blind, progress=_renamed(progress, "training without images")
     )
     blind_predictions = _ask(blind, test_samples, None, progress)
 
@@ -136,7 +136,7 @@ def _renamed(progress: Progress, stage: str) -> Progress:
 def _ask(
     model: DehvfModel, samples: list[Sample], features: FeatureStore | None, progress: Progress
 ) -> list[Prediction]:
-    stage = "asking DEHVF" if features is not None else "asking without pictures"
+    stage = "answering with DEHVF" if features is not None else "answering without images"
     return answer(model, samples, SCORING_BATCH, features, lambda done, total: progress(stage, done, total, ""))
 
 

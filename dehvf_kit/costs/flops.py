@@ -44,7 +44,7 @@ def counted_flops() -> Iterator[FlopCounterMode]:
         yield counter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerFlops:
     """What a transformer costs. weights: matrix weights that a token passes, without the output head's `head`."""
 
@@ -64,7 +64,7 @@ class TransformerFlops:
         return 2 * (self.weights + self.head)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleFlops:
     """FLOPs per sample of `tokens` text tokens through the decoder, without the vision encoders.
 
@@ -196,7 +196,12 @@ def decoder_flops(decoder: nn.Module) -> TransformerFlops:
         if module is not head
     )
     width, layers = _attention(config)
-    return TransformerFlops(int(weights), int(_matrix_weights(head, 1.0)) if head is not None else 0, layers, width)
+    return TransformerFlops(
+        weights=int(weights),
+        head=int(_matrix_weights(head, 1.0)) if head is not None else 0,
+        attention_layers=layers,
+        attention_width=width,
+    )
 
 
 def vision_flops(tower: VisionTower) -> int | None:
@@ -212,7 +217,7 @@ def vision_flops(tower: VisionTower) -> int | None:
     patches = tower.spec.num_patches or 0
     weights = sum(int(_matrix_weights(module, 1.0)) for block in tower.blocks for module in block.modules())
     width, layers = _attention(config)
-    counted = TransformerFlops(weights, 0, layers, width)
+    counted = TransformerFlops(weights=weights, head=0, attention_layers=layers, attention_width=width)
     rows, columns = tower.patch_size or (0, 0)
     embedding = 2 * patches * getattr(config, "num_channels", 3) * rows * columns * tower.spec.hidden_size
     return embedding + counted.forward(patches + tower.num_prefix_tokens())

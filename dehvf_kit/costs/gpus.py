@@ -9,7 +9,7 @@ from dehvf_kit.errors import DehvfError, did_you_mean, listing
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory in GB (10^9 bytes), dense bfloat16 TFLOPS (no sparsity), memory bandwidth in GB/s, and where that stands."""
+    """memory in GB (10^9 bytes), dense bfloat16 TFLOPS (no sparsity), memory bandwidth in GB/s, and the source of these figures."""
 
     name: str
     memory_gb: float

@@ -1,4 +1,4 @@
-"""Bytes that a recipe holds: adapter, training state, frozen weights, and a picture's memory in each of its forms."""
+"""Bytes that a recipe needs: adapter, training state, frozen weights, and an image's memory in each of its forms."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class MemoryUsage:
-    """Bytes. The last three are held for each picture in the decoder's dtype while its sample is computed.
+    """Bytes. The last three are stored per image in the decoder's dtype while its sample is computed.
 
     factored: the fused codes [decoder_layer, kv, patch, code]; built: keys and values [decoder_layer, 2, slot,
-    decoder_hidden]; prepended_cache: the key/value cache of the patches where they stand in the text instead.
+    decoder_hidden]; prepended_cache: the key/value cache of the patches where they are tokens of the input instead.
     """
 
     adapter: int
@@ -73,7 +73,7 @@ def known_dtype(name: str, model: nn.Module) -> str:
 
 
 def _held(graph: Graph, node: str) -> tuple[int, int]:
-    """Numbers a picture's memory has in factored and in built form; none where a node is handed no fused codes."""
+    """Numbers of an image's memory in factored and in built form; none where a node gets no fused codes."""
     context = graph.contexts[node]
     if "fused" not in context.wires:
         return 0, 0
@@ -84,7 +84,7 @@ def _held(graph: Graph, node: str) -> tuple[int, int]:
 
 
 def _cache_width(decoder: nn.Module) -> int:
-    """Numbers the key/value cache holds for one token."""
+    """Numbers per token of the key/value cache."""
     config = decoder.config.get_text_config(decoder=True)
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):

@@ -136,11 +136,21 @@ class _NoValues(TorchFunctionMode):
 def values_unknown() -> Iterator[None]:
     """Inside, questions about values on the meta device are answered for the general case.
 
-    Attention masks are built as for padded batches, `torch.equal` compares shapes, `nonzero` keeps every element. Run the
-    backward pass with `torch.autograd.backward(loss)`: `loss.backward()` would leave the modes before it recomputes
-    checkpointed layers.
+    Attention masks are built as for padded batches, `torch.equal` compares shapes, `nonzero` keeps every element.
     """
     from torch.fx.experimental import _config
 
     with _NoValues(), _config.patch(meta_nonzero_assume_all_nonzero=True):  # a patch of this thread alone
         yield
+
+
+def backward(loss: Tensor) -> None:
+    """`loss.backward()` under the modes of this file, checkpointed layers included.
+
+    torch's own function is subject to function modes and leaves them before the engine runs, so that layers recomputed in
+    backward would differ from their forward pass.
+    """
+    engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    engine.run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )

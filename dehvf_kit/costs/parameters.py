@@ -36,7 +36,7 @@ class ParameterTable:
 
     @property
     def unused(self) -> int:
-        """Parameters that the published count includes and nothing uses; the kit does not have them."""
+        """Parameters that the published count includes and no computation reads; dehvf-kit does not have them."""
         return self.published.unused_parameters if self.published else 0
 
     @property

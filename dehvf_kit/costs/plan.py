@@ -181,7 +181,7 @@ def feature_bytes(model: Any) -> int | None:
 
 
 def baseline_rows(recipe: Recipe, work: Workload) -> list[dict[str, Any]]:
-    """What the plugins' cost formulas say of baselines on the recipe's base models; empty without such a plugin.
+    """Costs of baselines by the plugins' formulas on the recipe's base models; empty without such a plugin.
 
     A row: the fields of `BaselineCost`, tokens of the sequence, and FLOPs per sample of the decoder's forward pass.
     Raises: PluginError where a plugin's formula fails.
@@ -256,7 +256,7 @@ def _samples(recipe: Recipe, work: Workload) -> tuple[int, str]:
 
 
 def _would_fit(recipe: Recipe, work: Workload, room: float, fixed: int, saved: dict[str, int]) -> tuple[str, ...]:
-    """Which of the usual remedies bring a step into `room` bytes, each alone, then together."""
+    """Which of the usual remedies make a step fit `room` bytes, each alone, then together."""
     batch = recipe.training.batch_size
 
     def peak(changed: Recipe, size: int) -> int:

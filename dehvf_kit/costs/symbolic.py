@@ -1,6 +1,6 @@
-"""A recipe's model run on the meta device: the same code as in training, without a number being computed.
+"""A recipe's model run on the meta device: the same code as in training, without computing a number.
 
-So every recipe can be counted from configs alone, components of plugins included. Shapes are those of one batch without
+So every recipe, with components of plugins, can be counted from configs alone. Shapes are those of one batch without
 padding.
 """
 
@@ -18,16 +18,16 @@ from torch import Tensor
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.memory import known_dtype
-from dehvf_kit.costs.meta_run import LiveBytes, SavedBytes, fused_attention, values_unknown
+from dehvf_kit.costs.meta_run import LiveBytes, SavedBytes, backward, fused_attention, values_unknown
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainCount:
-    """One training step of one device. FLOPs forward and backward; saved and peak in bytes, frozen weights left out."""
+    """FLOPs per training step of one device, forward and backward; saved and peak: bytes, without frozen weights."""
 
     forward: int
     backward: int
@@ -35,13 +35,16 @@ class TrainCount:
     peak: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodeCount:
-    """Answering a batch. FLOPs: the encoder, the graph of components, the prompt, one more token for the whole batch.
+    """What answering a batch costs.
 
-    cache: bytes of the key/value cache a position and sample, of which the prompt fills `positions`, those of tokens that a
-    component puts into the input among them; memory: bytes of what components hold a sample; peak: bytes while the
-    prompt is read.
+    Attributes:
+        encoder, graph, prompt, token: FLOPs per batch of the encoders, the components, the prompts, and one more token.
+        cache: bytes of the key/value cache per position and sample.
+        positions: positions that the prompt fills, with the tokens that a component puts into the input.
+        memory: bytes per sample of what components store.
+        peak: most bytes while the prompts are read.
     """
 
     encoder: int
@@ -55,7 +58,7 @@ class DecodeCount:
 
 
 class WordCounter:
-    """Stands in for a tokenizer where only the number of tokens matters: one for each word and each sign, none before them."""
+    """Replaces a tokenizer where only the number of tokens matters: one per word and per sign, none before them."""
 
     pad_token_id, bos_token_id, eos_token_id = 0, None, 0
 
@@ -72,7 +75,7 @@ def symbolic_model(recipe: Recipe) -> DehvfModel:
         _set_attention(tower.model, recipe.vision[name].attn_implementation)
         tower.to(_dtype(recipe.vision[name].dtype, tower.model))
         tower.assume_layout()
-        tower.post_norm(_picture(tower, 1))  # looked up by running the encoder, once
+        tower.post_norm(_image(tower, 1))  # looked up by running the encoder, once
     for node in model.nodes.values():
         node.to("meta")
     if recipe.training.gradient_checkpointing:
@@ -86,33 +89,33 @@ def with_checkpointing(recipe: Recipe) -> Recipe:
 
 
 def count_training(recipe: Recipe, batch: int, tokens: int, answer: int) -> TrainCount:
-    """Count a step on `batch` samples of `tokens` tokens each, `answer` of them learned, every one with a picture."""
+    """Count a step on `batch` samples of `tokens` tokens, `answer` of them learned, each with an image."""
     model, inputs = _training_inputs(recipe, batch, tokens, answer)
     with values_unknown(), counted_flops() as counter:
         loss = model(**inputs).loss
         forward = counter.get_total_flops()
-        torch.autograd.backward(loss)
-    backward = counter.get_total_flops() - forward
+        backward(loss)
+    flops = counter.get_total_flops()
     model, inputs = _training_inputs(recipe, batch, tokens, answer)
     saved = SavedBytes(model)
     with values_unknown(), fused_attention(), LiveBytes(_own(model, inputs)) as live:
         with saved:
             loss = model(**inputs).loss
         kept = saved.forget()
-        torch.autograd.backward(loss)
-    return TrainCount(forward, backward, kept, live.peak)
+        backward(loss)
+    return TrainCount(forward=forward, backward=flops - forward, saved=kept, peak=live.peak)
 
 
 def training_flops(recipe: Recipe, tokens: int, answer: int) -> int:
-    """Forward and backward of one sample."""
+    """FLOPs per sample, forward and backward."""
     model, inputs = _training_inputs(recipe, 1, tokens, answer)
     with values_unknown(), counted_flops() as counter:
-        torch.autograd.backward(model(**inputs).loss)
+        backward(model(**inputs).loss)
     return counter.get_total_flops()
 
 
 def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
-    """Count answering `batch` questions of `tokens` tokens each, every one with a picture."""
+    """Count answering `batch` questions of `tokens` tokens, each with an image."""
     from transformers import DynamicCache
 
     model = symbolic_model(recipe)
@@ -142,7 +145,14 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
         with fused_attention(), LiveBytes(_own(model, {"ids": ids, **given})) as live:
             model(input_ids=ids, **fresh)
     return DecodeCount(
-        encoder, graph, prompt, token, held // (batch * positions), positions, _tensor_bytes(memory) // batch, live.peak
+        encoder=encoder,
+        graph=graph,
+        prompt=prompt,
+        token=token,
+        cache=held // (batch * positions),
+        positions=positions,
+        memory=_tensor_bytes(memory) // batch,
+        peak=live.peak,
     )
 
 
@@ -169,11 +179,11 @@ def _training_inputs(recipe: Recipe, batch: int, tokens: int, answer: int) -> tu
 
 
 def _pixels(model: DehvfModel, batch: int) -> Any:
-    pictures = {name: _picture(tower, batch) for name, tower in model.towers.items()}
-    return pictures["vision"] if list(pictures) == ["vision"] else pictures
+    images = {name: _image(tower, batch) for name, tower in model.towers.items()}
+    return images["vision"] if list(images) == ["vision"] else images
 
 
-def _picture(tower: VisionTower, batch: int) -> Tensor:
+def _image(tower: VisionTower, batch: int) -> Tensor:
     return torch.empty(batch, 3, tower.spec.image_size, tower.spec.image_size, device="meta")
 
 
@@ -194,7 +204,7 @@ def _dtype(name: str, model: Any) -> torch.dtype:
 
 
 def _tensor_bytes(value: Any) -> int:
-    """Bytes of every tensor that something holds, each storage once, parameters left out."""
+    """Bytes of all tensors reachable from a value, each storage once, without parameters."""
     found: dict[int, int] = {}
     seen: set[int] = set()
 

@@ -164,8 +164,9 @@ def test_a_fused_kernel_keeps_what_the_cpus_does() -> None:
     assert torch.nn.functional.scaled_dot_product_attention is scaled_dot_product_attention
 
 
-def test_checkpointing_trades_bytes_for_flops() -> None:
-    recipe = recipe_of({})
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_checkpointing_trades_bytes_for_flops(attention: str) -> None:
+    recipe = recipe_of({}, attention)
     plain = count_training(recipe, BATCH, LENGTH, ANSWER)
     spared = count_training(with_checkpointing(recipe), BATCH, LENGTH, ANSWER)
     assert spared.saved < plain.saved

@@ -21,7 +21,7 @@ LOG, PREDICTIONS = "log.jsonl", "predictions.jsonl"
 FIELDS = ("id", "kind", "question", "image", "answer", "prediction")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinishedRun:
     """A run. log: the Trainer's rows; predictions: None where none are kept; baselines: answers of other runs by name."""
 
@@ -64,7 +64,15 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
         file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))
     }
     log = read_rows(folder / LOG) if (folder / LOG).is_file() else []
-    return FinishedRun(folder, adapter, config, recipe, log, answers, baselines)
+    return FinishedRun(
+        folder=folder,
+        adapter=adapter,
+        config=config,
+        recipe=recipe,
+        log=log,
+        predictions=answers,
+        baselines=baselines,
+    )
 
 
 def read_predictions(file: Path) -> list[Prediction]:

@@ -94,8 +94,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1,
 
 def missing(why: str, *commands: str) -> str:
     """The placeholder of a section without data: the reason, and the commands that make them."""
-    told = f"<pre>{text(chr(10).join(commands))}</pre>" if commands else ""
-    return f"<div class='missing'>{text(why)}{told}</div>"
+    shown = f"<pre>{text(chr(10).join(commands))}</pre>" if commands else ""
+    return f"<div class='missing'>{text(why)}{shown}</div>"
 
 
 def inline_image(image: Image, side: int = 240) -> str:

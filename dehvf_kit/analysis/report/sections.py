@@ -41,7 +41,7 @@ def recipe_section(run: FinishedRun, drawing: Drawing | DehvfError) -> Section:
 
 
 def curves_section(run: FinishedRun) -> Section:
-    """Loss, learning rate, gradient norm, and whatever scores the log holds, by step."""
+    """Loss, learning rate, gradient norm, and the scores in the log, by step."""
     names = {name: CURVES.get(name, name.replace("_", " ")) for row in run.rows for name in row if _is_curve(name)}
     ordered = [name for name in CURVES if name in names] + [name for name in names if name not in CURVES]
     charts = []

@@ -183,8 +183,14 @@ def _job(
     raw["training"] |= training
     for node, name, own in method.strength_fields:
         raw["graph"][node][name] = own * strength
-    hold_out = tuning.hold_out if tuning else None
-    return Job(method.recipe.name, label, raw, hold_out, settings.threads, settings.plugins)
+    return Job(
+        name=method.recipe.name,
+        label=label,
+        recipe=raw,
+        hold_out=tuning.hold_out if tuning else None,
+        threads=settings.threads,
+        plugins=settings.plugins,
+    )
 
 
 def _take(method: MethodRuns, outcome: Outcome) -> None:

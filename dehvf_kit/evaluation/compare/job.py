@@ -28,7 +28,7 @@ class HoldOut:
     questions: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A recipe to train and score. recipe: resolved, with its seed, learning rate and steps.
 

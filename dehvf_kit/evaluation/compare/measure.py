@@ -33,16 +33,16 @@ class StepClock:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The median, the first steps left out; None for too short a run."""
+        """The median without the first steps; None for too short a run."""
         gaps = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
         gaps = gaps[WARM_UP_STEPS:] or gaps
         return statistics.median(gaps) if gaps else None
 
 
 class PeakMemory:
-    """Memory inside the block: `rest` held at its start and `peak`, both in bytes; `how` says where they were read.
+    """Memory inside the block: `rest` held at its start and `peak`, both in bytes; `how` names their source.
 
-    On a GPU the allocator's figures. On Linux the process's own resident memory, shared and mapped files left out,
+    On a GPU the allocator's figures. On Linux the process's own resident memory, without shared and mapped files,
     read every 10 ms. Elsewhere the operating system's peak since the process began.
     """
 

@@ -116,11 +116,11 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
 def _features(
     model: DehvfModel, config: TrainingConfig, samples: Sequence[Sample], progress: Progress
 ) -> FeatureStore | None:
-    """Frozen features of every picture in bfloat16, where the recipe caches and no adapter changes them; runs share them."""
+    """Frozen features of every image in bfloat16, where the recipe caches them and no adapter changes them; runs share them."""
     if not config.cache_features or not model.reads_images or model.image_is_trained:
         return None
     features = FeatureFiles(model, torch.bfloat16, config.cache_folder, int(config.cache_limit_gib * 2**30))
-    features.fill(samples, progress=lambda done, total: progress("reading pictures", done, total, ""))
+    features.fill(samples, progress=lambda done, total: progress("encoding images", done, total, ""))
     return features
 
 

@@ -20,7 +20,12 @@ from dehvf_kit.evaluation.compare.job import (
 )
 
 JOB = Job(
-    "mine", "seed0", {"name": "mine", "training": {"seed": 0, "betas": [0.9, 0.95]}}, HoldOut(0.1, 500), 2, ("p.py",)
+    name="mine",
+    label="seed0",
+    recipe={"name": "mine", "training": {"seed": 0, "betas": [0.9, 0.95]}},
+    hold_out=HoldOut(0.1, 500),
+    threads=2,
+    plugins=("p.py",),
 )
 
 

@@ -1,4 +1,4 @@
-"""FLOPs by the closed formulas of the paper's cost analysis; a multiply-add is two, biases and norms are left out.
+"""FLOPs by the closed formulas of the paper's cost analysis; a multiply-add is two, biases and norms are not counted.
 
 Symbols: d decoder layers of width h, L text tokens, n visual tokens (or memory slots), r and k width and blocks of the
 fuser. Source: DEHVF, computational cost analysis and appendix A, whose terms are written out in docs/flops.md.
@@ -23,15 +23,15 @@ def decoder(tokens: int, h: int, d: int, width: int | None = None, matrices: int
 
 
 def layer_queries(d: int, embedding: int = 64, hidden: int = 128, output: int = 64) -> int:
-    """The input embedding network on 2 d queries: 2 d (2 (128 * 128 + 128 * 64)), once a step."""
+    """The input embedding network on 2 d queries: 2 d (2 (128 * 128 + 128 * 64)), once per step."""
     return 2 * d * 2 * (2 * embedding * hidden + hidden * output)
 
 
 def fuser(d: int, r: int, k: int, groups: int, members: int, vision_hidden: int) -> int:
-    """Weights of 2 d queries, for one picture: about 40 k d r^2, and what members add.
+    """Weights of 2 d queries, per image: about 40 k d r^2, and what members add.
 
     A block: query and output projection (4 r^2) and feed-forward network (16 r^2) of each query, keys and values (4 r^2) of
-    each member, attention 4 r a pair. Then once: members to width r, and a score a pair.
+    each member, attention 4 r per pair. Then once: members to width r, and a score per pair.
     """
     queries, places = 2 * d, groups * members
     block = queries * (20 * r**2 + 4 * r * members) + places * 4 * r**2
@@ -44,7 +44,7 @@ def memory(tokens: int, n: int, h: int, d: int) -> int:
 
 
 def projection(vision_layers: int, patches: int, vision_hidden: int, code: int, h: int, d: int) -> int:
-    """What the paper leaves out: the projector's first layer on every vision layer, mixing the codes, its second layer."""
+    """What the paper does not count: the projector's first layer on every vision layer, mixing the codes, its second layer."""
     first = 2 * vision_layers * patches * vision_hidden * code
     mix = 2 * 2 * d * vision_layers * patches * code
     second = 2 * d * 2 * patches * code * h

@@ -38,9 +38,9 @@ class Point:
 
 
 def figure2() -> list[Point]:
-    """Count both at every number of visual tokens, encoders left out, on the meta device.
+    """Count both at every number of visual tokens, without encoders, on the meta device.
 
-    LLaVA: the decoder on image and text tokens, its projector left out. DEHVF: the decoder on the text alone, with all
+    LLaVA: the decoder on image and text tokens, without its projector. DEHVF: the decoder on the text alone, with all
     components, and as many slots as patches. Logits of the last token alone. Raises: DehvfError without the recipe.
     """
     data = published()["figure2"]

@@ -1,4 +1,4 @@
-"""The published tables beside ours: parameters counted now, scores from runs where there are some."""
+"""The published tables beside our figures: parameters counted now, scores from runs where there are some."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One method: as published, and ours. ours is None until there is a run.
 
@@ -76,16 +76,16 @@ def _row(row: Mapping[str, Any], kind: Mapping[str, Any], data: str, runs: Path)
         parameters, source = found.parameters, f"formula: {found.formula}"
     ours = _speed(row, runs) if data == "speed" else _scores(row, kind["columns"], runs)
     return Row(
-        row["method"],
-        printed,
-        parameters,
-        source,
-        agrees(parameters, printed) if parameters is not None else None,
-        tuple(row["values"]),
-        ours,
-        _command(row, kind, data, runs) if recipe is not None and ours is None else "",
-        _hours(recipe, kind["work"]) if recipe is not None and ours is None else None,
-        missing,
+        method=row["method"],
+        published_parameters=printed,
+        parameters=parameters,
+        parameters_from=source,
+        matches=agrees(parameters, printed) if parameters is not None else None,
+        published=tuple(row["values"]),
+        ours=ours,
+        command=_command(row, kind, data, runs) if recipe is not None and ours is None else "",
+        hours=_hours(recipe, kind["work"]) if recipe is not None and ours is None else None,
+        missing=missing,
     )
 
 
@@ -94,7 +94,7 @@ def _recipe(row: Mapping[str, Any]) -> tuple[Recipe | None, str]:
     if name is None:
         return None, "no recipe of ours"
     if not (ROOT / name).is_file():
-        return None, f"{name} is not here; it stands in the repository"
+        return None, f"{name} is not here; it is in the repository"
     try:
         recipe = _checked(ROOT / name)
     except DehvfError as error:
@@ -164,6 +164,6 @@ def _command(row: Mapping[str, Any], kind: Mapping[str, Any], data: str, runs: P
 
 
 def _hours(recipe: Recipe, work: Mapping[str, int]) -> float:
-    """Hours of training on one A100: samples x epochs x FLOPs of a sample / (TFLOPS x utilisation)."""
+    """Hours of training on one A100: samples x epochs x FLOPs per sample / (TFLOPS x utilisation)."""
     flops = training_flops(recipe, work["tokens"], work["answer"])
     return work["samples"] * work["epochs"] * flops / (GPU.tflops * 1e12 * UTILISATION) / 3600

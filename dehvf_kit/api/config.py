@@ -78,7 +78,7 @@ class ComponentConfig(Settings):
     "input" for one whose forward returns `InputTokens` for the decoder's input (`module.attach(decoder, tokenizer)`).
     takes_unprojected: True where its module reads codes that come as `Unprojected`; others are given the codes themselves.
     counts_positions: True where its output depends on where a token stands in its row, not only on who stands before it.
-    strength: the field that scales what a component attached to the decoder adds there; `compare --scales` tunes it.
+    strength: the field that scales what a component attached to the decoder adds there; `compare --strengths` tunes it.
     """
 
     role: ClassVar[str] = ""

@@ -34,14 +34,15 @@ def compare(
     rates: Annotated[
         str, typer.Option("--rates", help="The grid of --tune in absolute base learning rates.", show_default=False)
     ] = "",
-    scales: Annotated[
+    strengths: Annotated[
         str,
         typer.Option(
-            "--scales",
+            "--strengths",
             help="Also tune the strength with which a method acts on the decoder: factors such as 0.3,1,3.",
             show_default=False,
         ),
     ] = "",
+    scales: Annotated[str, typer.Option("--scales", hidden=True, help="Earlier name of --strengths.")] = "",
     fraction: Annotated[
         float, typer.Option("--tune-fraction", min=0.001, max=1, help="Share of the steps that a tuning run makes.")
     ] = 0.2,
@@ -63,21 +64,29 @@ def compare(
     Raises: DehvfError for recipes that cannot be compared, before anything runs.
     """
     from dehvf_kit.evaluation.compare import compare as run
-    from dehvf_kit.evaluation.compare.table import cells, table, write_report
+    from dehvf_kit.evaluation.compare.table import cells, table, write_table
     from dehvf_kit.recipe.plugin_manager import loaded_files
     from dehvf_kit.recipe.several import load_all
 
     recipes = load_all(words)
-    tuning = _tuning(rate_factors, rates, scales, fraction, validation) if tune or rates or scales else None
+    strengths = strengths or scales
+    tuning = _tuning(rate_factors, rates, strengths, fraction, validation) if tune or rates or strengths else None
     threads = threads or max(1, (os.cpu_count() or 1) // side_by_side)
-    settings = run.Settings(seeds, tuning, side_by_side, threads, tuple(allow or ()), tuple(map(str, loaded_files())))
+    settings = run.Settings(
+        seeds=seeds,
+        tuning=tuning,
+        side_by_side=side_by_side,
+        threads=threads,
+        allowed=tuple(allow or ()),
+        plugins=tuple(map(str, loaded_files())),
+    )
 
     def update(methods: list[run.MethodRuns]) -> None:
-        write_report(table(methods, settings), output)
+        write_table(table(methods, settings), output)
 
     methods = run.compare(recipes, output, settings, _say, update)
     found = table(methods, settings)
-    write_report(found, output)
+    write_table(found, output)
     drawn = _draw(found, output / FIGURE)
     if as_json:
         print_json(found)
@@ -97,16 +106,19 @@ def compare(
         raise typer.Exit(1)
 
 
-def _tuning(rate_factors: str, rates: str, scales: str, fraction: float, validation: float) -> Tuning:
+def _tuning(rate_factors: str, rates: str, strengths: str, fraction: float, validation: float) -> Tuning:
     """The tuning protocol that the options describe. Raises: DehvfError for what is not a list of positive numbers."""
     from dehvf_kit.evaluation.compare.job import HoldOut
     from dehvf_kit.evaluation.compare.rules import Tuning
 
     factors = _numbers("--rate-factors", rate_factors)
-    absolute, strengths = (
-        _numbers(option, text) if text else () for option, text in (("--rates", rates), ("--scales", scales))
+    return Tuning(
+        factors=factors,
+        rates=_numbers("--rates", rates) if rates else (),
+        strengths=_numbers("--strengths", strengths) if strengths else (),
+        fraction=fraction,
+        hold_out=HoldOut(validation, Tuning.hold_out.questions),
     )
-    return Tuning(factors, absolute, strengths, fraction, HoldOut(validation, Tuning.hold_out.questions))
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ FOLDERS = {"rate": "rate", "strength": "scale"}
 """How the folders of tuning runs begin; as earlier comparisons named them, so that their runs are reused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a comparison runs. tuning: None trains every recipe at its own learning rate."""
 

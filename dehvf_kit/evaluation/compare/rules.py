@@ -18,7 +18,7 @@ EXTENSIONS = 2
 BUDGET = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length", "precision", "group_by_length")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
     """The tuning protocol of every method: the same grids and share of the steps, one seed, no test question.
 

@@ -241,7 +241,7 @@ def comma_separated(found: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def write_report(found: Mapping[str, Any], output: Path) -> None:
+def write_table(found: Mapping[str, Any], output: Path) -> None:
     """`comparison.md`, `.csv` and `.json` in the output folder, each whole or as before."""
     write_json(output / "comparison.json", found)
     write_text(output / "comparison.md", markdown(found))

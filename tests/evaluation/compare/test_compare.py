@@ -113,9 +113,9 @@ def test_an_edge_that_stays_best_is_told(recipes: list[Path], tmp_path: Path) ->
     assert "0.0675 (edge)" in (tmp_path / "comparison.md").read_text()
 
 
-def test_scales_are_tuned_at_the_best_rate(recipes: list[Path], tmp_path: Path) -> None:
+def test_strengths_are_tuned_at_the_best_rate(recipes: list[Path], tmp_path: Path) -> None:
     """The pretended accuracy is highest where the memory's output_scale, 1 in the recipe, is 8."""
-    result = say(*recipes, "--seeds", 1, "--rates", "0.3,0.4,0.5", "--scales", "0.5,1,2", "--output", tmp_path)
+    result = say(*recipes, "--seeds", 1, "--rates", "0.3,0.4,0.5", "--strengths", "0.5,1,2", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     ran = [line for line in order(tmp_path) if line.startswith("mean ")]
     assert ran == [
@@ -140,9 +140,10 @@ def test_scales_are_tuned_at_the_best_rate(recipes: list[Path], tmp_path: Path) 
     assert "mean: base learning rate 0.4, strength times 8" in result.stderr
 
 
-def test_scales_that_are_no_numbers_are_refused(recipes: list[Path], tmp_path: Path) -> None:
-    result = say(*recipes, "--scales", "1,big", "--output", tmp_path)
-    assert result.exit_code == 1 and "--scales: given '1,big'" in result.stderr
+@pytest.mark.parametrize("option", ["--strengths", "--scales"])
+def test_strengths_that_are_no_numbers_are_refused(recipes: list[Path], tmp_path: Path, option: str) -> None:
+    result = say(*recipes, option, "1,big", "--output", tmp_path)
+    assert result.exit_code == 1 and "--strengths: given '1,big'" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def grid(*justify: str, indent: int = 2) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(width=max(0, indent - 2))
     for place in justify:
-        table.add_column(justify=place, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(justify=place, overflow="fold")
     return table
 
 

@@ -48,12 +48,8 @@ def llama_spec(config: Mapping[str, Any] | None) -> DecoderSpec | None:
 
 def clip_vision_spec(config: Mapping[str, Any] | None, image_size: int) -> VisionSpec | None:
     """Sizes of a CLIP encoder whose config holds these fields and no others, at the image size it was made for, else None."""
-    from dehvf_kit.backbones.vision.overrides import described_types
-
     known = _sizes(config, "clip_vision_model", ("patch_size", "image_size"), ("projection_dim",))
     if known is None or known["image_size"] != image_size or known["patch_size"] > image_size:
-        return None
-    if "clip_vision_model" in described_types():
         return None
     return VisionSpec(
         hidden_size=known["hidden_size"],

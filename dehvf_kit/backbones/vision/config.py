@@ -70,7 +70,10 @@ class HfVisionConfig(TowerConfig):
 
     def spec(self, sources: Mapping[str, Source]) -> VisionSpec:
         """Sizes of the encoder, from its config alone."""
-        known = None if self.trust_remote_code else clip_vision_spec(self.config, self.image.size)
+        from dehvf_kit.backbones.vision.overrides import described_types
+
+        asked = self.trust_remote_code or "clip_vision_model" in described_types()
+        known = None if asked else clip_vision_spec(self.config, self.image.size)
         return known or self.tower(self.meta(sources)).spec
 
     def meta(self, sources: Mapping[str, Source]) -> PreTrainedModel:

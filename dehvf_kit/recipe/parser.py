@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.errors import DehvfError, Fault, PluginError, RecipeError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name
 from dehvf_kit.recipe.graph import BATCH, DECODER, Graph, Node, check_graph
+from dehvf_kit.recipe.migrations import FORMAT, migrate
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
+from dehvf_kit.recipe.wording import wording
 
-FORMAT = 1
-"""Version of the recipe language. A kit reads its own and every earlier one."""
 SECTIONS = (
     "format",
     "name",
@@ -128,13 +128,15 @@ class Parser:
             self.fault("training", str(error))
 
     def _format(self) -> None:
-        """Refuse a newer language at once: whatever else is wrong then is most likely that."""
-        given = self.raw.get("format", FORMAT)
+        """Bring an earlier format to the newest; refuse a newer one at once: most other faults would follow from it."""
+        given = self.raw.get("format", 1)
         if isinstance(given, bool) or not isinstance(given, int) or given < 1:
             self.fault("format", f"given {shown(given)}; wants a whole number, the newest is {FORMAT}")
         elif given > FORMAT:
             newer = f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
             raise RecipeError([Fault("format", newer)], self.source)
+        else:
+            self.raw = migrate(self.raw, given, FORMAT)
 
     def _numbers(self) -> None:
         """Refuse whole numbers that no machine counts to, before anything computes with them."""
@@ -317,7 +319,7 @@ class Parser:
                     continue  # what is inside says more
                 place = [str(step) for step in detail["loc"]]
                 wrong.add(place[0] if place else "")
-                self.fault(".".join([path, *place]), _wording(detail, schema))
+                self.fault(".".join([path, *place]), wording(detail, schema))
         if owner is not None:
             self.unsure.add(owner)
         try:
@@ -353,61 +355,3 @@ _EXAMPLES = {
     "decoder": "; name a language model, for example `decoder: {model: huggyllama/llama-7b}`",
     "vision": "; name an encoder, for example `{model: openai/clip-vit-large-patch14}`",
 }
-
-
-def _wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
-    """A pydantic error as: what was given, what fits."""
-    given = detail.get("input")
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        fields = _fields_at(schema, detail["loc"])
-        return f"unknown field{did_you_mean(detail['loc'][-1], fields)} Fields: {listing(fields)}"
-    if kind == "missing":
-        return "missing"
-    if kind == "literal_error":
-        options = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"given {shown(given)}{did_you_mean(given, options)} One of: {listing(options)}"
-    if kind == "value_error":
-        return detail["msg"].removeprefix("Value error, ")
-    if kind in _WANTED:
-        limits = {
-            name: f"{limit:g}" for name, limit in detail.get("ctx", {}).items() if isinstance(limit, (int, float))
-        }
-        return f"given {shown(given)}; wants {_WANTED[kind].format(**limits)}"
-    for ending, wanted in _KINDS.items():
-        if kind.startswith(ending):
-            return f"given {shown(given)}; wants {wanted}"
-    return f"given {shown(given)}; {detail['msg']}"
-
-
-# What fits, for pydantic's error types and for the beginnings of their names.
-_WANTED = {
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less",
-    "finite_number": "a finite number",
-    "too_short": "{min_length} or more of them",
-    "too_long": "{max_length} or fewer of them",
-}
-_KINDS = {
-    "int_": "a whole number",
-    "float_": "a number",
-    "bool_": "true or false",
-    "string_": "a text",
-    "path_": "a path",
-    "list_": "a list",
-    "tuple_": "a list",
-    "model_": "a mapping of fields",
-    "dict_": "a mapping",
-}
-
-
-def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the fields beside the one at `location`."""
-    for step in location[:-1]:
-        info = schema.model_fields.get(str(step))
-        if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, BaseModel):
-            break
-        schema = info.annotation
-    return list(schema.model_fields)

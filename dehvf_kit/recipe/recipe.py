@@ -19,7 +19,8 @@ from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.recipe.files import Steps, override, parents_of, read_with_parents, refuse_needless
 from dehvf_kit.recipe.graph import DECODER, Graph, Node, check_graph
-from dehvf_kit.recipe.parser import FORMAT, Checked, Parser, Published
+from dehvf_kit.recipe.migrations import FORMAT
+from dehvf_kit.recipe.parser import Checked, Parser, Published
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
 

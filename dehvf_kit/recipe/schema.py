@@ -20,7 +20,8 @@ from pydantic import BaseModel
 from dehvf_kit.api.config import ComponentConfig
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.recipe import builtin_plugin
-from dehvf_kit.recipe.parser import FORMAT, Published
+from dehvf_kit.recipe.migrations import FORMAT
+from dehvf_kit.recipe.parser import Published
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
 from dehvf_kit.utils.shipped import HOME

@@ -15,7 +15,7 @@ from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
-from dehvf_kit.utils.json_files import read_json
+from dehvf_kit.utils.strict_json import read_json
 
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores

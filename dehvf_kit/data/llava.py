@@ -17,7 +17,7 @@ from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import json_lines, named
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
-from dehvf_kit.utils.json_files import read_json
+from dehvf_kit.utils.strict_json import read_json
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 MARK = "<image>"

@@ -29,7 +29,7 @@ from dehvf_kit.data.scienceqa_prompt import (
     reply_start,
 )
 from dehvf_kit.errors import DataError, listing, shown
-from dehvf_kit.utils.json_files import read_json
+from dehvf_kit.utils.strict_json import read_json
 
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
+
+from dehvf_kit.errors import DataError
 
 HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -83,3 +87,18 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise NotJson(f"{text[:40]} is too large a number")
     return value
+
+
+def read_json(file: Path, repeated: list[str] | None = None) -> Any:
+    """The value in a JSON file. repeated: takes the keys that an object has twice; without it they are refused.
+
+    Raises: DataError for a missing file, for what is not UTF-8 or not JSON, naming line and column.
+    """
+    if not os.path.isfile(file):
+        raise DataError(f"there is no file '{file}'")
+    try:
+        return parse_json(file.read_bytes(), repeated)
+    except NotJson as error:
+        raise DataError(f"{file}{f':{error.line}' if error.line else ''}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error

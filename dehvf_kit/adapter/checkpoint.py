@@ -15,16 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dehvf_kit._version import __version__
-from dehvf_kit.adapter.card import card
+from dehvf_kit.adapter.card import about, card, read_measured, write_measured
 from dehvf_kit.adapter.files import CONFIG, DIGEST, FORMAT, WEIGHTS, read_config, read_weights
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.adapter.fingerprint import fingerprint
-from dehvf_kit.adapter.licences import licence_of
-from dehvf_kit.adapter.tokenizer_identity import KEY as TOKENIZER
-from dehvf_kit.adapter.tokenizer_identity import check_tokenizer, tokenizer_identity
+from dehvf_kit.adapter.identity import (
+    TOKENIZER,
+    base_identities,
+    check_bases,
+    check_tokenizer,
+    saved_identities,
+    tokenizer_identity,
+)
 from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, override
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
@@ -33,18 +38,17 @@ from dehvf_kit.utils.atomic import sha256, whole_folder, write_file, write_text
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-PROBED_TENSORS, PROBED_VALUES = 16, 4
-LARGEST = torch.finfo(torch.float32).max
-ARCHITECTURE_FIELDS = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "vocab_size",
-    "patch_size",
+FROM_AUTO_CLASSES = (
+    "config",
+    "adapter_kwargs",
+    "trust_remote_code",
+    "code_revision",
+    "_from_auto",
+    "_commit_hash",
+    "_from_pipeline",
 )
+"""Keywords that transformers' Auto classes and pipelines add by themselves."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
@@ -71,8 +75,6 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
 
 
 def _fill(model: DehvfModel, folder: Path) -> None:
-    from dehvf_kit.adapter.measured import about, write_measured
-
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
     if model.processor is not None:
         model.processor.save_pretrained(folder)
@@ -108,90 +110,6 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
     }
 
 
-def base_identities(model: DehvfModel) -> dict[str, Any]:
-    """The identity of each base model of an adapter, by its name in the recipe."""
-    with model.hooks_disabled():
-        bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
-        return bases | {
-            name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()
-        }
-
-
-def identity(model: nn.Module, name: str) -> dict[str, Any]:
-    """What tells a base model from another: its name, its architecture, and a probe of its weights.
-
-    The probe holds a few values of a few tensors, spread over the model; None for a model without weights (meta device).
-    """
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    fields = {key: getattr(config, key) for key in ARCHITECTURE_FIELDS if getattr(config, key, None) is not None}
-    return {
-        "name": name,
-        "revision": getattr(config, "_commit_hash", None),
-        "architecture": {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "probe": _probe(model),
-        "license": licence_of(name, model),
-    }
-
-
-def _probe(model: nn.Module) -> dict[str, list[float]] | None:
-    tensors = sorted(
-        ((name, p) for name, p in model.named_parameters() if p.is_floating_point()), key=lambda item: item[0]
-    )
-    if not tensors or any(parameter.device.type == "meta" for _, parameter in tensors):
-        return None
-    step = max(1, len(tensors) // PROBED_TENSORS)
-    return {name: _values(parameter) for name, parameter in tensors[::step]}
-
-
-def _values(parameter: Tensor) -> list[float]:
-    flat = parameter.detach().reshape(-1)
-    places = [place * (flat.numel() - 1) // (PROBED_VALUES - 1) for place in range(PROBED_VALUES)]
-    return flat[places].float().cpu().tolist()
-
-
-# Largest relative error of rounding a weight to each dtype: half a unit in the last place.
-ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 0.0}
-
-
-def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> None:
-    """Raises: AdapterError where a base model is not the one an adapter was trained on."""
-    found = identity(model, "")
-    wanted = saved.get("architecture", {})
-    for key in wanted:
-        if found["architecture"].get(key) != wanted[key]:
-            raise AdapterError(
-                f"{what}: the adapter was trained on {_called(saved)} with {key} {wanted[key]}; "
-                f"this one has {key} {found['architecture'].get(key)}"
-            )
-    held = dict(model.named_parameters())
-    if saved.get("probe") is None or any(parameter.device.type == "meta" for parameter in held.values()):
-        return
-    tolerance = 0.0
-    if saved["dtype"] != found["dtype"]:
-        tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], found["dtype"]))
-    for name, values in saved["probe"].items():
-        parameter = held.get(name)
-        if parameter is not None and not parameter.is_floating_point():
-            continue  # quantised here, and not there: the weights around it tell
-        if parameter is None or parameter.numel() < 1:
-            raise AdapterError(
-                f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none"
-            )
-        for expected, value in zip(values, _values(parameter), strict=True):
-            if abs(expected - value) > tolerance * max(abs(expected), 2.0**-14):
-                raise AdapterError(
-                    f"{what}: other weights than the adapter was trained on ({_called(saved)}): '{name}' holds {value:.6g} "
-                    f"where {expected:.6g} is expected; load the base model it names"
-                )
-
-
-def _called(saved: Mapping[str, Any]) -> str:
-    return f"'{saved['name']}'" if saved.get("name") else "a model handed over in memory"
-
-
 def load(
     folder: str | Path,
     decoder: Any = None,
@@ -224,7 +142,6 @@ def load(
         AdapterError: for a missing or unexpected weight, another base model, a revision of a folder, or files that are not
             an adapter.
     """
-    from dehvf_kit.adapter.measured import read_measured
     from dehvf_kit.model.builder import build
 
     place = Path(folder)
@@ -247,7 +164,7 @@ def load(
         except Exception as error:  # whatever stands in the folder's files
             raise AdapterError(f"{place}: its tokenizer cannot be loaded: {error}") from error
     weights = read_weights(place)
-    _bases(config, ["decoder", *recipe.vision], place)
+    saved_identities(config, ["decoder", *recipe.vision], place)
     held = sum(tensor.numel() for tensor in weights.values())
     model = build(
         recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held, device_map=device_map
@@ -264,34 +181,19 @@ def load(
     return model
 
 
-def check_bases(model: DehvfModel, config: Mapping[str, Any], folder: Path) -> None:
-    """Raises: AdapterError where a model's base models are not those that an adapter's config names."""
-    bases = _bases(config, ["decoder", *model.towers], folder)
-    with model.hooks_disabled():
-        check_identity(bases["decoder"], model.decoder, "decoder")
-        for name, tower in model.towers.items():
-            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
-
-
-def _bases(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """The identities of the base models. Raises: AdapterError where one is missing or garbled."""
-    for name in names:
-        base = config["bases"].get(name)
-        where = f"{folder / CONFIG}: bases: '{name}'"
-        if not isinstance(base, dict):
-            raise AdapterError(f"{where} is missing")
-        for key, kind in (("architecture", dict), ("dtype", str)):
-            if not isinstance(base.get(key), kind):
-                raise AdapterError(f"{where} has no '{key}'")
-        probe = base.get("probe")
-        if probe is not None and not (isinstance(probe, dict) and all(map(_is_values, probe.values()))):
-            raise AdapterError(f"{where} has a garbled 'probe'")
-    return dict(config["bases"])
-
-
-def _is_values(values: Any) -> bool:
-    whole = isinstance(values, list) and len(values) == PROBED_VALUES
-    return whole and all(isinstance(value, float | int) and abs(value) <= LARGEST for value in values)
+def from_pretrained_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the keywords of `from_pretrained` those that `load` takes. Raises: AdapterError naming one that it does not."""
+    accepted = ("device_map", "token", "cache_dir", "local_files_only", "revision")
+    unknown = [name for name in given if name not in (*accepted, *FROM_AUTO_CLASSES)]
+    if unknown:
+        known = ", ".join(("decoder", "vision", "dtype", *accepted))
+        raise AdapterError(f"from_pretrained: takes no '{unknown[0]}'; it takes {known}")
+    if given.get("trust_remote_code"):
+        raise AdapterError(
+            "from_pretrained: trust_remote_code is allowed for each base model by itself; use dehvf_kit.load(folder, "
+            'overrides=["decoder.trust_remote_code=true"])'
+        )
+    return {name: value for name, value in given.items() if name in accepted}
 
 
 def _with_hub(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:

@@ -81,7 +81,7 @@ def evaluate(
     if results is not None:
         _write_new(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
     if store:
-        from dehvf_kit.adapter.measured import keep
+        from dehvf_kit.adapter.card import keep
 
         rows = {one.name: one.row() for one in scores.scores}
         keep(adapter, "scores", {"data": _asked(recipe.data, len(samples), limit), "scores": rows})

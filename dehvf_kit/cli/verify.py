@@ -32,8 +32,8 @@ def verify(
 
     Raises: AdapterError for what is not an adapter, DataError where it has no data set.
     """
+    from dehvf_kit.adapter.card import keep
     from dehvf_kit.adapter.checkpoint import load
-    from dehvf_kit.adapter.measured import keep
     from dehvf_kit.data.samples import samples_of
     from dehvf_kit.evaluation.parity import batch_parity
 

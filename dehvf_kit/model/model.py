@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.errors import AdapterError, DehvfError, ShapeError
+from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.config import DehvfConfig, generation_config
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
 from dehvf_kit.model.loss import answer_loss
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe
 
 SINGLE = "vision"
-FROM_AUTO_CLASSES = (
-    "config",
-    "adapter_kwargs",
-    "trust_remote_code",
-    "code_revision",
-    "_from_auto",
-    "_commit_hash",
-    "_from_pipeline",
-)
-"""Keywords that transformers' Auto classes and pipelines add by themselves."""
 
 
 class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
@@ -254,10 +244,9 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
                 raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
         if not self.reads_images:
             pixel_values = vision_features = None
-        elif pixel_values is not None and not any(
-            map(len, by_tower(pixel_values, self.towers, "pixel_values").values())
-        ):
-            pixel_values = None
+        elif pixel_values is not None:
+            given = by_tower(pixel_values, self.towers, "pixel_values")
+            pixel_values = pixel_values if any(map(len, given.values())) else None
         if self.reads_images and pixel_values is None and vision_features is None and has_image is not None:
             if has_image.any():
                 raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no pictures were given")
@@ -400,29 +389,12 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         torch_dtype: Any = None,
         **kwargs: Any,
     ) -> DehvfModel:
-        """Restore an adapter on its base models, strictly; see `dehvf_kit.load`.
+        """Restore an adapter on its base models, strictly; see `dehvf_kit.load`, which explains the keywords.
 
-        Args:
-            pretrained_model_name_or_path: the adapter's folder.
-            decoder, vision: base models in memory, used in place of those the adapter names.
-            dtype: another dtype for the frozen decoder; `torch_dtype` is its older name.
-            kwargs: `device_map`, `token`, `cache_dir`, `local_files_only` and `revision`, as `dehvf_kit.load` takes them.
-
-        Raises:
-            AdapterError: as `dehvf_kit.load` does, and for any other keyword, which is named.
+        kwargs: `device_map`, `token`, `cache_dir`, `local_files_only` and `revision`; `torch_dtype` is the older name of `dtype`.
+        Raises: AdapterError as `load` does, and for any other keyword, which is named.
         """
-        from dehvf_kit.adapter.checkpoint import load
+        from dehvf_kit.adapter.checkpoint import from_pretrained_arguments, load
 
-        accepted = ("device_map", "token", "cache_dir", "local_files_only", "revision")
-        unknown = [name for name in kwargs if name not in (*accepted, *FROM_AUTO_CLASSES)]
-        if unknown:
-            known = ", ".join(("decoder", "vision", "dtype", *accepted))
-            raise AdapterError(f"from_pretrained: takes no '{unknown[0]}'; it takes {known}")
-        if kwargs.get("trust_remote_code"):
-            raise AdapterError(
-                "from_pretrained: trust_remote_code is allowed for each base model by itself; use dehvf_kit.load(folder, "
-                'overrides=["decoder.trust_remote_code=true"])'
-            )
-        given = {name: value for name, value in kwargs.items() if name in accepted}
-        chosen = torch_dtype if dtype is None else dtype
-        return load(pretrained_model_name_or_path, decoder=decoder, vision=vision, dtype=chosen, **given)
+        dtype = torch_dtype if dtype is None else dtype
+        return load(pretrained_model_name_or_path, decoder, vision, dtype=dtype, **from_pretrained_arguments(kwargs))

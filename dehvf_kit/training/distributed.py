@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed, nn
 
-from dehvf_kit.adapter.checkpoint import base_identities
+from dehvf_kit.adapter.identity import base_identities
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DehvfError
 

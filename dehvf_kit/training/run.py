@@ -14,8 +14,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import set_seed
 
-from dehvf_kit.adapter.checkpoint import check_bases, restore
+from dehvf_kit.adapter.checkpoint import restore
 from dehvf_kit.adapter.files import read_config, read_weights
+from dehvf_kit.adapter.identity import check_bases
 from dehvf_kit.data.sample_filter import SKIPPED, Skipped, write_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.data.stream import SampleStream

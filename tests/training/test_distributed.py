@@ -16,7 +16,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 import dehvf_kit
-from dehvf_kit.adapter.checkpoint import base_identities
+from dehvf_kit.adapter.identity import base_identities
 from dehvf_kit.backbones.quantization import num_weights
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build

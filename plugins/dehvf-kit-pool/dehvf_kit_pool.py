@@ -13,7 +13,7 @@ from einops import reduce
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit import BuildContext, ComponentConfig, ConfigMismatchError, hookimpl
+from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, hookimpl
 
 
 class AveragePoolerConfig(ComponentConfig):

@@ -32,7 +32,7 @@ CALLS = {"Fault": 1, "fault": 1, "ConfigMismatchError": 0, "Issue": 0}
 EXCLUDED = ("dehvf_kit/testing/",)
 # Functions whose every text is a message, returned or raised as something else that a caller turns into a kit error.
 SPOKEN = (
-    "dehvf_kit/recipe/parser.py:_wording",
+    "dehvf_kit/recipe/wording.py:wording",
     "dehvf_kit/api/registry.py:find",
     "dehvf_kit/data/scienceqa_prompt.py:check_format",
 )
@@ -45,7 +45,7 @@ RELAYS = {
     "dehvf_kit/recipe/parser.py:fault": "its callers' texts",
     "dehvf_kit/recipe/parser.py:parse": "the faults collected",
     "dehvf_kit/recipe/parser.py:parse_data": "the faults collected",
-    "dehvf_kit/recipe/parser.py:_validate": "the texts of _wording",
+    "dehvf_kit/recipe/parser.py:_validate": "the texts of wording",
     "dehvf_kit/recipe/recipe.py:check": "the graph's faults",
     "dehvf_kit/recipe/several.py:load_all": "each recipe's faults",
     "dehvf_kit/recipe/starter.py:_size": "the towers' errors",

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.api.registry import Source
+from dehvf_kit.api import DehvfError, Source, VisionError
 from dehvf_kit.backbones.base import require_local, torch_dtype
 from dehvf_kit.backbones.vision.config import HfVisionConfig, VisionTower, vision_config
-from dehvf_kit.errors import DehvfError, VisionError
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit import ConfigMismatchError
-from dehvf_kit.api.shapes import DecoderSpec
+from dehvf_kit.api import ConfigMismatchError, DecoderSpec
 from dehvf_kit.backbones.attention_sites import PROJECTIONS
 
 

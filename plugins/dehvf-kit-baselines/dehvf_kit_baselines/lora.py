@@ -14,10 +14,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from dehvf_kit import BuildContext, ComponentConfig
-from dehvf_kit.api.shapes import Cost
+from dehvf_kit.api import BuildContext, ComponentConfig, Cost, DecoderError
 from dehvf_kit.backbones.attention_sites import attention_sites
-from dehvf_kit.errors import DecoderError
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
 
 NAME = "dehvf"  # of the adapter inside peft's layers

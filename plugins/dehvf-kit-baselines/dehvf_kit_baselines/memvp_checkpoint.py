@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dehvf_kit.adapter.checkpoint import restore, save
+from dehvf_kit.api import AdapterError
 from dehvf_kit.backbones.base import first_line
-from dehvf_kit.errors import AdapterError, listing
+from dehvf_kit.errors import listing
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dehvf_kit.api import DehvfError
 from dehvf_kit.costs.parameters import ParameterTable, parameter_table
-from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import load_recipe
 
 

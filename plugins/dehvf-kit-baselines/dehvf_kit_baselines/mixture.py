@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehvf_kit import ComponentConfig
+from dehvf_kit.api import ComponentConfig
 
 EXPERTS = 2
 
@@ -80,7 +80,7 @@ def mixture_params(hidden_size: int, width: int, groups: int) -> int:
 
 def check_groups(hidden_size: int, width: int, groups: int) -> None:
     """Raises: ConfigMismatchError where the groups do not divide both widths."""
-    from dehvf_kit import ConfigMismatchError
+    from dehvf_kit.api import ConfigMismatchError
 
     if width % groups or hidden_size % groups:
         raise ConfigMismatchError(

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit import BuildContext
-from dehvf_kit.api.shapes import Cost
+from dehvf_kit.api import BuildContext, Cost, DecoderError, ShapeError
 from dehvf_kit.backbones.attention_sites import attention_sites
-from dehvf_kit.errors import DecoderError, ShapeError
 from dehvf_kit_baselines.llama_attention import before_attention, needs_llama_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
 

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit import BuildContext, ffn_sites
-from dehvf_kit.api.shapes import Cost
-from dehvf_kit.errors import VisionError, listing
+from dehvf_kit import ffn_sites
+from dehvf_kit.api import BuildContext, Cost, VisionError
+from dehvf_kit.errors import listing
 from dehvf_kit_baselines.llama_attention import before_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
 

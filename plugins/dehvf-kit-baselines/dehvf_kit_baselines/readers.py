@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit import BuildContext, ComponentConfig, ConfigMismatchError
+from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError
 
 
 class PatchTokensReaderConfig(ComponentConfig):

@@ -12,8 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit import BuildContext, ComponentConfig, ConfigMismatchError, DehvfError
-from dehvf_kit.api.shapes import Cost, Readout
+from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost, DehvfError, Readout
 from dehvf_kit.model.input_tokens import InputTokens
 
 

@@ -16,12 +16,11 @@ from pydantic import Field, field_validator
 from torch import nn
 from transformers import PretrainedConfig
 
-from dehvf_kit.api.registry import Source
-from dehvf_kit.api.shapes import VisionSpec
+from dehvf_kit.api import DehvfError, Source, VisionError, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, torch_dtype
 from dehvf_kit.backbones.ffn.overrides import register_ffn_override
 from dehvf_kit.backbones.vision.config import ImageConfig, VisionTower
-from dehvf_kit.errors import DehvfError, VisionError, did_you_mean
+from dehvf_kit.errors import did_you_mean
 
 FAMILIES = ("vision_transformer", "eva", "deit", "beit")
 # Blocks whose FFN is not one module: a child that tells them -> where x goes in, where FFN(x) comes out, and why.

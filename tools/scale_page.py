@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dehvf_kit.costs.gpus import GPUS
-from dehvf_kit.costs.plan import Counts, Workload, count_work, feature_bytes, make_plan
+from dehvf_kit_plan.gpus import GPUS
+from dehvf_kit_plan.plan import Counts, Workload, count_work, feature_bytes, make_plan
+
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 
 GPU = "a100-80gb"

@@ -23,8 +23,10 @@ HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository: the plugin, and what pip installs it by.
 IN_PLUGINS = {
     "chat": ("dehvf-kit-chat", "'dehvf-kit[chat]'"),
+    "compare": ("dehvf-kit-compare", "'dehvf-kit[compare]'"),
     "demo": ("dehvf-kit-demo", "dehvf-kit-demo"),
     "import-memvp": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
+    "plan": ("dehvf-kit-plan", "'dehvf-kit[plan]'"),
     "reproduce": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
 }
 

@@ -50,9 +50,9 @@ def graph(
         quiet_transformers()
         drawing = draw_recipe(load_recipe(recipe, overrides or ()))
     if output is not None:
-        from dehvf_kit.evaluation.compare.job import write_text
+        from dehvf_kit.utils.atomic import write_output
 
-        write_text(output, _text(drawing, kind))
+        write_output(output, _text(drawing, kind))
     if as_json:
         print_json({**asdict(drawing), "file": str(output) if output else None})
     elif output is not None:

@@ -35,11 +35,6 @@ COMMANDS = (
         "build:build",
         "Save a recipe's adapter without base weights; print graph, parameters, FLOPs and memory.",
     ),
-    (
-        "plan",
-        "plan:plan",
-        "Estimate FLOPs, memory and time of training and answering on a GPU; needs no weights, no GPU.",
-    ),
     ("prepare", "prepare:prepare", "Check data sets: published sizes, and everything missing, broken or repeated."),
     ("data", "data:data", "Show training samples as the model will see them: tokens, loss and image."),
     ("score", "score:app", "Score predictions of any model on a benchmark."),
@@ -48,7 +43,6 @@ COMMANDS = (
     ("eval", "evaluate:evaluate", "Score a trained adapter on the test split of its data set."),
     ("verify", "verify:verify", "Compare answers to questions alone and in padded batches, with and without a cache."),
     ("generate", "generate:generate", "Answer a question about an image."),
-    ("compare", "compare:compare", "Train and score recipes with identical data and budget, over several seeds."),
     ("graph", "graph:graph", "Draw a recipe's graph: nodes, ports, named axes with their sizes; needs no weights."),
     (
         "report",

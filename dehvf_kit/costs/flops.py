@@ -3,7 +3,7 @@
 A multiply-add is two. Matrix products are counted, nothing else (no norms, activations, rotations or biases), and
 attention over the whole square of tokens, not the causal half: the conventions of `torch.utils.flop_counter`. Two ways
 lead to the same whole numbers, which the tests compare: by formula from configs and weight shapes (`count_flops`), and by
-torch's counter watching a run (`counted_flops`), on the meta device (costs/symbolic.py) or with numbers (`batch_flops`).
+torch's counter watching a run (`counted_flops`), on the meta device (the planner) or with numbers (`batch_flops`).
 
 For T tokens a transformer with matrix weights W (embedding tables excluded), A attention layers and attention width
 a = heads * head width costs 2 * W * T + 4 * A * a * T^2. Of a mixture of experts, the share of the experts that a token

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dehvf_kit.errors import DehvfError
+
 UNFINISHED = ".unfinished-"
 
 
@@ -39,6 +41,14 @@ def write_file(target: Path, write: Callable[[Path], object]) -> Path:
 def write_text(target: Path, text: str) -> Path:
     """A text file in UTF-8, as `write_file` writes."""
     return write_file(target, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_output(target: Path, content: str | Callable[[Path], object]) -> Path:
+    """A file that the user asked for: a text, or what `content(path)` writes. Raises: DehvfError where it cannot be written."""
+    try:
+        return write_text(target, content) if isinstance(content, str) else write_file(target, content)
+    except OSError as error:
+        raise DehvfError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

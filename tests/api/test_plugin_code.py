@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dehvf_kit_plan.plan import Workload, count_work
 from helpers import pixels as tiny_pixels
 from helpers import tiny_model, tiny_recipe
 from helpers import tokens as tiny_tokens
 
 from dehvf_kit.api.config import ComponentConfig
 from dehvf_kit.api.plugin_code import plugin_code
-from dehvf_kit.costs.plan import Workload, count_work
 from dehvf_kit.data.samples import DataConfig, Sample
 from dehvf_kit.errors import DataError, DehvfError, PluginError, RecipeError, ShapeError
 from dehvf_kit.model.builder import build_nodes

@@ -22,6 +22,8 @@ _BASELINES = ROOT / "plugins" / "dehvf-kit-baselines" / "dehvf_kit_baselines"
 SOURCES = (
     ROOT / "dehvf_kit",
     ROOT / "plugins" / "dehvf-kit-chat" / "dehvf_kit_chat",
+    ROOT / "plugins" / "dehvf-kit-plan" / "dehvf_kit_plan",
+    ROOT / "plugins" / "dehvf-kit-compare" / "dehvf_kit_compare",
     ROOT / "plugins" / "dehvf-kit-demo" / "dehvf_kit_demo" / "demo.py",
     *(_BASELINES / name for name in ("cost_formulas.py", "memvp_checkpoint.py", "method_table.py", "reproduction")),
 )

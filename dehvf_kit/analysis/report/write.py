@@ -17,8 +17,8 @@ from dehvf_kit.analysis.report.repeat_section import repeat_section
 from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.evaluation.compare.job import write_text
 from dehvf_kit.model.builder import build_on_meta
+from dehvf_kit.utils.atomic import write_output
 
 PAGE = "report.html"
 Progress = Callable[[str, int, int], None]
@@ -74,7 +74,7 @@ def write_report(
     ]
     parts.insert(-1, parts.pop(1))  # costs come before the last
     described = run.recipe.description or "An adapter of dehvf-kit."
-    write_text(target, page(title or run.recipe.name, described, _facts(run, scores), parts))
+    write_output(target, page(title or run.recipe.name, described, _facts(run, scores), parts))
     has = {part.title: "class='missing'" not in part.body for part in parts}
     return {"page": str(target), "recipe": run.recipe.name, "sections": has}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from dehvf_kit_baselines.cost_formulas import baseline_costs, mixture_adapter
 from dehvf_kit_baselines.reproduction.tables import SIZES
+from dehvf_kit_plan.plan import Workload, baseline_rows
 
 import dehvf_kit
 from dehvf_kit.costs.parameters import agrees
-from dehvf_kit.costs.plan import Workload, baseline_rows
 from dehvf_kit.model.builder import build_on_meta
 
 ABLATION = Path(__file__).parents[3] / "recipes" / "ablations" / "penultimate_only.yaml"

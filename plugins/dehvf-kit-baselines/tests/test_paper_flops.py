@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from dehvf_kit_baselines.reproduction import closed_formulas
+from dehvf_kit_plan.symbolic import symbolic_model
 
 from dehvf_kit.costs.flops import counted_flops
-from dehvf_kit.costs.symbolic import symbolic_model
 from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "llama7b_clip.yaml"

@@ -85,7 +85,7 @@ def test_speed_comes_from_a_comparison(tmp_path: Path) -> None:
 
 
 def test_hours_by_the_formula(tmp_path: Path) -> None:
-    from dehvf_kit.costs.symbolic import training_flops
+    from dehvf_kit_plan.symbolic import training_flops
 
     row = next(row for row in table("table4", tmp_path) if row.method == "w/o visual prompts")
     flops = training_flops(load_recipe(ROOT / "recipes" / "ablations" / "no_visual_prompts.yaml"), 200, 8)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dehvf_kit_plan.symbolic import symbolic_model
 
 from dehvf_kit.analysis.fuser_weights import EncodedImages, ReadLayers, kv_name, read_layers
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.meta_run import values_unknown
-from dehvf_kit.costs.symbolic import symbolic_model
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
-from dehvf_kit.evaluation.compare.job import write_with
 from dehvf_kit.recipe.recipe import load_recipe
+from dehvf_kit.utils.atomic import write_output
 from dehvf_kit.utils.plotting import MUTED, PALETTE, pyplot
 from dehvf_kit_baselines.reproduction.closed_formulas import decoder, memory
 from dehvf_kit_baselines.reproduction.tables import ROOT, published
@@ -152,6 +152,6 @@ def draw_figure4(found: ReadLayers, file: Path) -> Path:
 
 def _save(plt: Any, figure: Any, file: Path) -> Path:
     try:
-        return write_with(file, lambda place: figure.savefig(place, dpi=150))
+        return write_output(file, lambda place: figure.savefig(place, dpi=150))
     finally:
         plt.close(figure)

@@ -9,10 +9,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from dehvf_kit_plan.gpus import GPUS
+from dehvf_kit_plan.symbolic import training_flops
+
 from dehvf_kit.api import TowerSizes
-from dehvf_kit.costs.gpus import GPUS
 from dehvf_kit.costs.parameters import agrees, parameter_table
-from dehvf_kit.costs.symbolic import training_flops
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.utils.shipped import HOME

@@ -7,14 +7,14 @@ its final name is a finished run, whatever was killed on the way.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import DehvfError, shown
 from dehvf_kit.recipe.files import flat
-from dehvf_kit.utils.atomic import write_file
+from dehvf_kit.utils.atomic import write_output
 
 JOB, RESULT, PREDICTIONS, LOG = "job.json", "result.json", "predictions.jsonl", "log.txt"
 WORKING = ".working"
@@ -107,17 +107,4 @@ def read_json(file: Path) -> Any:
 
 def write_json(file: Path, value: Any) -> Path:
     """Write JSON; the file appears whole or not at all."""
-    return write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> Path:
-    """Write beside the target, then rename. Raises: DehvfError where the folder cannot be written."""
-    return write_with(file, lambda place: place.write_text(text, encoding="utf-8"))
-
-
-def write_with(file: Path, write: Callable[[Path], object]) -> Path:
-    """`write(path)` beside the target, then rename; the name keeps its ending."""
-    try:
-        return write_file(file, write)
-    except OSError as error:
-        raise DehvfError(f"{file}: cannot be written: {error.strerror or error}") from error
+    return write_output(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dehvf_kit.evaluation.compare.compare import MethodRuns, Settings
-from dehvf_kit.evaluation.compare.job import write_json, write_text
-from dehvf_kit.evaluation.compare.statistics import mean_interval
+from dehvf_kit.utils.atomic import write_output
 from dehvf_kit.utils.units import si
+from dehvf_kit_compare.compare import MethodRuns, Settings
+from dehvf_kit_compare.job import write_json
+from dehvf_kit_compare.statistics import mean_interval
 
 MEANS = {
     "seconds_per_step": lambda result: result["seconds_per_step"],
@@ -244,5 +245,5 @@ def comma_separated(found: Mapping[str, Any]) -> str:
 def write_table(found: Mapping[str, Any], output: Path) -> None:
     """`comparison.md`, `.csv` and `.json` in the output folder, each whole or as before."""
     write_json(output / "comparison.json", found)
-    write_text(output / "comparison.md", markdown(found))
-    write_text(output / "comparison.csv", comma_separated(found))
+    write_output(output / "comparison.md", markdown(found))
+    write_output(output / "comparison.csv", comma_separated(found))

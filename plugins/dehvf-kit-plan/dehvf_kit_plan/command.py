@@ -13,13 +13,13 @@ from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section,
 from dehvf_kit.utils.units import si
 
 if TYPE_CHECKING:
-    from dehvf_kit.costs.gpus import Gpu
-    from dehvf_kit.costs.plan import Plan, Workload
+    from dehvf_kit_plan.gpus import Gpu
+    from dehvf_kit_plan.plan import Plan, Workload
 
 
 def _gpus() -> list[str]:
     """The GPUs that `plan` knows, for a shell to complete."""
-    from dehvf_kit.costs.gpus import GPUS
+    from dehvf_kit_plan.gpus import GPUS
 
     return list(GPUS)
 
@@ -59,9 +59,9 @@ def plan(
 ) -> None:
     """Plan every recipe. Raises: DehvfError for a faulty recipe or an unknown GPU."""
     with waiting("Counting without weights", plain=True):
-        from dehvf_kit.costs import plan as planning
-        from dehvf_kit.costs.gpus import find_gpu
         from dehvf_kit.recipe.several import load_all
+        from dehvf_kit_plan import plan as planning
+        from dehvf_kit_plan.gpus import find_gpu
 
         quiet_transformers()
         card = find_gpu(name=gpu, memory_gb=gpu_memory, tflops=gpu_tflops, bandwidth_gbs=gpu_bandwidth)

@@ -15,10 +15,10 @@ from typing import Any
 
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import DataError, DehvfError, RecipeError
-from dehvf_kit.evaluation.compare.job import Job
-from dehvf_kit.evaluation.compare.processes import Outcome, locked, run_jobs
-from dehvf_kit.evaluation.compare.rules import EXTENSIONS, Search, Tuning, require_identical_budget
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit_compare.job import Job
+from dehvf_kit_compare.processes import Outcome, locked, run_jobs
+from dehvf_kit_compare.rules import EXTENSIONS, Search, Tuning, require_identical_budget
 
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
 FOLDERS = {"rate": "rate", "strength": "scale"}

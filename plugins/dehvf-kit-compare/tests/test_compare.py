@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 
 import pytest
+from dehvf_kit_compare import processes
+from dehvf_kit_compare.processes import locked
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.evaluation.compare import processes
-from dehvf_kit.evaluation.compare.processes import locked
 
 FAULTY, KILLED, SILENT = 0.111, 0.222, 0.333
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from dehvf_kit.errors import DehvfError
-from dehvf_kit.evaluation.compare.job import (
+from dehvf_kit_compare.job import (
     HoldOut,
     Job,
     finished_result,
     read_job,
     write_job,
     write_json,
-    write_with,
 )
+
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.utils.atomic import write_output
 
 JOB = Job(
     name="mine",
@@ -93,7 +93,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         raise OSError("no room")
 
     with pytest.raises(DehvfError, match="a.json: cannot be written: no room"):
-        write_with(file, broken)
+        write_output(file, broken)
     assert json.loads(file.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [file]
     with pytest.raises(DehvfError, match="cannot be written"):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.evaluation.compare.job import LOG, RESULT, Job, finished_result, read_json, write_job
+from dehvf_kit_compare.job import LOG, RESULT, Job, finished_result, read_json, write_job
 
 POLL_INTERVAL_S = 0.2
-RUNNER = "dehvf_kit.cli.single_run"
+RUNNER = "dehvf_kit_compare.single_run"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dehvf_kit.cli.console import grid, print_json, stdout
 from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
-    from dehvf_kit.evaluation.compare.rules import Tuning
+    from dehvf_kit_compare.rules import Tuning
 
 FIGURE = "comparison.png"
 
@@ -63,10 +63,10 @@ def compare(
 
     Raises: DehvfError for recipes that cannot be compared, before anything runs.
     """
-    from dehvf_kit.evaluation.compare import compare as run
-    from dehvf_kit.evaluation.compare.table import cells, table, write_table
     from dehvf_kit.recipe.plugin_manager import loaded_files
     from dehvf_kit.recipe.several import load_all
+    from dehvf_kit_compare import compare as run
+    from dehvf_kit_compare.table import cells, table, write_table
 
     recipes = load_all(words)
     strengths = strengths or scales
@@ -108,8 +108,8 @@ def compare(
 
 def _tuning(rate_factors: str, rates: str, strengths: str, fraction: float, validation: float) -> Tuning:
     """The tuning protocol that the options describe. Raises: DehvfError for what is not a list of positive numbers."""
-    from dehvf_kit.evaluation.compare.job import HoldOut
-    from dehvf_kit.evaluation.compare.rules import Tuning
+    from dehvf_kit_compare.job import HoldOut
+    from dehvf_kit_compare.rules import Tuning
 
     factors = _numbers("--rate-factors", rate_factors)
     return Tuning(
@@ -138,7 +138,7 @@ def _say(line: str) -> None:
 
 def _draw(found: dict, file: Path) -> bool:
     """Draw the figure, or print in one line why there is none."""
-    from dehvf_kit.evaluation.compare.figure import draw
+    from dehvf_kit_compare.figure import draw
 
     if not any("accuracy" in row for row in found["rows"]):
         return False

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from dehvf_kit_compare.job import HoldOut, Job, write_job
+from dehvf_kit_compare.measure import PeakMemory, StepClock
+from dehvf_kit_compare.single_run import run_job
 from typer.testing import CliRunner
 
 import dehvf_kit
 from dehvf_kit.cli.main import app
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.evaluation.compare.job import HoldOut, Job, write_job
-from dehvf_kit.evaluation.compare.measure import PeakMemory, StepClock
-from dehvf_kit.evaluation.compare.single_run import run_job
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.recipe.recipe import load_recipe
 from dehvf_kit.training.run import silent

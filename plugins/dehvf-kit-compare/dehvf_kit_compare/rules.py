@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError, shown
-from dehvf_kit.evaluation.compare.job import HoldOut, flat
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit_compare.job import HoldOut, flat
 
 SHARED = ("data", "vision", "decoder", "generation")
 OWN = ("apply_post_norm",)  # how a method reads the encoder's layers may differ

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dehvf_kit_plan.gpus import find_gpu
+from dehvf_kit_plan.network import sharded_bytes, traffic
+from dehvf_kit_plan.plan import Workload, count_work, make_plan
 from helpers import tiny_recipe
 
-from dehvf_kit.costs.gpus import find_gpu
-from dehvf_kit.costs.network import sharded_bytes, traffic
-from dehvf_kit.costs.plan import Workload, count_work, make_plan
 from dehvf_kit.errors import DehvfError
 from tools.scale_page import feature_line, rows
 

@@ -20,16 +20,16 @@ from typing import Any
 from dehvf_kit.api.cost_formulas import TowerSizes
 from dehvf_kit.backbones.quantization import weight_bytes
 from dehvf_kit.costs.flops import decoder_flops
-from dehvf_kit.costs.gpus import Gpu
 from dehvf_kit.costs.memory import BYTES, TRAINED_BYTES, memory_usage
-from dehvf_kit.costs.network import largest_layer, sharded_bytes, traffic
 from dehvf_kit.costs.parameters import parameter_table
-from dehvf_kit.costs.symbolic import DecodeCount, TrainCount, count_decoding, count_training, with_checkpointing
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import DehvfError, PluginError
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit_plan.gpus import Gpu
+from dehvf_kit_plan.network import largest_layer, sharded_bytes, traffic
+from dehvf_kit_plan.symbolic import DecodeCount, TrainCount, count_decoding, count_training, with_checkpointing
 
 RESERVE = 2**30
 BANDWIDTH_UTILISATION = 0.6

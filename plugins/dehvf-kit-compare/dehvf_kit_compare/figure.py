@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dehvf_kit.evaluation.compare.job import write_with
+from dehvf_kit.utils.atomic import write_output
 from dehvf_kit.utils.plotting import INK, MUTED, PALETTE, pyplot
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def draw(found: Mapping[str, Any], file: Path) -> Path:
         ha="left",
     )
     try:
-        return write_with(file, lambda place: figure.savefig(place, dpi=150))
+        return write_output(file, lambda place: figure.savefig(place, dpi=150))
     finally:
         plt.close(figure)
 

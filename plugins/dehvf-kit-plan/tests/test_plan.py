@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from cli.commands import Command
+from dehvf_kit_plan.gpus import GPUS, Gpu, find_gpu
+from dehvf_kit_plan.plan import BANDWIDTH_UTILISATION, RESERVE, Workload, baseline_rows, feature_bytes, make_plan
+from dehvf_kit_plan.symbolic import DecodeCount, TrainCount
 from helpers import LAYERS, PATCHES, SLOTS, raw_recipe
 
 import dehvf_kit
 from dehvf_kit.api import BaselineCost, TowerSizes
 from dehvf_kit.costs.flops import decoder_flops
-from dehvf_kit.costs.gpus import GPUS, Gpu, find_gpu
-from dehvf_kit.costs.plan import BANDWIDTH_UTILISATION, RESERVE, Workload, baseline_rows, feature_bytes, make_plan
-from dehvf_kit.costs.symbolic import DecodeCount, TrainCount
 from dehvf_kit.errors import DehvfError, PluginError
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.recipe.plugin_manager import plugins

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from dehvf_kit._version import __version__
+from dehvf_kit.cli.console import Reporter, quiet_transformers
 from dehvf_kit.costs.flops import batch_flops
 from dehvf_kit.data.encoding import EncodedSamples
 from dehvf_kit.data.metrics.scores import Score, Scores
@@ -22,9 +24,6 @@ from dehvf_kit.data.sample_filter import SampleFilter, with_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import answer
-from dehvf_kit.evaluation.compare.job import PREDICTIONS, RESULT, WORKING, read_job, write_json, write_text
-from dehvf_kit.evaluation.compare.measure import PeakMemory, StepClock
-from dehvf_kit.evaluation.compare.rules import hold_out
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.feature_files import FeatureFiles
 from dehvf_kit.model.features import FeatureStore
@@ -33,6 +32,10 @@ from dehvf_kit.recipe.plugin_manager import load_plugin_file
 from dehvf_kit.recipe.recipe import parse_recipe
 from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.run import CHECKPOINTS, Progress, silent, train
+from dehvf_kit.utils.atomic import write_output
+from dehvf_kit_compare.job import PREDICTIONS, RESULT, WORKING, read_job, write_json
+from dehvf_kit_compare.measure import PeakMemory, StepClock
+from dehvf_kit_compare.rules import hold_out
 
 SCORING_BATCH = 32
 
@@ -83,7 +86,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         to_learn.skip if to_learn.skips else None,
     )
     flops = batch_flops(model, encoded, config.batch_size)
-    write_text(folder / PREDICTIONS, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
+    write_output(folder / PREDICTIONS, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     write_json(
         folder / RESULT,
@@ -149,3 +152,18 @@ def _circumstances(threads: int) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def main(file: Path) -> int:
+    """Run the job; a fault that the user can correct is printed without a traceback."""
+    quiet_transformers()
+    try:
+        run_job(file, Reporter(None))
+    except DehvfError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

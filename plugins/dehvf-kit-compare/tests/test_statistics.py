@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-
-from dehvf_kit.evaluation.compare.statistics import NORMAL_975, T_975, Mean, mean_interval
+from dehvf_kit_compare.statistics import NORMAL_975, T_975, Mean, mean_interval
 
 
 def test_three_seeds() -> None:

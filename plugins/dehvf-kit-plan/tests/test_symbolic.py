@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dehvf_kit_plan.symbolic import count_decoding, count_training, training_flops, with_checkpointing
 from helpers import LLAMA, PATCHES, SLOTS, VISION_HIDDEN, pixels, raw_recipe, tiny_decoder, tiny_vision, tokens
 from torch import Tensor, nn
 from torch.fx.experimental import _config
@@ -17,7 +18,6 @@ from transformers import masking_utils
 
 import dehvf_kit
 from dehvf_kit.costs.meta_run import LiveBytes, SavedBytes, fused_attention, values_unknown
-from dehvf_kit.costs.symbolic import count_decoding, count_training, training_flops, with_checkpointing
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
@@ -219,7 +219,7 @@ def test_an_answer_has_room(answer: int) -> None:
 
 
 def test_words_are_counted_where_there_is_no_tokenizer() -> None:
-    from dehvf_kit.costs.symbolic import WordCounter
+    from dehvf_kit_plan.symbolic import WordCounter
 
     counted = [
         len(WordCounter()(text, add_special_tokens=False)["input_ids"]) for text in ("", "Image: ", "Image: N/A")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dehvf_kit_compare.job import HoldOut
+from dehvf_kit_compare.rules import Search, Tuning, hold_out, require_identical_budget
 
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.evaluation.compare.job import HoldOut
-from dehvf_kit.evaluation.compare.rules import Search, Tuning, hold_out, require_identical_budget
 from dehvf_kit.recipe.recipe import load_recipe
 
 

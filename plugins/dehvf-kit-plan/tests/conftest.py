@@ -1,0 +1,5 @@
+"""The recipe that the tests of the command line run on."""
+
+from __future__ import annotations
+
+from cli.conftest import recipe  # noqa: F401 - a fixture

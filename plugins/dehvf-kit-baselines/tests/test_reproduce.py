@@ -151,7 +151,7 @@ def test_figures_3_and_4_from_an_adapter(adapter: Path) -> None:
 def test_the_command_draws(command: Command, adapter: Path, tmp_path: Path, name: str, ending: str) -> None:
     file = tmp_path / f"picture{ending}"
     ended = command("reproduce", name, "--adapter", adapter, "--image", file, "--limit", 4)
-    assert ended.code == 0 and f"image: {file}" in ended.out and "mean over 4 pictures" in ended.out
+    assert ended.code == 0 and f"image: {file}" in ended.out and "mean over 4 images" in ended.out
     if ending == ".png":
         with Image.open(file) as picture:
             assert min(picture.size) > 200

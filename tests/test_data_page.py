@@ -23,7 +23,7 @@ def test_its_commands_and_options_exist() -> None:
     verbs = get_command(app).commands
     for words in re.findall(r"^dehvf-kit (.*?)(?:\s+#.*)?$", PAGE, re.MULTILINE):
         verb, *rest = words.split()
-        command = verbs[verb]
+        command = verbs[verb].load()
         if hasattr(command, "commands"):
             command = command.commands[rest[0]]
         known = {name for parameter in command.params for name in parameter.opts}

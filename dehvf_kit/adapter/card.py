@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from dehvf_kit.adapter.files import WEIGHTS, read_config
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.errors import AdapterError
-from dehvf_kit.utils.atomic import write_text
+from dehvf_kit.utils.atomic import files_replaced, write_text
 
 USE = """```python
 import dehvf_kit
@@ -139,12 +139,10 @@ def about(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "weights" and isinstance(value, dict)}
 
 
-def write_measured(folder: Path, known: Mapping[str, Any]) -> None:
-    """Write `measured.json` for the weights in a folder; where nothing is known there is none."""
+def write_measured(folder: Path, known: Mapping[str, Any], weights: str) -> None:
+    """Write `measured.json` for the weights of that sha256; where nothing is known there is none."""
     if known:
-        write_text(folder / MEASURED, json.dumps({"weights": _digest(folder), **known}, indent=2) + "\n")
-    else:
-        (folder / MEASURED).unlink(missing_ok=True)
+        write_text(folder / MEASURED, json.dumps({"weights": weights, **known}, indent=2) + "\n")
 
 
 def keep(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
@@ -154,9 +152,11 @@ def keep(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
     """
     config = read_config(folder)
     known = {**about(read_measured(folder), folder), name: dict(facts)}
+    weights, text = _digest(folder), card(config, _sizes(folder), known)
     try:
-        write_measured(folder, known)
-        write_text(folder / "README.md", card(config, _sizes(folder), known))
+        with files_replaced(folder) as place:
+            write_measured(place, known, weights)
+            write_text(place / "README.md", text)
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written: {error.strerror or error}") from error
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dehvf_kit._version import __version__
-from dehvf_kit.adapter.card import about, card, read_measured, write_measured
-from dehvf_kit.adapter.files import CONFIG, DIGEST, FORMAT, WEIGHTS, read_config, read_weights
+from dehvf_kit.adapter.card import MEASURED, about, card, read_measured, write_measured
+from dehvf_kit.adapter.files import CONFIG, DIGEST, FORMAT, WEIGHTS, finish_saving, read_config, read_weights
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.adapter.fingerprint import fingerprint
 from dehvf_kit.adapter.identity import (
@@ -33,7 +33,7 @@ from dehvf_kit.adapter.identity import (
 from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, override
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
-from dehvf_kit.utils.atomic import sha256, whole_folder, write_file, write_text
+from dehvf_kit.utils.atomic import files_replaced, sha256, whole_folder, write_file, write_text
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -48,26 +48,34 @@ FROM_AUTO_CLASSES = (
     "_from_pipeline",
 )
 """Keywords that transformers' Auto classes and pipelines add by themselves."""
+OWNED = (
+    MEASURED,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""Files that not every adapter has: they go with the adapter that they belong to."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
-    """Write an adapter; a new folder appears whole or not at all, and so does every file in an older one.
+    """Write an adapter. It appears whole or not at all, also in place of an older one; a folder's other files stay.
 
-    Raises: AdapterError where the folder cannot be written.
+    Raises: AdapterError where the folder cannot be written; an older adapter is then as it was.
     """
     if model.recipe is None:
         raise AdapterError("this model was made without a recipe; save the components' state_dict yourself")
     if folder.exists() and not folder.is_dir():
         raise AdapterError(f"{folder}: is a file; name a folder")
+    finish_saving(folder)
     if not overwrite and (folder / WEIGHTS).exists():
         raise AdapterError(f"{folder}: holds an adapter already; name another folder")
     try:
-        if folder.exists():
-            _fill(model, folder)
-        else:
-            with whole_folder(folder) as place:
-                _fill(model, place)
+        with files_replaced(folder, OWNED) if folder.exists() else whole_folder(folder) as place:
+            _fill(model, place)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise AdapterError(f"{folder}: cannot be written: {error}") from error
     except OSError as error:
@@ -77,18 +85,31 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
 def _fill(model: DehvfModel, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
     if model.processor is not None:
-        model.processor.save_pretrained(folder)
+        _save_processor(model.processor, folder)
     model.generation_config.save_pretrained(folder)
     write_file(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    config = {**adapter_config(model), DIGEST: sha256(folder / WEIGHTS)}
+    digest = sha256(folder / WEIGHTS)
+    config = {**adapter_config(model), DIGEST: digest}
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     known = about(model.measured, folder)
-    write_measured(folder, known)
+    write_measured(folder, known, digest)
     write_text(folder / "README.md", card(config, {name: tensor.numel() for name, tensor in weights.items()}, known))
     write_text(
         folder / "config.json",
         json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
     )
+
+
+def _save_processor(processor: Any, folder: Path) -> None:
+    """Raises: OSError, also for the tokenizers library, which raises a plain Exception where the disk is full."""
+    try:
+        processor.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        if "os error" not in str(error):
+            raise
+        raise OSError(str(error)) from error
 
 
 def adapter_config(model: DehvfModel) -> dict[str, Any]:

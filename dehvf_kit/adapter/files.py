@@ -10,6 +10,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from dehvf_kit.errors import AdapterError, shown
+from dehvf_kit.utils.atomic import finish_replacing
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -19,9 +20,13 @@ MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`. Raises: AdapterError where it is missing, not ours, or of a newer format."""
+    """`adapter_config.json`; a save that was killed after its files were whole is finished first.
+
+    Raises: AdapterError where it is missing, not ours, or of a newer format.
+    """
     if not folder.is_dir():
         raise AdapterError(f"{folder}: there is no such folder")
+    finish_saving(folder)
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(f"{folder}: not an adapter of dehvf-kit, it has no {CONFIG}")
@@ -46,6 +51,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config.get(key), dict):
             raise AdapterError(f"{path}: '{key}' is missing")
     return config
+
+
+def finish_saving(folder: Path) -> None:
+    """Finish a save that was killed after its files were whole. Raises: AdapterError where the folder cannot be written."""
+    try:
+        finish_replacing(folder)
+    except OSError as error:
+        raise AdapterError(
+            f"{folder}: saving into it was interrupted, and cannot be finished: {error.strerror or error}; make it writable"
+        ) from error
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

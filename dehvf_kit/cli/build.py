@@ -83,8 +83,9 @@ def _save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
     Raises: AdapterError where other weights would be lost, or the folder cannot be written.
     """
     from dehvf_kit.adapter.checkpoint import save
-    from dehvf_kit.adapter.files import WEIGHTS
+    from dehvf_kit.adapter.files import WEIGHTS, finish_saving
 
+    finish_saving(folder)
     if (folder / WEIGHTS).exists() and not overwrite and not _same_weights(model, folder):
         raise AdapterError(
             f"{folder}: holds an adapter with other weights; name another folder, or replace it with --overwrite"

@@ -1,22 +1,26 @@
 """Files and folders that appear whole or not at all, and folders that vanish at once: a kill at any moment leaves no half.
 
 What is being written or taken away stands beside its target under a name that begins with `.unfinished-`; whoever owns the
-folder calls `clean_up` when it starts.
+folder calls `clean_up` when it starts. Files that belong together are replaced in an existing folder by `files_replaced`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dehvf_kit.errors import DehvfError
 
 UNFINISHED = ".unfinished-"
+PENDING, REMOVED = ".replacing", ".removed"
+"""A folder of new files that only have to be moved to their places, and the list, within it, of the files to be removed."""
 
 
 def beside(target: Path) -> Path:
@@ -67,6 +71,64 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def files_replaced(folder: Path, owned: Collection[str] = ()) -> Iterator[Path]:
+    """A folder to fill with files that replace those of the same names in `folder`, all of them or none; others stay.
+
+    The new files are flushed in a folder within, which is then renamed to `.replacing`. From that moment on they count:
+    moving them to their places is finished here, or by `finish_replacing` after a kill.
+
+    Args:
+        folder: an existing folder.
+        owned: names of files that are removed with the replacement where it does not bring them.
+
+    Raises:
+        OSError: where it cannot be written; then the folder is as it was before.
+    """
+    finish_replacing(folder)
+    for left in folder.glob(f"{UNFINISHED}*-{PENDING}"):
+        shutil.rmtree(left, ignore_errors=True)
+    part = beside(folder / PENDING)
+    os.mkdir(part)
+    try:
+        yield part
+        for file in _files_in(part):
+            if (folder / file).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / file))
+        gone = [name for name in owned if (folder / name).is_file() and not (part / name).exists()]
+        (part / REMOVED).write_text("\n".join(gone), encoding="utf-8")
+        publish(part, folder / PENDING)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Finish what a killed `files_replaced` began; does nothing where there is nothing. Raises: OSError."""
+    pending = folder / PENDING
+    if not pending.is_dir():
+        return
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError):  # here and below: another process may be finishing it too
+        names = (pending / REMOVED).read_text(encoding="utf-8", errors="replace").splitlines()
+    for name in names:
+        if name and name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
+    for file in _files_in(pending):
+        if str(file) != REMOVED:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(pending / file, folder / file)
+    sync(folder)
+    remove_folder(pending)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """All files below a folder, by their paths within it."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+
+
 def publish(folder: Path, target: Path) -> None:
     """Flush everything in a folder, then give it its name. Raises: OSError, such as where `target` exists and is not empty."""
     for place, _, files in os.walk(folder):
@@ -78,9 +140,10 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Take a folder away: its name goes first and at once, then what is in it."""
+    """Take a folder away: its name goes first and at once, then what is in it; another process may be doing the same."""
     going = beside(folder)
-    os.rename(folder, going)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, going)
     shutil.rmtree(going, ignore_errors=True)
 
 

@@ -124,8 +124,9 @@ class HfDecoderConfig(TowerConfig):
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Left padding for generation, and the end token as padding where a family has none (LLaMA)."""
+    """Left padding for generation, saved files too, and the end token as padding where a family has none (LLaMA)."""
     tokenizer.padding_side = "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # what `save_pretrained` writes
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

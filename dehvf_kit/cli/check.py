@@ -19,11 +19,16 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     with waiting(f"Checking {recipe}", plain=True):
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.recipe.recipe import load_recipe
+        from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
 
         quiet_transformers()
         try:
             loaded = load_recipe(recipe, overrides or ())
             graph = loaded.check()
+            decoder = graph.contexts[graph.order[0]].decoder
+            faults = check_tokenizer_of(loaded, decoder.vocab_size)
+            if faults:
+                raise RecipeError(faults, loaded.source)
         except RecipeError as error:
             if not as_json:
                 raise
@@ -31,7 +36,6 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             raise typer.Exit(1) from error
         table = parameter_table(graph, loaded.published)
         towers = loaded.vision_specs([])
-        decoder = graph.contexts[graph.order[0]].decoder
     if as_json:
         facts = {"recipe": str(recipe), "sound": True, "faults": [], "components": list(graph.order)}
         facts["vision"] = {name: asdict(spec) for name, spec in towers.items()}

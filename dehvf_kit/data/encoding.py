@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.data.tokens import open_ended
 from dehvf_kit.errors import DataError
 
 IGNORED = -100
@@ -151,18 +152,11 @@ def encode_pairs(
     before = tokenizer(list(prompts), add_special_tokens=special)["input_ids"]
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     whole = tokenizer(texts, add_special_tokens=special)["input_ids"]
-    end = [tokenizer.eos_token_id] if special and _ends(tokenizer) else []
+    before, whole = open_ended(tokenizer, before, special), open_ended(tokenizer, whole, special)
     pairs = []
     for prompt, joined, answer in zip(before, whole, answers, strict=True):
-        if end and prompt[-1:] == end:
-            prompt, joined = prompt[:-1], joined[:-1]
         if joined[: len(prompt)] == prompt:
             pairs.append((prompt, joined[len(prompt) :]))
         else:
             pairs.append((prompt, tokenizer(answer, add_special_tokens=False)["input_ids"]))
     return pairs
-
-
-def _ends(tokenizer: Any) -> bool:
-    """Whether the tokenizer closes every text with its end token."""
-    return tokenizer("", add_special_tokens=True)["input_ids"][-1:] == [tokenizer.eos_token_id]

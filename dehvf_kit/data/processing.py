@@ -12,14 +12,15 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from dehvf_kit.backbones.base import first_line
+from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.backbones.vision.config import ImageConfig
 from dehvf_kit.data.images import read_image, refuse_image, to_rgb
 from dehvf_kit.data.samples import PromptConfig
+from dehvf_kit.data.tokens import format_question, tokenise
 from dehvf_kit.errors import DataError, ImageError, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import PreTrainedTokenizerBase
 
 
 class SeveralImageProcessor(BaseImageProcessor):
@@ -63,6 +64,8 @@ class DehvfProcessor(ProcessorMixin):
         self, image_processor: Any = None, tokenizer: Any = None, prompt: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         self.prompt = dict(prompt) if prompt else None
+        if tokenizer is not None:
+            prepare_tokenizer(tokenizer)
         super().__init__(_as_trained(image_processor), tokenizer, **kwargs)
         if getattr(self, "chat_template", None) is None:
             self.chat_template = getattr(tokenizer, "chat_template", None)
@@ -80,7 +83,7 @@ class DehvfProcessor(ProcessorMixin):
             kwargs.setdefault("padding", len(texts) > 1)
             arguments = {key: value for key, value in kwargs.items() if key in _TEXT_ARGUMENTS}
             chat = self.prompt is not None and self.prompt.get("chat")
-            data |= self.tokenizer(texts, add_special_tokens=not chat, **arguments)
+            data |= tokenise(self.tokenizer, texts, special=not chat, **arguments)
         if images is not None:
             data |= self.image_processor(_pictures(images), return_tensors="pt")
         data.pop("token_type_ids", None)
@@ -143,25 +146,6 @@ def _as_trained(image_processor: Any) -> Any:
 
 
 _TEXT_ARGUMENTS = {"return_tensors", "padding", "truncation", "max_length", "padding_side", "pad_to_multiple_of"}
-
-
-def format_question(question: str, prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A question in a prompt: the recipe's template, inside the decoder's chat template where the recipe says so."""
-    before, _, after = prompt.question.partition("{question}")
-    text = question
-    if not (question.startswith(before) and question.endswith(after) and before + after):
-        text = before + question + after
-    if not prompt.chat:
-        return text
-    marked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "\0"}], tokenize=False, add_generation_prompt=True
-    )
-    opening = marked.partition("\0")[0]
-    if opening and question.startswith(opening):
-        return question
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
 
 
 def _pictures(images: Any) -> list[Image]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.processing import DehvfProcessor
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.data.tokens import embedded_tokens, require_tokenizer
+from dehvf_kit.errors import DataError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 
@@ -32,6 +35,9 @@ def answer(
 
     generation: keywords for `generate` beyond the recipe's own. Questions of like length share a batch.
     """
+    processor = model.processor
+    prompt = PromptConfig(**processor.prompt) if processor.prompt else None
+    require_tokenizer(processor.tokenizer, prompt, embedded_tokens(model), learns=False)
     order = sorted(range(len(samples)), key=lambda index: len(samples[index].question))
     found: dict[int, Prediction] = {}
     for start in range(0, len(order), batch_size):
@@ -51,10 +57,44 @@ def _answers(
     model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
 ) -> list[str]:
     inputs, starts = asked(model, batch, features)
-    tokens = model.generate(**inputs, **generation)
+    with finite_logits(model, batch):
+        tokens = model.generate(**inputs, **generation)
     said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    rows = [start + row for start, row in zip(starts, said, strict=True)]
+    rows = [start + until_end(model, row) for start, row in zip(starts, said, strict=True)]
     return model.processor.batch_decode(rows, skip_special_tokens=True)
+
+
+def until_end(model: DehvfModel, row: Sequence[int]) -> list[int]:
+    """The new tokens of one answer up to its end token, that one included; what follows in a batch is padding."""
+    given = model.generation_config.eos_token_id
+    ends = {given} if isinstance(given, int) else set(given or ())
+    count = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+    return list(row[:count])
+
+
+@contextlib.contextmanager
+def finite_logits(model: DehvfModel, batch: Sequence[Sample]) -> Iterator[None]:
+    """Inside, the decoder's scores of each next token are looked at.
+
+    Raises: DataError naming the first sample of which they are not finite (`-inf` rules a token out, and is allowed).
+    """
+
+    def look(module: Any, inputs: Any, output: Any) -> None:
+        scores = output.logits[:, -1]
+        bad = scores.isnan().any(-1) | (scores == torch.inf).any(-1) | (scores == -torch.inf).all(-1)
+        if bad.any():
+            row = int(bad.nonzero()[0]) * len(batch) // len(bad)  # with beams a question has several rows
+            raise DataError(
+                f"sample '{batch[row].id}': the model's scores of the next token are not finite, so it has no answer; if "
+                "the decoder is loaded in float16, set decoder.dtype=bfloat16 or float32; else the adapter's weights are "
+                "too large: train again with a lower training.base_learning_rate"
+            )
+
+    handle = model.decoder.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def asked(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.evaluation.answers import asked
+from dehvf_kit.evaluation.answers import asked, finite_logits, until_end
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 
@@ -95,7 +95,8 @@ def batch_parity(
 ) -> Parity:
     """Ask questions one at a time without a cache, then cached, then `batch` at a time, both ways; greedy answers.
 
-    Batches are padded on the left, every row of them. Raises: DataError for fewer than two questions.
+    Batches are padded on the left, every row of them. Raises: DataError for fewer than two questions, or scores that
+    are not finite.
     """
     if len(samples) < 2 or batch < 2:
         raise DataError(
@@ -135,31 +136,20 @@ def _say(
     if variant.batch > 1:
         inputs, _ = asked(model, batch, features, length + EXTRA_PADDING)
         length += EXTRA_PADDING
-    output = model.generate(
-        **inputs,
-        max_new_tokens=new_tokens,
-        num_beams=1,
-        do_sample=False,
-        use_cache=variant.cached,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
+    with finite_logits(model, batch):
+        output = model.generate(
+            **inputs,
+            max_new_tokens=new_tokens,
+            num_beams=1,
+            do_sample=False,
+            use_cache=variant.cached,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     logits = torch.stack(output.logits, dim=1).float().cpu()
     tokens = output.sequences[:, length:].cpu()
-    ends = _ends(model)
-    said = []
-    for row, scores in zip(tokens.tolist(), logits, strict=True):
-        count = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        said.append(Said(row[:count], scores[:count]))
-    return said
-
-
-def _ends(model: DehvfModel) -> set[int]:
-    """The tokens that end an answer; what follows them in a batch is padding."""
-    given = model.generation_config.eos_token_id
-    if given is None:
-        return set()
-    return {given} if isinstance(given, int) else set(given)
+    rows = [until_end(model, row) for row in tokens.tolist()]
+    return [Said(row, scores[: len(row)]) for row, scores in zip(rows, logits, strict=True)]
 
 
 def _difference(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PretrainedConfig
 
@@ -22,8 +22,11 @@ class DehvfConfig(PretrainedConfig):
     model_type = "dehvf"
 
 
-def generation_config(decoder: nn.Module, recipe: Recipe | None) -> GenerationConfig:
-    """The decoder's own settings, and over them the recipe's."""
+def generation_config(decoder: nn.Module, recipe: Recipe | None, tokenizer: Any = None) -> GenerationConfig:
+    """The decoder's own settings, over them the recipe's, and the tokenizer's padding and end tokens.
+
+    An answer ends at the token that labels end with, which is the tokenizer's, and at every one that the decoder ends at.
+    """
     known = getattr(decoder, "generation_config", None)
     config = GenerationConfig(**known.to_dict()) if known is not None else GenerationConfig()
     if recipe is not None:
@@ -34,4 +37,13 @@ def generation_config(decoder: nn.Module, recipe: Recipe | None) -> GenerationCo
             wanted |= dict.fromkeys(BEAMS)
         for name, value in wanted.items():
             setattr(config, name, value)
+    end = getattr(tokenizer, "eos_token_id", None)
+    if end is not None:
+        known = config.eos_token_id
+        others = [known] if isinstance(known, int) else list(known or ())
+        ends = [end, *(token for token in others if token != end)]
+        config.eos_token_id = ends if len(ends) > 1 else end
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is not None:
+        config.pad_token_id = pad
     return config

@@ -59,7 +59,9 @@ class FeatureStore:
             with torch.no_grad():
                 features = self.model.vision_features(moved)
             for row, sample in enumerate(batch):
-                self._keep(sample, self._row(features, row))
+                kept = self._row(features, row)
+                self._refuse_infinite(sample, kept)
+                self._keep(sample, kept)
             if progress is not None:
                 progress(start + len(batch), len(waiting))
         return len(waiting)
@@ -69,6 +71,17 @@ class FeatureStore:
             kept = features[row : row + 1].to("cpu", self.dtype or features.dtype)
             return kept.clone()
         return {name: self._row(tensor, row) for name, tensor in features.items()}
+
+    def _refuse_infinite(self, sample: Sample, features: Any) -> None:
+        """Raises: DataError for features that are not finite; they would make every answer about the image void."""
+        for name, tensor in ({"": features} if isinstance(features, Tensor) else features).items():
+            if not tensor.isfinite().all():
+                kept = str(tensor.dtype).removeprefix("torch.")
+                raise DataError(
+                    f"sample '{sample.id}': the features{f' of {name}' if name else ''} of '{sample.image}' are not finite "
+                    f"in {kept}, so they are not kept; where that is float16, set training.cache_dtype=bfloat16 and the "
+                    "encoder's dtype to float32; else the encoder's weights are damaged"
+                )
 
     def _keep(self, sample: Sample, features: Any) -> None:
         self._features[sample.image] = features

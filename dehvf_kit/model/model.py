@@ -62,7 +62,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         self.graph, self.recipe, self.processor = graph, recipe, processor
         self.bases: dict[str, Any] | None = None
         self.measured: dict[str, Any] = {}
-        self.generation_config = generation_config(decoder, recipe)
+        self.generation_config = generation_config(decoder, recipe, self._tokenizer)
         self._was_trainable = [
             p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad
         ]

@@ -16,6 +16,7 @@ from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.stream import SampleStream
+from dehvf_kit.data.tokens import embedded_tokens, require_tokenizer
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
@@ -76,6 +77,7 @@ def training_set(
     if model.processor is None:
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
     config, prompt, reads = recipe.training, recipe.data.prompt, model.reads_images
+    require_tokenizer(model.processor.tokenizer, prompt, embedded_tokens(model))
     if isinstance(given, SampleStream):
         collator = StreamCollator(model.processor, prompt, config.max_length, reads)
         return TrainingSet(StreamedSamples(given, config.seed, collator), len(given))

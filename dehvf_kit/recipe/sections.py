@@ -16,7 +16,10 @@ Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 
 
 class TrainingConfig(Settings):
-    """Optimisation as LaVIN sets it up, which DEHVF follows (paper: experiment details, Table 5)."""
+    """Optimisation as LaVIN sets it up, which DEHVF follows (paper: experiment details, Table 5).
+
+    The learning rate is `base_learning_rate * batch_size * gradient_accumulation * processes / 256`.
+    """
 
     epochs: float = Field(20.0, gt=0, description="passes over the training set")
     max_steps: int = Field(0, ge=0, description="optimiser steps; 0: as many as `epochs` make")

@@ -93,7 +93,7 @@ def test_what_is_missing_or_left_over_is_told(tmp_path: Path, capsys: pytest.Cap
     assert reference.main(["--messages", "--docs", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "no longer in the code: a message that nobody says" in printed
-    assert "- ``the question is empty``\n  (dehvf_kit/cli/generate.py:run)" in printed
+    assert "- ``the question is empty``\n  (dehvf_kit/cli/generate.py:generate)" in printed
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,8 @@ from pathlib import Path
 from typing import TypeGuard
 
 ROOT = Path(__file__).resolve().parents[2]
-_BASELINES = ROOT / "plugins" / "dehvf-kit-baselines" / "dehvf_kit_baselines"
-# The kit, and its plugins' commands: folders and files whose messages the troubleshooting pages cover.
-SOURCES = (
-    ROOT / "dehvf_kit",
-    ROOT / "plugins" / "dehvf-kit-chat" / "dehvf_kit_chat",
-    ROOT / "plugins" / "dehvf-kit-plan" / "dehvf_kit_plan",
-    ROOT / "plugins" / "dehvf-kit-compare" / "dehvf_kit_compare",
-    ROOT / "plugins" / "dehvf-kit-demo" / "dehvf_kit_demo" / "demo.py",
-    *(_BASELINES / name for name in ("cost_formulas.py", "memvp_checkpoint.py", "method_table.py", "reproduction")),
-)
+# The kit and its plugins: folders and files whose messages the troubleshooting pages cover.
+SOURCES = (ROOT / "dehvf_kit", *sorted((ROOT / "plugins").glob("dehvf-kit-*/dehvf_kit_*")))
 HOLE = "…"
 # Which argument is the message, for calls that are not errors themselves. `Issue`: the kind, printed when data is refused.
 CALLS = {"Fault": 1, "fault": 1, "ConfigMismatchError": 0, "Issue": 0}

@@ -52,7 +52,7 @@ class GatedPrefixConfig(ComponentConfig):
             )
         if "codes" in context.wires and context.axes.get("patch") not in (None, 1):
             raise ConfigMismatchError(
-                f"adds one token of the picture to its prompts, {context.axes['patch']} were wired to it; use a reader of "
+                f"adds one image token to its prompts, but {context.axes['patch']} are wired to it; use a reader of "
                 "type global_tokens with num_tokens 1",
                 "inputs",
             )

@@ -81,5 +81,5 @@ def _check_layer(context: BuildContext, layer: int) -> None:
 def _places(context: BuildContext, layers: list[int]) -> list[int]:
     """Positions of vision layers along the `layer` axis, which holds those that are read."""
     if context.vision is None:
-        raise ConfigMismatchError("a reader reads one encoder; wire it to one under `inputs:`")
+        raise ConfigMismatchError("a reader reads one encoder; name it under `inputs:`")
     return [context.layers.index(layer % context.vision.num_layers) for layer in layers]

@@ -32,7 +32,7 @@ class VisualTokensConfig(ComponentConfig):
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if "codes" not in context.wires or "readout" not in context.wires:
-            raise ConfigMismatchError("needs a picture's codes and readout; add a projector", "inputs")
+            raise ConfigMismatchError("needs an image's codes and readout; add a projector", "inputs")
         return {}
 
     def input_tokens(self, context: BuildContext) -> int:

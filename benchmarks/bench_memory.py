@@ -11,8 +11,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from dehvf_kit.components.base import Grouper, runs
 from dehvf_kit.components.fuser.cross_attention import CrossAttentionFuser
-from dehvf_kit.components.grouper.base import Grouper, runs
 from dehvf_kit.components.layer_query.embedding_mlp import EmbeddingMlpQuery
 from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
 from dehvf_kit.ops.ffn_memory import (

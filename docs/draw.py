@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dehvf_kit import load_recipe
-from dehvf_kit.components.grouper.base import GrouperConfig, runs
+from dehvf_kit.components.base import GrouperConfig, runs
 from dehvf_kit.utils.plotting import INK, MUTED, PALETTE
 
 ROOT = Path(__file__).resolve().parent.parent

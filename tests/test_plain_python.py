@@ -18,8 +18,8 @@ from helpers import (
 )
 
 from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.components.base import Grouper, runs
 from dehvf_kit.components.fuser.cross_attention import CrossAttentionFuser
-from dehvf_kit.components.grouper.base import Grouper, runs
 from dehvf_kit.components.injector.ffn_memory import FfnMemoryInjector
 from dehvf_kit.components.layer_query.embedding_mlp import EmbeddingMlpQuery
 from dehvf_kit.components.position.learned import LearnedPosition

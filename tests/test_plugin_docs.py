@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from transformers import PretrainedConfig
 
 import dehvf_kit
 from dehvf_kit.api import hookspecs
-from dehvf_kit.backbones.ffn import overrides as ffn_overrides
-from dehvf_kit.backbones.vision import overrides as vision_overrides
+from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES
+from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES
 from dehvf_kit.recipe.plugin_manager import load_plugin_file
 
 ROOT = Path(__file__).parents[1]
@@ -22,10 +23,8 @@ PAGE = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def example(tmp_path: Path, own_plugins: None, monkeypatch: pytest.MonkeyPatch):
+def example(tmp_path: Path, own_plugins: None):
     """Loads a plugin that the page shows, named by its first line; what it overrides is forgotten after the test."""
-    monkeypatch.setattr(ffn_overrides, "_OVERRIDES", dict(ffn_overrides._OVERRIDES))
-    monkeypatch.setattr(vision_overrides, "_OVERRIDES", dict(vision_overrides._OVERRIDES))
 
     def load(name: str) -> str:
         code = next(
@@ -35,7 +34,8 @@ def example(tmp_path: Path, own_plugins: None, monkeypatch: pytest.MonkeyPatch):
         load_plugin_file(tmp_path / name)
         return code
 
-    return load
+    with mock.patch.dict(FFN_OVERRIDES), mock.patch.dict(VISION_OVERRIDES):
+        yield load
 
 
 def test_the_component_runs_in_a_graph(example) -> None:
@@ -106,7 +106,7 @@ def test_the_override_says_what_structure_cannot(example) -> None:
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
         handle.detach()
         assert torch.equal(model(x), before)
-    override = vision_overrides.vision_override("bright_vit")
+    override = VISION_OVERRIDES["bright_vit"]
     assert override.arguments(None, torch.ones(2, 3, 4, 4), (1, 1))["brightness"].tolist() == [1.0, 1.0]
 
 

@@ -126,6 +126,11 @@ def config_from_dict(values: Mapping[str, Any]) -> PretrainedConfig:
         raise DehvfError(f"transformers refuses this config of model_type '{kind}': {reason}") from error
 
 
+def vision_config(config: Any) -> Any:
+    """The vision half of a two-tower config (CLIP, SigLIP), or the config itself; None of a model without one."""
+    return getattr(config, "vision_config", config)
+
+
 def refuse_depth(config: PretrainedConfig) -> PretrainedConfig:
     """The config, if it has no more layers than a model can have. Raises: DehvfError: each would be built, even to check."""
     waiting: list[tuple[str, Any]] = [("", config.to_dict())]

@@ -1,8 +1,15 @@
-"""A decoder language model from transformers, of any family that has feed-forward networks."""
+"""A decoder language model from transformers, of any family that has feed-forward networks: its sizes, weights and attention.
+
+Attention is listed of LLaMA's kind alone: q_proj, k_proj, v_proj and o_proj, linear maps side by side in one module of each
+layer, with grouped keys and values or without (LLaMA, Mistral, Qwen2, SmolLM2, Gemma, ...).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -11,12 +18,14 @@ from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
 from dehvf_kit.backbones.known_specs import llama_spec
-from dehvf_kit.backbones.quantization import Quantization, num_weights, quantization_config
-from dehvf_kit.errors import DecoderError, DehvfError
+from dehvf_kit.backbones.quantization import Quantization
+from dehvf_kit.errors import DecoderError, DehvfError, listing
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class HfDecoderConfig(TowerConfig):
@@ -30,20 +39,20 @@ class HfDecoderConfig(TowerConfig):
 
     def original(self, sources: Mapping[str, Source]) -> str | None:
         """The folder, where the model is LLaMA in its original layout (params.json, consolidated.*.pth)."""
-        from dehvf_kit.backbones.llama_original import is_original
-
         location = self.location(sources) if self.model and self.model not in sources else ""
         return location if location and is_original(location) else None
 
     def hf_config(self, sources: Mapping[str, Source]) -> PretrainedConfig:
+        folder = None if self.config is not None else self.original(sources)
+        if folder is None:
+            return super().hf_config(sources)
         from dehvf_kit.backbones.llama_original import original_config
 
-        folder = None if self.config is not None else self.original(sources)
-        return super().hf_config(sources) if folder is None else original_config(folder)
+        return original_config(folder)
 
     def spec(self, sources: Mapping[str, Source]) -> DecoderSpec:
         """Sizes of the decoder, from its config alone."""
-        known = None if self.trust_remote_code else llama_spec(self.config)
+        known = None if self.config is None or self.trust_remote_code else llama_spec(self.config)
         return known or decoder_spec(self.meta(sources))
 
     def meta(self, sources: Mapping[str, Source]) -> PreTrainedModel:
@@ -80,6 +89,8 @@ class HfDecoderConfig(TowerConfig):
         quantised: dict[str, Any] = {}
         placed = {} if device_map is None else {"device_map": device_map}
         if self.quantization is not None:
+            from dehvf_kit.backbones.quantization import quantization_config
+
             quantised = {"quantization_config": quantization_config(self.quantization, torch_dtype(self.dtype))}
         if self.original(sources):
             from dehvf_kit.backbones.llama_original import load_original
@@ -134,7 +145,6 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 def decoder_spec(decoder: nn.Module) -> DecoderSpec:
     """Sizes of a decoder that is in memory, on whichever device. Raises: DecoderError if its FFNs differ in width."""
-    from dehvf_kit.backbones.attention_sites import attention_sites
     from dehvf_kit.backbones.ffn.sites import ffn_sites
 
     sites = ffn_sites(decoder)
@@ -160,3 +170,61 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         num_key_value_heads=heads[1],
         head_dim=heads[2],
     )
+
+
+def is_original(folder: str | Path) -> bool:
+    """Whether a folder holds this layout and not transformers' own."""
+    return os.path.isfile(os.path.join(folder, "params.json")) and not os.path.isfile(
+        os.path.join(folder, "config.json")
+    )
+
+
+def num_weights(module: nn.Module) -> int:
+    """How many weights a module has, also where two of them share a byte or processes share them."""
+    states = ((parameter, getattr(parameter, "quant_state", None)) for parameter in module.parameters())
+    return sum(parameter.numel() if state is None else state.shape.numel() for parameter, state in states)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One layer's attention: its place, its path in the model, and its heads, of which several may share one key head."""
+
+    layer_idx: int
+    path: str
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+def attention_sites(decoder: nn.Module) -> list[AttentionSite]:
+    """The attention of every layer that has a feed-forward network, in the order they run.
+
+    Raises: DecoderError where a layer has none of LLaMA's kind, saying what was looked for, or where sizes differ.
+    """
+    from dehvf_kit.backbones.ffn.sites import ffn_sites
+
+    layers = list(dict.fromkeys((site.layer_idx, site.layer_path) for site in ffn_sites(decoder)))
+    sites = [_attention_site(decoder, index, path) for index, path in layers]
+    sizes = {(site.num_heads, site.num_key_value_heads, site.head_dim) for site in sites}
+    if len(sizes) > 1:
+        raise DecoderError(f"{type(decoder).__name__}: its layers' attention differs in size: {listing(sizes)}")
+    return sites
+
+
+def _attention_site(decoder: nn.Module, index: int, layer_path: str) -> AttentionSite:
+    layer = decoder.get_submodule(layer_path)
+    found = [
+        (path, module)
+        for path, module in layer.named_modules()
+        if all(hasattr(getattr(module, name, None), "out_features") for name in PROJECTIONS)
+    ]
+    head_dim = getattr(found[0][1], "head_dim", None) if len(found) == 1 else None
+    if not isinstance(head_dim, int):
+        has = f"has {len(found)} of them" if found else f"holds {listing(name for name, _ in layer.named_children())}"
+        raise DecoderError(
+            f"{type(decoder).__name__}: no attention of LLaMA's kind was found in layer {index} ({layer_path}). Looked "
+            f"for: one module with linear maps {', '.join(PROJECTIONS)} and a head_dim; the layer {has}"
+        )
+    path, module = found[0]
+    heads, shared = module.q_proj.out_features // head_dim, module.k_proj.out_features // head_dim
+    return AttentionSite(index, f"{layer_path}.{path}" if path else layer_path, heads, shared, head_dim)

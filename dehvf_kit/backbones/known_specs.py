@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dehvf_kit.api.shapes import MAX_LAYERS, DecoderSpec, VisionSpec
-from dehvf_kit.backbones.ffn.overrides import ffn_override
+from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LARGEST = 2**31
@@ -69,7 +69,7 @@ def _sizes(
     fractions: tuple[str, ...] = (),
 ) -> dict[str, int] | None:
     """The whole numbers of a config of this family, where all of them are there and plausible and nothing else is."""
-    if config is None or config.get("model_type") != model_type or ffn_override(model_type) is not None:
+    if config is None or config.get("model_type") != model_type or model_type in FFN_OVERRIDES:
         return None
     if set(config) - {"model_type", *SIZES, *required, *optional, *fractions}:
         return None

@@ -6,7 +6,6 @@ neighbours (0 with 1, 2 with 3) there and halves (0 with d/2) in transformers, s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +34,6 @@ LAYER = (
 WHOLE = (("tok_embeddings", "model.embed_tokens", 1), ("norm", "model.norm", None), ("output", "lm_head", 0))
 UNUSED = ("rope.freqs", "inner_attention.rope.freqs")  # recomputed from the config
 CONTEXT = 2048
-
-
-def is_original(folder: str | Path) -> bool:
-    """Whether a folder holds this layout and not transformers' own."""
-    return os.path.isfile(os.path.join(folder, "params.json")) and not os.path.isfile(
-        os.path.join(folder, "config.json")
-    )
 
 
 def shard_files(folder: Path) -> list[Path]:

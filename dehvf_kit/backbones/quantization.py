@@ -37,16 +37,6 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def num_weights(module: nn.Module) -> int:
-    """How many weights a module has, also where two of them share a byte or processes share them."""
-    return sum(_unpacked(parameter) for parameter in module.parameters())
-
-
-def _unpacked(parameter: nn.Parameter) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return state.shape.numel() if state is not None else parameter.numel()
-
-
 def weight_bytes(decoder: nn.Module, width: int, kind: Quantization | None) -> int:
     """Bytes of a decoder's weights, counted on one that is not quantised (it may be on the meta device).
 

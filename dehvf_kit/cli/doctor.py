@@ -127,7 +127,7 @@ def decoder_facts(name: str) -> dict[str, Any]:
 def vision_facts(name: str) -> dict[str, Any]:
     """What a vision encoder yields, from its config alone; `check` runs the contract."""
     from dehvf_kit.backbones.vision.config import HfVisionConfig, VisionTower, vision_config
-    from dehvf_kit.backbones.vision.inputs import pair
+    from dehvf_kit.backbones.vision.tower import pair
     from dehvf_kit.recipe.plugin_manager import plugins
     from dehvf_kit.testing.vision_contract import VisionSubject, run_vision_contract
     from dehvf_kit.testing.vision_models import random_vision, shrink_vision_config
@@ -160,10 +160,10 @@ def vision_facts(name: str) -> dict[str, Any]:
 
 def _fitting_size(model: nn.Module, patch_size: tuple[int, int]) -> int:
     """The side nearest IMAGE_SIZE that an encoder of any size can cut into patches and blocks of them."""
-    from dehvf_kit.backbones.vision.inputs import packing
-    from dehvf_kit.backbones.vision.overrides import vision_override
+    from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverride
+    from dehvf_kit.backbones.vision.tower import packing
 
-    packed = packing(model, vision_override(model.config.model_type))
+    packed = packing(model, VISION_OVERRIDES.get(model.config.model_type, VisionOverride()))
     step = max(patch_size) * (packed[1] if packed else 1)
     return max(1, round(IMAGE_SIZE / step)) * step
 

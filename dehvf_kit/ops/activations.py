@@ -10,7 +10,7 @@ from torch import Tensor
 
 ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh", "identity"]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -18,8 +18,3 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "identity": lambda x: x,
 }
-
-
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The function behind a name of `ActivationName`."""
-    return _ACTIVATIONS[name]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import Fault, RecipeError, did_you_mean, listing, shown
-from dehvf_kit.utils.shipped import or_shipped
+from dehvf_kit.utils.shipped import HOME
 from dehvf_kit.utils.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 
 MAX_PARENTS = 16
@@ -50,6 +50,14 @@ def read_with_parents(
         near = sorted(path.name for path in beside if path.resolve() != place)
         raise RecipeError([Fault("extends", f"there is no recipe '{parent}'{did_you_mean(above.name, near)}")], source)
     return merge(read_with_parents(above, str(above), [*seen, place], needless), raw, source, (), needless)
+
+
+def or_shipped(file: Path, asked: Path | None = None) -> Path:
+    """`file`, or where there is none, the kit's own recipe if it was asked for as `recipes/NAME`."""
+    asked = asked or file
+    if os.path.lexists(file) or asked.parts[:1] != ("recipes",) or not os.path.isfile(HOME / asked):
+        return file
+    return HOME / asked
 
 
 def parents_of(file: Path, source: str) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def family_result(model_type: str) -> FamilyResult:
     import torch
     import transformers
 
-    from dehvf_kit.backbones.ffn.overrides import overridden_types
+    from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES, FfnOverride
     from dehvf_kit.backbones.ffn.sites import ffn_sites
 
     torch.set_num_threads(1)
@@ -88,5 +88,5 @@ def family_result(model_type: str) -> FamilyResult:
         int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)),
         sites[0].path,
         sites[0].activation_name,
-        overridden_types().get(model.config.model_type, ""),
+        FFN_OVERRIDES.get(model.config.model_type, FfnOverride()).reason,
     )

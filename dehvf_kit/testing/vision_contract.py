@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.backbones.vision.inputs import model_arguments, pair, settings_for_a_pass
 from dehvf_kit.backbones.vision.layout import first_tensor, token_rows
+from dehvf_kit.backbones.vision.tower import model_arguments, pair, settings_for_a_pass
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError, did_you_mean, listing
 from dehvf_kit.testing.report import ItemResult

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING
 
-from dehvf_kit.backbones.vision.overrides import described_types
+from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverride
 from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import VisionError
 from dehvf_kit.testing.report import ItemResult
@@ -80,7 +80,7 @@ def encoder_result(model_type: str) -> EncoderResult:
         subject.tower.spec.hidden_size,
         _tokens(layout.patches.tolist(), layout.global_token),
         "" if norm is None else type(norm).__name__,
-        described_types().get(model_type, ""),
+        VISION_OVERRIDES.get(model_type, VisionOverride()).reason,
     )
 
 

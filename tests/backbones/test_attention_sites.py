@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dehvf_kit.backbones.attention_sites import AttentionSite, attention_sites
-from dehvf_kit.backbones.decoder import decoder_spec
+from dehvf_kit.backbones.decoder import AttentionSite, attention_sites, decoder_spec
 from dehvf_kit.errors import DecoderError
 from dehvf_kit.testing.tiny_models import tiny_decoder
 

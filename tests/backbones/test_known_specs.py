@@ -86,5 +86,5 @@ def test_a_missing_size_another_image_size_and_no_config_are_left_to_the_model_i
 
 
 def test_a_family_that_a_plugin_describes_is_read_by_its_description(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(overrides._OVERRIDES, "llama", overrides.FfnOverride(layers=("model.layers",)))
+    monkeypatch.setitem(overrides.FFN_OVERRIDES, "llama", overrides.FfnOverride(layers=("model.layers",)))
     assert llama_spec(LLAMA) is None

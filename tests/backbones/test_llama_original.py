@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dehvf_kit.backbones.decoder import HfDecoderConfig
-from dehvf_kit.backbones.llama_original import LAYER, is_original, load_original
+from dehvf_kit.backbones.decoder import HfDecoderConfig, is_original
+from dehvf_kit.backbones.llama_original import LAYER, load_original
 from dehvf_kit.errors import DehvfError
 
 DIM, HEADS, KEY_HEADS, LAYERS, WORDS, MULTIPLE = 32, 4, 2, 3, 40, 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ from helpers import VIT, tiny_vision
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2Model
 
-from dehvf_kit.backbones.vision import overrides as vision_overrides
 from dehvf_kit.backbones.vision.config import HfVisionConfig, ImageConfig, VisionTower, vision_class
-from dehvf_kit.backbones.vision.inputs import packed_patches
-from dehvf_kit.backbones.vision.overrides import described_types, register_vision_override
+from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, register_vision_override
+from dehvf_kit.backbones.vision.tower import packed_patches
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError
 from dehvf_kit.testing import shrink_config, vision_models
@@ -138,7 +138,7 @@ def test_a_packed_patch_holds_its_pixels_in_the_order_of_the_pattern() -> None:
 
 
 def test_every_description_says_why() -> None:
-    assert all(described_types().values())
+    assert all(override.reason for override in VISION_OVERRIDES.values())
 
 
 class Strange(nn.Module):
@@ -218,8 +218,8 @@ class Scattered(Unnamed):
         del self.blocks
 
 
-def test_an_encoder_without_a_config_is_described_by_the_name_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vision_overrides, "_OVERRIDES", dict(vision_overrides._OVERRIDES))
+@mock.patch.dict(VISION_OVERRIDES)
+def test_an_encoder_without_a_config_is_described_by_the_name_of_its_class() -> None:
     with pytest.raises(VisionError, match=r"hook register_vision_overrides: register\('Dim', arguments=...\)"):
         VisionTower(Dim(), 32)(PIXELS)
     register_vision_override("Dim", arguments=bright, reason="needs the day's brightness")

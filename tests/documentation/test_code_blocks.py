@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unittest import mock
 
 import click
 import pytest
@@ -11,8 +12,8 @@ from documentation.blocks import ROOT, SHELLS, Block, blocks, pages
 from documentation.sandbox import Sandbox
 from typer.main import get_command
 
-from dehvf_kit.backbones.ffn import overrides as ffn_overrides
-from dehvf_kit.backbones.vision import overrides as vision_overrides
+from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES
+from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES
 from dehvf_kit.cli.main import app
 
 ALL = [block for page in pages() for block in blocks(page)]
@@ -42,9 +43,9 @@ def only_make(block: Block) -> bool:
     return block.language in SHELLS and all(words[0] == "make" for words in block.commands())
 
 
+@mock.patch.dict(FFN_OVERRIDES)
+@mock.patch.dict(VISION_OVERRIDES)
 def run_page(page: Path, folder: Path, demo: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ffn_overrides, "_OVERRIDES", dict(ffn_overrides._OVERRIDES))
-    monkeypatch.setattr(vision_overrides, "_OVERRIDES", dict(vision_overrides._OVERRIDES))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     sandbox = Sandbox(folder)
     exec(GIVEN.get(page.relative_to(ROOT).as_posix(), ""), sandbox.names)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from dehvf_kit.ops.activations import ActivationName, activation
+from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
 
 THEIRS = {
     "silu": "silu",
@@ -23,4 +23,4 @@ THEIRS = {
 @pytest.mark.parametrize("name", get_args(ActivationName))
 def test_equals_transformers(name):
     x = torch.linspace(-4, 4, 33)
-    assert torch.equal(activation(name)(x), ACT2FN[THEIRS[name]](x))
+    assert torch.equal(ACTIVATIONS[name](x), ACT2FN[THEIRS[name]](x))

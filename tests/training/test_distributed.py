@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 import dehvf_kit
 from dehvf_kit.adapter.identity import base_identities
-from dehvf_kit.backbones.quantization import num_weights
+from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build
 from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, prepare_model

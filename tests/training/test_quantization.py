@@ -11,8 +11,9 @@ import torch
 from helpers import randomise, tiny_decoder
 
 import dehvf_kit
+from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.ffn.sites import ffn_sites
-from dehvf_kit.backbones.quantization import num_weights, weight_bytes
+from dehvf_kit.backbones.quantization import weight_bytes
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel

@@ -1,21 +1,26 @@
-"""Adds memory to a frozen model's feed-forward networks: FFN'(x) = FFN(x) + output_scale * act(x K^T) V.
+"""Adds memory, or whatever a function returns, to the output of a frozen model's feed-forward networks (FFNs).
 
-`attach_memory` adds plain key/value memory; `hook_ffns` (of `ffn_hooks`) adds whatever a function returns at each site.
+`attach_memory` adds plain key/value memory, FFN'(x) = FFN(x) + output_scale * act(x K^T) V; `hook_ffns` adds `delta(site, x)`.
+The model's own modules and weights stay as they are: removing the hooks restores the original model.
 Source: the DEHVF paper, section on memory injection; Geva et al., arXiv:2012.14913 (an FFN is a key/value memory).
 """
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit.backbones.ffn.hooks import FfnHooks, hook_ffns
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
-from dehvf_kit.errors import ShapeError
+from dehvf_kit.backbones.ffn.structure import forward_arguments, overwrites_input
+from dehvf_kit.errors import DecoderError, ShapeError
 
-__all__ = ["FfnHooks", "MemoryHandle", "attach_memory", "hook_ffns", "read_memory"]
+Delta = Callable[[int, Tensor], "Tensor | None"]
 
 
 class MemoryHandle:
@@ -99,3 +104,168 @@ def _check_memory(decoder: str, sites: Sequence[FfnSite], keys: Sequence[Tensor]
         raise ShapeError(
             f"attach_memory: the tensors have batches {sorted(batches)}; all must have one batch size, or 1"
         )
+
+
+class FfnHooks:
+    """The hooks that `hook_ffns` placed; `remove()` takes them all away, a second call does nothing.
+
+    Keep the hooks until the backward pass is over where gradient checkpointing is on: it runs the FFNs once more.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._doorways: list[tuple[nn.Module, str, nn.Module]] = []
+
+    def remove(self) -> None:
+        """Take the hooks away: the model is then what it was before, bit for bit."""
+        while self._handles:
+            self._handles.pop().remove()
+        while self._doorways:
+            parent, name, original = self._doorways.pop()
+            parent._modules[name] = original
+
+
+def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHooks:
+    """Add `delta(index_into_sites, x)` where FFN(x) comes out, at each site.
+
+    Shapes: x is [rows, tokens, hidden_size], also where the model flattens rows and tokens, puts tokens first or
+    keeps a grid; it is [tokens, hidden_size] only where the whole model packs its samples into one sequence. The
+    tensor returned has x's shape; None leaves the FFN's output object as it is. A site that runs
+    several times in a pass is asked each time. A module shared by several sites is given a doorway at each of them
+    (a shallow copy that holds the same parameters) until the hooks are removed.
+    Raises: DecoderError if a site's path is not in the model; in the forward pass ShapeError for another shape.
+    """
+    _check_paths(model, sites)
+    hooks = FfnHooks()
+    _open_doorways(model, sites, hooks)
+    for index, site in enumerate(sites):
+        hooks._handles.extend(_hook_site(model, site, index, delta))
+    return hooks
+
+
+def _check_paths(model: nn.Module, sites: Sequence[FfnSite]) -> None:
+    held = {path for path, _ in model.named_modules(remove_duplicate=False)}
+    for index, site in enumerate(sites):
+        missing = [path for path in (site.layer_path, site.entry, site.exit) if path not in held]
+        if missing:
+            raise DecoderError(
+                f"{type(model).__name__}: site {index} ({site.path}) is not in the model: it has no '{missing[0]}'. "
+                "Give the sites that ffn_sites lists for this very model."
+            )
+
+
+def _hook_site(model: nn.Module, site: FfnSite, index: int, delta: Delta) -> list[RemovableHandle]:
+    layer, entry, last = (model.get_submodule(path) for path in (site.layer_path, site.entry, site.exit))
+    overwritten = _overwrites(entry)
+    read_first = entry is not last or site.before_exit or overwritten
+    names = forward_arguments(type(entry))
+    layout: list[torch.Size] = []
+    pending: list[Tensor] = []
+
+    def note_layout(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        states = _first(args, kwargs)
+        layout[:] = [states.shape] if isinstance(states, Tensor) else []
+
+    def take_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        x = _first(args, kwargs, names)
+        pending[:] = [x.clone() if overwritten else x]
+
+    def addition(x: Tensor) -> Tensor | None:
+        """Delta for x in whatever layout the model keeps it, as a tensor of x's own layout."""
+        rows = x.transpose(0, 1) if site.tokens_first else x
+        if x.ndim == 2 and layout and layout[0].numel() == x.numel():
+            rows = x.view(layout[0])
+        elif x.ndim > 3:
+            rows = x.flatten(1, -2)
+        added = delta(index, rows)
+        if added is None:
+            return None
+        if added.shape != rows.shape:
+            raise ShapeError(
+                f"hook_ffns: delta returned shape {list(added.shape)} at site {index} ({site.path}), where x has "
+                f"shape {list(rows.shape)}; it must return x's shape, or None"
+            )
+        return added.transpose(0, 1) if site.tokens_first else added
+
+    def add_to_ffn(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        return _add(output, addition(_first(args, kwargs, names)))
+
+    def add_to_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        return _add(output, addition(pending.pop()))
+
+    def add_to_input(module: nn.Module, args: tuple) -> Any:
+        return _add(args, addition(pending.pop()))
+
+    handles = []
+    if site.entry != site.layer_path:
+        handles.append(layer.register_forward_pre_hook(note_layout, with_kwargs=True))
+    if not read_first:
+        return [*handles, entry.register_forward_hook(add_to_ffn, with_kwargs=True)]
+    handles.append(entry.register_forward_pre_hook(take_input, with_kwargs=True))
+    if site.before_exit:
+        return [*handles, last.register_forward_pre_hook(add_to_input)]
+    return [*handles, last.register_forward_hook(add_to_output)]
+
+
+def _overwrites(entry: nn.Module) -> bool:
+    return any(
+        overwrites_input(type(part)) for part in entry.modules() if not type(part).__module__.startswith("torch")
+    )
+
+
+def _first(args: tuple, kwargs: dict[str, Any], names: Sequence[str] = ()) -> Tensor:
+    """A call's first tensor, whether given by place or by name."""
+    if args:
+        return args[0]
+    by_name = [kwargs[name] for name in names if name in kwargs]
+    return next(value for value in [*by_name, *kwargs.values()] if isinstance(value, Tensor))
+
+
+def _add(output: Any, addition: Tensor | None) -> Any:
+    """FFN output plus an addition of as many elements; of a tuple, the first member is the FFN's output."""
+    if addition is None:
+        return output
+    if isinstance(output, tuple):
+        return (_add(output[0], addition), *output[1:])
+    return output + addition.reshape(output.shape).to(output.dtype)
+
+
+def _open_doorways(model: nn.Module, sites: Sequence[FfnSite], hooks: FfnHooks) -> None:
+    """Where several sites run one and the same module, give each place shallow copies of the path to it.
+
+    The copies hold the very parameters and buffers of the original, so only the hooks on them differ.
+    """
+    owners: dict[int, list[FfnSite]] = {}
+    for site in sites:
+        owners.setdefault(id(model.get_submodule(site.entry)), []).append(site)
+    for places in owners.values():
+        shared = _shared_modules(model, places)
+        for path in dict.fromkeys(path for site in places for path in (site.entry, site.exit)):
+            _copy_path(model, path, hooks, shared)
+
+
+def _shared_modules(model: nn.Module, places: Sequence[FfnSite]) -> set[int]:
+    """The identities of the modules that lie on the paths to one FFN from more than one place."""
+    seen: dict[int, set[str]] = {}
+    for path in {path for site in places for path in (site.entry, site.exit)}:
+        names = path.split(".")
+        for depth in range(1, len(names) + 1):
+            upper = ".".join(names[:depth])
+            seen.setdefault(id(model.get_submodule(upper)), set()).add(upper)
+    return {identity for identity, paths in seen.items() if len(paths) > 1}
+
+
+def _copy_path(model: nn.Module, path: str, hooks: FfnHooks, shared: set[int]) -> None:
+    """Replace every shared module on a path by a shallow copy of it, remembering the original."""
+    parent = model
+    for name in path.split("."):
+        child = parent._modules[name]
+        if id(child) in shared:
+            doorway = copy.copy(child)
+            for table in ("_modules", "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
+                doorway.__dict__[table] = type(child.__dict__[table])(child.__dict__[table])
+            doorway.__dict__["_forward_pre_hooks_with_kwargs"] = OrderedDict(child._forward_pre_hooks_with_kwargs)
+            hooks._doorways.append((parent, name, child))
+            parent._modules[name] = doorway
+            child = doorway
+        parent = child

@@ -1,8 +1,16 @@
-"""A vision transformer in a recipe: where it comes from, how pictures are prepared for it, and the tower that reads it."""
+"""A vision transformer in a recipe: its transformers class, its weights, and how images are prepared for it.
+
+Weights are also loaded from the checkpoint of a larger model that holds the encoder (LLaVA, Qwen-VL, BLIP-2).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import importlib
+import inspect
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -10,14 +18,13 @@ from pydantic import Field, field_validator
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import VisionSpec
-from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
+from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype, vision_config
 from dehvf_kit.backbones.known_specs import clip_vision_spec
-from dehvf_kit.backbones.vision.classes import vision_class, vision_config
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.errors import DehvfError, VisionError, listing
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import BaseImageProcessor, PreTrainedModel
+    from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 
     from dehvf_kit.backbones.vision.tower import VisionTower
 
@@ -70,10 +77,10 @@ class HfVisionConfig(TowerConfig):
 
     def spec(self, sources: Mapping[str, Source]) -> VisionSpec:
         """Sizes of the encoder, from its config alone."""
-        from dehvf_kit.backbones.vision.overrides import described_types
+        from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES
 
-        asked = self.trust_remote_code or "clip_vision_model" in described_types()
-        known = None if asked else clip_vision_spec(self.config, self.image.size)
+        plain = self.config is not None and not self.trust_remote_code and "clip_vision_model" not in VISION_OVERRIDES
+        known = clip_vision_spec(self.config, self.image.size) if plain else None
         return known or self.tower(self.meta(sources)).spec
 
     def meta(self, sources: Mapping[str, Source]) -> PreTrainedModel:
@@ -92,8 +99,6 @@ class HfVisionConfig(TowerConfig):
 
     def load(self, sources: Mapping[str, Source]) -> PreTrainedModel:
         """The encoder with its weights. Raises: DehvfError where they are not on this machine."""
-        from dehvf_kit.backbones.vision.loading import load_encoder
-
         location = self.location(sources)
         require_local(location, self.download)
         try:
@@ -116,6 +121,89 @@ class HfVisionConfig(TowerConfig):
         from dehvf_kit.backbones.vision.tower import VisionTower
 
         return VisionTower(model, self.image.size, self.apply_post_norm)
+
+
+def vision_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The transformers class that encodes pictures for a vision config: AutoModel's, or one that stands beside it.
+
+    Raises: VisionError if transformers has none, or none that takes pictures alone.
+    """
+    from transformers import AutoModel, PreTrainedModel
+
+    known = AutoModel._model_mapping.get(type(config), ())
+    candidates = list(known) if isinstance(known, tuple) else [known]
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+        candidates += [
+            part
+            for name, part in vars(module).items()
+            if isinstance(part, type)
+            and issubclass(part, PreTrainedModel)
+            and not re.search("For[A-Z]", name)
+            and part.config_class is type(config)
+            and "forward" in vars(part)
+        ]
+    for wanted in (("pixel_values",), ("hidden_states", "image")):
+        for candidate in candidates:
+            takes = list(inspect.signature(candidate.forward).parameters)[1:]
+            packed = "grid_thw" in takes or takes[:1] != ["hidden_states"]
+            if takes and takes[0] in wanted and packed:
+                return candidate
+    raise VisionError(f"transformers has no encoder of pictures alone for model_type '{config.model_type}'")
+
+
+def load_encoder(
+    encoder_class: type[PreTrainedModel], location: str, config: PretrainedConfig, **arguments: Any
+) -> PreTrainedModel:
+    """An encoder with its weights from a folder or hub id.
+
+    Where they stand below another name (`model.visual.blocks.0...`), the name is found among the checkpoint's keys.
+    Raises: OSError where there is no checkpoint; VisionError where it lacks weights that features depend on, which
+    transformers would leave random.
+    """
+    model, info = _load(encoder_class, location, config, arguments)
+    missing = _needed(model, info["missing_keys"])
+    prefix = _prefix(missing, info["unexpected_keys"]) if missing else None
+    if prefix is not None:
+        model, info = _load(
+            encoder_class, location, config, {**arguments, "key_mapping": {f"^{re.escape(prefix)}": ""}}
+        )
+        missing = _needed(model, info["missing_keys"])
+    if missing:
+        raise VisionError(
+            f"'{location}' lacks {len(missing)} weights of {type(model).__name__}, for example {listing(missing[:2])}; "
+            "give a checkpoint of the encoder itself, or load it yourself and hand it over as build(vision=...)"
+        )
+    return model
+
+
+def _load(
+    encoder_class: type[PreTrainedModel], location: str, config: PretrainedConfig, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    return encoder_class.from_pretrained(location, config=config, output_loading_info=True, **arguments)
+
+
+def _needed(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
+    """The missing weights that features depend on: those of blocks and embeddings, not of poolers and heads."""
+    from dehvf_kit.backbones.ffn.sites import ffn_sites
+
+    blocks = tuple({f"{site.layer_path}." for site in ffn_sites(model)})
+    return sorted(
+        name
+        for name in missing
+        if (name.startswith(blocks) or "embed" in name)
+        and not any(word in name for word in ("pool", "head", "mask_token"))
+    )
+
+
+def _prefix(wanted: Iterable[str], found: Iterable[str]) -> str | None:
+    """What stands before most of the wanted names among the names found (`model.visual.`); None where nothing does."""
+    names, counts = set(wanted), Counter[str]()
+    for name in found:
+        parts = name.split(".")
+        cuts = (".".join(parts[:length]) for length in range(1, len(parts)))
+        counts.update(f"{cut}." for cut in cuts if name[len(cut) + 1 :] in names)
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def __getattr__(name: str) -> Any:

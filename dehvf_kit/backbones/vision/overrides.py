@@ -1,8 +1,7 @@
-"""What structure cannot tell about a family of vision encoders, said in a few lines of data.
+"""How vision encoders are fed and read when auto-detection fails: one entry per `model_type`.
 
-A plugin adds a line for an encoder of its own with `register_vision_override`; everything else is found by structure:
-the blocks (`ffn_sites`), the tokens' order and the final norm (`vision_layout`), the inputs by the names of the
-forward's arguments (`vision_inputs`).
+A plugin adds an entry for an encoder of its own with `register_vision_override`. Everything else is detected: the blocks
+(`ffn_sites`), the tokens' order and the final norm (`layout.py`), the inputs by the names of the forward's arguments (`tower.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from dehvf_kit.backbones.ffn.overrides import register_ffn_override
-from dehvf_kit.backbones.vision.classes import vision_config
 from dehvf_kit.errors import VisionError
 
 Arguments = Callable[[nn.Module, Tensor, tuple[int, int]], Mapping[str, Any]]
@@ -23,7 +21,7 @@ Arguments = Callable[[nn.Module, Tensor, tuple[int, int]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class VisionOverride:
-    """How the encoders of one key (see `override_key`) are fed and read, as far as structure does not say.
+    """How encoders of one `model_type` (or class, where the config has none) are fed and read when auto-detection fails.
 
     `pixels`: what the encoder is given instead of [image, 3, height, width], as the right side of an einops pattern
     over the axes image, block, mr, mc (merge row and column inside a block of patches), c, t (frame), h, w (pixels of
@@ -68,7 +66,7 @@ def _without_merger(model: nn.Module, pixels: Tensor, grid: tuple[int, int]) -> 
 _MINICPM = VisionOverride(
     arguments=_without_merger, reason="a merger between two blocks, which the family itself makes optional, is left out"
 )
-_OVERRIDES: dict[str, VisionOverride] = {
+VISION_OVERRIDES: dict[str, VisionOverride] = {
     "vit_mae": VisionOverride(
         arguments=_keep_every_patch,
         settings={"mask_ratio": 0.0},
@@ -105,14 +103,14 @@ def register_vision_override(
     layers: str | tuple[str, ...] | None = None,
     reason: str = "",
 ) -> None:
-    """Say for one `config.model_type`, or class name of encoders without one, what structure cannot tell.
+    """Describe encoders of one `config.model_type`, or of one class without it, where auto-detection fails.
 
     The fields are those of `VisionOverride`.
     `layers`: the block lists meant, as for `register_ffn_override`, where an encoder has several.
     Raises: VisionError if the type has another description already, DecoderError if its `layers` have.
     """
     override = VisionOverride(pixels, merge, arguments, dict(settings or {}), post_norm, reason)
-    known = _OVERRIDES.get(model_type, override)
+    known = VISION_OVERRIDES.get(model_type, override)
     if replace(known, reason="") != replace(override, reason=""):
         raise VisionError(
             f"register_vision_override: {model_type} is described already ({known}); "
@@ -120,19 +118,4 @@ def register_vision_override(
         )
     if layers is not None:
         register_ffn_override(model_type, layers=layers, reason=reason)
-    _OVERRIDES[model_type] = override
-
-
-def vision_override(model_type: str | None) -> VisionOverride:
-    """The description registered for a `model_type`; an empty one where there is none."""
-    return _OVERRIDES.get(model_type or "", VisionOverride())
-
-
-def override_key(model: nn.Module) -> str:
-    """What an encoder is described by: the `model_type` of its config, or the name of its class where it has none."""
-    return getattr(vision_config(getattr(model, "config", None)), "model_type", "") or type(model).__name__
-
-
-def described_types() -> dict[str, str]:
-    """The model types described by hand and why."""
-    return {model_type: override.reason for model_type, override in _OVERRIDES.items()}
+    VISION_OVERRIDES[model_type] = override

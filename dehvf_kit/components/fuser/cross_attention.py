@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ConfigMismatchError
 from dehvf_kit.api.shapes import Cost, GroupLayers, Unprojected
-from dehvf_kit.components.fuser.base import Fuser, FuserConfig
-from dehvf_kit.ops.activations import ActivationName, activation
+from dehvf_kit.components.base import Fuser, FuserConfig
+from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
 from dehvf_kit.ops.attention import Backend, attention
 
 MOST_HEADS = 256
@@ -175,7 +175,7 @@ class CrossAttentionBlock(nn.Module):
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.ffn_norm = nn.LayerNorm(hidden_size)
-        self.activation = activation(activation_name)
+        self.activation = ACTIVATIONS[activation_name]
 
     def forward(self, q: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         heads = [

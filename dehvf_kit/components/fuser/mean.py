@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dehvf_kit.api.config import BuildContext
 from dehvf_kit.api.shapes import Cost, GroupLayers, Unprojected
-from dehvf_kit.components.fuser.base import Fuser, FuserConfig
+from dehvf_kit.components.base import Fuser, FuserConfig
 
 
 class MeanFuserConfig(FuserConfig):

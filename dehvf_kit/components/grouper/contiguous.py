@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dehvf_kit.api.config import BuildContext, ConfigMismatchError
 from dehvf_kit.api.shapes import MAX_LAYERS
-from dehvf_kit.components.grouper.base import Grouper, GrouperConfig, runs
+from dehvf_kit.components.base import Grouper, GrouperConfig, runs
 
 
 class ContiguousGrouperConfig(GrouperConfig):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from dehvf_kit.api.config import BuildContext, ConfigMismatchError
-from dehvf_kit.components.grouper.base import Grouper, GrouperConfig
+from dehvf_kit.components.base import Grouper, GrouperConfig
 
 
 class ListedGrouperConfig(GrouperConfig):

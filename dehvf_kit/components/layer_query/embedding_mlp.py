@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig
 from dehvf_kit.api.shapes import Cost
-from dehvf_kit.ops.activations import ActivationName, activation
+from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
 
 
 class EmbeddingMlpQueryConfig(ComponentConfig):
@@ -72,7 +72,7 @@ class EmbeddingMlpQuery(nn.Module):
         width = embedding_size * (2 if separate_kv else 1)
         self.fc1 = nn.Linear(width, width)
         self.fc2 = nn.Linear(width, query_size)
-        self.activation = activation(activation_name)
+        self.activation = ACTIVATIONS[activation_name]
 
     def forward(self) -> Tensor:
         layers = self.layer_embedding.weight.unsqueeze(1)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.shapes import Cost, GroupLayers
+from dehvf_kit.components.base import product_dtype
 from dehvf_kit.errors import ShapeError
-from dehvf_kit.ops.precision import product_dtype
 
 
 class ConcatLevelsMergerConfig(ComponentConfig):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig
 from dehvf_kit.api.shapes import KV, Cost, Readout, Unprojected
-from dehvf_kit.ops.activations import ActivationName, activation
-from dehvf_kit.ops.precision import product_dtype
+from dehvf_kit.components.base import product_dtype
+from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
 
 
 class BottleneckMlpProjectorConfig(ComponentConfig):
@@ -80,7 +80,7 @@ class BottleneckMlpProjector(nn.Module):
         self.mix_first = mix_first
         self.fc1 = nn.Linear(vision_hidden_size, bottleneck_size)
         self.fc2 = nn.Linear(bottleneck_size, decoder_hidden_size)
-        self.activation = activation(activation_name)
+        self.activation = ACTIVATIONS[activation_name]
         for linear in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig
 from dehvf_kit.api.shapes import Readout
-from dehvf_kit.ops.activations import activation
-from dehvf_kit.ops.precision import product_dtype
+from dehvf_kit.components.base import product_dtype
+from dehvf_kit.ops.activations import ACTIVATIONS
 
 
 class LinearProjectorConfig(ComponentConfig):
@@ -44,4 +44,4 @@ class LinearProjector(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Readout]:
-        return patches.to(product_dtype(self.fc.weight)), Readout(activation("identity"), self.fc.weight, self.fc.bias)
+        return patches.to(product_dtype(self.fc.weight)), Readout(ACTIVATIONS["identity"], self.fc.weight, self.fc.bias)

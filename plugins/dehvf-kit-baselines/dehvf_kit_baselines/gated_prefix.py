@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost, DecoderError, Readout, ShapeError
-from dehvf_kit.backbones.attention_sites import PROJECTIONS, attention_sites
+from dehvf_kit.backbones.decoder import PROJECTIONS, attention_sites
 from dehvf_kit.errors import listing
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
 

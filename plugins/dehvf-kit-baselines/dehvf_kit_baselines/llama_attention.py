@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dehvf_kit.api import ConfigMismatchError, DecoderSpec
-from dehvf_kit.backbones.attention_sites import PROJECTIONS
+from dehvf_kit.backbones.decoder import PROJECTIONS
 
 
 def needs_llama_attention(decoder: DecoderSpec) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from dehvf_kit.api import BuildContext, ComponentConfig, Cost, DecoderError
-from dehvf_kit.backbones.attention_sites import attention_sites
+from dehvf_kit.backbones.decoder import attention_sites
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
 
 NAME = "dehvf"  # of the adapter inside peft's layers

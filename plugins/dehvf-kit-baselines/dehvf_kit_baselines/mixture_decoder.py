@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dehvf_kit.api import BuildContext, Cost, DecoderError, ShapeError
-from dehvf_kit.backbones.attention_sites import attention_sites
+from dehvf_kit.backbones.decoder import attention_sites
 from dehvf_kit_baselines.llama_attention import before_attention, needs_llama_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
 

@@ -8,8 +8,8 @@ from helpers import context, count, randomise, reference_weights, worst
 from torch.utils.flop_counter import FlopCounterMode
 
 from dehvf_kit.api.config import ConfigMismatchError
+from dehvf_kit.components.base import Grouper
 from dehvf_kit.components.fuser.cross_attention import CrossAttentionFuser, CrossAttentionFuserConfig
-from dehvf_kit.components.grouper.base import Grouper
 from dehvf_kit.errors import DehvfError
 
 EVEN, UNEVEN = [[0, 1, 6], [4, 5, 6]], [[0, 1, 6], [4, 6], [7]]

@@ -7,8 +7,8 @@ import torch
 from helpers import context, count, worst
 from torch.utils.flop_counter import FlopCounterMode
 
+from dehvf_kit.components.base import Grouper
 from dehvf_kit.components.fuser.mean import MeanFuser, MeanFuserConfig
-from dehvf_kit.components.grouper.base import Grouper
 
 
 @pytest.mark.parametrize("groups", [[[0, 1, 6], [4, 6, 6]], [[0, 1, 6], [5], [2, 7]], [[-2 % 8]]])

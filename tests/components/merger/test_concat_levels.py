@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dehvf_kit.api.config import ConfigMismatchError
-from dehvf_kit.components.grouper.base import Grouper
+from dehvf_kit.components.base import Grouper
 from dehvf_kit.components.merger.concat_levels import ConcatLevelsMerger, ConcatLevelsMergerConfig
 from dehvf_kit.errors import ShapeError
 

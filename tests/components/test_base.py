@@ -1,13 +1,57 @@
-"""The weighted sum of vision layers that all fusers share, and the identity that lets it run on narrow codes."""
+"""What components share: casts to the product's dtype, runs of layers, the weighted sum of a group's layers."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from helpers import worst
+from helpers import context, worst
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dehvf_kit.components.fuser.base import Fuser
-from dehvf_kit.components.grouper.base import Grouper
-from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
+from dehvf_kit.components.base import Fuser, Grouper, product_dtype, runs
+from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector, BottleneckMlpProjectorConfig
+
+WEIGHT = torch.zeros(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_autocast_it_is_the_weights_own(dtype):
+    assert product_dtype(WEIGHT.to(dtype)) == dtype
+
+
+def test_under_autocast_it_is_autocasts():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert product_dtype(WEIGHT) == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert product_dtype(WEIGHT) == torch.float32
+
+
+def test_there_is_none_on_the_meta_device():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert product_dtype(WEIGHT.to("meta")) == torch.float32
+
+
+def test_patches_of_half_precision_are_not_made_float32_first():
+    """Worst error seen against float32: 0.011, of numbers up to 3.5; bfloat16 keeps 8 bits."""
+    torch.manual_seed(0)
+    projector = BottleneckMlpProjectorConfig(bottleneck_size=5).build(context())
+    patches = torch.randn(2, 8, 16, 24)
+    exact, _ = projector(patches)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes, _ = projector(patches.bfloat16())
+    assert codes.dtype == torch.bfloat16
+    assert (codes.float() - exact).abs().max() < 0.03
+
+
+@given(st.integers(1, 60).flatmap(lambda count: st.tuples(st.just(count), st.integers(1, count))))
+def test_runs_cover_all_layers_in_order_and_differ_by_one_at_most(sizes):
+    count, groups = sizes
+    cut = runs(count, groups)
+    lengths = [len(run) for run in cut]
+    assert [layer for run in cut for layer in run] == list(range(count))
+    assert len(cut) == groups and min(lengths) >= 1
+    assert max(lengths) - min(lengths) <= 1 and lengths == sorted(lengths, reverse=True)
+
 
 GROUPS = [[0, 1, 6], [4, 6, 6], [7]]
 

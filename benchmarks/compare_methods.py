@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 import dehvf_kit
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
-from dehvf_kit.model.memory_scope import Holding
+from dehvf_kit.model.run import MemoryScope
 from dehvf_kit.ops.ffn_memory import build_keys_values
 
 PATCH_SIZE = 14
@@ -84,7 +84,7 @@ class Dehvf(Method):
         return self.model.memory(features.shape[0], vision_features=features)
 
     def logits(self, text: Tensor, held: Any, cache: Any = None) -> Tensor:
-        with Holding(self.model.nodes, held):
+        with MemoryScope(self.model.nodes, held):
             return super().logits(text, held, cache)
 
     def forward(self, text: Tensor, features: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def backward(loss: Tensor) -> None:
     torch's own function is subject to function modes and leaves them before the engine runs, so that layers recomputed in
     backward would differ from their forward pass.
     """
-    engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    engine = torch.autograd.Variable._execution_engine
     engine.run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
     )

@@ -15,6 +15,7 @@ from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.errors import DehvfError, PluginError
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.files import encoder_path
 from dehvf_kit.recipe.graph import DECODER, Graph
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe
@@ -146,7 +147,7 @@ def _towers(recipe: Recipe, vision: Vision | None, meta: bool) -> dict[str, Visi
     towers = {}
     for name, config in recipe.vision.items():
         model = given.get(name)
-        with plugin_code(config, "vision" if name == "vision" else f"vision.{name}"):
+        with plugin_code(config, encoder_path(name)):
             if model is None:
                 model = config.meta(sources) if meta else config.load(sources)
             towers[name] = model if isinstance(model, VisionTower) else config.tower(model)

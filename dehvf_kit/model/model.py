@@ -17,11 +17,18 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
-from dehvf_kit.model.config import DehvfConfig, generation_config
+from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
-from dehvf_kit.model.loss import answer_loss
-from dehvf_kit.model.memory_scope import Holding, RecomputedLayers
-from dehvf_kit.model.run import Features, by_tower, one_a_row, run_nodes
+from dehvf_kit.model.run import (
+    Features,
+    MemoryScope,
+    RecomputedLayers,
+    answer_loss,
+    by_tower,
+    generation_config,
+    one_a_row,
+    run_nodes,
+)
 from dehvf_kit.recipe.graph import Graph
 
 if TYPE_CHECKING:
@@ -309,7 +316,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             if self._counts_positions and attention_mask is not None and given.get("position_ids") is None:
                 given["position_ids"] = positions(attention_mask)[:, -text.shape[1] :]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(Holding(self.nodes, self._attached_to("decoder", outputs)))
+            stack.enter_context(MemoryScope(self.nodes, self._attached_to("decoder", outputs)))
             if extended is not None and inputs_embeds is None:
                 stack.enter_context(extended.embedded(self.get_input_embeddings()))
             if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
@@ -347,7 +354,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         extended = self._extended(outputs, text, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
-        with Holding(self.nodes, self._attached_to("decoder", outputs)):
+        with MemoryScope(self.nodes, self._attached_to("decoder", outputs)):
             if extended is not None:
                 if input_ids is None:
                     raise ShapeError(

@@ -1,22 +1,31 @@
-"""Runs a checked graph's modules on one batch: features per encoder in, every node's output out."""
+"""One batch through a model: features per encoder into the graph's modules, what they return into the decoder."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from dehvf_kit.api.plugin_code import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
-from dehvf_kit.errors import PluginError, ShapeError
+from dehvf_kit.errors import DehvfError, PluginError, ShapeError
 from dehvf_kit.recipe.graph import BATCH, Graph, Wire
 
 if TYPE_CHECKING:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
     from dehvf_kit.backbones.vision.config import VisionTower
+    from dehvf_kit.recipe.recipe import Recipe
 
 Features = Tensor | Mapping[str, Tensor]
 _ABSENT = object()
+# Settings of a base model that say nothing without sampling or beams; transformers refuses to save them then.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty")
 
 
 def by_tower(given: Features, towers: Mapping[str, nn.Module], what: str) -> dict[str, Tensor]:
@@ -144,3 +153,119 @@ def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -
             found = [one.project(one.patches) if isinstance(one, Unprojected) else one for one in found]
         arguments[port] = found if node.takes[port].many else found[0]
     return arguments
+
+
+class MemoryScope(contextlib.AbstractContextManager[None]):
+    """Inside, the decoder reads a batch's memory. It may be entered again, as each backward over a kept graph does."""
+
+    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any]) -> None:
+        self.nodes, self.memory = nodes, memory
+        self.open: list[contextlib.ExitStack] = []
+
+    def __enter__(self) -> None:
+        self.open.append(contextlib.ExitStack())
+        for name, state in self.memory.items():
+            self.open[-1].enter_context(self.nodes[name].holding(state))
+
+    def __exit__(self, *error: object) -> None:
+        self.open.pop().close()
+
+
+class RecomputedLayers:
+    """The part of a model that switches gradient checkpointing of its decoder, in transformers' words."""
+
+    decoder: nn.Module
+    nodes: nn.ModuleDict
+    training: bool
+    _checkpointing: bool
+
+    def _checkpoint_contexts(self) -> tuple[Any, Any]:
+        """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
+        held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
+        return contextlib.nullcontext(), MemoryScope(self.nodes, held)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
+        settings = dict(activation_checkpointing_kwargs or {})
+        if settings.get("use_reentrant"):
+            raise DehvfError(
+                "reentrant gradient checkpointing cannot reach the memory, so the adapter would get no gradient; "
+                "use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        settings |= {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
+        self.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+        self._checkpointing = True
+        self.train(self.training)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the decoder's activations for backward again."""
+        self.decoder.activation_checkpointing_disable()
+        self._checkpointing = False
+        self.train(self.training)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """The older name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """The older name of `activation_checkpointing_disable`."""
+        self.activation_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules())
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: gradients reach the adapter through the memory, not through the input embeddings."""
+
+
+def answer_loss(
+    decoder: nn.Module, labels: Tensor, logits_to_keep: Tensor, items: int | Tensor | None, arguments: dict[str, Any]
+) -> CausalLMOutputWithPast:
+    """The decoder's output with loss and logits [batch, position, vocabulary] of the positions in `logits_to_keep` alone.
+
+    labels [batch, token], -100 where no loss is taken; logits_to_keep [position]: columns before an answer token; items:
+    answer tokens of the whole step, where batches are accumulated (None: those of this batch).
+    """
+    if "logits_to_keep" in inspect.signature(decoder.forward).parameters:
+        arguments = {**arguments, "logits_to_keep": logits_to_keep}
+    output = decoder(**arguments)
+    if output.logits.shape[1] != len(logits_to_keep):
+        output.logits = output.logits[:, logits_to_keep]
+    targets = labels[:, logits_to_keep + 1]
+    loss = nn.functional.cross_entropy(
+        output.logits.float().flatten(0, 1), targets.flatten(), reduction="mean" if items is None else "sum"
+    )
+    output.loss = loss if items is None else loss / items
+    return output
+
+
+def generation_config(decoder: nn.Module, recipe: Recipe | None, tokenizer: Any = None) -> GenerationConfig:
+    """The decoder's own settings, over them the recipe's, and the tokenizer's padding and end tokens.
+
+    An answer ends at the token that labels end with, which is the tokenizer's, and at every one that the decoder ends at.
+    """
+    known = getattr(decoder, "generation_config", None)
+    config = GenerationConfig(**known.to_dict()) if known is not None else GenerationConfig()
+    if recipe is not None:
+        wanted = recipe.generation.model_dump()
+        if not wanted["do_sample"]:
+            wanted |= dict.fromkeys(SAMPLING)
+        if wanted["num_beams"] == 1:
+            wanted |= dict.fromkeys(BEAMS)
+        for name, value in wanted.items():
+            setattr(config, name, value)
+    end = getattr(tokenizer, "eos_token_id", None)
+    if end is not None:
+        known = config.eos_token_id
+        others = [known] if isinstance(known, int) else list(known or ())
+        ends = [end, *(token for token in others if token != end)]
+        config.eos_token_id = ends if len(ends) > 1 else end
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is not None:
+        config.pad_token_id = pad
+    return config

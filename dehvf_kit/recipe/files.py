@@ -13,8 +13,8 @@ from dehvf_kit.utils.shipped import HOME
 from dehvf_kit.utils.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 
 MAX_PARENTS = 16
-
-
+SINGLE = "vision"
+"""The name of an encoder that a recipe does not name."""
 Steps = tuple[str, ...]
 """The place of a value in nested mappings, key by key."""
 
@@ -64,14 +64,9 @@ def parents_of(file: Path, source: str) -> tuple[str, ...]:
     """The names of the files that a recipe extends, the nearest first; `read_with_parents` has read them all before."""
     file = or_shipped(file)
     parent = read_yaml(file, source).get("extends")
-    return (
-        ()
-        if parent is None
-        else (
-            Path(parent).name,
-            *parents_of(or_shipped(file.parent / parent, Path(parent)), source),
-        )
-    )
+    if parent is None:
+        return ()
+    return (Path(parent).name, *parents_of(or_shipped(file.parent / parent, Path(parent)), source))
 
 
 def merge(
@@ -151,6 +146,16 @@ def by_name(vision: Any) -> bool:
     if not isinstance(vision, Mapping) or not vision or set(vision) & {"image", "config"}:
         return False
     return all(isinstance(value, Mapping) for value in vision.values())
+
+
+def encoders_of(vision: Mapping[str, Any]) -> dict[str, Any]:
+    """A `vision` section's encoders by name; one that is not named is called `vision`."""
+    return dict(vision) if by_name(vision) else {SINGLE: vision}
+
+
+def encoder_path(name: str) -> str:
+    """Where messages say that an encoder's settings are: `vision`, or `vision.NAME` for one of several."""
+    return SINGLE if name == SINGLE else f"{SINGLE}.{name}"
 
 
 def override(raw: dict[str, Any], text: str, needless: list[Steps] | None = None) -> None:

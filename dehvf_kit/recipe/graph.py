@@ -17,7 +17,6 @@ from dehvf_kit.errors import Fault, PluginError, did_you_mean, listing
 
 BATCH = "batch"
 DECODER = "decoder"
-
 Sizes = Mapping[str, "int | None"]
 
 
@@ -44,13 +43,8 @@ def _ports(texts: Iterable[str]) -> dict[str, Port]:
     return {port.name: port for port in map(Port.parse, texts)}
 
 
-TOWER_PORTS = _ports(
-    (
-        "patches: batch layer patch vision_hidden",
-        "globals: batch layer vision_hidden",
-        "tower: layer vision_hidden",
-    )
-)
+_PATCHES, _GLOBALS, _TOWER = "batch layer patch vision_hidden", "batch layer vision_hidden", "layer vision_hidden"
+TOWER_PORTS = _ports((f"patches: {_PATCHES}", f"globals: {_GLOBALS}", f"tower: {_TOWER}"))
 BATCH_PORTS = _ports(("has_image: batch",))
 
 
@@ -63,6 +57,12 @@ class Wire:
 
     def __str__(self) -> str:
         return f"{self.node}.{self.port}"
+
+
+Inputs = Mapping[str, tuple[Wire, ...]]
+Wires = Mapping[str, Inputs]
+"""The wires of each node, by input port."""
+Layers = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Graph:
 
     nodes: Mapping[str, Node]
     order: tuple[str, ...]
-    wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]
+    wires: Wires
     contexts: Mapping[str, BuildContext]
     sizes: Mapping[tuple[str, str], Sizes]
-    layers: Mapping[str, tuple[int, ...]]
+    layers: Layers
 
     def edges(self) -> Iterator[tuple[Wire, str, str]]:
         """All wires as (producer, node, input port)."""
@@ -119,14 +119,18 @@ class Graph:
 
 
 def check_graph(
-    nodes: Mapping[str, Node],
-    towers: Mapping[str, VisionSpec],
-    decoder: DecoderSpec,
-    unsure: Set[str] = frozenset(),
+    nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec, unsure: Set[str] = frozenset()
 ) -> tuple[Graph | None, list[Fault]]:
-    """Wire and resolve. Returns the graph and no faults, or None and everything that is wrong.
+    """Wire the nodes and resolve every axis size.
 
-    unsure: nodes and towers whose settings are not known to be right; their wires are checked, sizes behind them are not.
+    Args:
+        nodes: the components by name.
+        towers: sizes of the vision encoders by name.
+        decoder: sizes of the decoder.
+        unsure: nodes and towers whose settings are not known to be right; their wires are checked, sizes behind them are not.
+
+    Returns:
+        The graph and no faults, or None and everything that is wrong.
     """
     checker = _Checker(nodes, towers, decoder, unsure)
     graph = checker.run()
@@ -134,6 +138,8 @@ def check_graph(
 
 
 class _Checker:
+    """One check of a graph; `run` goes through it step by step, and `faults` gains what each step finds."""
+
     def __init__(
         self, nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec, unsure: Set[str]
     ) -> None:
@@ -150,10 +156,12 @@ class _Checker:
     def fault(self, path: str, message: str) -> None:
         self.faults.append(Fault(path, message))
 
+    def port_fault(self, node: Node, port: str, message: str) -> None:
+        self.fault(f"graph.{node.name}.inputs.{port}", message)
+
     def run(self) -> Graph | None:
-        for name in self.nodes:
-            if name in self.towers or name in (BATCH, DECODER):
-                self.fault(f"graph.{name}", f"'{name}' is the name of a source already; rename the node")
+        """The graph, or None where there are faults."""
+        self._refuse_reserved_names()
         if self.faults:
             return None
         wires = self._wire()
@@ -161,39 +169,24 @@ class _Checker:
         if order is None or self.faults:
             return None
         layers = self._layers(wires)
-        for tower, spec in self.towers.items():
-            sizes = {"layer": len(layers[tower]), "patch": spec.num_patches, "vision_hidden": spec.hidden_size}
-            for port in TOWER_PORTS:
-                self.sizes[tower, port] = {"batch": None, **sizes}
-        contexts = {}
-        failed = set(self.nodes) if DECODER in self.unsure else set(self.unsure)
-        for name in order:
-            self.encoders[name] = frozenset().union(
-                *(self._behind(wire) for ports in wires[name].values() for wire in ports)
-            )
-            if name in failed or any(wire.node in failed for ports in wires[name].values() for wire in ports):
-                failed.add(name)
-                continue
-            context = self._resolve(self.nodes[name], wires[name], layers)
-            if context is None:
-                failed.add(name)
-            else:
-                contexts[name] = context
-        self._unread(wires)
+        self._size_towers(layers)
+        contexts = self._contexts(order, wires, layers)
+        self._refuse_unread(wires)
         return None if self.faults else Graph(self.nodes, order, wires, contexts, self.sizes, layers)
 
-    def _wire(self) -> dict[str, dict[str, tuple[Wire, ...]]]:
+    def _refuse_reserved_names(self) -> None:
+        for name in filter({*self.towers, BATCH, DECODER}.__contains__, self.nodes):
+            self.fault(f"graph.{name}", f"'{name}' is the name of a source already; rename the node")
+
+    def _wire(self) -> Wires:
         """Every node's wires: the written ones and single ones first, then what ports of many wires find."""
         wires: dict[str, dict[str, tuple[Wire, ...]]] = {name: {} for name in self.nodes}
         gathering = []
         for name, node in self.nodes.items():
-            path = f"graph.{name}.inputs"
             for given in node.inputs:
                 if given not in node.takes:
-                    hint = did_you_mean(given, node.takes)
-                    self.fault(
-                        f"{path}.{given}", f"no input port is named '{given}'{hint} Ports: {listing(node.takes)}"
-                    )
+                    hint = f"{did_you_mean(given, node.takes)} Ports: {listing(node.takes)}"
+                    self.port_fault(node, given, f"no input port is named '{given}'{hint}")
             for port in node.takes.values():
                 if port.name in node.inputs:
                     wires[name][port.name] = self._written(node, port)
@@ -204,56 +197,52 @@ class _Checker:
         for node, port in gathering:
             wires[node.name][port.name] = self._gathered(node, port, wires)
         return {
-            name: {port: wires[name][port] for port in self.nodes[name].takes if wires[name][port]}
-            for name in self.nodes
+            name: {port: wires[name][port] for port in node.takes if wires[name][port]}
+            for name, node in self.nodes.items()
         }
 
     def _written(self, node: Node, port: Port) -> tuple[Wire, ...]:
-        path, given = f"graph.{node.name}.inputs.{port.name}", node.inputs[port.name]
+        """The wires that the recipe spells out for a port."""
+        given = node.inputs[port.name]
         if len(given) != 1 and not port.many:
-            self.fault(path, f"takes one wire, {len(given)} were given: {', '.join(given)}")
+            self.port_fault(node, port.name, f"takes one wire, {len(given)} were given: {', '.join(given)}")
             return ()
-        return tuple(wire for text in given if (wire := self._find(node, port, text)) is not None)
+        return tuple(wire for text in given if (wire := self._read(node, port, text)) is not None)
 
-    def _find(self, node: Node, port: Port, text: str) -> Wire | None:
-        path = f"graph.{node.name}.inputs.{port.name}"
+    def _read(self, node: Node, port: Port, text: str) -> Wire | None:
+        """The wire written as `node` or `node.port`; None, and a fault, where there is no such output or it does not fit."""
         producer, dot, output = text.partition(".")
         wire = Wire(producer, output if dot else port.name)
         producers = {known.node for known in self.ports}
         if wire.node not in producers:
-            self.fault(
-                path,
-                f"no node or encoder is named '{wire.node}'{did_you_mean(wire.node, producers)} Known: {listing(producers)}",
-            )
+            hint = f"{did_you_mean(wire.node, producers)} Known: {listing(producers)}"
+            self.port_fault(node, port.name, f"no node or encoder is named '{wire.node}'{hint}")
             return None
         if wire not in self.ports:
             outputs = [known.port for known in self.ports if known.node == wire.node]
-            self.fault(
-                path,
-                f"'{wire.node}' has no output port '{wire.port}'{did_you_mean(wire.port, outputs)} It gives: {listing(outputs)}",
-            )
+            hint = f"{did_you_mean(wire.port, outputs)} It gives: {listing(outputs)}"
+            self.port_fault(node, port.name, f"'{wire.node}' has no output port '{wire.port}'{hint}")
             return None
         if self.ports[wire].axes != port.axes:
-            fits = [other for other, known in self.ports.items() if known.axes == port.axes and other.node != node.name]
+            fits = listing(map(str, self._of_shape(node, port)))
             given = f"[{' '.join(self.ports[wire].axes)}]"
-            self.fault(path, f"{wire} gives {given}, which does not fit {port}; what fits: {listing(map(str, fits))}")
+            self.port_fault(node, port.name, f"{wire} gives {given}, which does not fit {port}; what fits: {fits}")
             return None
         return wire
 
     def _found(self, node: Node, port: Port) -> tuple[Wire, ...]:
-        path = f"graph.{node.name}.inputs.{port.name}"
+        """The one output of the port's name and shape."""
         fits = self._fitting(node, port)
         if len(fits) == 1:
             return tuple(fits)
         if len(fits) > 1:
-            self.fault(path, f"several nodes give {port}: {', '.join(map(str, fits))}; write one under `inputs:`")
+            several = f"several nodes give {port}: {', '.join(map(str, fits))}; write one under `inputs:`"
+            self.port_fault(node, port.name, several)
         elif not port.optional:
             self._nothing_gives(node, port)
         return ()
 
-    def _gathered(
-        self, node: Node, port: Port, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]
-    ) -> tuple[Wire, ...]:
+    def _gathered(self, node: Node, port: Port, wires: Wires) -> tuple[Wire, ...]:
         """All that gives what a port of many wires takes, but for nodes that read from this one themselves."""
         readers = _readers(node.name, wires)
         fits = [wire for wire in self._fitting(node, port) if wire.node not in readers]
@@ -261,112 +250,106 @@ class _Checker:
             self._nothing_gives(node, port)
         return tuple(fits)
 
+    def _of_shape(self, node: Node, port: Port) -> list[Wire]:
+        """Other nodes' outputs with a port's axes."""
+        return [wire for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
+
     def _fitting(self, node: Node, port: Port) -> list[Wire]:
-        return [
-            wire
-            for wire, known in self.ports.items()
-            if wire.port == port.name and wire.node != node.name and known.axes == port.axes
-        ]
+        return [wire for wire in self._of_shape(node, port) if wire.port == port.name]
 
     def _nothing_gives(self, node: Node, port: Port) -> None:
-        others = [str(wire) for wire, known in self.ports.items() if known.axes == port.axes and wire.node != node.name]
-        hint = f"; of that shape there is {', '.join(others)}" if others else ""
+        others = ", ".join(map(str, self._of_shape(node, port)))
+        hint = f"; of that shape there is {others}" if others else ""
         last = ""
         for wire, known in self.ports.items():
             strange = [axis for axis in port.axes if axis not in known.axes]
             if wire.port == port.name and wire.node != node.name and strange:
                 last = f"; {wire} has no axis '{strange[0]}'{did_you_mean(strange[0], known.axes)} It is {known}"
-        self.fault(
-            f"graph.{node.name}.inputs.{port.name}",
-            f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}",
-        )
+        missing = f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}"
+        self.port_fault(node, port.name, missing)
 
-    def _order(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> tuple[str, ...] | None:
+    def _order(self, wires: Wires) -> tuple[str, ...] | None:
+        """The nodes in an order in which each runs after those it reads from; None, and a fault, for a circle."""
         waiting = {
             name: {wire.node for found in ports.values() for wire in found if wire.node in self.nodes}
             for name, ports in wires.items()
         }
         order: list[str] = []
-        while waiting:
-            ready = [name for name, needs in waiting.items() if not needs - set(order)]
-            if not ready:
-                break
+        while ready := [name for name, needs in waiting.items() if not needs - set(order)]:
             order += ready
             waiting = {name: needs for name, needs in waiting.items() if name not in ready}
         if not waiting:
             return tuple(order)
-        cycle = _cycle(waiting)
-        self.fault("graph", f"nodes read from each other in a circle: {' <- '.join(cycle)}; cut one of these wires")
+        circle = " <- ".join(_cycle(waiting))
+        self.fault("graph", f"nodes read from each other in a circle: {circle}; cut one of these wires")
         return None
 
-    def _layers(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> dict[str, tuple[int, ...]]:
+    def _layers(self, wires: Wires) -> dict[str, tuple[int, ...]]:
         """Vision layers read of each tower: what its readers ask for, or all where none has a say."""
         read: dict[str, set[int]] = {tower: set() for tower in self.towers}
         for name, node in self.nodes.items():
             for tower in self._towers_of(wires[name]):
+                asked = None
                 try:
                     with plugin_code(node.config):
                         asked = node.config.vision_layers(self.towers[tower].num_layers)
                 except PluginError as error:
-                    asked = None
                     self.fault(f"graph.{name}", str(error))
                 except (ZeroDivisionError, ValueError):
-                    asked = None
+                    pass
                 read[tower] |= {layer for layer in asked or () if 0 <= layer < self.towers[tower].num_layers}
         return {
             tower: tuple(sorted(found)) or tuple(range(self.towers[tower].num_layers)) for tower, found in read.items()
         }
 
+    def _size_towers(self, layers: Layers) -> None:
+        for tower, spec in self.towers.items():
+            sizes = {"layer": len(layers[tower]), "patch": spec.num_patches, "vision_hidden": spec.hidden_size}
+            self.sizes |= {(tower, port): {"batch": None, **sizes} for port in TOWER_PORTS}
+
+    def _contexts(self, order: tuple[str, ...], wires: Wires, layers: Layers) -> dict[str, BuildContext]:
+        """What each node learns from its wires; nothing for nodes behind one that failed or is not known to be right."""
+        contexts = {}
+        failed = set(self.nodes) if DECODER in self.unsure else set(self.unsure)
+        for name in order:
+            sources = [wire for found in wires[name].values() for wire in found]
+            self.encoders[name] = frozenset().union(*map(self._behind, sources))
+            sound = name not in failed and not any(wire.node in failed for wire in sources)
+            context = self._resolve(self.nodes[name], wires[name], layers) if sound else None
+            if context is None:
+                failed.add(name)
+            else:
+                contexts[name] = context
+        return contexts
+
     def _behind(self, wire: Wire) -> frozenset[str]:
         """The encoders a wire carries something of."""
         return frozenset({wire.node}) if wire.node in self.towers else self.encoders.get(wire.node, frozenset())
 
-    def _towers_of(self, ports: Mapping[str, tuple[Wire, ...]]) -> list[str]:
+    def _towers_of(self, ports: Inputs) -> list[str]:
         return sorted({wire.node for wires in ports.values() for wire in wires if wire.node in self.towers})
 
-    def _resolve(
-        self,
-        node: Node,
-        ports: Mapping[str, tuple[Wire, ...]],
-        layers: Mapping[str, tuple[int, ...]],
-    ) -> BuildContext | None:
-        axes: dict[str, int | None] = {
-            "decoder_layer": self.decoder.num_layers,
-            "decoder_hidden": self.decoder.hidden_size,
-        }
-        origin = dict.fromkeys(axes, DECODER)
-        for name, found in ports.items():
-            if node.takes[name].many:
-                continue
-            for axis, size in self.sizes[found[0].node, found[0].port].items():
-                known = axes.get(axis)
-                if known is not None and size is not None and known != size:
-                    self.fault(
-                        f"graph.{node.name}.inputs.{name}",
-                        f"axis '{axis}' is {size} from {found[0]} but {known} from {origin[axis]}; they must agree",
-                    )
-                    return None
-                if known is None:
-                    axes[axis] = size
-                    origin[axis] = str(found[0])
+    def _resolve(self, node: Node, ports: Inputs, layers: Layers) -> BuildContext | None:
+        """A node's context, with the sizes of its outputs noted in `sizes`; None, and a fault, where something disagrees."""
+        axes = self._axes(node, ports)
+        if axes is None:
+            return None
         towers = self._towers_of(ports) or sorted(self.encoders[node.name])
         tower = towers[0] if len(towers) == 1 else None
         context = BuildContext(
-            axes,
-            self.decoder,
-            {name: tuple(self.sizes[wire.node, wire.port] for wire in found) for name, found in ports.items()},
-            self.towers[tower] if tower else None,
-            layers[tower] if tower else (),
-            {name: tuple(tuple(sorted(self._behind(wire))) for wire in found) for name, found in ports.items()},
+            axes=axes,
+            decoder=self.decoder,
+            wires={name: tuple(self.sizes[wire.node, wire.port] for wire in found) for name, found in ports.items()},
+            vision=self.towers[tower] if tower else None,
+            layers=layers[tower] if tower else (),
+            encoders={name: tuple(tuple(sorted(self._behind(one))) for one in found) for name, found in ports.items()},
         )
         try:
             with plugin_code(node.config):
                 added = node.config.resolve(context)
-        except ConfigMismatchError as error:
-            self.fault(f"graph.{node.name}" + (f".{error.field}" if error.field else ""), str(error))
-            return None
-        except PluginError as error:
-            self.fault(f"graph.{node.name}", str(error))
+        except (ConfigMismatchError, PluginError) as error:
+            field = getattr(error, "field", "")
+            self.fault(f"graph.{node.name}" + (f".{field}" if field else ""), str(error))
             return None
         axes |= added
         named = {axis for port in node.gives.values() for axis in port.axes}
@@ -375,23 +358,34 @@ class _Checker:
             self.sizes[node.name, name] = {axis: axes.get(axis) for axis in port.axes} | unnamed
         return context
 
-    def _unread(self, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> None:
+    def _axes(self, node: Node, ports: Inputs) -> dict[str, int | None] | None:
+        """The axis sizes that a node's single wires agree on; None, and a fault, where two disagree."""
+        layers, hidden = self.decoder.num_layers, self.decoder.hidden_size
+        axes: dict[str, int | None] = {"decoder_layer": layers, "decoder_hidden": hidden}
+        origin = dict.fromkeys(axes, DECODER)
+        for name, (wire, *_) in ports.items():
+            for axis, size in () if node.takes[name].many else self.sizes[wire.node, wire.port].items():
+                known = axes.get(axis)
+                if known is None:
+                    axes[axis], origin[axis] = size, str(wire)
+                elif size is not None and known != size:
+                    agree = f"axis '{axis}' is {size} from {wire} but {known} from {origin[axis]}; they must agree"
+                    self.port_fault(node, name, agree)
+                    return None
+        return axes
+
+    def _refuse_unread(self, wires: Wires) -> None:
         read = {wire.node for ports in wires.values() for found in ports.values() for wire in found}
         for name, node in self.nodes.items():
             if not node.config.attaches and name not in read:
                 self.fault(f"graph.{name}", "nothing reads its outputs; remove the node, or wire it to one that does")
 
 
-def _readers(name: str, wires: Mapping[str, Mapping[str, tuple[Wire, ...]]]) -> set[str]:
+def _readers(name: str, wires: Wires) -> set[str]:
     """All nodes that read from a node, through any number of wires."""
-    found: set[str] = set()
-    fresh = {name}
-    while fresh:
-        fresh = {
-            reader
-            for reader, ports in wires.items()
-            if any(wire.node in fresh for found_wires in ports.values() for wire in found_wires)
-        } - found
+    sources = {reader: {wire.node for some in ports.values() for wire in some} for reader, ports in wires.items()}
+    found = {name}
+    while fresh := {reader for reader, read in sources.items() if read & found} - found:
         found |= fresh
     return found
 

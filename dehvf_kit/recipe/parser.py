@@ -16,7 +16,7 @@ from dehvf_kit.api.registry import Registry
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.errors import DehvfError, Fault, PluginError, RecipeError, did_you_mean, listing, shown
-from dehvf_kit.recipe.files import by_name
+from dehvf_kit.recipe.files import by_name, encoder_path, encoders_of
 from dehvf_kit.recipe.graph import BATCH, DECODER, Graph, Node, check_graph
 from dehvf_kit.recipe.migrations import FORMAT, migrate
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
@@ -34,8 +34,6 @@ SECTIONS = (
     "data",
     "generation",
 )
-
-
 PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)
 PRINTED_EXAMPLES = "a figure such as 4.17M, 659K or 4,171,520"
 
@@ -73,32 +71,17 @@ class Parser:
         self.unsure: set[str] = set()
         self.checked = Checked()
 
-    def fault(self, path: str, message: str) -> None:
+    def fault(self, path: str, message: str, whole: bool = True) -> None:
+        """Note a fault. whole: whether the graph can still be checked."""
         self.faults.append(Fault(path, message))
+        self.whole = self.whole and whole
 
     def parse(self) -> dict[str, Any]:
         """The fields of a `Recipe`. Raises: RecipeError listing every fault."""
         self._format()
-        self._numbers()
-        for key in self.raw:
-            if key == "extends":
-                self.fault(key, "only a recipe in a file can name a parent, on its own top level")
-            elif key not in SECTIONS:
-                self.fault(
-                    str(key) or "''", f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}"
-                )
-        fields: dict[str, Any] = {
-            "name": self._text("name", Path(self.source).stem),
-            "description": self._text("description", ""),
-            "published": self._settings("published", Published) if self.raw.get("published") is not None else None,
-            "vision": self._vision(),
-            "decoder": self._typed("decoder", "decoder", self.raw.get("decoder"), "hf"),
-            "nodes": self._nodes(),
-            "training": self._settings("training", TrainingConfig),
-            "data": self._typed("data", "data", self.raw["data"]) if self.raw.get("data") is not None else None,
-            "generation": self._settings("generation", GenerationConfig),
-            "source": self.source,
-        }
+        self._refuse_huge_numbers()
+        self._section_names()
+        fields = self._sections()
         self._node_rates(fields["training"], fields["nodes"])
         self._training_on(fields["data"], fields["training"])
         if self.whole:
@@ -107,15 +90,37 @@ class Parser:
             raise RecipeError(self.faults, self.source)
         return fields
 
+    def _section_names(self) -> None:
+        for key in self.raw:
+            if key == "extends":
+                self.fault(key, "only a recipe in a file can name a parent, on its own top level")
+            elif key not in SECTIONS:
+                hint = f"{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}"
+                self.fault(str(key) or "''", f"unknown section{hint}")
+
+    def _sections(self) -> dict[str, Any]:
+        """Every section, each checked by itself."""
+        given = self.raw
+        return {
+            "name": self._text("name", Path(self.source).stem),
+            "description": self._text("description", ""),
+            "published": None if given.get("published") is None else self._settings("published", Published),
+            "vision": self._vision(),
+            "decoder": self._typed("decoder", "decoder", given.get("decoder"), "hf"),
+            "nodes": self._nodes(),
+            "training": self._settings("training", TrainingConfig),
+            "data": None if given.get("data") is None else self._typed("data", "data", given["data"]),
+            "generation": self._settings("generation", GenerationConfig),
+            "source": self.source,
+        }
+
     def _node_rates(self, training: TrainingConfig | None, nodes: Mapping[str, Node]) -> None:
         """Rates of nodes that there are not; of a graph that is no mapping, nothing more is said."""
         graph = self.raw.get("graph")
         for name in training.node_rates if training is not None and isinstance(graph, Mapping) else ():
             if name not in graph:
-                self.fault(
-                    f"training.node_rates.{name}",
-                    f"the graph has no such node{did_you_mean(name, nodes)} Nodes: {', '.join(nodes)}",
-                )
+                hint = f"{did_you_mean(name, nodes)} Nodes: {', '.join(nodes)}"
+                self.fault(f"training.node_rates.{name}", f"the graph has no such node{hint}")
 
     def _training_on(self, data: Any, training: TrainingConfig | None) -> None:
         """Settings that the data set cannot honour."""
@@ -135,10 +140,10 @@ class Parser:
         elif given > FORMAT:
             newer = f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
             raise RecipeError([Fault("format", newer)], self.source)
-        else:
+        elif given < FORMAT:
             self.raw = migrate(self.raw, given, FORMAT)
 
-    def _numbers(self) -> None:
+    def _refuse_huge_numbers(self) -> None:
         """Refuse whole numbers that no machine counts to, before anything computes with them."""
         faults = [
             Fault(".".join(path), f"given {shown(value)}; wants a number of at most 63 bits")
@@ -167,7 +172,7 @@ class Parser:
         except NoConfig:
             pass
         except DehvfError as error:
-            self.fault(name if name in (DECODER, "vision") else f"vision.{name}", str(error))
+            self.fault(name if name == DECODER else encoder_path(name), str(error))
         self.unsure.add(name)
         return stand_in
 
@@ -183,13 +188,12 @@ class Parser:
         from torch import nn
 
         if not isinstance(name, str) or not name.isidentifier():
-            self.fault(path, f"'{name}' is no name; use letters, digits and _, and begin with a letter")
-        elif hasattr(nn.ModuleDict(), name):
-            self.fault(path, f"'{name}' means something to torch modules; choose another name")
-        else:
-            return True
-        self.whole = False
-        return False
+            self.fault(path, f"'{name}' is no name; use letters, digits and _, and begin with a letter", whole=False)
+            return False
+        if hasattr(nn.ModuleDict(), name):
+            self.fault(path, f"'{name}' means something to torch modules; choose another name", whole=False)
+            return False
+        return True
 
     def _settings(self, key: str, schema: type[BaseModel]) -> Any:
         given = self.raw.get(key)
@@ -198,33 +202,27 @@ class Parser:
     def _vision(self) -> dict[str, TowerConfig]:
         given = self.raw.get("vision")
         if given is None:
-            self.fault(
-                "vision", "missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`"
-            )
-            self.whole = False
+            example = "`vision: {model: openai/clip-vit-large-patch14}`"
+            self.fault("vision", f"missing; name an encoder, for example {example}", whole=False)
             return {}
         if not isinstance(given, Mapping):
-            self.fault("vision", f"given {shown(given)}; wants a mapping with `model:`, or several of them by name")
-            self.whole = False
+            wants = "a mapping with `model:`, or several of them by name"
+            self.fault("vision", f"given {shown(given)}; wants {wants}", whole=False)
             return {}
-        several = by_name(given)
-        towers = dict(given) if several else {"vision": given}
         found = {}
-        for name, tower in towers.items():
+        for name, tower in encoders_of(given).items():
             if name in (BATCH, DECODER):
                 self.fault(f"vision.{name}", f"'{name}' is a reserved name; call the encoder something else")
             elif not self._name(f"vision.{name}", name):
                 continue
-            found[name] = self._typed(f"vision.{name}" if several else "vision", "vision", tower, "hf")
+            found[name] = self._typed(f"vision.{name}" if by_name(given) else "vision", "vision", tower, "hf")
         return found
 
     def _nodes(self) -> dict[str, Node]:
         given = self.raw.get("graph")
         if not isinstance(given, Mapping) or not given:
-            self.fault(
-                "graph", "missing; name its nodes" if not given else f"given {shown(given)}; wants a mapping of nodes"
-            )
-            self.whole = False
+            wrong = f"given {shown(given)}; wants a mapping of nodes" if given else "missing; name its nodes"
+            self.fault("graph", wrong, whole=False)
             return {}
         nodes = {}
         for name, node in given.items():
@@ -236,8 +234,7 @@ class Parser:
     def _node(self, name: str, given: Any) -> Node | None:
         path = f"graph.{name}"
         if not isinstance(given, Mapping):
-            self.fault(path, f"given {shown(given)}; wants a mapping with `type:`")
-            self.whole = False
+            self.fault(path, f"given {shown(given)}; wants a mapping with `type:`", whole=False)
             return None
         fields = dict(given)
         role = fields.pop("role", name)
@@ -247,8 +244,7 @@ class Parser:
             hint = did_you_mean(role, roles)
             what = f"'{role}' is no role" if isinstance(role, str) else f"role is {shown(role)}, which is none"
             known = f"Roles: {listing(roles)}{self.registry.unloaded()}"
-            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. {known}")
-            self.whole = False
+            self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. {known}", whole=False)
             return None
         config = self._typed(path, role, fields)
         if not isinstance(config, ComponentConfig):
@@ -266,9 +262,8 @@ class Parser:
         for port, wires in given.items():
             texts = [wires] if isinstance(wires, str) else wires
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-                self.fault(
-                    f"{path}.inputs.{port}", f"given {shown(wires)}; wants a node's name, node.port, or a list of them"
-                )
+                wants = "a node's name, node.port, or a list of them"
+                self.fault(f"{path}.inputs.{port}", f"given {shown(wires)}; wants {wants}")
                 self.unsure.add(name)
                 continue
             found[port] = tuple(texts)
@@ -276,33 +271,28 @@ class Parser:
 
     def _typed(self, path: str, role: str, given: Any, default: str | None = None) -> Any:
         """A config whose class is named by `type`."""
+        unread = role == "data"  # by the graph
         if given is None:
-            self.fault(path, f"missing{_EXAMPLES.get(role, '')}")
-            self.whole = False
+            self.fault(path, f"missing{_EXAMPLES.get(role, '')}", whole=False)
             return None
         if not isinstance(given, Mapping):
-            self.fault(path, f"given {shown(given)}; wants a mapping with `{'model' if default else 'type'}:`")
-            self.whole = self.whole and role == "data"
+            wants = f"a mapping with `{'model' if default else 'type'}:`"
+            self.fault(path, f"given {shown(given)}; wants {wants}", whole=unread)
             return None
         kind = given.get("type", default)
         if not isinstance(kind, str):
-            types = listing(self.registry.types(role))
-            self.fault(
-                f"{path}.type",
-                f"missing; installed: {types}" if kind is None else f"given {shown(kind)}; installed: {types}",
-            )
-            self.whole = self.whole and role == "data"
+            wrong = "missing" if kind is None else f"given {shown(kind)}"
+            self.fault(f"{path}.type", f"{wrong}; installed: {listing(self.registry.types(role))}", whole=unread)
             return None
         try:
             schema = self.registry.find(role, kind)
         except (KeyError, PluginError) as error:
-            self.fault(f"{path}.type", str(error.args[0]))
-            self.whole = self.whole and role == "data"
+            self.fault(f"{path}.type", str(error.args[0]), whole=unread)
             return None
         return self._validate(path, schema, {**given, "type": kind}, None if role == "data" else path.split(".")[-1])
 
     def _validate(self, path: str, schema: type[BaseModel], given: Any, owner: str | None) -> Any:
-        """Validate, report each error, and go on with the faulty fields left out, so that later checks still run.
+        """Validate, report each error, and go on without the faulty fields, so that later checks still run.
 
         owner: the node or tower whose sizes are then in doubt; None for sections that the graph does not depend on.
         """

@@ -14,12 +14,12 @@ from typing import Any
 
 import pluggy
 
-from dehvf_kit.api import hookspecs
+import dehvf_kit.api.hookspecs as hookspecs
+import dehvf_kit.recipe.builtin_plugin as builtin_plugin
 from dehvf_kit.api.commands import CommandTable
 from dehvf_kit.api.hookspecs import PROJECT
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe import builtin_plugin
 
 FILE_MODULE = "dehvf_kit_plugin_"
 HOOKS = (

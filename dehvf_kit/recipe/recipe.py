@@ -17,7 +17,7 @@ from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
-from dehvf_kit.recipe.files import Steps, override, parents_of, read_with_parents, refuse_needless
+from dehvf_kit.recipe.files import SINGLE, Steps, encoder_path, override, parents_of, read_with_parents, refuse_needless
 from dehvf_kit.recipe.graph import DECODER, Graph, Node, check_graph
 from dehvf_kit.recipe.migrations import FORMAT
 from dehvf_kit.recipe.parser import Checked, Parser, Published
@@ -70,7 +70,7 @@ class Recipe:
             try:
                 specs[name] = self._spec(name, tower)
             except DehvfError as error:
-                faults.append(Fault("vision" if list(self.vision) == ["vision"] else f"vision.{name}", str(error)))
+                faults.append(Fault(encoder_path(name), str(error)))
         return specs
 
     def decoder_spec(self, faults: list[Fault]) -> DecoderSpec | None:
@@ -90,14 +90,13 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data with every default filled in; `parse_recipe` reads it back."""
-        single = list(self.vision) == ["vision"]
         towers = {name: settings_of(tower) for name, tower in self.vision.items()}
         return {
             "format": FORMAT,
             "name": self.name,
             "description": self.description,
             "published": settings_of(self.published) if self.published else None,
-            "vision": towers["vision"] if single else towers,
+            "vision": towers[SINGLE] if list(towers) == [SINGLE] else towers,
             "decoder": settings_of(self.decoder),
             "graph": {
                 name: {

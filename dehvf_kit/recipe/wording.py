@@ -16,14 +16,14 @@ def wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
     kind = detail["type"]
     if kind == "extra_forbidden":
         fields = _fields_at(schema, detail["loc"])
-        return f"unknown field{did_you_mean(detail['loc'][-1], fields)} Fields: {listing(fields)}"
+        return f"unknown field{did_you_mean(str(detail['loc'][-1]), fields)} Fields: {listing(fields)}"
     if kind == "missing":
         return "missing"
     if kind == "literal_error":
         options = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"given {shown(given)}{did_you_mean(given, options)} One of: {listing(options)}"
+        return f"given {shown(given)}{did_you_mean(str(given), options)} One of: {listing(options)}"
     if kind == "value_error":
-        return detail["msg"].removeprefix("Value error, ")
+        return str(detail["msg"]).removeprefix("Value error, ")
     if kind in _WANTED:
         limits = {
             name: f"{limit:g}" for name, limit in detail.get("ctx", {}).items() if isinstance(limit, (int, float))

@@ -17,7 +17,7 @@ from dehvf_kit.data.images import read_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import asked, prompts
-from dehvf_kit.model.config import BEAMS, SAMPLING
+from dehvf_kit.model.run import BEAMS, SAMPLING
 from dehvf_kit.model.model import DehvfModel
 
 MAX_CHARACTERS = 20_000

@@ -17,8 +17,8 @@ from dehvf_kit.data.images import read_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import asked, prompts
-from dehvf_kit.model.run import BEAMS, SAMPLING
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.model.run import BEAMS, SAMPLING
 
 MAX_CHARACTERS = 20_000
 """What is read of a question before its tokens are counted."""

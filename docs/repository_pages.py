@@ -15,6 +15,7 @@ PAGES = {
     "recipes.md": "recipes/README.md",
     "plugins.md": "plugins/README.md",
     "benchmarks.md": "benchmarks/README.md",
+    "findings.md": "findings/README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     **{

@@ -23,7 +23,7 @@ USE = """```python
 import dehvf_kit
 
 model = dehvf_kit.load("path/to/this/folder")
-inputs = model.processor(images="picture.png", text="what is in the picture?")
+inputs = model.processor(images="image.png", text="what is in the image?")
 print(model.processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
 ```"""
 

@@ -91,18 +91,18 @@ def mark(ground: Ground) -> Words:
     return ["prepare", ground.write("a.jsonl", b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())]
 
 
-@case("a picture that is not there", REFUSED, "missing picture")
-def picture(ground: Ground) -> Words:
+@case("an image that is not there", REFUSED, "missing picture")
+def image_gone(ground: Ground) -> Words:
     return lines(ground, row(image="gone.png"))
 
 
-@case("a picture whose name holds a null character", REFUSED, "missing picture")
-def null_picture(ground: Ground) -> Words:
+@case("an image whose name holds a null character", REFUSED, "missing picture")
+def null_in_image_name(ground: Ground) -> Words:
     return lines(ground, row(image="a\0b.png"))
 
 
-@case("a picture whose name is 300 letters long", REFUSED, "missing picture")
-def long_picture(ground: Ground) -> Words:
+@case("an image whose name is 300 letters long", REFUSED, "missing picture")
+def long_image_name(ground: Ground) -> Words:
     return lines(ground, row(image="a" * 300))
 
 

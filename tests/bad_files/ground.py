@@ -18,7 +18,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @dataclass
 class Ground:
-    """A case's folder, the world (base models, pictures, `tiny.yaml`), and an adapter that nobody has touched."""
+    """A case's folder, the world (base models, images, `tiny.yaml`), and an adapter that nobody has touched."""
 
     folder: Path
     world: Path
@@ -52,9 +52,9 @@ class Ground:
         save_file(tensors, adapter / WEIGHTS)
         return adapter
 
-    def ask(self, picture: Path) -> Words:
-        """The command that asks about a picture."""
-        return ["generate", picture, "what colour is it ?", "--adapter", self.pristine]
+    def ask(self, image: Path) -> Words:
+        """The command that asks about an image."""
+        return ["generate", image, "what colour is it ?", "--adapter", self.pristine]
 
 
 @dataclass(frozen=True)

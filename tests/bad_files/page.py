@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bad_files.adapter_cases import ADAPTERS, BASES
 from bad_files.data_cases import DATA
 from bad_files.ground import Case
-from bad_files.picture_cases import PICTURES
+from bad_files.image_cases import IMAGES
 from bad_files.recipe_cases import RECIPES
 
-CASES = [*RECIPES, *ADAPTERS, *BASES, *DATA, *PICTURES]
+CASES = [*RECIPES, *ADAPTERS, *BASES, *DATA, *IMAGES]
 PAGE = Path(__file__).parents[2] / "docs" / "bad_files.md"
 HEAD = """\
 # Bad files

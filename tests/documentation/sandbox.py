@@ -46,7 +46,7 @@ class Sandbox:
         (folder / "docs").symlink_to(ROOT / "docs")
         (folder / "data").mkdir()
         scienceqa(folder / "data" / "scienceqa")
-        picture(folder / "picture.png")
+        picture(folder / "image.png")
         picture(folder / "images" / "1.png")
         turns = [{"from": "human", "value": "<image>\nWhat colour is it?"}, {"from": "gpt", "value": "Red."}]
         conversation = {"id": "1", "image": str(folder / "images" / "1.png"), "conversations": turns}

@@ -1,4 +1,4 @@
-"""Pictures: what is refused, and what becomes of those that are read."""
+"""Images: what is refused, and what becomes of those that are read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 
 from dehvf_kit.data.images import read_image
 
-PICTURES: list[Case] = []
-case = collector("Pictures", PICTURES)
+IMAGES: list[Case] = []
+case = collector("Images", IMAGES)
 SIDE = 32
 
 
@@ -23,8 +23,8 @@ def noise(channels: int = 3, side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (side, side, channels), dtype=np.uint8)
 
 
-def becomes(pixels: Callable[[], np.ndarray], name: str = "picture.png") -> Callable[[Ground], None]:
-    """Says what the picture must be when it is read."""
+def becomes(pixels: Callable[[], np.ndarray], name: str = "image.png") -> Callable[[Ground], None]:
+    """Says what the image must be when it is read."""
 
     def look(ground: Ground) -> None:
         found = read_image(ground.folder / name)
@@ -43,65 +43,65 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-@case("no such file", REFUSED, "there is no picture")
+@case("no such file", REFUSED, "there is no image")
 def missing(ground: Ground) -> Words:
-    return ground.ask(ground.folder / "picture.png")
+    return ground.ask(ground.folder / "image.png")
 
 
-@case("a symlink to nothing", REFUSED, "there is no picture")
+@case("a symlink to nothing", REFUSED, "there is no image")
 def dangling(ground: Ground) -> Words:
-    (ground.folder / "picture.png").symlink_to("gone.png")
-    return ground.ask(ground.folder / "picture.png")
+    (ground.folder / "image.png").symlink_to("gone.png")
+    return ground.ask(ground.folder / "image.png")
 
 
-@case("a folder in its place", REFUSED, "there is no picture")
+@case("a folder in its place", REFUSED, "there is no image")
 def folder(ground: Ground) -> Words:
-    (ground.folder / "picture.png").mkdir()
-    return ground.ask(ground.folder / "picture.png")
+    (ground.folder / "image.png").mkdir()
+    return ground.ask(ground.folder / "image.png")
 
 
-@case("a named pipe in its place", REFUSED, "there is no picture", needs="mkfifo")
+@case("a named pipe in its place", REFUSED, "there is no image", needs="mkfifo")
 def pipe(ground: Ground) -> Words:
-    os.mkfifo(ground.folder / "picture.png")
-    return ground.ask(ground.folder / "picture.png")
+    os.mkfifo(ground.folder / "image.png")
+    return ground.ask(ground.folder / "image.png")
 
 
 @case("no permission to read", REFUSED, "Permission denied", needs="user")
 def unreadable(ground: Ground) -> Words:
-    file = ground.write("picture.png", png(1, 1))
+    file = ground.write("image.png", png(1, 1))
     file.chmod(0)
     return ground.ask(file)
 
 
 @case("zero bytes", REFUSED, "cannot be read: it is empty or no picture")
 def empty(ground: Ground) -> Words:
-    return ground.ask(ground.write("picture.png", b""))
+    return ground.ask(ground.write("image.png", b""))
 
 
 @case("a text named `.png`", REFUSED, "cannot be read: it is empty or no picture")
 def text(ground: Ground) -> Words:
-    return ground.ask(ground.write("picture.png", "no picture"))
+    return ground.ask(ground.write("image.png", "no image"))
 
 
 @case("cut in half", REFUSED, "cannot be read")
 def half(ground: Ground) -> Words:
-    file = ground.folder / "picture.png"
+    file = ground.folder / "image.png"
     Image.fromarray(noise()).save(file)
-    return ground.ask(ground.write("picture.png", file.read_bytes()[: file.stat().st_size // 2]))
+    return ground.ask(ground.write("image.png", file.read_bytes()[: file.stat().st_size // 2]))
 
 
 @case("a JPEG cut in half", REFUSED, "image file is truncated")
 def half_jpeg(ground: Ground) -> Words:
-    file = ground.folder / "picture.jpg"
+    file = ground.folder / "image.jpg"
     Image.fromarray(noise(side=200)).save(file)
-    return ground.ask(ground.write("picture.jpg", file.read_bytes()[: file.stat().st_size // 2]))
+    return ground.ask(ground.write("image.jpg", file.read_bytes()[: file.stat().st_size // 2]))
 
 
 @case(
     "a decompression bomb: a few bytes that say 60,000 x 60,000 pixels", REFUSED, "it has more than 89,478,485 pixels"
 )
 def bomb(ground: Ground) -> Words:
-    return ground.ask(ground.write("picture.png", png(60_000, 60_000)))
+    return ground.ask(ground.write("image.png", png(60_000, 60_000)))
 
 
 @case(
@@ -110,24 +110,24 @@ def bomb(ground: Ground) -> Words:
     "it has 10,000 x 10,000 pixels; 89,478,485 are read at most",
 )
 def large(ground: Ground) -> Words:
-    return ground.ask(ground.write("picture.png", png(10_000, 10_000)))
+    return ground.ask(ground.write("image.png", png(10_000, 10_000)))
 
 
 @case("a thread of 1 x 5,000 pixels", REFUSED, "a side may be 200 times the other at most")
 def thread(ground: Ground) -> Words:
-    file = ground.folder / "picture.png"
+    file = ground.folder / "image.png"
     Image.new("RGB", (1, 5000)).save(file)
     return ground.ask(file)
 
 
 @case("EPS, which would start a program", REFUSED, "it is EPS, which is not read; save it as PNG or JPEG")
 def eps(ground: Ground) -> Words:
-    return ground.ask(ground.write("picture.eps", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"))
+    return ground.ask(ground.write("image.eps", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"))
 
 
 @case("a TIFF of fractions", REFUSED, "whose white is unknown; save it in 8 bits")
 def fractions(ground: Ground) -> Words:
-    file = ground.folder / "picture.tiff"
+    file = ground.folder / "image.tiff"
     Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(file)
     return ground.ask(file)
 
@@ -139,27 +139,27 @@ def grey() -> np.ndarray:
 @case("16-bit grey", HANDLED, "", becomes(lambda: np.repeat((grey() >> 8).astype(np.uint8)[..., None], 3, 2)))
 def sixteen(ground: Ground) -> Words:
     """The upper half of each value."""
-    Image.fromarray(grey()).save(ground.folder / "picture.png")
-    return ground.ask(ground.folder / "picture.png")
+    Image.fromarray(grey()).save(ground.folder / "image.png")
+    return ground.ask(ground.folder / "image.png")
 
 
 def cmyk() -> np.ndarray:
     return np.asarray(Image.fromarray(noise(4), "CMYK").convert("RGB"))
 
 
-@case("CMYK", HANDLED, "", becomes(cmyk, "picture.tiff"))
+@case("CMYK", HANDLED, "", becomes(cmyk, "image.tiff"))
 def inks(ground: Ground) -> Words:
     """Converted to RGB without a colour profile."""
-    Image.fromarray(noise(4), "CMYK").save(ground.folder / "picture.tiff")
-    return ground.ask(ground.folder / "picture.tiff")
+    Image.fromarray(noise(4), "CMYK").save(ground.folder / "image.tiff")
+    return ground.ask(ground.folder / "image.tiff")
 
 
-@case("animated", HANDLED, "", becomes(lambda: np.full((SIDE, SIDE, 3), (220, 30, 30), np.uint8), "picture.gif"))
+@case("animated", HANDLED, "", becomes(lambda: np.full((SIDE, SIDE, 3), (220, 30, 30), np.uint8), "image.gif"))
 def animated(ground: Ground) -> Words:
     """The first frame."""
     first, second = (Image.new("RGB", (SIDE, SIDE), colour) for colour in ((220, 30, 30), (30, 60, 220)))
-    first.save(ground.folder / "picture.gif", save_all=True, append_images=[second])
-    return ground.ask(ground.folder / "picture.gif")
+    first.save(ground.folder / "image.gif", save_all=True, append_images=[second])
+    return ground.ask(ground.folder / "image.gif")
 
 
 @case(
@@ -172,15 +172,15 @@ def palette(ground: Ground) -> Words:
     """Transparency is dropped, the colours below it are kept."""
     made = Image.new("P", (SIDE, SIDE), 0)
     made.putpalette([30, 180, 60, 0, 0, 0])
-    made.save(ground.folder / "picture.png", transparency=bytes([0, 255]))
-    return ground.ask(ground.folder / "picture.png")
+    made.save(ground.folder / "image.png", transparency=bytes([0, 255]))
+    return ground.ask(ground.folder / "image.png")
 
 
 @case("transparent, RGBA", HANDLED, "", becomes(lambda: noise(4)[..., :3]))
 def transparent(ground: Ground) -> Words:
     """Transparency is dropped, the colours below it are kept."""
-    Image.fromarray(noise(4), "RGBA").save(ground.folder / "picture.png")
-    return ground.ask(ground.folder / "picture.png")
+    Image.fromarray(noise(4), "RGBA").save(ground.folder / "image.png")
+    return ground.ask(ground.folder / "image.png")
 
 
 @case("turned by its EXIF", HANDLED, "", becomes(lambda: np.rot90(noise(), -1)))
@@ -189,34 +189,34 @@ def turned(ground: Ground) -> Words:
     made = Image.fromarray(noise())
     exif = made.getexif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
-    made.save(ground.folder / "picture.png", exif=exif)
-    return ground.ask(ground.folder / "picture.png")
+    made.save(ground.folder / "image.png", exif=exif)
+    return ground.ask(ground.folder / "image.png")
 
 
 @case("1 x 1", HANDLED, "", becomes(lambda: np.full((1, 1, 3), (220, 30, 30), np.uint8)))
 def single(ground: Ground) -> Words:
     """Read as it is."""
-    Image.new("RGB", (1, 1), (220, 30, 30)).save(ground.folder / "picture.png")
-    return ground.ask(ground.folder / "picture.png")
+    Image.new("RGB", (1, 1), (220, 30, 30)).save(ground.folder / "image.png")
+    return ground.ask(ground.folder / "image.png")
 
 
 @case("black and white, one bit", HANDLED, "", becomes(lambda: np.full((SIDE, SIDE, 3), 255, np.uint8)))
 def bit(ground: Ground) -> Words:
     """Read as black and white in RGB."""
-    Image.new("1", (SIDE, SIDE), 1).save(ground.folder / "picture.png")
-    return ground.ask(ground.folder / "picture.png")
+    Image.new("1", (SIDE, SIDE), 1).save(ground.folder / "image.png")
+    return ground.ask(ground.folder / "image.png")
 
 
 @case("a BMP named `.png`", HANDLED, "", becomes(noise))
 def misnamed(ground: Ground) -> Words:
     """Told by its bytes, not by its name."""
-    Image.fromarray(noise()).save(ground.folder / "picture.png", format="BMP")
-    return ground.ask(ground.folder / "picture.png")
+    Image.fromarray(noise()).save(ground.folder / "image.png", format="BMP")
+    return ground.ask(ground.folder / "image.png")
 
 
-@case("a symlink to a picture", HANDLED, "", becomes(noise))
+@case("a symlink to an image", HANDLED, "", becomes(noise))
 def link(ground: Ground) -> Words:
     """Followed."""
     Image.fromarray(noise()).save(ground.folder / "real.png")
-    (ground.folder / "picture.png").symlink_to("real.png")
-    return ground.ask(ground.folder / "picture.png")
+    (ground.folder / "image.png").symlink_to("real.png")
+    return ground.ask(ground.folder / "image.png")

@@ -140,7 +140,7 @@ class SampleStream:
                 table = library().load_dataset("parquet", data_files=str(file), split="train", streaming=True)
                 yield from self._table_rows(table, str(file), file.parent)
             else:
-                yield from tar_rows(file, issues)
+                yield from tar_rows(file, issues, config.columns.image)
 
     def _hub_table(self, split: str) -> Any:
         config = self.config

@@ -190,7 +190,7 @@ class StreamedSamples(IterableDataset):
     def _note(self, issues: list[Issue] | None) -> None:
         """Move faulty rows from `issues` to the collator's list."""
         if issues:
-            self.collator.skipped += [Skipped.of(self.stream.split, issue) for issue in issues]
+            self.collator.skipped += [Skipped.of(self.stream.split, issue) for issue in issues if issue.fatal]
             issues.clear()
 
     def _nothing_usable(self) -> DataError:

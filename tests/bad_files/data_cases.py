@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import tarfile
 
 from bad_files.ground import HANDLED, REFUSED, Case, Ground, Words, collector
 
@@ -136,3 +139,63 @@ def parquet(ground: Ground) -> Words:
 @case("a recipe's data file that is a folder", REFUSED, "data.train: there is no file")
 def folder(ground: Ground) -> Words:
     return ["data", ground.world / "tiny.yaml", f"data.train={ground.world}"]
+
+
+def members(more: dict[str, bytes] | None = None) -> bytes:
+    """A tar shard of two samples, and further members after the first."""
+    data = io.BytesIO()
+    names = {"a.json": GOOD.encode(), **(more or {}), "b.json": GOOD.encode()}
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, content in names.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return data.getvalue()
+
+
+def shard(ground: Ground, content: bytes, name: str = "a.tar") -> Words:
+    """A recipe that streams a shard."""
+    recipe = ground.write(
+        "r.yaml",
+        f"extends: {ground.world}/tiny.yaml\ndata: {{type: stream, train: {ground.write(name, content)}, size: 2}}\n",
+    )
+    return ["prepare", "--json", recipe]
+
+
+@case("a tar shard cut short", REFUSED, "cannot be read as a tar file")
+def cut_shard(ground: Ground) -> Words:
+    return shard(ground, members()[:700])
+
+
+@case("a compressed shard cut in half", REFUSED, "Compressed file ended before the end-of-stream marker was reached")
+def cut_gzip(ground: Ground) -> Words:
+    whole = gzip.compress(members({"a.npy": bytes(range(256)) * 64}))
+    return shard(ground, whole[: len(whole) // 2], "a.tar.gz")
+
+
+@case("two shards joined by `cat`", REFUSED, "more follows its end mark, as where archives were joined")
+def joined_shards(ground: Ground) -> Words:
+    return shard(ground, members() + members())
+
+
+@case("a shard with `NaN` in a `.json`", REFUSED, "NaN is no number in JSON")
+def nan_shard(ground: Ground) -> Words:
+    return shard(ground, members({"c.json": b'{"question": "what ?", "answer": "red", "score": NaN}'}))
+
+
+@case("a shard with two images in one sample", REFUSED, "has the images .jpg, .png; name one by data.columns.image")
+def two_images(ground: Ground) -> Words:
+    return shard(ground, members({"a.png": b"", "a.jpg": b""}))
+
+
+@case(
+    "a shard whose sample has a depth map alone", REFUSED, "has the images .depth.png; name one by data.columns.image"
+)
+def depth_shard(ground: Ground) -> Words:
+    return shard(ground, members({"a.depth.png": b""}))
+
+
+@case("a shard with the resource files of macOS (`._a.json`)", HANDLED, "nothing here would stop a run")
+def resource_files(ground: Ground) -> Words:
+    words = shard(ground, members({"._a.json": b"\0\5\x16\7"}))
+    return [word for word in words if word != "--json"]

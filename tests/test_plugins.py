@@ -332,3 +332,25 @@ def test_a_class_by_its_place_is_the_class_itself(own_plugins, tmp_path, monkeyp
 def test_a_place_without_colon_role_or_type_is_refused(place, names):
     with pytest.raises(DehvfError, match="package.module:Class"):
         Registry().register(place, **names)
+
+
+@pytest.mark.parametrize("code", ["import sys\nsys.exit(3)\n", "raise SystemExit('enough')\n"])
+def test_a_plugin_that_exits_ends_no_command(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_plugins: None
+) -> None:
+    (tmp_path / "quits.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("quits", "quits", "dehvf_kit")
+    monkeypatch.setattr(plugin_manager, "entry_points", lambda group: [entry])
+    said = "sys.exit(3)" if "sys" in code else "sys.exit('enough')"
+    assert said in plugins().broken["quits"]
+    with pytest.raises(DehvfError, match="--plugin .*SystemExit: it calls sys.exit"):
+        load_plugin_file(tmp_path / "quits.py")
+
+
+def test_a_component_that_exits_while_it_is_built_is_named(tmp_path: Path, own_plugins: None) -> None:
+    file = tmp_path / "last_fuser.py"
+    file.write_text(PLUGIN.replace("return LastFuser()", "raise SystemExit(7)"))
+    load_plugin_file(file)
+    with pytest.raises(PluginError, match=r"sys.exit\(7\)"):
+        tiny_model(graph={"fuser": {"type": "last"}, "layer_query": None, "gain": {"role": "gain", "type": "learned"}})

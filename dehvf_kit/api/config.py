@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from dehvf_kit.api.shapes import Cost, DecoderSpec, VisionSpec
+from dehvf_kit.api.shapes import MAX_LAYERS, Cost, DecoderSpec, VisionSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+MAX_SEED, MAX_SIZE, MAX_COUNT = 2**32 - 1, 2**20, 2**31 - 1
+"""The largest seed, the largest width or number of things held at once, the largest count over time."""
+MAX_PARAMETERS = 2**40
+"""Trained parameters that a graph may have: 4 TiB of them."""
+REASONS = {
+    MAX_SEED: "a seed has 32 bits",
+    MAX_SIZE: "no machine holds more",
+    MAX_COUNT: "no run gets further",
+    MAX_LAYERS: "four times the depth of the deepest models",
+}
 
 
 class Settings(BaseModel):
@@ -120,6 +132,11 @@ class ComponentConfig(Settings):
     def summary(self) -> str:
         """First line of the docstring."""
         return (type(self).__doc__ or "").strip().splitlines()[0]
+
+
+def too_many(count: int) -> str:
+    """The message for more than MAX_PARAMETERS trained parameters."""
+    return f"its graph makes {count:,} trained parameters, more than any machine holds; make its sizes smaller"
 
 
 def settings_of(config: BaseModel) -> dict[str, Any]:

@@ -25,14 +25,22 @@ def plugin_code(owner: object, where: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         wrapped = wrapped_as(error, owner, where)
         if wrapped is None:
             raise
         raise wrapped from error
 
 
-def wrapped_as(error: Exception, owner: object, where: str = "") -> PluginError | None:
+def raised(error: BaseException) -> str:
+    """An exception in one line: its class and message; of `sys.exit` its exit code."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit: it calls sys.exit({error.code!r}), which would end every command"
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+
+
+def wrapped_as(error: BaseException, owner: object, where: str = "") -> PluginError | None:
     """The PluginError to raise from an exception; None where it should go on as it is."""
     kind = type(owner)
     package, kit = kind.__module__.partition(".")[0], __name__.partition(".")[0]
@@ -40,14 +48,12 @@ def wrapped_as(error: Exception, owner: object, where: str = "") -> PluginError 
     if ours or _out_of_memory(error) or os.environ.get(DEBUG):
         return None
     name = getattr(owner, "type", kind.__name__)
-    reason = " ".join(str(error).split())
-    raised = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     place = _place(error, kind, package)
-    message = f"the plugin's '{name}' raised {raised} ({place}); {DEBUG}=1 shows the traceback"
+    message = f"the plugin's '{name}' raised {raised(error)} ({place}); {DEBUG}=1 shows the traceback"
     return PluginError(f"{where}: {message}" if where else message)
 
 
-def _place(error: Exception, kind: type, package: str) -> str:
+def _place(error: BaseException, kind: type, package: str) -> str:
     """`file.py:12, in build`: the innermost frame in the plugin, else the file of its config class."""
     frames = [
         (frame.f_code, line)
@@ -63,5 +69,5 @@ def _place(error: Exception, kind: type, package: str) -> str:
         return kind.__module__
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -8,7 +8,7 @@ import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
-from dehvf_kit.errors import RecipeError
+from dehvf_kit.errors import Fault, RecipeError
 
 
 def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -17,6 +17,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     Raises: RecipeError listing every fault.
     """
     with waiting(f"Checking {recipe}", plain=True):
+        from dehvf_kit.api.config import MAX_PARAMETERS, too_many
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
@@ -27,6 +28,9 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             graph = loaded.check()
             decoder = graph.contexts[graph.order[0]].decoder
             faults = check_tokenizer_of(loaded, decoder.vocab_size)
+            table = parameter_table(graph, loaded.published)
+            if table.trainable > MAX_PARAMETERS:
+                faults.append(Fault("graph", too_many(table.trainable)))
             if faults:
                 raise RecipeError(faults, loaded.source)
         except RecipeError as error:
@@ -34,7 +38,6 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
                 raise
             print_json({"recipe": str(recipe), "sound": False, "faults": [asdict(fault) for fault in error.faults]})
             raise typer.Exit(1) from error
-        table = parameter_table(graph, loaded.published)
         towers = loaded.vision_specs([])
     if as_json:
         facts = {"recipe": str(recipe), "sound": True, "faults": [], "components": list(graph.order)}

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dehvf_kit.api.commands import Command, CommandTable
+from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 
 INTERRUPTED = 130
@@ -96,8 +97,9 @@ class PluginCommands(TyperGroup):
                         table = CommandTable()
                         entry.load().register_commands(register=table.register)
                         self._add(table)
-            except Exception as error:  # a plugin's own code: `dehvf-kit list` says more
-                print(f"warning: the commands of plugin '{entry.name}' are left out: {error}", file=sys.stderr)
+            except (Exception, SystemExit) as error:  # a plugin's own code: `dehvf-kit list` says more
+                reason = raised(error) if isinstance(error, SystemExit) else error
+                print(f"warning: the commands of plugin '{entry.name}' are left out: {reason}", file=sys.stderr)
 
 
 class LazyCommand(TyperCommand):
@@ -113,8 +115,9 @@ class LazyCommand(TyperCommand):
         try:
             with redirect_stdout(sys.stderr):
                 found = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"{self.name}: its function {self.command.target} cannot be loaded: {error}") from error
+        except (ImportError, AttributeError, SystemExit) as error:
+            reason = raised(error) if isinstance(error, SystemExit) else error
+            raise PluginError(f"{self.name}: its function {self.command.target} cannot be loaded: {reason}") from error
         if isinstance(found, typer.Typer):
             group = typer.main.get_group(found)
             group.name, group.help = self.name, self.command.help

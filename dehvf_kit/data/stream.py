@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dehvf_kit.api.config import MAX_COUNT
 from dehvf_kit.data.hub_tables import library
 from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.jsonl import json_lines
@@ -34,8 +35,10 @@ class StreamDataConfig(DataConfig):
     )
     test: str | list[str] = Field("", description="test files, or splits of `path`")
     path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
-    size: int = Field(ge=1, description="training samples; epochs and warm-up are counted by it")
-    shuffle: int = Field(1000, ge=1, description="samples among which the next one is drawn; 1: as they come")
+    size: int = Field(ge=1, le=MAX_COUNT, description="training samples; epochs and warm-up are counted by it")
+    shuffle: int = Field(
+        1000, ge=1, le=MAX_COUNT, description="samples among which the next one is drawn; 1: as they come"
+    )
     images: Path | None = Field(None, description="folder of pictures given as paths; the file's own where left out")
     columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
     download: bool = Field(False, description="allow reading from the hub")

@@ -92,8 +92,10 @@ def embedded_tokens(model: Any) -> int:
     return getattr(model.get_input_embeddings(), "num_embeddings", 0)
 
 
-def tokenizer_faults(tokenizer: Any, prompt: PromptConfig | None, embedded: int = 0, learns: bool = True) -> list[str]:
-    """What is wrong with a tokenizer, a line each.
+def tokenizer_faults(
+    tokenizer: Any, prompt: PromptConfig | None, embedded: int = 0, learns: bool = True
+) -> list[DataError]:
+    """What is wrong with a tokenizer.
 
     Args:
         tokenizer: the decoder's.
@@ -101,29 +103,35 @@ def tokenizer_faults(tokenizer: Any, prompt: PromptConfig | None, embedded: int 
         embedded: rows of the decoder's embedding; 0 where they are not known.
         learns: whether answers are to be learned, which needs an end token.
     """
-    faults = []
+    faults: list[DataError] = []
     if learns and tokenizer.eos_token_id is None:
         faults.append(
-            "the tokenizer has no end token, so the model would never learn to end an answer; name its `eos_token` in "
-            "tokenizer_config.json"
+            DataError(
+                "the tokenizer has no end token, so the model would never learn to end an answer; name its `eos_token` in "
+                "tokenizer_config.json"
+            )
         )
     if tokenizer.pad_token_id is None:
         faults.append(
-            "the tokenizer has no padding token, and no end or unknown token to pad with; name its `pad_token` in "
-            "tokenizer_config.json"
+            DataError(
+                "the tokenizer has no padding token, and no end or unknown token to pad with; name its `pad_token` in "
+                "tokenizer_config.json"
+            )
         )
     words = tokenizer.get_vocab()
     last = max(words, key=lambda word: words[word], default=None)
     if last is not None and embedded and words[last] >= embedded:
         faults.append(
-            f"the tokenizer has tokens up to number {words[last]} ({shown(last)}), the decoder's embedding has {embedded} "
-            "rows; use the tokenizer that belongs to the decoder, or resize the decoder's embedding and save it"
+            DataError(
+                f"the tokenizer has tokens up to number {words[last]} ({shown(last)}), the decoder's embedding has {embedded} "
+                "rows; use the tokenizer that belongs to the decoder, or resize the decoder's embedding and save it"
+            )
         )
     if prompt is not None and prompt.chat:
         try:
             format_question(PROBE, prompt, tokenizer)
         except DataError as error:
-            faults.append(str(error))
+            faults.append(error)
     return faults
 
 
@@ -131,4 +139,4 @@ def require_tokenizer(tokenizer: Any, prompt: PromptConfig | None, embedded: int
     """Raises: DataError with every one of `tokenizer_faults`."""
     faults = tokenizer_faults(tokenizer, prompt, embedded, learns)
     if faults:
-        raise DataError("\n".join(faults))
+        raise DataError("\n".join(str(fault) for fault in faults))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dehvf_kit.api.config import MAX_PARAMETERS, too_many
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.backbones.decoder import decoder_spec, prepare_tokenizer
 from dehvf_kit.backbones.vision.config import VisionTower
@@ -99,8 +100,10 @@ def assemble(
 
 
 def _refuse_more(graph: Graph, expected: int | None, where: str) -> None:
-    """Raises: DehvfError where a graph makes far more trained parameters than are expected."""
+    """Raises: DehvfError where a graph makes far more trained parameters than are expected, or than any machine holds."""
     count = sum(sum(graph.num_params(name).values()) for name in graph.order)
+    if count > MAX_PARAMETERS:
+        raise DehvfError(f"{where}: {too_many(count)}")
     if expected is not None and count > 2 * expected:
         raise DehvfError(f"{where}: makes {count:,} trained parameters where there are weights for {expected:,}")
 

@@ -18,6 +18,7 @@ import dehvf_kit.api.hookspecs as hookspecs
 import dehvf_kit.recipe.builtin_plugin as builtin_plugin
 from dehvf_kit.api.commands import CommandTable
 from dehvf_kit.api.hookspecs import PROJECT
+from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.errors import DehvfError
 
@@ -57,15 +58,15 @@ def plugins() -> Plugins:
         try:
             with redirect_stdout(sys.stderr):
                 module = entry.load()
-        except Exception as error:  # whatever a stranger's plugin raises must not stop the kit
-            loaded.broken[entry.name] = f"{origin}: {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:  # whatever a stranger's plugin raises must not stop the kit
+            loaded.broken[entry.name] = f"{origin}: {raised(error)}"
             continue
         try:
             _add(loaded, module, entry.name, origin)
         except (DehvfError, pluggy.PluginValidationError) as error:
             loaded.broken[entry.name] = f"{origin}: {error}"
-        except Exception as error:
-            loaded.broken[entry.name] = f"{origin}: {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            loaded.broken[entry.name] = f"{origin}: {raised(error)}"
     return loaded
 
 
@@ -96,9 +97,9 @@ def load_plugin_file(path: str | Path) -> None:
     except (DehvfError, pluggy.PluginValidationError) as error:
         del sys.modules[spec.name]
         raise DehvfError(f"--plugin {path}: {error}") from error
-    except Exception as error:  # the file is the user's own code
+    except (Exception, SystemExit) as error:  # the file is the user's own code
         del sys.modules[spec.name]
-        raise DehvfError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+        raise DehvfError(f"--plugin {path}: {raised(error)}") from error
 
 
 def loaded_files() -> list[Path]:
@@ -145,7 +146,7 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
                 caller = manager.subset_hook_caller(hook, others)
                 if caller.get_hookimpls():
                     caller(register=counted(_register_of(hook, loaded)))
-    except Exception:
+    except (Exception, SystemExit):
         loaded.registry, loaded.commands = before, commands
         manager.unregister(module)
         raise

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dehvf_kit.api.config import Settings
+from dehvf_kit.api.config import MAX_COUNT, MAX_SEED, MAX_SIZE, Settings
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+MAX_WORKERS, MAX_EPOCHS = 1024, 1_000_000
 Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 
 
@@ -21,27 +22,29 @@ class TrainingConfig(Settings):
     The learning rate is `base_learning_rate * batch_size * gradient_accumulation * processes / 256`.
     """
 
-    epochs: float = Field(20.0, gt=0, description="passes over the training set")
-    max_steps: int = Field(0, ge=0, description="optimiser steps; 0: as many as `epochs` make")
-    batch_size: int = Field(4, ge=1, description="samples a device and step")
-    gradient_accumulation: int = Field(1, ge=1, description="batches summed before an optimiser step")
+    epochs: float = Field(20.0, gt=0, le=MAX_EPOCHS, description="passes over the training set")
+    max_steps: int = Field(0, ge=0, le=MAX_COUNT, description="optimiser steps; 0: as many as `epochs` make")
+    batch_size: int = Field(4, ge=1, le=MAX_SIZE, description="samples a device and step")
+    gradient_accumulation: int = Field(1, ge=1, le=MAX_SIZE, description="batches summed before an optimiser step")
     base_learning_rate: float = Field(2e-2, gt=0, description="learning rate at an effective batch of 256")
     node_rates: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="factors on the learning rate of single nodes, {fuser: 0.1}"
     )
     weight_decay: float = Field(0.02, ge=0, description="none on biases, norms and embeddings of one dimension")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas")
-    warmup_epochs: float = Field(2.0, ge=0, description="epochs of linear warm-up before the half-cycle cosine to zero")
+    warmup_epochs: float = Field(
+        2.0, ge=0, le=MAX_EPOCHS, description="epochs of linear warm-up before the half-cycle cosine to zero"
+    )
     max_grad_norm: float = Field(0.0, ge=0, description="clip gradients to this norm; 0: never")
     max_length: int = Field(
-        512, ge=2, description="tokens a sample, prompt and answer; longer prompts lose their start"
+        512, ge=2, le=MAX_SIZE, description="tokens a sample, prompt and answer; longer prompts lose their start"
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast, adapters stay float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
     group_by_length: bool = Field(False, description="batch samples of like length together")
-    num_workers: int = Field(0, ge=0, description="processes that decode and resize pictures")
+    num_workers: int = Field(0, ge=0, le=MAX_WORKERS, description="processes that decode and resize pictures")
     report_to: Tracker = Field(
         "auto", description="where figures go besides the run's own log; auto: TensorBoard where it is installed"
     )
@@ -57,12 +60,12 @@ class TrainingConfig(Settings):
     cache_limit_gib: float = Field(
         0.0, ge=0, description="GiB the cache may hold, the longest unused making room; 0: as many as the disk has"
     )
-    save_steps: int = Field(500, ge=1, description="steps between checkpoints")
-    logging_steps: int = Field(10, ge=1, description="steps between log lines")
+    save_steps: int = Field(500, ge=1, le=MAX_COUNT, description="steps between checkpoints")
+    logging_steps: int = Field(10, ge=1, le=MAX_COUNT, description="steps between log lines")
     max_bad_steps: int = Field(
-        5, ge=1, description="skipped steps in a row, their loss or gradient not finite, that end a run"
+        5, ge=1, le=MAX_COUNT, description="skipped steps in a row, their loss or gradient not finite, that end a run"
     )
-    seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of initial weights, order and dropout")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainingConfig:
@@ -97,8 +100,8 @@ class TrainingConfig(Settings):
 class GenerationConfig(Settings):
     """Defaults of `generate`, in transformers' terms."""
 
-    max_new_tokens: int = Field(32, ge=1, description="tokens an answer may have")
-    num_beams: int = Field(1, ge=1, description="beams; 1: greedy or sampled")
+    max_new_tokens: int = Field(32, ge=1, le=MAX_SIZE, description="tokens an answer may have")
+    num_beams: int = Field(1, ge=1, le=MAX_SIZE, description="beams; 1: greedy or sampled")
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
     temperature: float = Field(1.0, gt=0, description="flattens or sharpens the distribution sampled from")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability")

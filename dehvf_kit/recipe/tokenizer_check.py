@@ -28,7 +28,7 @@ def check_tokenizer_of(recipe: Recipe, embedded: int) -> list[Fault]:
     except DehvfError as error:
         return [Fault("decoder", str(error))]
     prompt = recipe.data.prompt if recipe.data is not None else None
-    return [Fault("decoder", text) for text in tokenizer_faults(tokenizer, prompt, embedded)]
+    return [Fault("decoder", str(error)) for error in tokenizer_faults(tokenizer, prompt, embedded)]
 
 
 def _in_hub_cache(name: str) -> bool:

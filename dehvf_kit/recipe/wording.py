@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dehvf_kit.api.config import REASONS
 from dehvf_kit.errors import did_you_mean, listing, shown
 
 
@@ -26,9 +27,13 @@ def wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
         return str(detail["msg"]).removeprefix("Value error, ")
     if kind in _WANTED:
         limits = {
-            name: f"{limit:g}" for name, limit in detail.get("ctx", {}).items() if isinstance(limit, (int, float))
+            name: f"{limit:,.0f}" if limit == int(limit) else f"{limit:g}"
+            for name, limit in detail.get("ctx", {}).items()
+            if isinstance(limit, (int, float))
         }
-        return f"given {shown(given)}; wants {_WANTED[kind].format(**limits)}"
+        reason = REASONS.get(detail["ctx"]["le"]) if kind == "less_than_equal" else None
+        because = f": {reason}" if reason else ""
+        return f"given {shown(given)}; wants {_WANTED[kind].format(**limits)}{because}"
     for ending, wanted in _KINDS.items():
         if kind.startswith(ending):
             return f"given {shown(given)}; wants {wanted}"

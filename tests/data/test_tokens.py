@@ -147,7 +147,7 @@ def test_chat_templates_that_cannot_ask(template: str | None) -> None:
     with pytest.raises(DataError, match=TEMPLATES[template]):
         format_question("what colour is it ?", CHAT, made)
     (fault,) = tokenizer_faults(made, CHAT)
-    assert "data.prompt.chat" in fault
+    assert "data.prompt.chat" in str(fault)
 
 
 FAULTS = {

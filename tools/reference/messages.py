@@ -29,10 +29,12 @@ SPOKEN = (
     "dehvf_kit/recipe/wording.py:wording",
     "dehvf_kit/api/registry.py:find",
     "dehvf_kit/data/scienceqa_prompt.py:check_format",
+    "dehvf_kit/api/config.py:too_many",
 )
 # Functions that pass on messages made elsewhere, and where that is.
 RELAYS = {
     "dehvf_kit/data/issues.py:refuse": "the kinds of its issues",
+    "dehvf_kit/data/tokens.py:require_tokenizer": "the tokenizer's faults",
     "dehvf_kit/data/inspection.py:inspect_data": "the refusal of a split that cannot be read",
     "dehvf_kit/recipe/files.py:override": "the fault beside it",
     "dehvf_kit/recipe/graph.py:fault": "its callers' texts",

@@ -14,8 +14,8 @@ from einops import rearrange, repeat
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, ConfigMismatchError
-from dehvf_kit.api.shapes import Cost, GroupLayers, Unprojected
+from dehvf_kit.api.config import MAX_SIZE, BuildContext, ConfigMismatchError
+from dehvf_kit.api.shapes import MAX_LAYERS, Cost, GroupLayers, Unprojected
 from dehvf_kit.components.base import Fuser, FuserConfig
 from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
 from dehvf_kit.ops.attention import Backend, attention
@@ -39,10 +39,12 @@ class CrossAttentionFuserConfig(FuserConfig):
     )
     takes_unprojected: ClassVar[bool] = True
     type: Literal["cross_attention"] = "cross_attention"
-    hidden_size: int = Field(64, ge=1, description="width r of the queries and of the projected global tokens")
-    num_blocks: int = Field(4, ge=1, description="cross-attention blocks k")
-    num_heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
-    intermediate_size: int = Field(256, ge=1, description="width of the blocks' feed-forward networks")
+    hidden_size: int = Field(
+        64, ge=1, le=MAX_SIZE, description="width r of the queries and of the projected global tokens"
+    )
+    num_blocks: int = Field(4, ge=1, le=MAX_LAYERS, description="cross-attention blocks k")
+    num_heads: int = Field(4, ge=1, le=MAX_SIZE, description="attention heads; must divide hidden_size")
+    intermediate_size: int = Field(256, ge=1, le=MAX_SIZE, description="width of the blocks' feed-forward networks")
     activation: ActivationName = "gelu"
     attention_backend: Backend = Field("auto", description="auto, xformers or sdpa")
 

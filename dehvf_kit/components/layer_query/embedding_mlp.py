@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import MAX_SIZE, BuildContext, ComponentConfig
 from dehvf_kit.api.shapes import Cost
 from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
 
@@ -26,8 +26,8 @@ class EmbeddingMlpQueryConfig(ComponentConfig):
     role: ClassVar[str] = "layer_query"
     gives: ClassVar[tuple[str, ...]] = ("queries: decoder_layer kv query",)
     type: Literal["embedding_mlp"] = "embedding_mlp"
-    embedding_size: int = Field(64, ge=1, description="width of the layer and of the key/value embedding")
-    query_size: int = Field(64, ge=1, description="width of the query; the fuser's hidden size")
+    embedding_size: int = Field(64, ge=1, le=MAX_SIZE, description="width of the layer and of the key/value embedding")
+    query_size: int = Field(64, ge=1, le=MAX_SIZE, description="width of the query; the fuser's hidden size")
     separate_kv: bool = Field(True, description="one query for keys and one for values")
     activation: ActivationName = "silu"
 

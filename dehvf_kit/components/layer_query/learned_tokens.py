@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import MAX_SIZE, BuildContext, ComponentConfig
 
 
 class LearnedTokensQueryConfig(ComponentConfig):
@@ -20,7 +20,7 @@ class LearnedTokensQueryConfig(ComponentConfig):
     role: ClassVar[str] = "layer_query"
     gives: ClassVar[tuple[str, ...]] = ("queries: decoder_layer kv query",)
     type: Literal["learned_tokens"] = "learned_tokens"
-    query_size: int = Field(64, ge=1, description="width of the query; the fuser's hidden size")
+    query_size: int = Field(64, ge=1, le=MAX_SIZE, description="width of the query; the fuser's hidden size")
     separate_kv: bool = Field(True, description="one query for keys and one for values")
     std: float = Field(0.02, gt=0, description="standard deviation of the initial tokens")
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig, ConfigMismatchError
+from dehvf_kit.api.config import MAX_SIZE, BuildContext, ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.shapes import Cost, GroupLayers
 from dehvf_kit.components.base import product_dtype
 from dehvf_kit.errors import ShapeError
@@ -38,7 +38,7 @@ class ConcatLevelsMergerConfig(ComponentConfig):
         "levels: group member",
     )
     type: Literal["concat_levels"] = "concat_levels"
-    hidden_size: int = Field(256, ge=1, description="common width of the merged features")
+    hidden_size: int = Field(256, ge=1, le=MAX_SIZE, description="common width of the merged features")
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         counts = {port: len(wires) for port, wires in context.wires.items()}

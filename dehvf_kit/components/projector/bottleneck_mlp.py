@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import MAX_SIZE, BuildContext, ComponentConfig
 from dehvf_kit.api.shapes import KV, Cost, Readout, Unprojected
 from dehvf_kit.components.base import product_dtype
 from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
@@ -23,7 +23,7 @@ class BottleneckMlpProjectorConfig(ComponentConfig):
     takes: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
     gives: ClassVar[tuple[str, ...]] = ("codes: batch layer patch code", "readout: code decoder_hidden")
     type: Literal["bottleneck_mlp"] = "bottleneck_mlp"
-    bottleneck_size: int = Field(128, ge=1, description="width between the two linear maps")
+    bottleneck_size: int = Field(128, ge=1, le=MAX_SIZE, description="width between the two linear maps")
     activation: ActivationName = "silu"
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehvf_kit.api.config import BuildContext, ComponentConfig
+from dehvf_kit.api.config import MAX_SIZE, BuildContext, ComponentConfig
 from dehvf_kit.api.shapes import Cost
 from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks, hook_ffns
 from dehvf_kit.backbones.ffn.sites import ffn_sites
@@ -26,7 +26,7 @@ class ParallelVisionAdapterConfig(ComponentConfig):
     takes: ClassVar[tuple[str, ...]] = ("tower: layer vision_hidden",)
     attaches: ClassVar[str] = "vision"
     type: Literal["parallel"] = "parallel"
-    bottleneck_size: int = Field(12, ge=1, description="width of A's output")
+    bottleneck_size: int = Field(12, ge=1, le=MAX_SIZE, description="width of A's output")
     scale: float = Field(0.1, gt=0, description="scale of the adapter's output")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the adapter, in training")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from dehvf_kit.errors import DataError
 
 RESAMPLES = 1000
 NO_CAPTION = "empty captions, which score as nothing"
+ONE_IMAGE = "CIDEr of a single image is 0 by definition: it weighs words by how few images they occur in"
+LAST = "lastcaption"
+"""A line after all captions: where the tokeniser returns it elsewhere, lines and captions do not match."""
 Captions = Mapping[str, Sequence[str]]
 
 
@@ -34,8 +38,8 @@ def score(references: Captions, captions: Mapping[str, str]) -> Scores:
         raise DataError("captions: there is no picture to score")
     refuse("captions", lacking)
     ids = list(references)
-    told = {key: [{"caption": caption} for caption in references[key]] for key in ids}
-    said = {key: [{"caption": captions[key]}] for key in ids}
+    told = {key: [{"caption": one_line(caption)} for caption in references[key]] for key in ids}
+    said = {key: [{"caption": one_line(captions[key])}] for key in ids}
     try:
         figures, tokens = _metrics(_tokenise(told), _tokenise(said))
     except OSError as error:
@@ -55,8 +59,14 @@ def score(references: Captions, captions: Mapping[str, str]) -> Scores:
             "tokeniser": "PTB (pycocoevalcap)",
         },
         [{"image_id": int(key) if key.isdecimal() else key, "caption": captions[key]} for key in ids],
-        [f"{NO_CAPTION}: {empty:,}"] if empty else [],
+        [*([f"{NO_CAPTION}: {empty:,}"] if empty else []), *([ONE_IMAGE] if len(ids) == 1 else [])],
     )
+
+
+def one_line(caption: str) -> str:
+    """A caption in one line of readable characters, as the tokeniser reads a caption a line, whatever ends a line."""
+    readable = "".join(" " if unicodedata.category(one) in ("Cc", "Zl", "Zp") else one for one in caption)
+    return " ".join(readable.encode("utf-8", "replace").decode("utf-8").split())
 
 
 def require_programs() -> None:
@@ -75,8 +85,11 @@ def require_programs() -> None:
 def _tokenise(captions: Mapping[str, Any]) -> dict[str, list[str]]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    tokens = PTBTokenizer().tokenize(captions)
-    if {key: len(texts) for key, texts in tokens.items()} != {key: len(texts) for key, texts in captions.items()}:
+    tokens = PTBTokenizer().tokenize({**captions, LAST: [{"caption": LAST}]})
+    last = tokens.pop(LAST, None)
+    if last != [LAST] or {key: len(texts) for key, texts in tokens.items()} != {
+        key: len(texts) for key, texts in captions.items()
+    }:
         raise DataError("captions: the PTB tokeniser did not return a line for each caption; does `java -version` run?")
     return tokens
 

@@ -108,3 +108,40 @@ def test_without_java_nothing_is_scored(monkeypatch: pytest.MonkeyPatch) -> None
         DataError, match="need Java for the PTB tokeniser and METEOR; install it, for example by apt-get"
     ):
         captions.score(REFERENCES, {})
+
+
+LINE_ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\0", "\ud800 "]
+
+
+@pytest.mark.parametrize("end", LINE_ENDS)
+def test_a_caption_is_one_line_whatever_ends_its_lines(end: str) -> None:
+    assert captions.one_line(f"a man{end}riding {end}") in ("a man riding", "a man? riding ?")
+    assert len(captions.one_line(f"a man{end}riding").splitlines()) == 1
+
+
+@pytest.mark.usefixtures("java")
+def test_line_separators_shift_no_other_caption() -> None:
+    plain = {"1": "a man riding a wave", "2": "a cat on a mat", "3": "two dogs run"}
+    broken = {**plain, "1": "\r".join(["a", "man", "riding", "a", "wave"]) + "".join(LINE_ENDS[:-1])}
+    values = [{one.name: one.value for one in captions.score(REFERENCES, said).scores} for said in (plain, broken)]
+    assert values[0] == values[1]
+
+
+def test_lines_that_do_not_match_captions_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pycocoevalcap pairs captions with lines by `zip`: a line too many is lost without a word."""
+    ptb = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer", reason="needs the extra `eval`")
+
+    def shifted(self: object, given: dict) -> dict:
+        lines = ["one", "too many", *(row["caption"] for rows in given.values() for row in rows)]
+        keys = [key for key, rows in given.items() for _ in rows]
+        return {key: [line] for key, line in zip(keys, lines, strict=False)}
+
+    monkeypatch.setattr(ptb.PTBTokenizer, "tokenize", shifted)
+    with pytest.raises(DataError, match="did not return a line for each caption"):
+        captions._tokenise({"1": [{"caption": "a"}], "2": [{"caption": "b"}]})
+
+
+@pytest.mark.usefixtures("java")
+def test_one_image_has_no_cider() -> None:
+    scores = captions.score({"1": REFERENCES["1"]}, {"1": "a man riding a wave"})
+    assert scores.headline.value == 0 and captions.ONE_IMAGE in scores.notes

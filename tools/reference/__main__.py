@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _messages(docs: Path) -> int:
     without, left_over = missing(docs / "troubleshooting"), stale(docs / "troubleshooting")
     for message in without:
-        print(f"no cure on any page:\n- ``{message.text}``\n  ({message.place})")
+        end = " ``" if message.text.endswith("`") else "``"  # Markdown takes three backticks for a fence
+        print(f"no cure on any page:\n- ``{message.text}{end}\n  ({message.place})")
     for text in left_over:
         print(f"no longer in the code: {text}")
     return int(bool(without or left_over))

@@ -1,11 +1,12 @@
 """What tells base models and tokenizers apart: an adapter answers only on those it was trained with.
 
-A base model is known by its architecture and a few of its weights, a tokenizer by its vocabulary and by how it cuts a text.
+A base model is known by its architecture and a digest of every weight, a tokenizer by its vocabulary and by how it cuts a text.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from dehvf_kit.adapter.base_weights import all_names, compare, is_record, record
 from dehvf_kit.adapter.files import CONFIG
-from dehvf_kit.errors import AdapterError
+from dehvf_kit.errors import AdapterError, listing
 from dehvf_kit.recipe.plugin_manager import plugins
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
 
-PROBED_TENSORS, PROBED_VALUES = 16, 4
+WEIGHTS = "weights"
+PROBED_VALUES = 4
+NAMED = 3
 LARGEST = torch.finfo(torch.float32).max
 ARCHITECTURE_FIELDS = (
     "model_type",
@@ -37,6 +41,7 @@ ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "floa
 README_BYTES = 65_536
 """Bytes of a README.md that are read for its licence."""
 TOKENIZER = "tokenizer"
+log = logging.getLogger(__name__)
 PROBE = "What is in the picture? 12 of 3.5 naïve 图像\n  (A) red"
 
 
@@ -50,32 +55,23 @@ def base_identities(model: DehvfModel) -> dict[str, Any]:
 
 
 def identity(model: nn.Module, name: str) -> dict[str, Any]:
-    """What tells a base model from another: its name, its architecture, and a probe of its weights.
+    """What tells a base model from another: its name, its architecture, and a record of its weights.
 
-    The probe holds a few values of a few tensors, spread over the model; None for a model without weights (meta device).
+    The record is `base_weights.record`'s; None for a model without weights (meta device). Every weight is read once.
     """
+    return {**_architecture(model), "name": name, WEIGHTS: record(model), "license": licence_of(name, model)}
+
+
+def _architecture(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config(decoder=True)
     fields = {key: getattr(config, key) for key in ARCHITECTURE_FIELDS if getattr(config, key, None) is not None}
     return {
-        "name": name,
         "revision": getattr(config, "_commit_hash", None),
         "architecture": {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "probe": _probe(model),
-        "license": licence_of(name, model),
     }
-
-
-def _probe(model: nn.Module) -> dict[str, list[float]] | None:
-    tensors = sorted(
-        ((name, p) for name, p in model.named_parameters() if p.is_floating_point()), key=lambda item: item[0]
-    )
-    if not tensors or any(parameter.device.type == "meta" for _, parameter in tensors):
-        return None
-    step = max(1, len(tensors) // PROBED_TENSORS)
-    return {name: _values(parameter) for name, parameter in tensors[::step]}
 
 
 def _values(parameter: Tensor) -> list[float]:
@@ -106,6 +102,8 @@ def saved_identities(config: Mapping[str, Any], names: Sequence[str], folder: Pa
         probe = base.get("probe")
         if probe is not None and not (isinstance(probe, dict) and all(map(_is_values, probe.values()))):
             raise AdapterError(f"{where} has a garbled 'probe'")
+        if base.get(WEIGHTS) is not None and not is_record(base[WEIGHTS]):
+            raise AdapterError(f"{where} has a garbled '{WEIGHTS}'")
     return dict(config["bases"])
 
 
@@ -115,8 +113,11 @@ def _is_values(values: Any) -> bool:
 
 
 def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> None:
-    """Raises: AdapterError where a base model is not the one an adapter was trained on."""
-    found = identity(model, "")
+    """Raises: AdapterError where a base model is not the one an adapter was trained on.
+
+    Weights whose storage cannot be compared (quantised, split over processes, offloaded) are counted in a warning.
+    """
+    found = _architecture(model)
     wanted = saved.get("architecture", {})
     for key in wanted:
         if found["architecture"].get(key) != wanted[key]:
@@ -124,20 +125,49 @@ def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> Non
                 f"{what}: the adapter was trained on {_called(saved)} with {key} {wanted[key]}; "
                 f"this one has {key} {found['architecture'].get(key)}"
             )
-    held = dict(model.named_parameters())
-    if saved.get("probe") is None or any(parameter.device.type == "meta" for parameter in held.values()):
+    if all(parameter.device.type == "meta" for parameter in model.parameters()):
         return
+    if saved.get(WEIGHTS) is None:
+        _check_probe(saved, model, what, found["dtype"])
+        return
+    difference = compare(saved[WEIGHTS], record(model) or {})
+    if difference.missing:
+        raise AdapterError(_has_none(saved, what, difference.missing[0]))
+    if difference.other:
+        more = f" and {len(difference.other) - NAMED} more" if len(difference.other) > NAMED else ""
+        raise AdapterError(
+            f"{what}: other weights than the adapter was trained on ({_called(saved)}): "
+            f"{listing(map(repr, difference.other[:NAMED]))}{more} differ, of {difference.compared} compared; "
+            "load the base model it names"
+        )
+    if difference.uncompared:
+        log.warning(
+            "%s: %d weights could not be compared with those the adapter was trained on (quantised, offloaded, split over "
+            "processes, or added since); %d are the same",
+            what,
+            difference.uncompared,
+            difference.compared,
+        )
+
+
+def _has_none(saved: Mapping[str, Any], what: str, name: str) -> str:
+    return f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none"
+
+
+def _check_probe(saved: Mapping[str, Any], model: nn.Module, what: str, dtype: str) -> None:
+    """Check the probe of an adapter saved before every weight was recorded: a few values of a few weights."""
+    held = all_names(model)
     tolerance = 0.0
-    if saved["dtype"] != found["dtype"]:
-        tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], found["dtype"]))
-    for name, values in saved["probe"].items():
+    if saved["dtype"] != dtype:
+        tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], dtype))
+    for name, values in (saved.get("probe") or {}).items():
         parameter = held.get(name)
-        if parameter is not None and not parameter.is_floating_point():
-            continue  # quantised here, and not there: the weights around it tell
         if parameter is None or parameter.numel() < 1:
-            raise AdapterError(
-                f"{what}: the adapter was trained on {_called(saved)}, which has a weight '{name}'; this one has none"
-            )
+            raise AdapterError(_has_none(saved, what, name))
+        if type(parameter) not in (Tensor, nn.Parameter) or not parameter.is_floating_point():
+            continue  # quantised here, and not there: the weights around it tell
+        if parameter.device.type == "meta":
+            continue
         for expected, value in zip(values, _values(parameter), strict=True):
             if abs(expected - value) > tolerance * max(abs(expected), 2.0**-14):
                 raise AdapterError(

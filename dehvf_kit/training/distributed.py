@@ -89,7 +89,7 @@ def shard_base(model: DehvfModel, **settings: Any) -> None:
         raise DehvfError(
             "FSDP cannot split a quantised decoder; leave out decoder.quantization, or launch with launch/ddp.yaml"
         )
-    model.bases = base_identities(model)
+    model.bases = model.bases or base_identities(model)
     trained = {parameter for parameter in decoder.parameters() if parameter.requires_grad}
     with model.hooks_disabled():
         layers = list(dict.fromkeys(site.layer_path for site in ffn_sites(decoder)))

@@ -16,7 +16,7 @@ from transformers.trainer_utils import set_seed
 
 from dehvf_kit.adapter.checkpoint import restore
 from dehvf_kit.adapter.files import read_config, read_weights
-from dehvf_kit.adapter.identity import check_bases
+from dehvf_kit.adapter.identity import base_identities, check_bases
 from dehvf_kit.data.sample_filter import SKIPPED, Skipped, write_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.data.stream import SampleStream
@@ -134,6 +134,8 @@ def train(
             if folder.writes:
                 folder.write_log(state.log_history)
                 model.save_pretrained(folder.adapter)
+        if processes.count == 1:  # split weights cannot be read again
+            model.bases = None
         processes.wait()
         return _result(folder, recipe, processes, state.global_step, state.log_history, seconds, data)
 
@@ -169,6 +171,7 @@ def _take_steps(
     report = StepReport(
         lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
     )
+    model.bases = base_identities(model)  # once, not for every checkpoint: the bases are frozen
     prepare_model(model, processes)
     model.train()
     with Stopping() as stopping:

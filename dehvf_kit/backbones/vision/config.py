@@ -157,7 +157,8 @@ def load_encoder(
 ) -> PreTrainedModel:
     """An encoder with its weights from a folder or hub id.
 
-    Where they stand below another name (`model.visual.blocks.0...`), the name is found among the checkpoint's keys.
+    Where they stand below another name (`model.visual.blocks.0...`), the name is found among the checkpoint's keys. Weights that
+    no feature depends on (poolers) may be missing; `unloaded_weights` on the encoder names them.
     Raises: OSError where there is no checkpoint; VisionError where it lacks weights that features depend on, which
     transformers would leave random.
     """
@@ -174,6 +175,7 @@ def load_encoder(
             f"'{location}' lacks {len(missing)} weights of {type(model).__name__}, for example {listing(missing[:2])}; "
             "give a checkpoint of the encoder itself, or load it yourself and hand it over as build(vision=...)"
         )
+    model.unloaded_weights = frozenset(info["missing_keys"])
     return model
 
 

@@ -46,6 +46,7 @@ class DecoderSpec:
     """What the kit needs to know of a decoder; `num_layers` counts the layers that have a feed-forward network.
 
     num_heads, num_key_value_heads, head_dim: of its attention, where that is of LLaMA's kind; 0 elsewhere.
+    max_positions: tokens it has positions for; None where its config names no limit.
     """
 
     hidden_size: int
@@ -58,6 +59,7 @@ class DecoderSpec:
     num_heads: int = 0
     num_key_value_heads: int = 0
     head_dim: int = 0
+    max_positions: int | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+"""Config fields that say for how many tokens there are positions."""
+
+
 class HfDecoderConfig(TowerConfig):
     """A transformers decoder, or a folder with LLaMA as Meta released it; its parts are found by structure."""
 
@@ -169,7 +173,22 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         num_heads=heads[0],
         num_key_value_heads=heads[1],
         head_dim=heads[2],
+        max_positions=max_positions(decoder),
     )
+
+
+def max_positions(decoder: nn.Module) -> int | None:
+    """Tokens that a decoder has positions for, as its config says; None where it names no limit."""
+    from torch import nn
+
+    config = getattr(decoder, "config", None)
+    text = config.get_text_config(decoder=True) if config is not None else None
+    given = (getattr(text, name, None) for name in POSITIONS)
+    limit = next((value for value in given if type(value) is int and value > 0), None)
+    for name, module in decoder.named_modules():
+        if limit and isinstance(module, nn.Embedding) and module.padding_idx is not None and "position" in name:
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)  # RoBERTa's begin after the padding
+    return limit
 
 
 def is_original(folder: str | Path) -> bool:

@@ -43,6 +43,7 @@ def llama_spec(config: Mapping[str, Any] | None) -> DecoderSpec | None:
         num_heads=heads,
         num_key_value_heads=key_value_heads,
         head_dim=head_dim,
+        max_positions=known.get("max_position_embeddings", 2048),
     )
 
 

@@ -8,7 +8,7 @@ import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
-from dehvf_kit.errors import Fault, RecipeError
+from dehvf_kit.errors import DataError, Fault, RecipeError
 
 
 def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -19,6 +19,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     with waiting(f"Checking {recipe}", plain=True):
         from dehvf_kit.api.config import MAX_PARAMETERS, too_many
         from dehvf_kit.costs.parameters import parameter_table
+        from dehvf_kit.data.tokens import longest_prompt, longest_sample
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
 
@@ -28,6 +29,11 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             graph = loaded.check()
             decoder = graph.contexts[graph.order[0]].decoder
             faults = check_tokenizer_of(loaded, decoder.vocab_size)
+            longest = longest_sample(loaded.training.max_length, graph)
+            try:
+                longest_prompt(None, graph, loaded.generation.max_new_tokens)
+            except DataError as error:
+                faults.append(Fault("generation.max_new_tokens", str(error)))
             table = parameter_table(graph, loaded.published)
             if table.trainable > MAX_PARAMETERS:
                 faults.append(Fault("graph", too_many(table.trainable)))
@@ -41,6 +47,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         towers = loaded.vision_specs([])
     if as_json:
         facts = {"recipe": str(recipe), "sound": True, "faults": [], "components": list(graph.order)}
+        facts["max_length"] = longest
         facts["vision"] = {name: asdict(spec) for name, spec in towers.items()}
         print_json({**facts, "decoder": asdict(decoder), "trainable_parameters": table.trainable})
         return
@@ -49,3 +56,5 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         f"{recipe}: ok: {len(graph.order)} components join {encoders} to {decoder.model_type} ({decoder.num_layers} x "
         f"{decoder.hidden_size}); {table.trainable:,} trained parameters"
     )
+    if longest < loaded.training.max_length:
+        print(f"note: the decoder has positions for {longest} tokens of text: longer samples lose their beginning")

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dehvf_kit._version import __version__
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
 from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
 from dehvf_kit.cli.score import show
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils import atomic
+from dehvf_kit.utils.places import check_new_files
+
+if TYPE_CHECKING:
+    from dehvf_kit.data.metrics.exact_match import Prediction
+    from dehvf_kit.data.metrics.scores import Scores
+    from dehvf_kit.data.samples import Sample
+    from dehvf_kit.evaluation.kept_answers import KeptAnswers
+    from dehvf_kit.model.model import DehvfModel
+
+MEASURED = "measured.json"
+NAMED = 5
 
 
 def evaluate(
@@ -49,7 +64,8 @@ def evaluate(
     from dehvf_kit.evaluation.answers import answer
     from dehvf_kit.model.feature_files import cached_features
 
-    _refuse_existing(output, results)
+    replaced = {"--store (measured.json)": adapter / MEASURED, "--store (README.md)": adapter / "README.md"}
+    check_new_files({"--output": output, "--results": results}, replaced if store else {})
     quiet_transformers()
     mismatch = _mismatch(adapter, overrides or (), allow_prompt_mismatch)
     model = load(adapter, overrides=overrides or ())
@@ -62,6 +78,7 @@ def evaluate(
     sample_filter.samples = asked = sample_filter.samples[:limit]
     if not asked:
         raise DataError(f"{adapter}: the test split of its data set is empty")
+    recipe.data.check_scoring()
     with reporting() as report:
         samples = asked
         if model.reads_images:
@@ -70,14 +87,19 @@ def evaluate(
         if model.reads_images and not model.image_is_trained:
             features = cached_features(model, recipe.training)
             features.fill(samples, progress=lambda done, total: report("reading images", done, total))
-        predictions = answer(
-            model, samples, features=features, progress=lambda done, total: report("answering", done, total)
-        )
+        with _kept(adapter, model, samples, output) as kept:
+            predictions = answer(
+                model,
+                samples,
+                features=features,
+                progress=lambda done, total: report("answering", done, total),
+                kept=kept,
+            )
     predictions = with_skipped(predictions, asked, sample_filter.skipped)
     if output is not None:
         _write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
     listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sample_filter.skipped) if output is not None else None
-    scores = note_skipped(recipe.data.score(predictions), sample_filter.skipped)
+    scores = _note_cut(note_skipped(recipe.data.score(predictions), sample_filter.skipped), predictions)
     if results is not None:
         _write_new(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
     if store:
@@ -85,6 +107,8 @@ def evaluate(
 
         rows = {one.name: one.row() for one in scores.scores}
         keep(adapter, "scores", {"data": _asked(recipe.data, len(samples), limit), "scores": rows})
+    if kept is not None:
+        kept.remove()
     if as_json:
         files = {"predictions": str(output) if output else None, "results": str(results) if results else None}
         print_json({"adapter": str(adapter), **scores.facts, **files, "prompt_mismatch": mismatch})
@@ -124,8 +148,63 @@ def _write_new(file: Path, text: str) -> None:
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
-def _refuse_existing(*files: Path | None) -> None:
-    """Raises: DataError for a file that is there already."""
-    for file in files:
-        if file is not None and file.exists():
-            raise DataError(f"{file}: exists already; name another --output or --results")
+@contextmanager
+def _kept(
+    adapter: Path, model: DehvfModel, samples: Sequence[Sample], output: Path | None
+) -> Iterator[KeptAnswers | None]:
+    """The file of answers so far: beside `--output`, else in the cache folder; None where neither can be written.
+
+    Says where an earlier evaluation left off, and, where this one ends early, how to go on.
+    """
+    import torch
+    import transformers
+
+    from dehvf_kit.adapter.files import WEIGHTS, read_config
+    from dehvf_kit.evaluation.kept_answers import SUFFIX, KeptAnswers, digest
+    from dehvf_kit.model.feature_files import default_folder
+
+    facts = {
+        "adapter": read_config(adapter),
+        "weights": atomic.sha256(adapter / WEIGHTS),
+        "recipe": model.recipe.resolved(),
+        "device": next(model.decoder.parameters()).device.type,
+        "versions": [__version__, torch.__version__, transformers.__version__],
+    }
+    key = digest(facts, samples)
+    if output is not None:
+        file = output.with_name(f"{output.name}.{key}{SUFFIX}")
+    else:
+        file = default_folder().parent / "answers" / f"{key}{SUFFIX}"
+    try:
+        if output is None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    except OSError as error:
+        print(f"warning: answers are not kept as they come: {file}: {error.strerror or error}", file=sys.stderr)
+        yield None
+        return
+    kept = KeptAnswers(file)
+    before = len(kept.known)
+    if before:
+        print(f"going on with {before:,} of {len(samples):,} answers from {file}", file=sys.stderr)
+    try:
+        yield kept
+    except BaseException:
+        if kept.known:
+            print(
+                f"{len(kept.known):,} of {len(samples):,} answers are kept in {file}; the same command goes on from there",
+                file=sys.stderr,
+            )
+        else:
+            kept.remove()
+        raise
+
+
+def _note_cut(scores: Scores, predictions: Sequence[Prediction]) -> Scores:
+    """Scores that say how many prompts lost their beginning."""
+    cut = [one.id for one in predictions if one.cut]
+    if not cut:
+        return scores
+    more = f" and {len(cut) - NAMED:,} more" if len(cut) > NAMED else ""
+    note = f"prompts that were too long and lost their beginning: {len(cut):,} ({', '.join(cut[:NAMED])}{more})"
+    return replace(scores, facts={**scores.facts, "cut": cut}, notes=[*scores.notes, note])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,8 @@ def generate(
         model = load(adapter, overrides=overrides or ())
         limits = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         (found,) = answer(model, [sample], **limits)
+    if found.cut:
+        print(f"note: the prompt lost {found.cut:,} tokens at its beginning, being too long", file=sys.stderr)
     if as_json:
         print_json({"image": str(image), "question": question, "answer": found.prediction, "adapter": str(adapter)})
         return

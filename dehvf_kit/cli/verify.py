@@ -10,6 +10,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, section, stdout
 from dehvf_kit.errors import DataError
+from dehvf_kit.utils.places import check_new_files
 
 if TYPE_CHECKING:
     from dehvf_kit.evaluation.parity import Parity
@@ -38,6 +39,8 @@ def verify(
     from dehvf_kit.evaluation.parity import batch_parity
 
     quiet_transformers()
+    if store:
+        check_new_files({}, {"--store": adapter / "README.md"})
     model = load(adapter, overrides=overrides or ())
     if model.recipe.data is None:
         raise DataError(

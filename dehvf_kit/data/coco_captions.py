@@ -89,6 +89,11 @@ class CocoCaptionsDataConfig(DataConfig):
             refuse(str(self.annotations), issues, PREPARE)
         return found
 
+    def check_scoring(self) -> None:
+        from dehvf_kit.data.metrics.captions import require_programs
+
+        require_programs()
+
     def score(self, predictions: Sequence[Any]) -> Scores:
         """BLEU, METEOR, ROUGE-L and CIDEr of the captions given."""
         from dehvf_kit.data.metrics.captions import score

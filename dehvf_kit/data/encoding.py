@@ -27,7 +27,7 @@ class Features(Protocol):
 class EncodedSamples(Dataset):
     """Training samples ready to batch: `input_ids`, `labels`, and the picture's pixel values or cached features.
 
-    The prompt keeps its end where prompt and answer are longer than `max_length`. skip: called with a sample that cannot be
+    The prompt keeps its end where prompt and answer are longer than `max_length`; `cut` names such samples. skip: called with a sample that cannot be
     learned, and why, which is then left out. Raises: DataError for an answer that leaves no room for a prompt token.
     """
 
@@ -50,6 +50,7 @@ class EncodedSamples(Dataset):
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.samples: list[Sample] = []
         self.tokens: list[tuple[list[int], list[int]]] = []
+        self.cut: list[str] = []
         for sample, (before, after) in zip(samples, pairs, strict=True):
             try:
                 self.tokens.append(self._join(sample, before, [*after, *end]))
@@ -65,6 +66,12 @@ class EncodedSamples(Dataset):
             raise DataError(
                 f"sample '{sample.id}': its answer has {len(answer)} tokens, max_length is {self.max_length}"
             )
+        if not prompt:
+            raise DataError(
+                f"sample '{sample.id}': its prompt has no token; write a question, or a data.prompt.question"
+            )
+        if len(prompt) > room:
+            self.cut.append(sample.id)
         prompt = prompt[-room:]
         return prompt + answer, [IGNORED] * len(prompt) + answer
 

@@ -143,6 +143,9 @@ class DataConfig(Settings):
         """What decides the text a model sees, short and readable: see `adapter/fingerprint.py`."""
         return {"question": self.prompt.question, "answer": self.prompt.answer, "chat": self.prompt.chat}
 
+    def check_scoring(self) -> None:
+        """Raises: DataError where `score` needs something that is not installed; `eval` asks before the first question."""
+
     def score(self, predictions: Sequence[Any]) -> Scores:
         """How good the answers to `samples("test")` are, or to some of them.
 

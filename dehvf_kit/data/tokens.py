@@ -87,6 +87,37 @@ def _in_template(text: str, tokenizer: Any) -> str:
         ) from error
 
 
+def text_positions(graph: Any) -> int | None:
+    """Tokens of text that the decoder of a graph has positions for, beside those that components put into its input."""
+    limit = graph.contexts[graph.order[0]].decoder.max_positions
+    if limit is None:
+        return None
+    return limit - sum(graph.nodes[name].config.input_tokens(graph.contexts[name]) for name in graph.order)
+
+
+def longest_sample(max_length: int, graph: Any) -> int:
+    """Tokens a training sample may have: `training.max_length`, or the decoder's positions where those are fewer."""
+    limit = text_positions(graph)
+    return max_length if limit is None else max(1, min(max_length, limit))
+
+
+def longest_prompt(max_length: int | None, graph: Any, new_tokens: int) -> int | None:
+    """Tokens a prompt may have when it is asked: as many as in training, and so that the answer has positions too.
+
+    Raises: DataError where the answer alone needs all positions.
+    """
+    limit = text_positions(graph)
+    if limit is None:
+        return max_length
+    room = limit - new_tokens
+    if room < 1:
+        raise DataError(
+            f"an answer of {new_tokens} tokens leaves no room for a question: the decoder has positions for {limit} tokens of "
+            "text; ask for fewer by --max-new-tokens or generation.max_new_tokens"
+        )
+    return room if max_length is None else min(max_length, room)
+
+
 def embedded_tokens(model: Any) -> int:
     """Rows of a model's embedding; 0 where they cannot be told."""
     return getattr(model.get_input_embeddings(), "num_embeddings", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import PromptConfig, Sample
-from dehvf_kit.data.tokens import embedded_tokens, require_tokenizer
+from dehvf_kit.data.tokens import embedded_tokens, longest_prompt, require_tokenizer
 from dehvf_kit.errors import DataError
+from dehvf_kit.evaluation.kept_answers import KeptAnswers, Said
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 
@@ -29,39 +31,69 @@ def answer(
     batch_size: int = 32,
     features: FeatureStore | None = None,
     progress: Callable[[int, int], None] | None = None,
+    kept: KeptAnswers | None = None,
     **generation: Any,
 ) -> list[Prediction]:
     """Ask the model every question and keep what it says, in the order of the samples, with the `answer_start` it was given.
 
-    generation: keywords for `generate` beyond the recipe's own. Questions of like length share a batch.
+    Args:
+        model: the model.
+        samples: the questions; those of like length share a batch.
+        batch_size: questions asked together.
+        features: a store of image features to use.
+        progress: called with answers found and wanted after each batch.
+        kept: a file of answers; those that are in it are not asked again, and the others are appended as they come.
+        generation: keywords for `generate` beyond the recipe's own.
+
+    Raises:
+        DataError: for scores that are not finite, or an answer longer than the decoder has positions for.
     """
     processor = model.processor
     prompt = PromptConfig(**processor.prompt) if processor.prompt else None
     require_tokenizer(processor.tokenizer, prompt, embedded_tokens(model), learns=False)
     order = sorted(range(len(samples)), key=lambda index: len(samples[index].question))
-    found: dict[int, Prediction] = {}
+    said: dict[int, Said] = {}
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        batch = [samples[place] for place in places]
-        for place, text in zip(places, _answers(model, batch, features, generation), strict=True):
-            sample = samples[place]
-            found[place] = Prediction(
-                sample.id, sample.kind, sample.question, str(sample.image or ""), sample.answer, text.strip()
-            )
+        if kept is None or not kept.known.keys() >= set(
+            places
+        ):  # the batch as a whole, so that its answers are the same
+            found = dict(zip(places, _say(model, [samples[n] for n in places], features, generation), strict=True))
+            if kept is not None:
+                kept.add(found)
+        else:
+            found = {place: kept.known[place] for place in places}
+        said |= found
         if progress is not None:
-            progress(len(found), len(samples))
-    return [found[place] for place in range(len(samples))]
+            progress(len(said), len(samples))
+    return [_prediction(sample, said[place]) for place, sample in enumerate(samples)]
 
 
-def _answers(
+def _prediction(sample: Sample, said: Said) -> Prediction:
+    image = str(sample.image or "")
+    return Prediction(sample.id, sample.kind, sample.question, image, sample.answer, said.text, cut=said.cut)
+
+
+def _say(
     model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
-) -> list[str]:
-    inputs, starts = asked(model, batch, features)
+) -> list[Said]:
+    new_tokens = generation.get("max_new_tokens")
+    rows = prompt_rows(model.processor, batch, _longest(model, new_tokens))
+    inputs = _inputs(model, batch, rows, features, None)
     with finite_logits(model, batch):
         tokens = model.generate(**inputs, **generation)
     said = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    rows = [start + until_end(model, row) for start, row in zip(starts, said, strict=True)]
-    return model.processor.batch_decode(rows, skip_special_tokens=True)
+    texts = model.processor.batch_decode(
+        [row.start + until_end(model, new) for row, new in zip(rows, said, strict=True)], skip_special_tokens=True
+    )
+    return [Said(text.strip(), row.cut) for text, row in zip(texts, rows, strict=True)]
+
+
+def _longest(model: DehvfModel, new_tokens: int | None) -> int | None:
+    """Tokens a prompt may have, beside `new_tokens` of an answer; None: as many as the model's own settings say."""
+    trained = model.recipe.training.max_length if model.recipe is not None else None
+    answer = new_tokens or model.generation_config.max_new_tokens or 1
+    return longest_prompt(trained, model.graph, answer)
 
 
 def until_end(model: DehvfModel, row: Sequence[int]) -> list[int]:
@@ -98,14 +130,30 @@ def finite_logits(model: DehvfModel, batch: Sequence[Sample]) -> Iterator[None]:
 
 
 def asked(
-    model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None = None, length: int | None = None
+    model: DehvfModel,
+    batch: Sequence[Sample],
+    features: FeatureStore | None = None,
+    length: int | None = None,
+    new_tokens: int | None = None,
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs of some questions, padded on the left, and the tokens of each one's `answer_start` among them.
 
-    length: columns to pad to; None: those of the longest.
+    length: columns to pad to; None: those of the longest. new_tokens: tokens an answer may have; None: as the model's own
+    settings say.
     """
+    rows = prompt_rows(model.processor, batch, _longest(model, new_tokens))
+    return _inputs(model, batch, rows, features, length), [row.start for row in rows]
+
+
+def _inputs(
+    model: DehvfModel,
+    batch: Sequence[Sample],
+    rows: Sequence[PromptRow],
+    features: FeatureStore | None,
+    length: int | None,
+) -> dict[str, Any]:
     device = next(model.decoder.parameters()).device
-    inputs, starts = prompts(model.processor, batch, length)
+    inputs = _padded(model.processor, rows, length)
     with_picture = [sample for sample in batch if sample.image is not None]
     if with_picture and model.reads_images:
         if len(with_picture) < len(batch):
@@ -119,22 +167,50 @@ def asked(
         else:
             pictures = [open_image(sample) for sample in with_picture]
             inputs["pixel_values"] = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return {name: _move(value, device) for name, value in inputs.items()}, starts
+    return {name: _move(value, device) for name, value in inputs.items()}
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt's tokens, the `answer_start` that stands at their end, and how many the prompt lost at its beginning."""
+
+    tokens: list[int]
+    start: list[int]
+    cut: int
+
+
+def prompt_rows(processor: DehvfProcessor, batch: Sequence[Sample], longest: int | None = None) -> list[PromptRow]:
+    """Each sample's prompt and `answer_start`, the prompt without its beginning where both are longer than `longest`.
+
+    Raises: DataError for a prompt without a single token.
+    """
+    texts = [processor.with_prompt(sample.question) for sample in batch]
+    special = not (processor.prompt and processor.prompt.get("chat"))
+    rows = []
+    for sample, (prompt, start) in zip(
+        batch, encode_pairs(processor.tokenizer, texts, [sample.answer_start for sample in batch], special), strict=True
+    ):
+        room = len(prompt) if longest is None else max(1, longest - len(start))
+        if not prompt and not start:
+            raise DataError(
+                f"sample '{sample.id}': its prompt has no token; write a question, or a data.prompt.question"
+            )
+        rows.append(PromptRow(prompt[-room:] + start if prompt else start, start, max(0, len(prompt) - room)))
+    return rows
 
 
 def prompts(
     processor: DehvfProcessor, batch: Sequence[Sample], length: int | None = None
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs of the prompts, each followed by the `answer_start` of its sample, padded on the left; and those starts."""
+    rows = prompt_rows(processor, batch)
+    return _padded(processor, rows, length), [row.start for row in rows]
+
+
+def _padded(processor: DehvfProcessor, rows: Sequence[PromptRow], length: int | None) -> dict[str, Any]:
     padding = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
-    if not any(sample.answer_start for sample in batch):
-        return dict(processor(text=[sample.question for sample in batch], **padding)), [[] for _ in batch]
-    texts = [processor.with_prompt(sample.question) for sample in batch]
-    special = not (processor.prompt and processor.prompt.get("chat"))
-    pairs = encode_pairs(processor.tokenizer, texts, [sample.answer_start for sample in batch], special)
-    rows = {"input_ids": [prompt + start for prompt, start in pairs]}
-    inputs = processor.tokenizer.pad(rows, padding_side="left", return_tensors="pt", **padding)
-    return dict(inputs), [start for _, start in pairs]
+    ids = {"input_ids": [row.tokens for row in rows]}
+    return dict(processor.tokenizer.pad(ids, padding_side="left", return_tensors="pt", **padding))
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -131,10 +131,11 @@ def batch_parity(
 def _say(
     model: DehvfModel, batch: Sequence[Sample], variant: Variant, new_tokens: int, features: FeatureStore | None
 ) -> list[Said]:
-    inputs, _ = asked(model, batch, features)
+    room = new_tokens + EXTRA_PADDING
+    inputs, _ = asked(model, batch, features, new_tokens=room)
     length = inputs["input_ids"].shape[1]
     if variant.batch > 1:
-        inputs, _ = asked(model, batch, features, length + EXTRA_PADDING)
+        inputs, _ = asked(model, batch, features, length + EXTRA_PADDING, room)
         length += EXTRA_PADDING
     with finite_logits(model, batch):
         output = model.generate(

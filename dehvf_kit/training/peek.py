@@ -12,6 +12,7 @@ from dehvf_kit.data.encoding import IGNORED, EncodedSamples
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.tokens import longest_sample
 from dehvf_kit.model.builder import prompt_of
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe
@@ -26,8 +27,9 @@ def peek_samples(recipe: Recipe, samples: Sequence[Sample]) -> list[dict[str, An
     tokenizer = prepare_tokenizer(recipe.decoder.tokenizer(plugins().registry.sources))
     pictures = build_image_processor({name: tower.image for name, tower in recipe.vision.items()})
     processor = DehvfProcessor(pictures, tokenizer, prompt=prompt_of(recipe))
-    length = recipe.training.max_length
-    reads = any(wire.node in recipe.vision and wire.port != "tower" for wire, _, _ in recipe.check().edges())
+    graph = recipe.check()
+    length = longest_sample(recipe.training.max_length, graph)
+    reads = any(wire.node in recipe.vision and wire.port != "tower" for wire, _, _ in graph.edges())
     encoded = EncodedSamples(samples, processor, recipe.data.prompt, length, reads)
     whole = EncodedSamples(samples, processor, recipe.data.prompt, 1_000_000, False)
     return [_peek(sample, encoded[n], len(whole.tokens[n][0]), processor) for n, sample in enumerate(samples)]

@@ -16,7 +16,7 @@ from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.stream import SampleStream
-from dehvf_kit.data.tokens import embedded_tokens, require_tokenizer
+from dehvf_kit.data.tokens import embedded_tokens, longest_sample, require_tokenizer
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
@@ -78,8 +78,9 @@ def training_set(
         raise DehvfError("training needs a tokenizer; hand one over to build(..., tokenizer=...)")
     config, prompt, reads = recipe.training, recipe.data.prompt, model.reads_images
     require_tokenizer(model.processor.tokenizer, prompt, embedded_tokens(model))
+    longest = longest_sample(config.max_length, model.graph)
     if isinstance(given, SampleStream):
-        collator = StreamCollator(model.processor, prompt, config.max_length, reads)
+        collator = StreamCollator(model.processor, prompt, longest, reads)
         return TrainingSet(StreamedSamples(given, config.seed, collator), len(given))
     samples = given.samples
     if reads:
@@ -88,9 +89,15 @@ def training_set(
     if reads and config.cache_features:
         kept = _filled(features, model, config, samples, progress, processes)
     skip = given.skip if given.skips else None
-    encoded = EncodedSamples(samples, model.processor, prompt, config.max_length, reads, kept, skip)
+    encoded = EncodedSamples(samples, model.processor, prompt, longest, reads, kept, skip)
     if not len(encoded):
         raise DataError(f"{recipe.source}: every training sample was skipped; the first: {given.skipped[0].reason}")
+    if encoded.cut:
+        ids, more = encoded.cut, "" if len(encoded.cut) <= NAMED else f" and {len(encoded.cut) - NAMED} more"
+        log.warning(
+            "%d of %d prompts are longer than %d tokens with their answers and lose their beginning: %s%s",
+            len(ids), len(encoded), longest, ", ".join(ids[:NAMED]), more,
+        )  # fmt: skip
     left_out = exclude_unanswered(encoded)
     return TrainingSet(encoded, len(encoded), left_out, tuple(given.skipped))
 

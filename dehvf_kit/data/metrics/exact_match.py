@@ -13,7 +13,10 @@ from dehvf_kit.data.metrics.scores import Score, Scores
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question and what was answered. skipped: why it could not be asked; it then counts as wrong."""
+    """One question and what was answered. skipped: why it could not be asked; it then counts as wrong.
+
+    cut: tokens that its prompt lost at the beginning, being longer than the model reads.
+    """
 
     id: str
     kind: str
@@ -22,6 +25,7 @@ class Prediction:
     answer: str
     prediction: str
     skipped: str = ""
+    cut: int = 0
 
     @property
     def right(self) -> bool:

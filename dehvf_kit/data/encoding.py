@@ -27,7 +27,8 @@ class Features(Protocol):
 class EncodedSamples(Dataset):
     """Training samples ready to batch: `input_ids`, `labels`, and the picture's pixel values or cached features.
 
-    The prompt keeps its end where prompt and answer are longer than `max_length`; `cut` names such samples. skip: called with a sample that cannot be
+    The prompt keeps its end where prompt and answer are longer than `max_length`; `cut` names such samples.
+    skip: called with a sample that cannot be
     learned, and why, which is then left out. Raises: DataError for an answer that leaves no room for a prompt token.
     """
 

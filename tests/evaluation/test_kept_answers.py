@@ -135,7 +135,8 @@ def test_a_killed_eval_without_output_goes_on_too(adapter: Path, tmp_path: Path)
     code = (
         "import sys, os\nfrom dehvf_kit.evaluation import answers\nfrom dehvf_kit.cli.main import app\n"
         "answers.answer.__defaults__ = (2, *answers.answer.__defaults__[1:])\nsay, n = answers._say, []\n"
-        "def dies(*given):\n    n.append(1)\n    if len(n) == 3 and sys.argv[1] == 'die': os.kill(os.getpid(), 9)\n    return say(*given)\n"
+        "def dies(*given):\n    n.append(1)\n"
+        "    if len(n) == 3 and sys.argv[1] == 'die': os.kill(os.getpid(), 9)\n    return say(*given)\n"
         "answers._say = dies\napp(['eval', sys.argv[2], '--json'])\n"
     )
     environment = {**os.environ, "DEHVF_KIT_CACHE": str(tmp_path)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dehvf_kit.adapter.files import WEIGHTS, read_config
+from dehvf_kit.adapter.files import WEIGHTS, buffer_names, read_config
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.errors import AdapterError
 from dehvf_kit.utils.atomic import files_replaced, write_text
@@ -152,7 +152,8 @@ def keep(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
     """
     config = read_config(folder)
     known = {**about(read_measured(folder), folder), name: dict(facts)}
-    weights, text = _digest(folder), card(config, _sizes(folder), known)
+    sizes = {weight: size for weight, size in _sizes(folder).items() if weight not in buffer_names(config)}
+    weights, text = _digest(folder), card(config, sizes, known)
     try:
         with files_replaced(folder) as place:
             write_measured(place, known, weights)

@@ -7,6 +7,7 @@ A folder holds `adapter_model.safetensors`, `adapter_config.json`, `config.json`
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,17 @@ from torch import Tensor
 
 from dehvf_kit._version import __version__
 from dehvf_kit.adapter.card import MEASURED, about, card, read_measured, write_measured
-from dehvf_kit.adapter.files import CONFIG, DIGEST, FORMAT, WEIGHTS, finish_saving, read_config, read_weights
+from dehvf_kit.adapter.files import (
+    BUFFERS,
+    CONFIG,
+    DIGEST,
+    FORMAT,
+    WEIGHTS,
+    buffer_names,
+    finish_saving,
+    read_config,
+    read_weights,
+)
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.adapter.fingerprint import fingerprint
 from dehvf_kit.adapter.identity import (
@@ -38,6 +49,7 @@ from dehvf_kit.utils.atomic import files_replaced, sha256, whole_folder, write_f
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
 
+log = logging.getLogger(__name__)
 FROM_AUTO_CLASSES = (
     "config",
     "adapter_kwargs",
@@ -83,7 +95,7 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
 
 
 def _fill(model: DehvfModel, folder: Path) -> None:
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_trainable_parameters().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in saved_tensors(model).items()}
     if model.processor is not None:
         _save_processor(model.processor, folder)
     model.generation_config.save_pretrained(folder)
@@ -93,7 +105,8 @@ def _fill(model: DehvfModel, folder: Path) -> None:
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     known = about(model.measured, folder)
     write_measured(folder, known, digest)
-    write_text(folder / "README.md", card(config, {name: tensor.numel() for name, tensor in weights.items()}, known))
+    sizes = {name: parameter.numel() for name, parameter in model.named_trainable_parameters().items()}
+    write_text(folder / "README.md", card(config, sizes, known))
     write_text(
         folder / "config.json",
         json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
@@ -122,6 +135,7 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
         "kit": "dehvf-kit",
         "versions": {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "trainable_parameters": model.num_trainable_parameters(),
+        BUFFERS: [name for name in saved_tensors(model) if name not in model.named_trainable_parameters()],
         "bases": model.bases or base_identities(model),
         "base_model_name_or_path": model.recipe.decoder.model,
         "recipe": recipe,
@@ -186,7 +200,8 @@ def load(
             raise AdapterError(f"{place}: its tokenizer cannot be loaded: {error}") from error
     weights = read_weights(place)
     saved_identities(config, ["decoder", *recipe.vision], place)
-    held = sum(tensor.numel() for tensor in weights.values())
+    buffers = buffer_names(config)
+    held = sum(tensor.numel() for name, tensor in weights.items() if name not in buffers)
     model = build(
         recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held, device_map=device_map
     )
@@ -257,23 +272,42 @@ def _refuse_code(recipe: Mapping[str, Any], overrides: Sequence[str], folder: Pa
             )
 
 
+def saved_tensors(model: DehvfModel) -> dict[str, Tensor]:
+    """What an adapter holds: the trained parameters, then the components' own buffers (batch norm's statistics)."""
+    buffers = {
+        f"{path}.{name}": buffer
+        for path, module in model.nodes.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+    return {**model.named_trainable_parameters(), **buffers}
+
+
 def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a model, all of them and no others. Raises: AdapterError naming what is missing, left over or misshapen."""
-    wanted = model.named_trainable_parameters()
+    """Put weights into a model, all of them and no others. Adapters saved before buffers were have none, which is warned of.
+
+    Raises: AdapterError naming what is missing, left over or misshapen.
+    """
+    wanted = saved_tensors(model)
+    buffers = set(wanted) - set(model.named_trainable_parameters())
+    if buffers and not buffers & set(weights):
+        log.warning("%s: holds no buffers; %s keep their initial values", where, listing(buffers))
+        wanted = {name: tensor for name, tensor in wanted.items() if name not in buffers}
     missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if missing or unexpected:
         parts = [f"missing: {listing(missing)}"] if missing else []
         parts += [f"unexpected: {listing(unexpected)}{did_you_mean(unexpected[0], wanted)}"] if unexpected else []
         raise AdapterError(f"{where}: weights do not fit the recipe; {'; '.join(parts)}")
-    for name, parameter in wanted.items():
-        if parameter.shape != weights[name].shape:
-            raise AdapterError(
-                f"{where}: '{name}' is {tuple(weights[name].shape)}, the recipe makes it {tuple(parameter.shape)}"
-            )
-        if weights[name].dtype not in DTYPES:
-            raise AdapterError(f"{where}: '{name}' is of {weights[name].dtype}; wants numbers with a fraction")
-        if not torch.isfinite(weights[name]).all():
+    for name, tensor in wanted.items():
+        found = weights[name]
+        if tensor.shape != found.shape:
+            raise AdapterError(f"{where}: '{name}' is {tuple(found.shape)}, the recipe makes it {tuple(tensor.shape)}")
+        if not tensor.is_floating_point() and found.dtype != tensor.dtype:
+            raise AdapterError(f"{where}: '{name}' is of {found.dtype}, the recipe makes it {tensor.dtype}")
+        if tensor.is_floating_point() and found.dtype not in DTYPES:
+            raise AdapterError(f"{where}: '{name}' is of {found.dtype}; wants numbers with a fraction")
+        if not torch.isfinite(found).all():
             raise AdapterError(f"{where}: '{name}' holds values that are not finite")
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(weights[name])
+        for name, tensor in wanted.items():
+            tensor.copy_(weights[name])

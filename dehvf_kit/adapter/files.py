@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FORMAT = 1
-DIGEST = "weights_sha256"
+DIGEST, BUFFERS = "weights_sha256", "buffers"
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
 
 
@@ -51,6 +52,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config.get(key), dict):
             raise AdapterError(f"{path}: '{key}' is missing")
     return config
+
+
+def buffer_names(config: Mapping[str, Any]) -> set[str]:
+    """The names of the weights that are not trained but kept by components, such as batch norm's statistics."""
+    names = config.get(BUFFERS)
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def finish_saving(folder: Path) -> None:

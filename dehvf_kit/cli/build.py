@@ -97,13 +97,14 @@ def _same_weights(model: DehvfModel, folder: Path) -> bool:
     """Whether an adapter on disk holds the initial weights of this model, so that nothing is lost with it."""
     import torch
 
+    from dehvf_kit.adapter.checkpoint import saved_tensors
     from dehvf_kit.adapter.files import read_weights
 
     try:
         known = read_weights(folder)
     except AdapterError:
         return False
-    fresh = model.named_trainable_parameters()
+    fresh = saved_tensors(model)
     return set(known) == set(fresh) and all(torch.equal(known[name], tensor.detach()) for name, tensor in fresh.items())
 
 

@@ -140,7 +140,7 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
         "base_model_name_or_path": model.recipe.decoder.model,
         "recipe": recipe,
         "recipe_parents": list(model.recipe.parents),
-        FINGERPRINT: fingerprint(model.recipe),
+        FINGERPRINT: fingerprint(model.recipe, getattr(model.processor, "tokenizer", None)),
         TOKENIZER: tokenizer_identity(model.processor.tokenizer) if model.processor is not None else None,
     }
 

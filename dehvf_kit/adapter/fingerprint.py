@@ -17,25 +17,52 @@ from dehvf_kit.recipe.recipe import Recipe
 KEY = "prompt_fingerprint"
 
 
-def fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """{"text": facts of the data set's prompt or None, "pictures": facts of each encoder's, "hash"}."""
+def fingerprint(recipe: Recipe, tokenizer: Any = None) -> dict[str, Any]:
+    """{"text": facts of the data set's prompt or None, "pictures": facts of each encoder's, "tokens", "hash"}.
+
+    tokens: what the tokenizer makes of a prompt, beside its vocabulary; left out without a tokenizer.
+    """
     text = recipe.data.prompt_facts() if recipe.data is not None else None
     pictures = {
         name: tower.image.model_dump(mode="json") for name, tower in recipe.vision.items() if hasattr(tower, "image")
     }
     facts = {"text": text, "pictures": pictures}
+    if tokenizer is not None:
+        facts["tokens"] = _tokens(tokenizer, bool(recipe.data is not None and recipe.data.prompt.chat))
     return {**facts, "hash": digest(facts)}
+
+
+def _tokens(tokenizer: Any, chat: bool) -> dict[str, Any]:
+    """The chat template's digest, or the tokens added around a text; the end token, and the digest of the added tokens."""
+    facts: dict[str, Any] = {"end": tokenizer.eos_token}
+    if chat:
+        facts["chat_template"] = _sha(tokenizer.chat_template)
+    else:
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = tokenizer("a", add_special_tokens=True)["input_ids"]
+        place = next((n for n in range(len(full)) if full[n : n + len(plain)] == plain), 0)
+        facts["added_before"] = tokenizer.convert_ids_to_tokens(full[:place])
+        facts["added_after"] = tokenizer.convert_ids_to_tokens(full[place + len(plain) :])
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    facts["added_tokens"] = _sha({str(number): str(token) for number, token in sorted(added.items())})
+    return facts
+
+
+def _sha(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def digest(facts: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits of the facts."""
     kept = {key: facts.get(key) for key in ("text", "pictures")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return _sha(kept | ({"tokens": facts["tokens"]} if "tokens" in facts else {}))
 
 
 def differences(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, in training, now) wherever two fingerprints differ; nothing is said of text that training did not know."""
+    """(field, in training, now) wherever two fingerprints differ; nothing is said of text or tokens that one does not know."""
     before, now = _flat(trained), _flat(asked)
+    if not (trained.get("tokens") and asked.get("tokens")):
+        before, now = ({name: v for name, v in one.items() if not name.startswith("tokens.")} for one in (before, now))
     if not trained.get("text"):
         now = {name: value for name, value in now.items() if not name.startswith("text.")}
     names = dict.fromkeys([*before, *now])
@@ -75,7 +102,7 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
     for tower, values in (facts.get("pictures") or {}).items():
         prefix = "pictures" if len(facts["pictures"]) == 1 else f"pictures.{tower}"
         flat |= {f"{prefix}.{name}": value for name, value in values.items()}
-    return flat
+    return flat | {f"tokens.{name}": value for name, value in (facts.get("tokens") or {}).items()}
 
 
 def _shown(value: Any) -> str:

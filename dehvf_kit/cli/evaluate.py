@@ -67,8 +67,9 @@ def evaluate(
     replaced = {"--store (measured.json)": adapter / MEASURED, "--store (README.md)": adapter / "README.md"}
     check_new_files({"--output": output, "--results": results}, replaced if store else {})
     quiet_transformers()
-    mismatch = _mismatch(adapter, overrides or (), allow_prompt_mismatch)
+    _mismatch(adapter, overrides or (), allow_prompt_mismatch)
     model = load(adapter, overrides=overrides or ())
+    mismatch = _mismatch(adapter, overrides or (), allow_prompt_mismatch, model.processor.tokenizer)
     recipe = model.recipe
     if recipe.data is None:
         raise DataError(
@@ -126,15 +127,15 @@ def _asked(data: Any, count: int, limit: int | None) -> str:
     return f"{'the first ' if limit else ''}{count:,} questions of the test split of its `{data.type}` data"
 
 
-def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool) -> list[dict[str, Any]]:
-    """How the prompt differs from the one trained on; refused where it does, unless allowed."""
+def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool, tokenizer: Any = None) -> list[dict[str, Any]]:
+    """How the prompt differs from the one trained on; refused where it does, unless allowed. tokenizer: None before it is known."""
     from dehvf_kit.adapter.checkpoint import adapter_recipe
     from dehvf_kit.adapter.files import read_config
     from dehvf_kit.adapter.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
 
     config = read_config(adapter)
     trained = saved_fingerprint(config, adapter_recipe(config, adapter), str(adapter))
-    asked = fingerprint(adapter_recipe(config, adapter, overrides))
+    asked = fingerprint(adapter_recipe(config, adapter, overrides), tokenizer)
     if not allowed:
         check_fingerprint(trained, asked, str(adapter))
     return [{"field": name, "trained": before, "now": now} for name, before, now in differences(trained, asked)]

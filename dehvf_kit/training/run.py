@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from transformers.trainer_utils import set_seed
 
 from dehvf_kit.adapter.checkpoint import restore
 from dehvf_kit.adapter.files import read_config, read_weights
+from dehvf_kit.adapter.fingerprint import differences, fingerprint, saved_fingerprint
 from dehvf_kit.adapter.identity import base_identities, check_bases
 from dehvf_kit.data.sample_filter import SKIPPED, Skipped, write_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.data.stream import SampleStream
-from dehvf_kit.errors import DataError, Stopped
+from dehvf_kit.errors import DataError, Stopped, TrainingError, shown
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
@@ -153,6 +154,16 @@ def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: P
         write_record(folder.place, record)
 
 
+def _refuse_other_prompt(saved: Mapping[str, Any], recipe: Recipe, model: DehvfModel, last: Path) -> None:
+    """Raises: TrainingError where the tokenizer makes other tokens of a prompt than when the run began."""
+    now = fingerprint(recipe, model.processor.tokenizer)
+    for name, before, found in differences(saved_fingerprint(saved, recipe, str(last)), now):
+        raise TrainingError(
+            f"{last}: the run began under another prompt: {name} was {shown(before)}, and is {shown(found)} now; restore the "
+            "decoder's tokenizer files, or begin a new run"
+        )
+
+
 def _take_steps(
     recipe: Recipe,
     folder: RunFolder,
@@ -165,7 +176,9 @@ def _take_steps(
     """Take the steps that are left, all of them where there is no checkpoint; the Trainer's state. Raises: Stopped."""
     config = recipe.training
     if last is not None:
-        check_bases(model, read_config(last), last)
+        saved = read_config(last)
+        check_bases(model, saved, last)
+        _refuse_other_prompt(saved, recipe, model, last)
     set_seed(config.seed)
     args = training_arguments(config, folder.checkpoints, data.count, processes.count)
     report = StepReport(

@@ -52,6 +52,7 @@ def hub() -> Iterator[tuple[str, list[str]]]:
     server.shutdown()
 
 
+@pytest.mark.nightly
 def test_models_are_looked_for_in_hf_home(tmp_path: Path) -> None:
     place = tmp_path / "home" / "hub" / "models--nobody--tiny"
     (place / "refs").mkdir(parents=True)
@@ -72,6 +73,7 @@ def test_offline_asks_nobody(tmp_path: Path, hub: tuple[str, list[str]]) -> None
     assert asked, "the same recipe asks the hub where it may"
 
 
+@pytest.mark.nightly
 def test_no_gpu_is_visible_where_none_shall_be() -> None:
     code = "import torch; from dehvf_kit.training.run import bfloat16_is_fast; bfloat16_is_fast(); print(torch.cuda.device_count())"
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

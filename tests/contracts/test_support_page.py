@@ -23,6 +23,7 @@ def test_the_page_is_not_stale():
     assert not is_stale(page), "run python -m tools.support.matrix and commit docs/support.md"
 
 
+@pytest.mark.nightly
 def test_a_run_in_processes_keeps_the_order_and_says_why_a_type_is_not_in_the_table():
     results = run_matrix(["mamba", "gpt2"], processes=1)
     assert [result.status for result in results] == ["no FFN", "pass"]

@@ -14,10 +14,12 @@ from tools.reference.troubleshooting import missing, stale, told
 PAGES = reference.DOCS / "troubleshooting"
 
 
+@pytest.mark.nightly
 def test_generated_pages_are_fresh() -> None:
     assert reference.main(["--check"]) == 0
 
 
+@pytest.mark.nightly
 def test_a_stale_page_is_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "reproduction.md").write_text((reference.DOCS / "reproduction.md").read_text())
     assert reference.main(["--check", "--docs", str(tmp_path)]) == 1

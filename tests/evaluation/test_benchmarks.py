@@ -64,6 +64,7 @@ def test_questions_are_asked_in_the_tokens_trained_on(base: Path, tmp_path: Path
     assert all(re.fullmatch(r"The answer is( \S+)?", one.prediction) for one in said)
 
 
+@pytest.mark.nightly
 def test_coco_from_files_to_metrics(base: Path, tmp_path: Path, command: Command) -> None:
     pytest.importorskip("pycocoevalcap", reason="needs the extra `eval`")
     if shutil.which("java") is None:

@@ -9,10 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from cli.commands import command, wide  # noqa: F401 - fixtures
-
-from dehvf_kit.recipe import plugin_manager
-from dehvf_kit.recipe.plugin_manager import plugins
+from cli.commands import builtins_alone, command, own_plugins, wide  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,21 +26,3 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEHVF_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture
-def own_plugins() -> Iterator[None]:
-    """Plugins loaded inside the test are forgotten after it."""
-    plugins.cache_clear()
-    yield
-    plugins.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def builtins_alone() -> Iterator[None]:
-    """The built-ins alone, whatever plugins are installed: for messages that list what there is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plugin_manager, "entry_points", lambda group: [])
-        plugins.cache_clear()
-        yield
-    plugins.cache_clear()

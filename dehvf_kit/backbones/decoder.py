@@ -56,7 +56,8 @@ class HfDecoderConfig(TowerConfig):
 
     def spec(self, sources: Mapping[str, Source]) -> DecoderSpec:
         """Sizes of the decoder, from its config alone."""
-        known = None if self.config is None or self.trust_remote_code else llama_spec(self.config)
+        plain = type(self).meta is HfDecoderConfig.meta and self.config is not None and not self.trust_remote_code
+        known = llama_spec(self.config) if plain else None
         return known or decoder_spec(self.meta(sources))
 
     def meta(self, sources: Mapping[str, Source]) -> PreTrainedModel:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
 
 from dehvf_kit.cli.main import app
+from dehvf_kit.recipe import plugin_manager
+from dehvf_kit.recipe.plugin_manager import plugins
 
 
 class Ended(NamedTuple):
@@ -39,3 +41,21 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         return Ended(int(ended.value.code or 0), printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def own_plugins() -> Iterator[None]:
+    """Plugins loaded inside the test are forgotten after it."""
+    plugins.cache_clear()
+    yield
+    plugins.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def builtins_alone() -> Iterator[None]:
+    """The built-ins alone, whatever plugins are installed: for messages that list what there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugin_manager, "entry_points", lambda group: [])
+        plugins.cache_clear()
+        yield
+    plugins.cache_clear()

@@ -52,7 +52,7 @@ def test_generate_answers(run: Path, world: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "nowhere.png", "what ?"], "there is no picture 'nowhere.png'"),
+        (["generate", "nowhere.png", "what ?"], "there is no image 'nowhere.png'"),
         (["generate", "{world}/tiny.yaml", "what ?", "-a", "{run}/adapter"], "tiny.yaml' cannot be read"),
         (["generate", "{world}/test0.png", "  "], "the question is empty"),
         (["generate", "{world}/test0.png", "what ?", "-a", "nowhere"], "nowhere: there is no such folder"),

@@ -79,7 +79,9 @@ class HfVisionConfig(TowerConfig):
         """Sizes of the encoder, from its config alone."""
         from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES
 
-        plain = self.config is not None and not self.trust_remote_code and "clip_vision_model" not in VISION_OVERRIDES
+        own = type(self).meta is HfVisionConfig.meta and type(self).tower is HfVisionConfig.tower
+        plain = own and self.config is not None and not self.trust_remote_code
+        plain = plain and "clip_vision_model" not in VISION_OVERRIDES
         known = clip_vision_spec(self.config, self.image.size) if plain else None
         return known or self.tower(self.meta(sources)).spec
 

@@ -95,7 +95,7 @@ def test_hours_by_the_formula(tmp_path: Path) -> None:
 def test_a_repository_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     rows = {row.method: row for row in table("table1", tmp_path)}
-    assert rows["DEHVF 7B"].parameters is None and "stands in the repository" in rows["DEHVF 7B"].missing
+    assert rows["DEHVF 7B"].parameters is None and "it is in the repository" in rows["DEHVF 7B"].missing
     assert rows["LaVIN 13B"].parameters == 5_390_080 and rows["LaVIN 13B"].parameters_from.startswith("formula")
 
 

@@ -80,9 +80,9 @@ def test_the_panel_draws_a_cell_for_every_layer_that_may_be_read(seeing: Answere
 def test_why_there_are_no_weights(seeing: Answerer, unseeing: Answerer, red: Upload) -> None:
     assert next(seeing.answer(QUESTION, None)).why == "No image was asked about."
     first, *_, last = unseeing.answer(QUESTION, red)
-    assert first.depths is None and first.why == "This graph reads no picture."
+    assert first.depths is None and first.why == "This graph reads no image."
     assert last.answer == whole(unseeing, red)
-    assert "This graph reads no picture." in depth_panel(first)
+    assert "This graph reads no image." in depth_panel(first)
     assert "&lt;b&gt;" in depth_panel(Turn("", why="<b>"))
 
 

@@ -106,7 +106,7 @@ def test_upload_ask_answer_and_what_was_read(page: sync_api.Page, world: Path, t
     assert page.locator("#depths0 svg").count() == 2, "keys and values"
     last = page.locator("#depths0 rect title").last.text_content()
     assert re.fullmatch(rf"layer {LAYERS}, {VISION_LAYERS}: [01]\.\d\d\d", last or "")
-    assert "This graph reads no picture." in page.locator("#depths1").inner_text()
+    assert "This graph reads no image." in page.locator("#depths1").inner_text()
     assert page.locator("[role=alert]").count() == 0
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 390, "no sideways scrolling on a phone"

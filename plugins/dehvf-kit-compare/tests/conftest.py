@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cli.commands import wide  # noqa: F401 - a fixture
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-from cli.commands import command, wide  # noqa: F401 - fixtures
+from cli.commands import builtins_alone, command, own_plugins, wide  # noqa: F401 - fixtures
 from cli.conftest import recipe  # noqa: F401 - a fixture

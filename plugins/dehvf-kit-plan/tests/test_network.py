@@ -13,7 +13,7 @@ from helpers import tiny_recipe
 from dehvf_kit.errors import DehvfError
 from tools.scale_page import feature_line, rows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GPU = find_gpu("a100-80gb")
 
 

@@ -218,7 +218,7 @@ def test_an_adapter_without_data_may_be_given_some(command: Command, run: Path, 
     config["recipe"]["data"] = None
     file.write_text(json.dumps(config))
     page = tmp_path / "page.html"
-    assert "not there: Scores" in command("report", tmp_path / "adapter", "-o", page).out
+    assert "missing: Scores" in command("report", tmp_path / "adapter", "-o", page).out
     assert "data.type=jsonl data.test=FILE" in page.read_text()
     more = ["data.type=jsonl", f"data.test={world / 'test.jsonl'}", "--predictions", run / "predictions.jsonl"]
     found = json.loads(command("report", tmp_path / "adapter", *more, "-o", page, "--maps", 1, "--json").out)

@@ -102,7 +102,7 @@ class TowerConfig(Settings):
             ) from error
         except DehvfError:
             raise
-        except Exception as error:  # whatever stands in a folder's config.json
+        except Exception as error:  # whatever is in a folder's config.json
             raise DehvfError(f"the config of '{self.model}' cannot be read: {first_line(error)}") from error
 
 
@@ -150,7 +150,7 @@ def first_line(error: BaseException) -> str:
 
 
 def not_loaded(error: Exception, what: str, field: str, model: str, location: str) -> DehvfError:
-    """What to raise for a base model that did not load: not there, or whatever stands in its files.
+    """What to raise for a base model that did not load: not there, or whatever is in its files.
 
     what: as messages call it; field: the recipe's section of it.
     """

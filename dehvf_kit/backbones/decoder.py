@@ -119,7 +119,7 @@ class HfDecoderConfig(TowerConfig):
                 **quantised,
                 **placed,
             )
-        except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+        except Exception as error:  # whatever is in the folder's files: a pickle, half a file, other shapes
             raise not_loaded(error, "decoder", "decoder", self.model, location) from error
 
     def tokenizer(self, sources: Mapping[str, Source]) -> PreTrainedTokenizerBase:
@@ -134,7 +134,7 @@ class HfDecoderConfig(TowerConfig):
             return prepare_tokenizer(original_tokenizer(location))
         try:
             tokenizer = AutoTokenizer.from_pretrained(location, **self.hub_arguments())
-        except Exception as error:  # whatever stands in the folder's files
+        except Exception as error:  # whatever is in the folder's files
             raise DehvfError(f"the tokenizer of '{self.model}' cannot be loaded: {first_line(error)}") from error
         return prepare_tokenizer(tokenizer)
 

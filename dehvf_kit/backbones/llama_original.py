@@ -169,7 +169,7 @@ def original_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise DehvfError(f"{place}: there is no tokenizer.model in it, nor in the folder above")
     try:
         return LlamaTokenizer.from_pretrained(home, add_bos_token=True)  # every LLaMA prompt begins with it
-    except Exception as error:  # whatever stands in the file, or a library that is not installed
+    except Exception as error:  # whatever is in the file, or a library that is not installed
         raise DehvfError(f"{home / 'tokenizer.model'}: cannot be read: {error}") from error
 
 

@@ -45,7 +45,7 @@ class GrouperConfig(ComponentConfig):
     def vision_layers(self, num_layers: int) -> tuple[int, ...]:
         return tuple(sorted({layer for group in self.members_of(num_layers) for layer in group}))
 
-    def build_grouper(self, context: BuildContext) -> Grouper:
+    def build(self, context: BuildContext) -> Grouper:
         num_layers = context.vision.num_layers if context.vision else context.size("layer")
         place = {layer: position for position, layer in enumerate(context.layers or range(num_layers))}
         groups = [[place[layer] for layer in group] for group in self.members_of(num_layers)]
@@ -100,7 +100,7 @@ class GroupLayerTable(nn.Module):
 
 
 class FuserConfig(ComponentConfig):
-    """Parent of the fusers: weights per decoder layer and role over a group's vision layers, and the mix they give."""
+    """Parent of the fusers: weights per decoder layer and kv (keys, values) over a group's vision layers, and the mix they give."""
 
     role: ClassVar[str] = "fuser"
     gives: ClassVar[tuple[str, ...]] = (

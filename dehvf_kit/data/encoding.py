@@ -1,4 +1,4 @@
-"""Samples -> token ids, labels and pictures -> padded batches. Loss is taken on the answer and the end token alone."""
+"""Samples -> token ids, labels and images -> padded batches. Loss is taken on the answer and the end token alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Features(Protocol):
 
 
 class EncodedSamples(Dataset):
-    """Training samples ready to batch: `input_ids`, `labels`, and the picture's pixel values or cached features.
+    """Training samples ready to batch: `input_ids`, `labels`, and the image's pixel values or cached features.
 
-    The prompt keeps its end where prompt and answer are longer than `max_length`; `cut` names such samples.
-    skip: called with a sample that cannot be
-    learned, and why, which is then left out. Raises: DataError for an answer that leaves no room for a prompt token.
+    The prompt keeps its end where prompt and answer are longer than `max_length`; `cut` names such samples. skip: called with a
+    sample that cannot be learned, and why, which is then excluded. Raises: DataError for an answer that leaves no room for a
+    prompt token.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EncodedSamples(Dataset):
         return len(self.samples)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Tokens alone: whoever only wants lengths opens no picture."""
+        """Tokens alone: whoever only wants lengths opens no image."""
         for input_ids, labels in self.tokens:
             yield {"input_ids": input_ids, "labels": labels}
 
@@ -89,7 +89,7 @@ class EncodedSamples(Dataset):
         input_ids, labels = self.tokens[index]
         item: dict[str, Any] = {"id": sample.id, "input_ids": input_ids, "labels": labels, "length": len(input_ids)}
         if self.images and sample.image is not None:
-            item["picture"] = sample.image
+            item["image"] = sample.image
             if self.features is not None:
                 item["vision_features"] = self.features.read(sample)
             else:
@@ -106,7 +106,7 @@ class Collator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], distinct pictures,
+        """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], distinct images,
         image_index where rows share one, has_image [batch] where some have none."""
         longest = max(len(item["input_ids"]) for item in items)
         input_ids = torch.full((len(items), longest), self.pad_token_id)
@@ -122,7 +122,7 @@ class Collator:
         for key in ("pixel_values", "vision_features"):
             found = [item for item in items if key in item]
             if found:
-                places, index = distinct([item.get("picture", row) for row, item in enumerate(found)])
+                places, index = distinct([item.get("image", row) for row, item in enumerate(found)])
                 batch[key] = stack([found[place][key] for place in places])
                 if index is not None:
                     batch["image_index"] = index
@@ -131,17 +131,17 @@ class Collator:
         return batch
 
 
-def distinct(pictures: Sequence[Hashable]) -> tuple[list[int], Tensor | None]:
-    """Where each distinct picture comes first, and for each given one its place among those; None where all differ."""
+def distinct(images: Sequence[Hashable]) -> tuple[list[int], Tensor | None]:
+    """Where each distinct image comes first, and for each given one its place among those; None where all differ."""
     first: dict[Hashable, int] = {}
-    numbers = [first.setdefault(picture, len(first)) for picture in pictures]
+    numbers = [first.setdefault(image, len(first)) for image in images]
     if len(first) == len(numbers):
         return list(range(len(numbers))), None
     return [numbers.index(number) for number in range(len(first))], torch.tensor(numbers)
 
 
 def stack(values: Sequence[Any]) -> Any:
-    """One tensor [picture, ...] from tensors with a leading axis of one; a mapping of them for several encoders."""
+    """One tensor [image, ...] from tensors with a leading axis of one; a mapping of them for several encoders."""
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
     return {name: torch.cat([value[name] for value in values]) for name in values[0]}

@@ -1,4 +1,4 @@
-"""Everything wrong with a data set, found at once: its files, its samples, its pictures, its size beside the published one."""
+"""Everything wrong with a data set, found at once: its files, its samples, its images, its size beside the published one."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class PartReport:
 
 
 def inspect_data(config: DataConfig, open_images: bool = True, progress: Progress | None = None) -> list[PartReport]:
-    """A report for each of a data set's `parts`. open_images: decode every picture, not only look for its file.
+    """A report for each of a data set's `parts`. open_images: decode every image, not only look for its file.
 
-    A split that cannot be read at all is a report with that one issue; ids that stand in two splits are issues of the later.
+    A split that cannot be read at all is a report with that one issue; ids found in two splits are issues of the later.
     Where bad samples are skipped (`data.on_bad_sample`), their issues stop no run.
     """
     reports, ids = [], {}
@@ -73,20 +73,20 @@ def inspect_data(config: DataConfig, open_images: bool = True, progress: Progres
             earlier = ids.setdefault(sample.id, part)
             if earlier != part:
                 issues.append(Issue("id in two splits", sample.id, f"{earlier} and {part}"))
-        pictures = {sample.image: sample for sample in reading.samples if sample.image is not None}
-        found = image_issues(list(pictures.values()), open_images, _named(progress, part))
+        images = {sample.image: sample for sample in reading.samples if sample.image is not None}
+        found = image_issues(list(images.values()), open_images, _named(progress, part))
         issues += [issue for issue in found if issue is not None]
         if config.on_bad_sample == "skip":
             issues = [_skipped(issue) for issue in issues]
         with_picture = sum(sample.image is not None for sample in reading.samples)
         count = len(reading.samples) if reading.count is None else reading.count
-        counts = (len(reading.samples), with_picture, len(pictures), count)
+        counts = (len(reading.samples), with_picture, len(images), count)
         reports.append(PartReport(part, *counts, config.published(part), reading.facts, issues))
     return reports
 
 
 def _skipped(issue: Issue) -> Issue:
-    """An issue of a sample that is left out, so that it stops nothing; a split that cannot be read still does."""
+    """An issue of a sample that is excluded, so that it stops nothing; a split that cannot be read still does."""
     if not issue.fatal or issue.kind == UNREADABLE:
         return issue
     return replace(issue, kind=f"{issue.kind}, skipped", fatal=False)
@@ -94,7 +94,7 @@ def _skipped(issue: Issue) -> Issue:
 
 def _named(progress: Progress | None, part: str) -> Callable[[int, int], None] | None:
     """A progress function that names the split."""
-    return None if progress is None else lambda done, total: progress(f"reading pictures of {part}", done, total)
+    return None if progress is None else lambda done, total: progress(f"reading images of {part}", done, total)
 
 
 def _sample_issues(samples: Sequence[Sample]) -> Iterator[Issue]:

@@ -1,4 +1,4 @@
-"""Questions and pictures -> model inputs, as a transformers processor that knows the prompt its adapter was trained on."""
+"""Questions and images -> model inputs, as a transformers processor that knows the prompt its adapter was trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SeveralImageProcessor(BaseImageProcessor):
-    """One picture prepared for several encoders: `pixel_values` is a mapping with one tensor per encoder."""
+    """One image prepared for several encoders: `pixel_values` is a mapping with one tensor per encoder."""
 
     model_input_names = ["pixel_values"]
 
@@ -33,7 +33,7 @@ class SeveralImageProcessor(BaseImageProcessor):
         self.encoders = {name: dict(settings) for name, settings in (encoders or {}).items()}
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """Pictures -> {"pixel_values": {encoder: [image, 3, height, width]}}."""
+        """Images -> {"pixel_values": {encoder: [image, 3, height, width]}}."""
         pixels = {
             name: ImageConfig(**settings).processor()(images, return_tensors="pt")["pixel_values"]
             for name, settings in self.encoders.items()
@@ -55,7 +55,7 @@ class DehvfProcessor(ProcessorMixin):
     """Tokenizer and image processor in one, with the adapter's prompt.
 
     `processor(images=..., text="what colour is the shape?")` puts the question into the prompt the adapter was trained on
-    unless it stands in it already, and pads on the left, as generation needs. `apply_prompt=False` leaves texts alone.
+    unless it is in it already, and pads on the left, as generation needs. `apply_prompt=False` leaves texts alone.
     """
 
     attributes = ["image_processor", "tokenizer"]
@@ -73,7 +73,7 @@ class DehvfProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: str | Sequence[str] | None = None, apply_prompt: bool = True, **kwargs: Any
     ) -> BatchFeature:
-        """Pictures (PIL, path, URL or a list; one a text) and texts -> input_ids, attention_mask, pixel_values."""
+        """Images (PIL, path, URL or a list; one a text) and texts -> input_ids, attention_mask, pixel_values."""
         kwargs.setdefault("return_tensors", "pt")
         data: dict[str, Any] = {}
         if text is not None:
@@ -85,16 +85,16 @@ class DehvfProcessor(ProcessorMixin):
             chat = self.prompt is not None and self.prompt.get("chat")
             data |= tokenise(self.tokenizer, texts, special=not chat, **arguments)
         if images is not None:
-            data |= self.image_processor(_pictures(images), return_tensors="pt")
+            data |= self.image_processor(_rgb_images(images), return_tensors="pt")
         data.pop("token_type_ids", None)
         return BatchFeature(data)
 
     def with_prompt(self, question: str) -> str:
-        """The question in the adapter's prompt; a text that stands in it already is left alone."""
+        """The question in the adapter's prompt; a text that is in it already is left alone."""
         return format_question(question, PromptConfig(**self.prompt), self.tokenizer) if self.prompt else question
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """A conversation with pictures -> model inputs (`tokenize=True`) or text. The last user message is the question.
+        """A conversation with images -> model inputs (`tokenize=True`) or text. The last user message is the question.
 
         An adapter trained on a plain prompt gets the conversation's text in that prompt, not in a chat template it never saw.
         """
@@ -148,16 +148,16 @@ def _as_trained(image_processor: Any) -> Any:
 _TEXT_ARGUMENTS = {"return_tensors", "padding", "truncation", "max_length", "padding_side", "pad_to_multiple_of"}
 
 
-def _pictures(images: Any) -> list[Image]:
-    """PIL pictures in RGB from paths, URLs, PIL pictures or lists of them."""
+def _rgb_images(images: Any) -> list[Image]:
+    """PIL images in RGB from paths, URLs, PIL images or lists of them."""
     flat = images if isinstance(images, (list, tuple)) else [images]
     found = []
     for image in flat:
-        found += _pictures(image) if isinstance(image, (list, tuple)) else [_picture(image)]
+        found += _rgb_images(image) if isinstance(image, (list, tuple)) else [_rgb_image(image)]
     return found
 
 
-def _picture(image: Any) -> Image:
+def _rgb_image(image: Any) -> Image:
     try:
         if isinstance(image, str) and os.path.isfile(image):
             image = Path(image)
@@ -174,7 +174,7 @@ def _picture(image: Any) -> Image:
 
 
 def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:
-    """The text of the last user message, and the conversation's pictures."""
+    """The text of the last user message, and the conversation's images."""
     images, text = [], ""
     for message in chat:
         content = message["content"]

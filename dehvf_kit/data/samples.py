@@ -21,7 +21,7 @@ Split = Literal["train", "test"]
 
 
 class ImageFile(Hashable, Protocol):
-    """Where a picture's bytes are: a `Path`, or a cell of a table that answers to the same two names. `str` names it."""
+    """Where an image's bytes are: a `Path`, or a cell of a table that answers to the same two names. `str` names it."""
 
     def open(self, mode: str = "rb") -> IO[bytes]: ...
 
@@ -30,7 +30,7 @@ class ImageFile(Hashable, Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture (`image` is None without one); `kind` groups the scores (a question type).
+    """One question about one image (`image` is None without one); `kind` groups the scores (a question type).
 
     answer_start: the beginning of the answer that a model is given when it is asked, such as `The answer is`.
     """
@@ -43,7 +43,7 @@ class Sample:
     answer_start: str = ""
 
     def __post_init__(self) -> None:
-        """A text is taken for a path. Raises: DataError for a picture that is neither a path nor answers to its names."""
+        """A text is taken for a path. Raises: DataError for an image that is neither a path nor answers to its names."""
         if isinstance(self.image, str):
             object.__setattr__(self, "image", Path(self.image))
         elif self.image is not None and not hasattr(self.image, "read_bytes"):
@@ -63,7 +63,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Reading:
-    """What stands in a split: its samples, everything wrong with it, and its size in the unit of its published figure."""
+    """The content of a split: its samples, everything wrong with it, and its size in the unit of its published figure."""
 
     samples: Sequence[Sample]
     issues: Sequence[Issue] = ()

@@ -11,8 +11,8 @@ With P's last step linear (weight W, bias b) and H its activated codes, K and M 
 
 where the visual terms touch the first N slots only, of samples that have an image. Source: DEHVF, equations 10 to 13;
 the factored form is exact algebra on them. Per layer, sample and token the factored form costs
-4 * (hidden * code + code * patch + hidden * slot) FLOPs and holds patch * code numbers a role; the built form costs
-4 * hidden * slot a token after 4 * patch * code * hidden once, and holds slot * hidden numbers a role.
+4 * (hidden * code + code * patch + hidden * slot) FLOPs and stores patch * code numbers for each of K and M; the built form
+costs 4 * hidden * slot per token after 4 * patch * code * hidden once, and stores slot * hidden numbers for each.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Form = Literal["auto", "factored", "built"]
 class LayerMemory:
     """One decoder layer's memory in factored form.
 
-    key_codes, value_codes: activated codes [batch, patch, code], or None where the picture is not written into that
-    role. weight [hidden, code], bias [hidden] or None: the projector's last step. position_keys, position_values
+    key_codes, value_codes: activated codes [batch, patch, code], or None where the image is not written into
+    keys or values. weight [hidden, code], bias [hidden] or None: the projector's last step. position_keys, position_values
     [slot, hidden] or None. has_image [batch] of 0/1 in the dtype of the codes, or None where every sample has one.
     """
 
@@ -55,10 +55,10 @@ class LayerMemory:
 
 @dataclass(frozen=True)
 class JoinedTable:
-    """What one role needs of the shared tables, stacked so that one matrix product a layer serves all of it.
+    """What keys, or values, need of the shared tables, stacked so that one matrix product a layer serves all of it.
 
     rows [code (+ 1) + slot, hidden]: the projector's last step (scaled), its bias where `bias_row`, the slots. Where every
-    sample has an image the bias stands in the visual slots already. Made once a batch: all decoder layers share it.
+    sample has an image the visual slots already contain the bias. Made once a batch: all decoder layers share it.
     """
 
     rows: Tensor
@@ -72,7 +72,7 @@ class JoinedTable:
 
 
 def join_tables(memory: LayerMemory, output_scale: float) -> tuple[JoinedTable | None, JoinedTable | None]:
-    """The tables of keys and of values; `output_scale` goes into those of the values. None: the role holds nothing."""
+    """The tables of keys and of values; `output_scale` goes into those of the values. None: there are none."""
     keys = _join(memory, memory.key_codes, memory.position_keys, 1.0)
     return keys, _join(memory, memory.value_codes, memory.position_values, output_scale)
 

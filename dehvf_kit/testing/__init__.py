@@ -6,9 +6,8 @@
 docs/support_vision.md.
 """
 
-from dehvf_kit.testing.decoder_contract import CONTRACT
+from dehvf_kit.testing.decoder_contract import CONTRACT, ItemResult, check_decoder, run_contract
 from dehvf_kit.testing.reference import reference_memory
-from dehvf_kit.testing.report import ItemResult, check_decoder, run_contract
 from dehvf_kit.testing.subject import Broken, FamilyLimit, NotRun, Subject
 from dehvf_kit.testing.tiny_models import decoder_types, shrink_config, tiny_config, tiny_decoder
 from dehvf_kit.testing.vision_contract import VISION_CONTRACT, check_vision, run_vision_contract

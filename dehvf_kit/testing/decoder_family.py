@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+import transformers
+
+from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES, FfnOverride
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError
-from dehvf_kit.testing.report import ItemResult, run_contract
+from dehvf_kit.testing.decoder_contract import ItemResult, run_contract
 from dehvf_kit.testing.tiny_models import tiny_decoder
 
 CANNOT_RUN, NO_FFN = "cannot be built", "no FFN"
@@ -57,22 +65,28 @@ def run_matrix(
     return [results[model_type] for model_type in model_types]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """One thread, and neither warnings nor advice of transformers, for a while."""
+    threads, disabled, verbosity = torch.get_num_threads(), logging.root.manager.disable, transformers.logging
+    before = verbosity.get_verbosity()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    verbosity.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.disable(disabled)
+        verbosity.set_verbosity(before)
+
+
+@quiet()
 def family_result(model_type: str) -> FamilyResult:
     """The contract on one tiny decoder, in this process; whatever goes wrong is in the result."""
-    import logging
-    import warnings
-
-    import torch
-    import transformers
-
-    from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES, FfnOverride
-    from dehvf_kit.backbones.ffn.sites import ffn_sites
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
     try:
         model = tiny_decoder(model_type)
     except Exception as error:  # noqa: BLE001 - the reason goes into the page

@@ -6,7 +6,6 @@ refuses, or `NotRun` where the family offers nothing to compare with. `check_vis
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +18,9 @@ from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.backbones.vision.layout import first_tensor, token_rows
 from dehvf_kit.backbones.vision.tower import model_arguments, pair, settings_for_a_pass
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
-from dehvf_kit.errors import DehvfError, VisionError, did_you_mean, listing
-from dehvf_kit.testing.report import ItemResult
-from dehvf_kit.testing.subject import Broken, FamilyLimit, NotRun, distance, require
+from dehvf_kit.errors import DehvfError, VisionError
+from dehvf_kit.testing.decoder_contract import ItemResult, none_broken, run_items
+from dehvf_kit.testing.subject import FamilyLimit, NotRun, distance, require
 
 IMAGES = 3
 PROBE_SIZE = 5040 * 16  # a multiple of every patch and block in use, to read an encoder's own size
@@ -35,7 +34,7 @@ TOLERANCE = 2e-6
 class VisionSubject:
     """One tower under test: `make` builds its encoder afresh, with the same weights each time.
 
-    `image_size`: (height, width) of the pictures; None: the encoder's own, or 6 patches a side.
+    `image_size`: (height, width) of the images; None: the encoder's own, or 6 patches a side.
     """
 
     make: Callable[[], nn.Module]
@@ -60,10 +59,10 @@ class VisionSubject:
 
     @cached_property
     def pixels(self) -> Tensor:
-        return self.pictures(*self.size)
+        return self.images(*self.size)
 
-    def pictures(self, height: int, width: int) -> Tensor:
-        """Random pictures [image, 3, height, width]."""
+    def images(self, height: int, width: int) -> Tensor:
+        """Random images [image, 3, height, width]."""
         return torch.rand(IMAGES, 3, height, width, generator=torch.Generator().manual_seed(3))
 
     @cached_property
@@ -93,16 +92,16 @@ def one_token_a_patch(subject: VisionSubject) -> None:
 
 @torch.no_grad()
 def patches_in_image_order(subject: VisionSubject) -> None:
-    """A change in the picture shows most at the patch where it was made, counted row by row."""
+    """A change in the image shows most at the patch where it was made, counted row by row."""
     tower, (rows, columns) = subject.tower, subject.grid
     height, width = tower.patch_size
     places = sorted({(0, 0), (0, columns - 1), (rows // 2, 1), (rows - 1, 0), (rows - 1, columns - 1)})
     before = tower(subject.pixels)[:, 0, 1:]
     for number, (row, column) in enumerate(places):
-        pictures = subject.pixels.clone()
-        patch = pictures[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
+        images = subject.pixels.clone()
+        patch = images[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
         patch += 0.1 * torch.rand(patch.shape, generator=torch.Generator().manual_seed(number))
-        changes = (tower(pictures)[:, 0, 1:] - before).norm(dim=-1)
+        changes = (tower(images)[:, 0, 1:] - before).norm(dim=-1)
         moved = int((changes / changes.amax(1, keepdim=True)).sum(0).argmax())
         require(
             moved == row * columns + column,
@@ -166,7 +165,7 @@ def post_norm_is_the_models_own(subject: VisionSubject) -> None:
 
 
 def _own_output(subject: VisionSubject, tower: VisionTower, **settings: Any) -> dict[str, Any]:
-    """What the untouched model returns for the pictures, as a mapping."""
+    """What the untouched model returns for the images, as a mapping."""
     given = model_arguments(tower.model, subject.pixels, tower.patch_size, tower.override)
     try:
         with settings_for_a_pass(tower.model, tower.override):
@@ -236,7 +235,7 @@ def half_precision_runs(subject: VisionSubject) -> None:
 
 @torch.no_grad()
 def other_sizes(subject: VisionSubject) -> None:
-    """A larger picture that is not square gives its own grid, in image order, where the family takes one."""
+    """A larger image that is not square gives its own grid, in image order, where the family takes one."""
     tower = subject.build()
     height, width = tower.patch_size
     rows, columns = subject.grid[0] + 2, subject.grid[1] + 4
@@ -300,15 +299,10 @@ def run_vision_contract(
     kit does not read (VisionError).
     Cost: about a second for a tiny encoder.
     """
-    chosen = list(VISION_CONTRACT) if items is None else list(items)
-    for item in chosen:
-        if item not in VISION_CONTRACT:
-            near = did_you_mean(item, VISION_CONTRACT)
-            raise DehvfError(f"run_vision_contract: no item is named '{item}'{near} Items: {listing(VISION_CONTRACT)}")
     subject = VisionSubject(make, image_size)
     _require_one_model(subject)
     _ = subject.features
-    return [_run(item, subject) for item in chosen]
+    return run_items(VISION_CONTRACT, subject, items)
 
 
 def _require_one_model(subject: VisionSubject) -> None:
@@ -323,19 +317,6 @@ def _require_one_model(subject: VisionSubject) -> None:
             )
 
 
-def _run(item: str, subject: VisionSubject) -> ItemResult:
-    start, status, reason = time.perf_counter(), "pass", ""
-    try:
-        VISION_CONTRACT[item](subject)
-    except FamilyLimit as limit:
-        status, reason = "family", str(limit)
-    except NotRun as missing:
-        status, reason = "not run", str(missing)
-    except Exception as error:  # noqa: BLE001 - an encoder may fail in any way; the report says which
-        status, reason = "broken", str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
-    return ItemResult(item, status, " ".join(reason.split())[:300], round(time.perf_counter() - start, 2))
-
-
 def check_vision(
     make: Callable[[], nn.Module], image_size: tuple[int, int] | None = None, items: Iterable[str] | None = None
 ) -> list[ItemResult]:
@@ -343,9 +324,4 @@ def check_vision(
 
     Prints nothing; the results say item by item how it went (`for result in check_vision(make): print(result)`).
     """
-    results = run_vision_contract(make, image_size, items)
-    broken = [str(result) for result in results if result.status == "broken"]
-    if broken:
-        name = type(make()).__name__
-        raise Broken(f"{name}: {len(broken)} of {len(results)} items of the contract do not hold\n" + "\n".join(broken))
-    return results
+    return none_broken(make, run_vision_contract(make, image_size, items))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import transformers
 from transformers import CONFIG_MAPPING
 
 from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverride
 from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import VisionError
-from dehvf_kit.testing.report import ItemResult
+from dehvf_kit.testing.decoder_contract import ItemResult
+from dehvf_kit.testing.decoder_family import quiet
 from dehvf_kit.testing.vision_contract import PROBE_SIZE, VisionSubject, run_vision_contract
 from dehvf_kit.testing.vision_models import build_vision, random_vision, tiny_vision_config
 
@@ -26,7 +23,7 @@ PATCHES, LEVELS, CLIPS, OTHER, UNBUILT = (
     "no vision transformer",
     "cannot be built",
 )
-NO_ENCODER = "no encoder of pictures alone"
+NO_ENCODER = "no image-only encoder"
 
 
 @dataclass(frozen=True)
@@ -131,21 +128,3 @@ def run_vision_matrix(
             if on_result is not None:
                 on_result(results[-1])
     return results
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """One thread, and neither warnings nor advice of transformers, for a while."""
-    threads, disabled, verbosity = torch.get_num_threads(), logging.root.manager.disable, transformers.logging
-    before = verbosity.get_verbosity()
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    verbosity.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        logging.disable(disabled)
-        verbosity.set_verbosity(before)

@@ -1,6 +1,6 @@
 """Tiny random vision encoders of any transformers architecture, and the list of those transformers knows.
 
-Sizes shrink as for decoders (`tiny_models`); what only pictures have (patches, windows, grids) is set here by field
+Sizes shrink as for decoders (`tiny_models`); what only images have (patches, windows, grids) is set here by field
 name. Nothing is downloaded.
 """
 
@@ -21,7 +21,7 @@ from dehvf_kit.testing.tiny_models import HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, NUM_
 PATCH, GRID = 4, 6
 IMAGE_FIELDS = ("patch_size", "image_size", "num_channels", "in_channels", "in_chans")
 # Field name -> value, where a configuration has the field.
-PICTURE_SIZES: dict[str, Any] = {
+IMAGE_SIZES: dict[str, Any] = {
     "patch_size": PATCH,
     "image_size": PATCH * GRID,
     "max_image_size": PATCH * GRID,
@@ -53,7 +53,7 @@ INNER_ENCODERS = {"idefics_vision": ("transformers.models.idefics.vision", "Idef
 
 
 def image_encoder_types() -> list[str]:
-    """The model types in transformers whose default configuration speaks of pictures and not of text, one a class."""
+    """The model types in transformers whose default configuration speaks of images and not of text, one a class."""
     found: dict[type, str] = {}
     for model_type in CONFIG_MAPPING:
         config_class = CONFIG_MAPPING[model_type]
@@ -80,7 +80,7 @@ def tiny_vision_config(model_type: str, **settings: Any) -> PretrainedConfig:
 def shrink_vision_config(config: PretrainedConfig, **settings: Any) -> PretrainedConfig:
     """A tiny configuration of the same architecture and the same switches as a real one."""
     fields = vars(config)
-    sizes = {name: value for name, value in PICTURE_SIZES.items() if fields.get(name) is not None}
+    sizes = {name: value for name, value in IMAGE_SIZES.items() if fields.get(name) is not None}
     for name in ("patch_size", "image_size"):
         if isinstance(fields.get(name), (list, tuple)):
             sizes[name] = type(fields[name])([sizes[name]] * len(fields[name]))

@@ -256,7 +256,7 @@ def test_the_encoder_inside_a_larger_configuration_is_found() -> None:
         config={"model_type": "qwen2_vl", "vision_config": {"depth": 3, "embed_dim": 64, "num_heads": 4}}
     )
     assert config.spec({}).num_layers == 3
-    with pytest.raises(VisionError, match="no encoder of pictures alone for model_type 'llama'"):
+    with pytest.raises(VisionError, match="no image-only encoder for model_type 'llama'"):
         vision_class(HfVisionConfig(config={"model_type": "llama"}).hf_config({}))
 
 

@@ -112,7 +112,7 @@ def test_a_factory_without_a_seed_is_told_so_first() -> None:
         ("segformer", "hierarchical", "its config has hidden_sizes"),
         ("groupvit_vision_model", "hierarchical", "a block yields"),
         ("videomae", "clips", "reads clips of frames"),
-        ("vilt", "no encoder of pictures alone", "vilt"),
+        ("vilt", "no image-only encoder", "vilt"),
         ("mobilenet_v2", "no vision transformer", "no layer holds a feed-forward network"),
     ],
 )

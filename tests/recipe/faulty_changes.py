@@ -184,7 +184,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "picture in one role and nothing in the other": (
         {"graph.position": GONE, "graph.injector.visual_in": ["key"]},
-        ["graph.injector.visual_in: without position tables the role left out is zero and the memory adds nothing"],
+        ["graph.injector.visual_in: without position tables the one not named is zero and the memory adds nothing"],
     ),
     "nothing to inject": (
         {"graph": {"injector": {"type": "ffn_memory"}}},

@@ -114,14 +114,14 @@ class FfnHooks:
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
-        self._doorways: list[tuple[nn.Module, str, nn.Module]] = []
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
 
     def remove(self) -> None:
         """Take the hooks away: the model is then what it was before, bit for bit."""
         while self._handles:
             self._handles.pop().remove()
-        while self._doorways:
-            parent, name, original = self._doorways.pop()
+        while self._replaced:
+            parent, name, original = self._replaced.pop()
             parent._modules[name] = original
 
 
@@ -131,13 +131,13 @@ def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHo
     Shapes: x is [rows, tokens, hidden_size], also where the model flattens rows and tokens, puts tokens first or
     keeps a grid; it is [tokens, hidden_size] only where the whole model packs its samples into one sequence. The
     tensor returned has x's shape; None leaves the FFN's output object as it is. A site that runs
-    several times in a pass is asked each time. A module shared by several sites is given a doorway at each of them
-    (a shallow copy that holds the same parameters) until the hooks are removed.
+    several times in a pass is asked each time. A module shared by several sites gets a per-site shallow copy, which holds
+    the same parameters, until the hooks are removed.
     Raises: DecoderError if a site's path is not in the model; in the forward pass ShapeError for another shape.
     """
     _check_paths(model, sites)
     hooks = FfnHooks()
-    _open_doorways(model, sites, hooks)
+    _copy_shared(model, sites, hooks)
     for index, site in enumerate(sites):
         hooks._handles.extend(_hook_site(model, site, index, delta))
     return hooks
@@ -230,7 +230,7 @@ def _add(output: Any, addition: Tensor | None) -> Any:
     return output + addition.reshape(output.shape).to(output.dtype)
 
 
-def _open_doorways(model: nn.Module, sites: Sequence[FfnSite], hooks: FfnHooks) -> None:
+def _copy_shared(model: nn.Module, sites: Sequence[FfnSite], hooks: FfnHooks) -> None:
     """Where several sites run one and the same module, give each place shallow copies of the path to it.
 
     The copies hold the very parameters and buffers of the original, so only the hooks on them differ.
@@ -261,11 +261,11 @@ def _copy_path(model: nn.Module, path: str, hooks: FfnHooks, shared: set[int]) -
     for name in path.split("."):
         child = parent._modules[name]
         if id(child) in shared:
-            doorway = copy.copy(child)
+            copied = copy.copy(child)
             for table in ("_modules", "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
-                doorway.__dict__[table] = type(child.__dict__[table])(child.__dict__[table])
-            doorway.__dict__["_forward_pre_hooks_with_kwargs"] = OrderedDict(child._forward_pre_hooks_with_kwargs)
-            hooks._doorways.append((parent, name, child))
-            parent._modules[name] = doorway
-            child = doorway
+                copied.__dict__[table] = type(child.__dict__[table])(child.__dict__[table])
+            copied.__dict__["_forward_pre_hooks_with_kwargs"] = OrderedDict(child._forward_pre_hooks_with_kwargs)
+            hooks._replaced.append((parent, name, child))
+            parent._modules[name] = copied
+            child = copied
         parent = child

@@ -283,7 +283,7 @@ def _linear_pair(module: nn.Module, path: str, hidden_size: int) -> list[FfnPart
 
 
 def _linears(module: nn.Module, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The linear layers of a module in definition order, attention and other mixing left out."""
+    """The linear layers of a module in definition order, attention and other mixing excluded."""
     for name, child in module.named_children():
         shape = linear_shape(child)
         if shape is not None:

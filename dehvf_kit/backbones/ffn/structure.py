@@ -232,7 +232,7 @@ def called_keywords(cls: type) -> frozenset[str]:
 
 @functools.cache
 def forward_arguments(cls: type) -> tuple[str, ...]:
-    """The names of a class's forward arguments, `self` left out."""
+    """The names of a class's forward arguments, `self` excluded."""
     try:
         return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
     except (TypeError, ValueError):

@@ -6,6 +6,7 @@ Weights are also loaded from the checkpoint of a larger model that holds the enc
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import re
@@ -39,7 +40,7 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class ImageConfig(Settings):
-    """How a picture becomes pixel values: RGB, resized with bicubic interpolation, scaled to 0..1, normalised."""
+    """How an image becomes pixel values: RGB, resized with bicubic interpolation, scaled to 0..1, normalised."""
 
     size: int = Field(224, ge=1, le=16384, description="side in pixels of the square the encoder sees")
     resize: Literal["squash", "crop"] = Field("squash", description="squash to a square, or resize and crop the middle")
@@ -67,7 +68,7 @@ class HfVisionConfig(TowerConfig):
 
     role: ClassVar[str] = "vision"
     type: Literal["hf"] = "hf"
-    image: ImageConfig = Field(default_factory=ImageConfig, description="size and normalisation of its pictures")
+    image: ImageConfig = Field(default_factory=ImageConfig, description="size and normalisation of its images")
     apply_post_norm: bool = Field(True, description="pass every layer through the encoder's own final norm (choice)")
 
     @field_validator("image", mode="before")
@@ -115,7 +116,7 @@ class HfVisionConfig(TowerConfig):
             )
         except DehvfError:
             raise
-        except Exception as error:  # whatever stands in the folder's files: a pickle, half a file, other shapes
+        except Exception as error:  # whatever is in the folder's files: a pickle, half a file, other shapes
             raise not_loaded(error, "vision encoder", "vision", self.model, location) from error
 
     def tower(self, model: nn.Module) -> VisionTower:
@@ -126,9 +127,9 @@ class HfVisionConfig(TowerConfig):
 
 
 def vision_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The transformers class that encodes pictures for a vision config: AutoModel's, or one that stands beside it.
+    """The transformers class that encodes images for a vision config: AutoModel's, or one of the same module.
 
-    Raises: VisionError if transformers has none, or none that takes pictures alone.
+    Raises: VisionError if transformers has none, or none that takes images alone.
     """
     from transformers import AutoModel, PreTrainedModel
 
@@ -151,7 +152,7 @@ def vision_class(config: PretrainedConfig) -> type[PreTrainedModel]:
             packed = "grid_thw" in takes or takes[:1] != ["hidden_states"]
             if takes and takes[0] in wanted and packed:
                 return candidate
-    raise VisionError(f"transformers has no encoder of pictures alone for model_type '{config.model_type}'")
+    raise VisionError(f"transformers has no image-only encoder for model_type '{config.model_type}'")
 
 
 def load_encoder(
@@ -164,13 +165,14 @@ def load_encoder(
     Raises: OSError where there is no checkpoint; VisionError where it lacks weights that features depend on, which
     transformers would leave random.
     """
-    model, info = _load(encoder_class, location, config, arguments)
+    load = functools.partial(
+        encoder_class.from_pretrained, location, config=config, output_loading_info=True, **arguments
+    )
+    model, info = load()
     missing = _needed(model, info["missing_keys"])
     prefix = _prefix(missing, info["unexpected_keys"]) if missing else None
     if prefix is not None:
-        model, info = _load(
-            encoder_class, location, config, {**arguments, "key_mapping": {f"^{re.escape(prefix)}": ""}}
-        )
+        model, info = load(key_mapping={f"^{re.escape(prefix)}": ""})
         missing = _needed(model, info["missing_keys"])
     if missing:
         raise VisionError(
@@ -179,12 +181,6 @@ def load_encoder(
         )
     model.unloaded_weights = frozenset(info["missing_keys"])
     return model
-
-
-def _load(
-    encoder_class: type[PreTrainedModel], location: str, config: PretrainedConfig, arguments: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    return encoder_class.from_pretrained(location, config=config, output_loading_info=True, **arguments)
 
 
 def _needed(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:

@@ -82,11 +82,11 @@ def find_layout(
     patch_size: tuple[int, int],
     name: str,
 ) -> TokenLayout:
-    """Run an encoder on pictures that differ in known patches, up to its first block, and read who changed.
+    """Run an encoder on images that differ in known patches, up to its first block, and read who changed.
 
-    Two pictures a binary digit of the patch number: in one the patches with a 1 there are changed, in the other those
+    Two images a binary digit of the patch number: in one the patches with a 1 there are changed, in the other those
     with a 0. A token belongs to the patch whose digits are those it reacts to more. `like`: pixels of the size, dtype
-    and device meant. Cost: 2 + 2 log2(patches) pictures through the patch embedding, once a picture size.
+    and device meant. Cost: 2 + 2 log2(patches) images through the patch embedding, once an image size.
     Raises: VisionError where tokens and patches are not one to one.
     """
     rows, columns = like.shape[-2] // patch_size[0], like.shape[-1] // patch_size[1]
@@ -96,16 +96,19 @@ def find_layout(
     changed = [torch.zeros_like(numbers), torch.ones_like(numbers)]
     for digit in range(digits):
         changed += [numbers >> digit & 1, 1 - (numbers >> digit & 1)]
-    states = first_tensor(_input_of(run, first_block, _pictures(torch.stack(changed), rows, columns, like, patch_size)))
+
+    def states_of_images() -> Tensor | None:
+        marked = _marked_images(torch.stack(changed), rows, columns, like, patch_size)
+        return first_tensor(_input_of(run, first_block, marked))
+
+    states = states_of_images()
     if states is None:
         raise VisionError(f"{name}: its first block takes no tensor")
     images = len(changed)
     if states.ndim == 3 and states.shape[0] == images == states.shape[1]:
         changed.append(changed[1])
         images += 1
-        states = first_tensor(
-            _input_of(run, first_block, _pictures(torch.stack(changed), rows, columns, like, patch_size))
-        )
+        states = states_of_images()
     tokens_first = states is not None and states.ndim == 3 and states.shape[0] != images and states.shape[1] == images
     try:
         tokens = token_rows(states, images, width, tokens_first).float()
@@ -140,16 +143,16 @@ def count_tokens(run: Callable[[Tensor], None], first_block: nn.Module, width: i
     return token_rows(_input_of(run, first_block, like), 1, width).shape[1]
 
 
-def _pictures(changed: Tensor, rows: int, columns: int, like: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Pictures [image, 3, height, width]: black, with one pattern of noise in every patch marked in [image, patch]."""
+def _marked_images(changed: Tensor, rows: int, columns: int, like: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Images [image, 3, height, width]: black, with one pattern of noise in every patch marked in [image, patch]."""
     height, width = patch_size
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(3, height, width, generator=generator).to(like).repeat(1, rows, columns)
     mask = changed.view(-1, 1, rows, columns).to(like)
     mask = mask.repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)
-    pictures = like.new_zeros(len(changed), *like.shape[-3:])
-    pictures[..., : rows * height, : columns * width] = mask * noise
-    return pictures
+    images = like.new_zeros(len(changed), *like.shape[-3:])
+    images[..., : rows * height, : columns * width] = mask * noise
+    return images
 
 
 def _input_of(run: Callable[[Tensor], None], block: nn.Module, pixels: Tensor) -> Any:
@@ -175,7 +178,7 @@ def find_post_norm(
 ) -> nn.Module | None:
     """The encoder's final norm: the first module with weights to run after the last block, if it is a norm.
 
-    None where another module comes first (a neck, a pooling head), or none of that width. Cost: one picture.
+    None where another module comes first (a neck, a pooling head), or none of that width. Cost: one image.
     """
     inside = {id(part) for block in blocks for part in block.modules()}
     outside = [

@@ -51,7 +51,7 @@ def _grid_of_blocks(model: nn.Module, pixels: Tensor, grid: tuple[int, int]) -> 
 
 
 def _one_tile(model: nn.Module, pixels: Tensor, grid: tuple[int, int]) -> Mapping[str, Any]:
-    """The picture in the first of the tiles the encoder always has; the others empty and masked."""
+    """The image in the first of the tiles the encoder always has; the others empty and masked."""
     tiles = pixels.new_zeros(len(pixels), 1, model.config.max_num_tiles, *pixels.shape[1:])
     tiles[:, 0, 0] = pixels
     mask = torch.zeros(len(pixels), 1, model.config.max_num_tiles, dtype=torch.long, device=pixels.device)
@@ -74,18 +74,18 @@ VISION_OVERRIDES: dict[str, VisionOverride] = {
     ),
     "gemma4_vision": VisionOverride(merge=1, reason="rows in image order, whatever the pooling"),
     "hunyuan_vl_vision": VisionOverride(merge=1, reason="rows in image order, though merged later"),
-    "kimi_k25_vision": VisionOverride("(image block mr mc) c h w", merge=1, reason="patches as small pictures"),
+    "kimi_k25_vision": VisionOverride("(image block mr mc) c h w", merge=1, reason="patches as small images"),
     "paddleocr_vl_vision": VisionOverride(
-        "1 (image block mr mc) c h w", merge=1, reason="patches as small pictures, in image order"
+        "1 (image block mr mc) c h w", merge=1, reason="patches as small images, in image order"
     ),
-    "molmo2_vision": VisionOverride("image (block mr mc) (h w c)", reason="takes patches, not pictures"),
+    "molmo2_vision": VisionOverride("image (block mr mc) (h w c)", reason="takes patches, not images"),
     "muse_glimmer_vision": VisionOverride("(image block mr mc) (t c h w)", reason="frames before channels in a row"),
     "muse_spark_vision": VisionOverride("(image block mr mc) (t c h w)", reason="frames before channels in a row"),
     "cosmos3_edge_vision": VisionOverride("(image block mr mc) (h w c t)", reason="channels last in a row"),
     "inkling2_vision": VisionOverride(
-        "(image block) (mr h) (mc w) c", arguments=_grid_of_blocks, reason="takes blocks of patches as small pictures"
+        "(image block) (mr h) (mc w) c", arguments=_grid_of_blocks, reason="takes blocks of patches as small images"
     ),
-    "mllama_vision_model": VisionOverride(arguments=_one_tile, reason="a picture is one of several tiles"),
+    "mllama_vision_model": VisionOverride(arguments=_one_tile, reason="an image is one of several tiles"),
     "minicpmv4_6_vision": _MINICPM,
     "minicpmv4_7_vision": _MINICPM,
     "minicpm_ocr_vision": _MINICPM,

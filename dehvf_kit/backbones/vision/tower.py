@@ -1,6 +1,6 @@
 """Reads a vision transformer block by block: per block its patch tokens in image order and one global token.
 
-What the encoder's forward takes, pixels as they are or patches packed in rows, is told by the names of its arguments
+What the encoder's forward takes, pixels as they are or patches packed in rows, depends on the names of its arguments
 (`grid_thw`, `spatial_shapes`, `target_sizes`, ...), or by `overrides.py` where auto-detection fails. Images of one call
 have one size, so no padding is needed.
 """
@@ -32,10 +32,10 @@ from dehvf_kit.backbones.vision.layout import (
 from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverride
 from dehvf_kit.errors import DecoderError, DehvfError, VisionError, listing
 
-# Config fields that only encoders of clips have, and fields that hold one size a level.
+# Config fields that only encoders of clips have, and fields that hold one size per stage.
 CLIPS = ("num_frames", "tubelet_size", "frames_per_clip")
-LEVELS = ("hidden_sizes", "embed_dims", "embed_dim", "depths", "num_blocks", "in_channels")
-# Where one of these arguments is taken, pictures are handed over as patches, laid out as the pattern says.
+STAGE_SIZES = ("hidden_sizes", "embed_dims", "embed_dim", "depths", "num_blocks", "in_channels")
+# Where one of these arguments is taken, images are handed over as patches, laid out as the pattern says.
 PACKED = {
     "grid_thw": "(image block mr mc) (c t h w)",
     "image_grid_thw": "(image block mr mc) (c t h w)",
@@ -43,7 +43,7 @@ PACKED = {
     "pixel_position_ids": "image (block mr mc) (h w c)",
     "target_sizes": "1 c h (image block mr mc w)",
 }
-# Arguments that the kit can fill in for `images` pictures of `rows` x `columns` patches.
+# Arguments that the kit can fill in for `images` images of `rows` x `columns` patches.
 FILLED: dict[str, Callable[[int, int, int], Tensor]] = {
     "grid_thw": lambda images, rows, columns: torch.tensor([[1, rows, columns]] * images),
     "image_grid_thw": lambda images, rows, columns: torch.tensor([[1, rows, columns]] * images),
@@ -73,11 +73,11 @@ class VisionTower(nn.Module):
         name = type(model).__name__
         config = vision_config(getattr(model, "config", None))
         if any(isinstance(getattr(config, field, None), (int, list, tuple)) for field in CLIPS):
-            raise VisionError(f"{name} reads clips of frames, not single pictures; use an encoder of pictures")
+            raise VisionError(f"{name} reads clips of frames, not single images; use an encoder of images")
         try:
             sites = ffn_sites(model)
         except DecoderError as error:
-            levels = next((field for field in LEVELS if _differing(getattr(config, field, None))), None)
+            levels = next((field for field in STAGE_SIZES if _differing(getattr(config, field, None))), None)
             if levels is not None:
                 sizes = list(getattr(config, levels))
                 raise VisionError(f"{name} is hierarchical: its config has {levels} = {sizes}; {READABLE}") from error
@@ -135,7 +135,7 @@ class VisionTower(nn.Module):
         return torch.stack(features, dim=1)
 
     def layout(self, pixels: Tensor) -> TokenLayout:
-        """Where each patch of pictures of this size is among the tokens; found once a size."""
+        """Where each patch of images of this size is among the tokens; found once a size."""
         size = (pixels.shape[-2], pixels.shape[-1])
         if size not in self._layouts:
             name = type(self.model).__name__
@@ -168,7 +168,7 @@ class VisionTower(nn.Module):
         return max(0, tokens - (self.spec.num_patches or 0))
 
     def run_blocks(self) -> None:
-        """One black picture through the encoder up to the end of its last block, for what is counted on the way."""
+        """One black image through the encoder up to the end of its last block, for what is counted on the way."""
 
         def finish(*_: Any) -> None:
             raise Enough
@@ -199,7 +199,7 @@ class VisionTower(nn.Module):
         return self._post_norm[0]
 
     def _pass(self, pixels: Tensor) -> None:
-        """Run the encoder. Raises: VisionError where it refuses these pictures."""
+        """Run the encoder. Raises: VisionError where it refuses these images."""
         given = model_arguments(self.model, pixels, self.patch_size, self.override)
         try:
             with settings_for_a_pass(self.model, self.override):
@@ -279,7 +279,7 @@ def pair(size: Any) -> tuple[int, int] | None:
 
 
 def packing(model: nn.Module, override: VisionOverride) -> tuple[str, int] | None:
-    """How an encoder takes patches: the einops pattern, and how many are on a side of a block; None: whole pictures."""
+    """How an encoder takes patches: the einops pattern, and how many are on a side of a block; None: whole images."""
     takes = inspect.signature(model.forward).parameters
     packed = next((name for name in PACKED if name in takes), None)
     pattern = override.pixels or (PACKED[packed] if packed else None)
@@ -290,7 +290,7 @@ def packing(model: nn.Module, override: VisionOverride) -> tuple[str, int] | Non
 
 
 def check_size(model: nn.Module, size: tuple[int, int], patch_size: tuple[int, int], override: VisionOverride) -> None:
-    """Refuse pictures of a (height, width) that cannot be cut. Raises: VisionError saying which can."""
+    """Refuse images of a (height, width) that cannot be cut. Raises: VisionError saying which can."""
     height, width = patch_size
     if size[0] < height or size[1] < width:
         raise VisionError(f"an image of {size} pixels is smaller than a patch of {patch_size}")
@@ -306,7 +306,7 @@ def check_size(model: nn.Module, size: tuple[int, int], patch_size: tuple[int, i
 def model_arguments(
     model: nn.Module, pixels: Tensor, patch_size: tuple[int, int], override: VisionOverride
 ) -> dict[str, Any]:
-    """The keywords of an encoder's forward for pictures [image, 3, height, width].
+    """The keywords of an encoder's forward for images [image, 3, height, width].
 
     Raises: VisionError where the forward needs something the kit does not know of, or the size does not fit.
     """
@@ -336,9 +336,9 @@ def model_arguments(
 
 
 def packed_patches(model: nn.Module, pixels: Tensor, patch_size: tuple[int, int], merge: int, pattern: str) -> Tensor:
-    """Pictures [image, 3, height, width], sides multiples of a block's, as patches in the layout of `pattern`.
+    """Images [image, 3, height, width], sides multiples of a block's, as patches in the layout of `pattern`.
 
-    A still picture fills every frame `t` of a patch.
+    A still image fills every frame `t` of a patch.
     """
     height, width = patch_size
     frames = _frames(model, pixels.shape[1] * height * width)

@@ -25,7 +25,7 @@ MOST_HEADS = 256
 
 
 class CrossAttentionFuserConfig(FuserConfig):
-    """Per image, decoder layer and role: softmax weights over the group's vision layers, from k cross-attention blocks.
+    """Softmax weights over a group's vision layers, per image, decoder layer and kv, from k cross-attention blocks.
 
     The score of member i is q . F_i / sqrt(r), with no parameters of its own (**choice**: it serves groups of any size).
     The activation inside the blocks is not named by the paper: GELU (**choice**).
@@ -94,7 +94,8 @@ class CrossAttentionFuserConfig(FuserConfig):
 class CrossAttentionFuser(Fuser):
     """Weights alpha[l, p] = softmax_i(q . F_i / sqrt(r)) after k blocks q <- LN(q + CA(q, F, F)); q <- LN(q + FFN(q)).
 
-    All decoder layers and roles of all groups go through the blocks in one pass. The weights are computed in float32.
+    All decoder layers' queries for keys and values go through the blocks in one pass. The weights are computed in float32.
+    Initialisation: PyTorch's defaults, U(-1/sqrt(in), 1/sqrt(in)) for linear maps (**choice**; the paper names none).
     Shapes: members [batch, group, member, vision_hidden], queries [decoder_layer, kv, query], codes
     [batch, layer, patch, code] -> fused [batch, decoder_layer, kv, patch, code] and weights
     [batch, decoder_layer, kv, member], which are non-negative and sum to one over `member`.

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dehvf_kit.api.config import BuildContext, ConfigMismatchError
 from dehvf_kit.api.shapes import MAX_LAYERS
-from dehvf_kit.components.base import Grouper, GrouperConfig, runs
+from dehvf_kit.components.base import GrouperConfig, runs
 
 
 class ContiguousGrouperConfig(GrouperConfig):
@@ -45,6 +45,3 @@ class ContiguousGrouperConfig(GrouperConfig):
             raise ConfigMismatchError(
                 "a vision encoder of one layer has no penultimate layer; set add_penultimate: false", "add_penultimate"
             )
-
-    def build(self, context: BuildContext) -> Grouper:
-        return self.build_grouper(context)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from dehvf_kit.api.config import BuildContext, ConfigMismatchError
-from dehvf_kit.components.base import Grouper, GrouperConfig
+from dehvf_kit.components.base import GrouperConfig
 
 
 class ListedGrouperConfig(GrouperConfig):
@@ -38,6 +38,3 @@ class ListedGrouperConfig(GrouperConfig):
             raise ConfigMismatchError(
                 f"{len(self.groups)} groups for {most} decoder layers; use at most {most}", "groups"
             )
-
-    def build(self, context: BuildContext) -> Grouper:
-        return self.build_grouper(context)

@@ -1,4 +1,4 @@
-"""The memory injector: writes the fused picture into the feed-forward network of every decoder layer.
+"""The memory injector: writes the fused image into the feed-forward network of every decoder layer.
 
 Source: DEHVF, equations 10 to 13; the factored form is method.md's identity, proved by the tests.
 """
@@ -34,7 +34,7 @@ Watch = Callable[[int, Tensor, "ActiveMemory", FfnSite], None]
 class FfnMemoryInjectorConfig(ComponentConfig):
     """FFN'(x) = FFN(x) + output_scale * dropout(act(x K^T)) M with the decoder's own activation and ungated slots.
 
-    `visual_in` names the roles that the picture is written into; `form` picks how the product is computed (`auto` counts
+    `visual_in` says whether the image is written into keys, values or both; `form` picks how the product is computed (`auto` counts
     FLOPs per call); scales and dropout as in the official MemVP runs, which DEHVF follows (**choice**).
     """
 
@@ -49,10 +49,12 @@ class FfnMemoryInjectorConfig(ComponentConfig):
     attaches: ClassVar[str] = "decoder"
     strength: ClassVar[str] = "output_scale"
     type: Literal["ffn_memory"] = "ffn_memory"
-    visual_scale: float = Field(0.01, gt=0, description="scale of the projected picture")
+    visual_scale: float = Field(0.01, gt=0, description="scale of the projected image")
     output_scale: float = Field(0.1, gt=0, description="scale of what the memory adds to the FFN")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the slot activations, in training")
-    visual_in: tuple[Literal["key", "value"], ...] = Field(KV, min_length=1, description="roles the picture goes into")
+    visual_in: tuple[Literal["key", "value"], ...] = Field(
+        KV, min_length=1, description="what the image goes into: keys, values or both"
+    )
     form: Form = Field("auto", description="auto, factored or built")
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
@@ -69,7 +71,7 @@ class FfnMemoryInjectorConfig(ComponentConfig):
             raise ConfigMismatchError("has nothing to inject; wire a fuser, a position table, or both", "inputs")
         if "position_keys" not in wired and set(self.visual_in) != set(KV):
             raise ConfigMismatchError(
-                "without position tables the role left out is zero and the memory adds nothing; name key and value both",
+                "without position tables the one not named is zero and the memory adds nothing; name key and value both",
                 "visual_in",
             )
         slots, patches = context.axes.get("slot"), context.axes.get("patch")
@@ -82,8 +84,8 @@ class FfnMemoryInjectorConfig(ComponentConfig):
     def cost(self, context: BuildContext) -> Cost:
         hidden, layers = context.decoder.hidden_size, context.decoder.num_layers
         patches, code, slots = (context.axes.get(axis) or 0 for axis in ("patch", "code", "slot"))
-        roles = len(self.visual_in) if "fused" in context.wires else 0
-        return Cost(per_token=layers * (4 * hidden * slots + 2 * roles * code * (hidden + patches)))
+        num_kv = len(self.visual_in) if "fused" in context.wires else 0
+        return Cost(per_token=layers * (4 * hidden * slots + 2 * num_kv * code * (hidden + patches)))
 
     def build(self, context: BuildContext) -> FfnMemoryInjector:
         return FfnMemoryInjector(self.visual_scale, self.output_scale, self.dropout, tuple(self.visual_in), self.form)
@@ -200,7 +202,7 @@ class ActiveMemory:
         cast = self._cast.get(place)
         if cast is None:
             tensors = {name: None if t is None else t.to(x.device, x.dtype) for name, t in self._tensors.items()}
-            layers = [{role: code.to(x.device, x.dtype) for role, code in codes.items()} for codes in self._codes]
+            layers = [{kv: code.to(x.device, x.dtype) for kv, code in codes.items()} for codes in self._codes]
             cast = self._cast[place] = tensors, layers
         shared, layers = cast
         codes = layers[index] if layers else {}
@@ -214,18 +216,18 @@ class ActiveMemory:
         return self._joined[place]
 
     def _by_layer(self, fused: Tensor, activate: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
-        """Activated codes of each decoder layer and role.
+        """Activated codes of each decoder layer, for keys and for values.
 
         Taken apart by layers before the activation: in backward, slices of the whole would each fill it, and passes over
         pieces that stay in a cache cost less than passes over the whole.
         """
-        kv = fused.shape[2]
-        places = {role: min(place, kv - 1) for place, role in enumerate(KV) if role in self.visual_in}
-        if len(set(places.values())) < kv:  # one role of two
+        num_kv = fused.shape[2]
+        places = {kv: min(place, num_kv - 1) for place, kv in enumerate(KV) if kv in self.visual_in}
+        if len(set(places.values())) < num_kv:  # keys alone, or values alone
             (place,) = set(places.values())
             fused, places = fused[:, :, place : place + 1], dict.fromkeys(places, 0)
         layers = [activate(layer).unbind(1) for layer in fused.unbind(1)]
-        return [{role: layer[place] for role, place in places.items()} for layer in layers]
+        return [{kv: layer[place] for kv, place in places.items()} for layer in layers]
 
     def read(self, index: int, x: Tensor, site: FfnSite, dropout: float) -> Tensor | None:
         """What this memory adds to FFN(x) at one site. Shapes: x [rows, token, hidden], rows a multiple of the batch."""

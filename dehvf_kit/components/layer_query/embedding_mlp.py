@@ -54,6 +54,8 @@ class EmbeddingMlpQueryConfig(ComponentConfig):
 class EmbeddingMlpQuery(nn.Module):
     """z[l, p] = MLP([e_l ; e_p]), MLP = Linear - activation - Linear with biases.
 
+    Initialisation: PyTorch's defaults, N(0, 1) for embeddings, U(-1/sqrt(in), 1/sqrt(in)) for linear maps (**choice**).
+
     Shapes: nothing -> [decoder_layer, kv, query], kv = 2, or 1 without separate queries. Cost: one small MLP a step,
     whatever the batch. Source: DEHVF, equation 2.
     """

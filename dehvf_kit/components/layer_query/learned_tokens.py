@@ -35,7 +35,7 @@ class LearnedTokensQueryConfig(ComponentConfig):
 
 
 class LearnedTokensQuery(nn.Module):
-    """Shapes: nothing -> [decoder_layer, kv, query]. Cost: none. Source: DEHVF, ablation study."""
+    """Shapes: nothing -> [decoder_layer, kv, query]. Tokens start as N(0, std). Cost: none. Source: DEHVF, ablation study."""
 
     def __init__(self, num_decoder_layers: int, query_size: int = 64, num_kv: int = 2, std: float = 0.02) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from dehvf_kit.api.config import MAX_SIZE, BuildContext, ComponentConfig
 
 
 class LearnedPositionConfig(ComponentConfig):
-    """p_K and p_V, one learned vector per memory slot and role: p_K ~ N(0, 0.02), p_V = 0."""
+    """p_K and p_V, one learned vector per memory slot for keys and for values: p_K ~ N(0, 0.02), p_V = 0."""
 
     role: ClassVar[str] = "position"
     gives: ClassVar[tuple[str, ...]] = ("position_keys: slot decoder_hidden", "position_values: slot decoder_hidden")
@@ -37,7 +37,10 @@ class LearnedPositionConfig(ComponentConfig):
 
 
 class LearnedPosition(nn.Module):
-    """Shapes: nothing -> two tables [slot, decoder_hidden]. Cost: none. Source: DEHVF, equations 10 and 11."""
+    """Shapes: nothing -> two tables [slot, decoder_hidden]. Cost: none.
+
+    Initialisation: keys N(0, key_std), values zero (MemVP). Source: DEHVF, equations 10 and 11.
+    """
 
     def __init__(self, num_slots: int, decoder_hidden_size: int, key_std: float = 0.02) -> None:
         super().__init__()

@@ -62,9 +62,10 @@ class BottleneckMlpProjector(nn.Module):
     """fc1 once per vision layer; activation and fc2 are left to the reader of the codes.
 
     Since fc1 is linear and fusion weights sum to one, fc1(sum a_i V_i) = sum a_i fc1(V_i): mixing the narrow codes is
-    exact and replaces one fc1 per decoder layer and role by one per vision layer. Where there are fewer of the former
+    exact and replaces one fc1 per decoder layer and kv by one per vision layer. Where there are fewer of the former
     (`mix_first`), fc1 is left to the fuser, as `Unprojected`.
     Shapes: patches [batch, layer, patch, vision_hidden] -> codes [batch, layer, patch, code] and a `Readout`.
+    Initialisation: Xavier-uniform weights, zero biases, as MemVP's projector.
     Cost: 2 * layer * patch * vision_hidden * code FLOPs an image, none with `mix_first`. Source: DEHVF, equation 10.
     """
 

@@ -54,6 +54,7 @@ class ParallelVisionAdapter(nn.Module):
     """One pair A [code, hidden], B [hidden, code] a vision block, on the same normed input as the block's FFN.
 
     Shapes at each block: [image, token, hidden] -> the same. Cost: 4 * token * hidden * code FLOPs a block and image.
+    Initialisation, as in MemVP: A Xavier-uniform, B zero, so that the untrained adapter changes nothing.
     Source: DEHVF, experimental setup; exact GELU as in MemVP.
     """
 

@@ -143,7 +143,7 @@ def test_cost_equals_counted_flops(visual_in):
             "",
             "21 patches do not fit into 20 slots; set the position table's num_slots to 21 or more",
         ),
-        (WIRES[:2], {"visual_in": ("key",)}, {}, "visual_in", "without position tables the role left out is zero"),
+        (WIRES[:2], {"visual_in": ("key",)}, {}, "visual_in", "without position tables the one not named is zero"),
     ],
 )
 def test_refused_when_wired(wires, settings, axes, field, message):

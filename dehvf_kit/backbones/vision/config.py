@@ -11,7 +11,7 @@ import importlib
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -165,7 +165,7 @@ def load_encoder(
     Raises: OSError where there is no checkpoint; VisionError where it lacks weights that features depend on, which
     transformers would leave random.
     """
-    load = functools.partial(
+    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = functools.partial(
         encoder_class.from_pretrained, location, config=config, output_loading_info=True, **arguments
     )
     model, info = load()

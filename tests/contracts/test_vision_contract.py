@@ -68,7 +68,7 @@ def test_a_broken_encoder_is_named_with_the_items_that_do_not_hold() -> None:
 
     with pytest.raises(Broken, match="ViTModel: 1 of 1 items of the contract do not hold\nneighbours: broken"):
         check_vision(make, items=["neighbours"])
-    with pytest.raises(DehvfError, match="no item is named 'neigbours'; did you mean 'neighbours'"):
+    with pytest.raises(DehvfError, match="no item 'neigbours'; did you mean 'neighbours'"):
         check_vision(make, items=["neigbours"])
 
 
@@ -142,7 +142,9 @@ def test_the_command_writes_the_page_and_its_data(tmp_path: Path, monkeypatch: p
     assert "**2 of 2 pass the whole contract**" in text and not is_stale(text)
     assert "| clip_vision_model | class token first, patches from 1; patches in rows | LayerNorm | yes |" in text
     assert "| llama4_vision_model | class token last; patches in rows |" in text
-    assert [entry["status"] for entry in json.loads(page.with_suffix(".json").read_text())][1].startswith("no image-only encoder")
+    assert [entry["status"] for entry in json.loads(page.with_suffix(".json").read_text())][1].startswith(
+        "no image-only encoder"
+    )
     with pytest.raises(DehvfError, match="no image encoder type is named 'clip'"):
         main(["clip"])
     assert list(VISION_CONTRACT)[0] == "features" and "Nothing." in vision_page([])

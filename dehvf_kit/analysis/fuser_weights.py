@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dehvf_kit.api.shapes import KV
 from dehvf_kit.data.encoding import stack
-from dehvf_kit.data.images import open_image
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.model.features import encode_images
 from dehvf_kit.model.model import DehvfModel
 
 
@@ -34,13 +34,7 @@ class EncodedImages:
 
     def read(self, sample: Sample) -> Any:
         """An image's features with a leading axis of one."""
-        pixels = self.model.processor.image_processor(open_image(sample), return_tensors="pt")["pixel_values"]
-        device = next(self.model.decoder.parameters()).device
-        moved = (
-            pixels.to(device) if isinstance(pixels, Tensor) else {name: one.to(device) for name, one in pixels.items()}
-        )
-        with torch.no_grad():
-            return self.model.vision_features(moved)
+        return encode_images(self.model, [sample])
 
 
 @dataclass(frozen=True)

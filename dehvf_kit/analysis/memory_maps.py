@@ -8,7 +8,6 @@ Source: DEHVF, equations 10 to 13, slot by slot; the measure is our own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from dehvf_kit.data.images import open_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.evaluation.answers import prompts
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.model.run import by_encoder, to_device
 from dehvf_kit.ops.ffn_memory import build_keys_values
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def memory_map(model: DehvfModel, sample: Sample) -> MemoryMap | None:
             written[index] = found[0, 0].float().cpu()
 
     inputs, _ = prompts(model.processor, [sample])
-    device = next(model.decoder.parameters()).device
     with injector.watching(watch):
-        model(**_moved({**inputs, "pixel_values": pixels}, device))
+        model(**to_device({**inputs, "pixel_values": pixels}, model.device))
     side = math.isqrt(len(written[0])) if written else 0
     if not written or side * side != len(written[0]):
         return None
@@ -93,18 +92,12 @@ def _injector(model: DehvfModel) -> FfnMemoryInjector | None:
     return next((node for node in model.nodes.values() if isinstance(node, FfnMemoryInjector)), None)
 
 
-def _moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else _moved(value, device) for name, value in inputs.items()
-    }
-
-
 def _as_seen(model: DehvfModel, pixels: Any) -> Image:
     """The first encoder's pixel values as an image again."""
     from PIL.Image import fromarray
 
-    name = next(iter(model.towers))
-    tensor = (pixels if isinstance(pixels, Tensor) else pixels[name])[0].float().cpu()
+    name, tensor = next(iter(by_encoder(pixels).items()))
+    tensor = tensor[0].float().cpu()
     image = getattr(model.recipe.vision[name], "image", None)
     if image is not None:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[image.normalisation])

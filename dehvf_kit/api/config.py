@@ -89,7 +89,7 @@ class ComponentConfig(Settings):
     attaches: "decoder" or "vision" for a component whose module hooks itself onto a tower (`module.attach(tower)`);
     "input" for one whose forward returns `InputTokens` for the decoder's input (`module.attach(decoder, tokenizer)`).
     takes_unprojected: True where its module reads codes that come as `Unprojected`; others are given the codes themselves.
-    counts_positions: True where its output depends on where a token stands in its row, not only on who stands before it.
+    counts_positions: True where its output depends on a token's position in its row, not only on the tokens before it.
     strength: the field that scales what a component attached to the decoder adds there; `compare --strengths` tunes it.
     """
 
@@ -122,7 +122,7 @@ class ComponentConfig(Settings):
         return Cost()
 
     def input_tokens(self, context: BuildContext) -> int:
-        """Tokens that this node puts into the decoder's input for a sample with a picture."""
+        """Tokens that this node puts into the decoder's input for a sample with an image."""
         return 0
 
     def build(self, context: BuildContext) -> nn.Module:

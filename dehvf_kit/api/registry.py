@@ -88,7 +88,7 @@ class Registry:
 
     @property
     def configs(self) -> dict[tuple[str, str], type[BaseModel]]:
-        """All classes by (role, type), each imported; those that cannot be are left out and noted in `broken`."""
+        """All classes by (role, type), each imported; those that cannot be are excluded and noted in `broken`."""
         found = {}
         for role, kind in list(self.entries):
             try:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import AdapterError, DehvfError
-from dehvf_kit.utils.units import ratio, si
+from dehvf_kit.utils.units import si
 
 if TYPE_CHECKING:
     from dehvf_kit.costs.flops import FlopCount
@@ -202,48 +202,32 @@ def _graph(console: Console, graph: Graph) -> None:
 def _parameters(console: Console, table: ParameterTable) -> None:
     section(console, "Trained parameters")
     rows = grid("left", "left", "right")
-    before = ""
-    for term in table.terms:
-        rows.add_row("", f"[cyan]{term.node if term.node != before else ''}[/]", term.term, f"{term.count:,}")
-        before = term.node
+    for node, term, count in table.rows():
+        rows.add_row("", f"[cyan]{node}[/]", term, count)
     rows.add_row("", "[bold]sum[/]", "", f"[bold]{table.trainable:,}[/]")
+    verdict = "[dim]nothing published to compare with[/]"
     if table.published is not None:
         rows.add_row("", "unused", "counted in the published figure only", f"{table.unused:,}")
         rows.add_row("", "as published", "", f"[bold]{table.as_published:,}[/]")
-        verdict = "[green]The count equals the published one to its printed precision.[/]"
-        if not table.matches:
-            verdict = "[red]The count differs from the published one.[/]"
         rows.add_row("", "published", escape(table.published.source), f"{table.published.parameters}")
-        console.print(rows)
-        console.print(f"  {verdict}")
-        return
+        verdict = "[red]The count differs from the published one.[/]"
+        if table.matches:
+            verdict = "[green]The count equals the published one to its printed precision.[/]"
     console.print(rows)
-    console.print("  [dim]nothing published to compare with[/]")
+    console.print(f"  {verdict}")
 
 
 def _flops(console: Console, report: FlopCount) -> None:
     section(console, "Forward FLOPs", "a multiply-add is two; see dehvf_kit/costs/flops.py")
     table = grid("left", "right", "left")
-    for name, count in report.vision.items():
-        table.add_row("", f"[cyan]{name}[/]", "not known" if count is None else si(count, "FLOP"), "per image")
-    for name, cost in report.components.items():
-        for count, unit in (
-            (cost.per_step, "per batch"),
-            (cost.per_image, "per image"),
-            (cost.per_token, "per text token"),
-        ):
-            if count:
-                table.add_row("", f"[cyan]{name}[/]", si(count, "FLOP"), unit)
-    table.add_row("", "[cyan]decoder[/]", si(report.decoder_per_token, "FLOP"), "per text token, without its attention")
+    for name, count, unit in report.rows():
+        table.add_row("", f"[cyan]{name}[/]", count, unit)
     console.print(table)
     console.print()
     table = grid("right", "right", "right", "right", "right", "right")
     table.add_row("", "text tokens", "text alone", "in memory", "", "as tokens", "", style="dim")
     for sample in report.samples:
-        row = [str(sample.tokens), si(sample.text, "")]
-        for count in (sample.memory, sample.prepended):
-            row += ["-", "-"] if count is None else [si(count, ""), ratio(count, sample.text)]
-        table.add_row("", *row)
+        table.add_row("", *sample.cells())
     console.print(table)
     for line in (
         "One sample through the decoder, without the encoders: without an image, with",
@@ -256,19 +240,6 @@ def _flops(console: Console, report: FlopCount) -> None:
 def _memory(console: Console, report: MemoryUsage) -> None:
     section(console, "Memory")
     table = grid("left", "right", "left")
-    table.add_row("", "adapter", si(report.adapter, "B"), "float32, as saved")
-    training = si(report.gradients_and_optimiser, "B")
-    table.add_row("", "gradients and AdamW", training, "while training; nothing for frozen weights")
-    table.add_row("", "decoder", si(report.decoder, "B"), f"frozen weights, {report.dtype}")
-    for name, count in report.vision.items():
-        table.add_row("", name, si(count, "B"), "frozen weights")
-    if report.factored_per_image:
-        factored, built = report.factored_per_image, report.built_per_image
-        table.add_row("", "memory, factored", si(factored, "B"), f"per image, {report.dtype}: what the kit stores")
-        table.add_row(
-            "", "memory, built", si(built, "B"), f"per image, K and V built: {built / factored:.0f} times that"
-        )
-    if report.prepended_cache_per_image:
-        cache = si(report.prepended_cache_per_image, "B")
-        table.add_row("", "patches as tokens", cache, "per image, key/value cache with patches as tokens, as in LLaVA")
+    for row in report.rows():
+        table.add_row("", *row)
     console.print(table)

@@ -37,7 +37,7 @@ def cache(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     need = store.need(samples)
     if not as_json:
         print(
-            f"{need.pictures:,} images, {need.missing:,} of them new, {shown_bytes(need.bytes_per_picture)} each: "
+            f"{need.images:,} images, {need.missing:,} of them new, {shown_bytes(need.bytes_per_image)} each: "
             f"{shown_bytes(need.bytes)} to write into {store.folder}"
         )
     started = time.perf_counter()
@@ -46,7 +46,7 @@ def cache(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     seconds = time.perf_counter() - started
     listed = write_skipped(store.folder / SKIPPED, skipped)
     if as_json:
-        facts = {"pictures": need.pictures, "written": written, "bytes_per_picture": need.bytes_per_picture}
+        facts = {"pictures": need.images, "written": written, "bytes_per_picture": need.bytes_per_image}
         facts |= {"skipped": [one.row() for one in skipped]}
         print_json({**facts, "bytes": need.bytes, "folder": str(store.folder), "seconds": round(seconds, 1)})
         return

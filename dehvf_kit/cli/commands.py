@@ -99,7 +99,7 @@ class PluginCommands(TyperGroup):
                         self._add(table)
             except (Exception, SystemExit) as error:  # a plugin's own code: `dehvf-kit list` says more
                 reason = raised(error) if isinstance(error, SystemExit) else error
-                print(f"warning: the commands of plugin '{entry.name}' are left out: {reason}", file=sys.stderr)
+                print(f"warning: the commands of plugin '{entry.name}' are excluded: {reason}", file=sys.stderr)
 
 
 class LazyCommand(TyperCommand):
@@ -142,7 +142,7 @@ class MissingCommand(TyperCommand):
 
 
 def _has_commands(module: str) -> bool:
-    """Whether a plugin's entry module names the hook, told from its source so that other plugins are not imported."""
+    """Whether a plugin's entry module names the hook, read from its source so that other plugins are not imported."""
     spec = find_spec(module)
     if spec is None or not spec.has_location or not str(spec.origin).endswith(".py"):
         return spec is not None

@@ -30,7 +30,9 @@ from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.data.images import open_image
 from dehvf_kit.errors import VisionError
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.model.run import to_device
 from dehvf_kit.recipe.graph import Graph
+from dehvf_kit.utils.units import ratio, si
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 FORMULA_FIELDS = ("hidden_size", "num_attention_heads", "num_hidden_layers")
@@ -80,6 +82,13 @@ class SampleFlops:
     memory: int
     prepended: int | None
 
+    def cells(self) -> list[str]:
+        """A row of figures: text tokens, text alone, with memory and its ratio to that, with patches and their ratio."""
+        cells = [str(self.tokens), si(self.text, "")]
+        for count in (self.memory, self.prepended):
+            cells += ["-", "-"] if count is None else [si(count, ""), ratio(count, self.text)]
+        return cells
+
 
 @dataclass(frozen=True)
 class FlopCount:
@@ -96,6 +105,15 @@ class FlopCount:
     components: Mapping[str, Cost]
     decoder_per_token: int
     samples: tuple[SampleFlops, ...]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Every figure but `samples` as (what, FLOPs, their unit)."""
+        rows: list[tuple[str, int | None, str]] = [(name, count, "per image") for name, count in self.vision.items()]
+        for name, cost in self.components.items():
+            counts = (cost.per_step, "per step"), (cost.per_image, "per image"), (cost.per_token, "per text token")
+            rows += [(name, count, unit) for count, unit in counts if count]
+        rows.append(("decoder", self.decoder_per_token, "per text token, without its attention"))
+        return [(name, "not known" if count is None else si(count, "FLOP"), unit) for name, count, unit in rows]
 
 
 @dataclass(frozen=True)
@@ -144,8 +162,7 @@ def count_flops(
 def batch_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> BatchFlops:
     """Count the first `batch_size` samples by running them: the same for every method of a comparison."""
     items = [samples[place] for place in range(min(batch_size, len(samples)))]
-    device = next(model.decoder.parameters()).device
-    batch = _on_device(Collator(model.processor.tokenizer.pad_token_id)(items), device)
+    batch = to_device(Collator(model.processor.tokenizer.pad_token_id)(items), model.device)
     with_image = [sample for sample in samples.samples[: len(items)] if sample.image is not None]
     plain = {name: value for name, value in batch.items() if name not in ("pixel_values", "vision_features")}
     given: dict[str, Any] = {}
@@ -153,7 +170,8 @@ def batch_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> 
     with torch.no_grad():
         if with_image and model.reads_images:
             images = [open_image(sample) for sample in with_image]
-            pixels = _on_device(model.processor.image_processor(images, return_tensors="pt")["pixel_values"], device)
+            pixels = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            pixels = to_device(pixels, model.device)
             model.vision_features(pixels)  # an encoder's first pass also probes its layers, which no image costs
             with counted_flops() as counter:
                 given["vision_features"] = model.vision_features(pixels)
@@ -167,12 +185,6 @@ def batch_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> 
     model.zero_grad(set_to_none=True)
     model.eval()
     return BatchFlops(forward // len(items), encoder // max(1, len(with_image)), counter.get_total_flops())
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    return {name: _on_device(inner, device) for name, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 def encoders_read(graph: Graph) -> set[str]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from dehvf_kit.backbones.quantization import Quantization, weight_bytes
 from dehvf_kit.recipe.graph import Graph
+from dehvf_kit.utils.units import si
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 4  # adapters are kept, trained and saved in float32
@@ -32,6 +33,23 @@ class MemoryUsage:
     factored_per_image: int
     built_per_image: int
     prepended_cache_per_image: int | None
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Every figure as (what, bytes, a note)."""
+        rows = [
+            ("adapter", self.adapter, "float32, as saved"),
+            ("gradients and AdamW", self.gradients_and_optimiser, "while training; nothing for frozen weights"),
+            ("decoder", self.decoder, f"frozen weights, {self.dtype}"),
+            *((name, count, "frozen weights") for name, count in self.vision.items()),
+        ]
+        if self.factored_per_image:
+            times = f"{self.built_per_image / self.factored_per_image:.0f} times that"
+            rows.append(("memory, factored", self.factored_per_image, f"per image, {self.dtype}: what the kit stores"))
+            rows.append(("memory, built", self.built_per_image, f"per image, K and V built: {times}"))
+        if self.prepended_cache_per_image:
+            cache = "per image, key/value cache with patches as tokens, as in LLaVA"
+            rows.append(("patches as tokens", self.prepended_cache_per_image, cache))
+        return [(name, si(count, "B"), note) for name, count, note in rows]
 
 
 def memory_usage(

@@ -44,6 +44,14 @@ class ParameterTable:
         """The count in the published convention."""
         return self.trainable + self.unused
 
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Every term as (node, term, count); a node is named once."""
+        nodes = ["", *(term.node for term in self.terms)]
+        return [
+            (term.node if term.node != before else "", term.term, f"{term.count:,}")
+            for before, term in zip(nodes, self.terms, strict=False)
+        ]
+
     @property
     def matches(self) -> bool | None:
         """Whether the count rounds to the published figure as printed; None where none was published."""

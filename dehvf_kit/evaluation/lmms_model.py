@@ -20,7 +20,7 @@ PASSED_ON = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p")
 class DehvfLmm(lmms):
     """Answers lmms-eval's requests with a saved adapter.
 
-    pretrained: the adapter's folder. device: `cpu`, `cuda`, ...; where left out the decoder stays where it was loaded.
+    pretrained: the adapter's folder. device: `cpu`, `cuda`, ...; if None, the decoder stays where it was loaded.
     """
 
     is_simple = True
@@ -42,8 +42,8 @@ class DehvfLmm(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """One text a request, in their order, cut at the first of its `until`.
 
-        A request's args: text, generation keywords, a function from a task's document to its pictures, document, task, split.
-        Raises: DataError for a request with more than one picture.
+        A request's args: text, generation keywords, a function from a task's document to its images, document, task, split.
+        Raises: DataError for a request with more than one image.
         """
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -66,23 +66,23 @@ class DehvfLmm(lmms):
         raise NotImplementedError("dehvf_kit answers single questions; choose a task of one round")
 
     def _sample(self, number: int, request: Any) -> Sample:
-        text, _, pictures_of, document, task, split = request.args
-        pictures = [one for one in pictures_of(self.task_dict[task][split][document]) or [] if one is not None]
-        if len(pictures) > 1:
-            raise DataError(f"{task}/{document}: asks about {len(pictures)} pictures; an adapter reads one")
-        image = _Picture(pictures[0], f"{task}/{document}") if pictures else None
+        text, _, images_of, document, task, split = request.args
+        images = [one for one in images_of(self.task_dict[task][split][document]) or [] if one is not None]
+        if len(images) > 1:
+            raise DataError(f"{task}/{document}: asks about {len(images)} images; an adapter reads one")
+        image = _Image(images[0], f"{task}/{document}") if images else None
         return Sample(str(number), text.replace(MARK, "").strip(), "", image)
 
 
-class _Picture:
-    """A PIL picture that opens like a file."""
+class _Image:
+    """A PIL image that opens like a file."""
 
-    def __init__(self, picture: Any, name: str) -> None:
-        self.picture, self.name = picture, name
+    def __init__(self, image: Any, name: str) -> None:
+        self.image, self.name = image, name
 
     def read_bytes(self) -> bytes:
         data = io.BytesIO()
-        self.picture.convert("RGB").save(data, format="PNG")
+        self.image.convert("RGB").save(data, format="PNG")
         return data.getvalue()
 
     def open(self, mode: str = "rb") -> IO[bytes]:

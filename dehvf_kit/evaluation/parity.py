@@ -1,6 +1,6 @@
 """Batch parity: the same questions asked alone and together, with and without the key/value cache.
 
-Padding, a neighbour's picture or a cache must not change what a model says. In exact arithmetic the logits would be equal; in
+Padding, a neighbour's image or a cache must not change what a model says. In exact arithmetic the logits would be equal; in
 floating point the order of sums differs, so that small differences remain, and an answer may change where two words score
 nearly alike.
 """

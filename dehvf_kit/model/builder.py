@@ -65,10 +65,10 @@ def build(
             tower.to(next(decoder.parameters()).device)
     processor = None
     if tokenizer is not None:
-        pictures = image_processor or build_image_processor(
+        image_processor = image_processor or build_image_processor(
             {name: tower.image for name, tower in recipe.vision.items()}
         )
-        processor = DehvfProcessor(pictures, prepare_tokenizer(tokenizer), prompt=prompt_of(recipe))
+        processor = DehvfProcessor(image_processor, prepare_tokenizer(tokenizer), prompt=prompt_of(recipe))
     return assemble(recipe, decoder, towers, processor, expected_parameters)
 
 

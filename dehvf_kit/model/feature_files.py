@@ -1,9 +1,9 @@
-"""Features of frozen vision encoders on disk: one safetensors file a picture, named by all that decides what is in it.
+"""Features of frozen vision encoders on disk: one safetensors file per image, named by all that decides what is in it.
 
-    folder / <space> / <first two digits> / <sha256 of the picture's bytes>.safetensors
+    folder / <space> / <first two digits> / <sha256 of the image's bytes>.safetensors
 
-<space> is the sha256 of what the features depend on beside the picture: every weight of the encoders, their configs, the
-layers read, the final norm, the image processor's settings and the dtype kept. Another picture, size, weight, layer or dtype
+<space> is the sha256 of what the features depend on beside the image: every weight of the encoders, their configs, the
+layers read, the final norm, the image processor's settings and the dtype kept. Another image, size, weight, layer or dtype
 therefore has another name, and a file that is there is the right one.
 """
 
@@ -54,22 +54,22 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class Need:
-    """What filling will take: distinct pictures, those that are missing, and bytes a picture."""
+    """What filling will take: distinct images, those that are missing, and bytes per image."""
 
-    pictures: int
+    images: int
     missing: int
-    bytes_per_picture: int
+    bytes_per_image: int
 
     @property
     def bytes(self) -> int:
         """Bytes that will be written."""
-        return self.missing * self.bytes_per_picture
+        return self.missing * self.bytes_per_image
 
 
 class FeatureFiles(FeatureStore):
     """A `FeatureStore` on disk, memory-mapped when read; several processes may fill and read one folder.
 
-    limit: bytes the folder may hold in all, 0 for any number; the pictures longest unused make room. A file is written
+    limit: bytes the folder may hold in all, 0 for any number; the images longest unused make room. A file is written
     under another name and renamed when whole, so a kill leaves none half-written; its checksum is compared when a process
     first reads it. Raises: DataError where a vision adapter is trained, or the processor's settings cannot be told.
     """
@@ -89,14 +89,14 @@ class FeatureFiles(FeatureStore):
         return {**self.__dict__, "model": None}
 
     def file(self, sample: Sample) -> Path:
-        """Where a picture's features are or will be. Raises: DataError where the picture cannot be read."""
+        """Where an image's features are or will be. Raises: DataError where the image cannot be read."""
         name = self._names.get(sample.image)
         if name is None:
             try:
                 name = hashlib.sha256(sample.image.read_bytes()).hexdigest()
             except OSError as error:
                 reason = error.strerror or error
-                raise DataError(f"sample '{sample.id}': picture '{sample.image}' cannot be read: {reason}") from error
+                raise DataError(f"sample '{sample.id}': image '{sample.image}' cannot be read: {reason}") from error
             self._names[sample.image] = name
         return self.folder / name[:2] / f"{name}{SUFFIX}"
 
@@ -112,14 +112,14 @@ class FeatureFiles(FeatureStore):
         samples = list({one.image: one for one in samples if one.image}.values())
         distinct = {self.file(sample) for sample in samples}
         missing = sum(not file.exists() for file in distinct)
-        return Need(len(distinct), missing, self._bytes_per_picture(samples[0]) if samples else 0)
+        return Need(len(distinct), missing, self._bytes_per_image(samples[0]) if samples else 0)
 
     def fill(
         self, samples: Iterable[Sample], batch_size: int = 32, progress: Any = None, share: tuple[int, int] = (0, 1)
     ) -> int:
         """Compute and write what is missing. Raises: DataError where limit or disk leave no room, before any work.
 
-        share: (rank, processes); each process takes its part of the pictures, whatever is missing of it.
+        share: (rank, processes); each process takes its part of the images, whatever is missing of it.
         """
         samples = list({one.image: one for one in samples if one.image}.values())
         try:
@@ -147,9 +147,9 @@ class FeatureFiles(FeatureStore):
             part.unlink(missing_ok=True)
 
     def read(self, sample: Sample) -> Any:
-        """A picture's features [1, layer, 1 + patch, vision_hidden], memory-mapped.
+        """An image's features [1, layer, 1 + patch, vision_hidden], memory-mapped.
 
-        Raises: DataError if `fill` has not seen the picture, or its file is damaged (it is removed, so that filling
+        Raises: DataError if `fill` has not seen the image, or its file is damaged (it is removed, so that filling
         again makes it anew).
         """
         file = self.file(sample)
@@ -177,8 +177,8 @@ class FeatureFiles(FeatureStore):
     def __len__(self) -> int:
         return sum(1 for _ in self.folder.glob(f"*/*{SUFFIX}"))
 
-    def _bytes_per_picture(self, sample: Sample) -> int:
-        """Size of one picture's file: of one that is there, or as the encoders' sizes say."""
+    def _bytes_per_image(self, sample: Sample) -> int:
+        """Size of one image's file: of one that is there, or as the encoders' sizes say."""
         file = self.file(sample)
         if file.exists():
             return file.stat().st_size
@@ -205,13 +205,13 @@ class FeatureFiles(FeatureStore):
                     held -= size
             if held + need.bytes > self.limit:
                 raise DataError(
-                    f"{self.root}: these pictures' features take {shown_bytes(held + need.bytes)}, training.cache_limit_gib is "
+                    f"{self.root}: these images' features take {shown_bytes(held + need.bytes)}, training.cache_limit_gib is "
                     f"{self.limit / 2**30:g}; raise it, set training.cache_dtype=bfloat16, or training.cache_features=false"
                 )
         free = shutil.disk_usage(self.folder).free
         if need.bytes + SPARE_BYTES > free and need.missing:
             raise DataError(
-                f"{self.root}: {need.missing:,} pictures' features take {shown_bytes(need.bytes)}, the disk "
+                f"{self.root}: {need.missing:,} images' features take {shown_bytes(need.bytes)}, the disk "
                 f"has {shown_bytes(free)} free; "
                 "name another folder by training.cache_folder, set training.cache_dtype=bfloat16, or "
                 "training.cache_features=false"
@@ -227,7 +227,7 @@ def cached_features(model: DehvfModel, config: TrainingConfig) -> FeatureStore:
 
 
 def space(model: DehvfModel, dtype: torch.dtype | None) -> str:
-    """The sha256 of everything beside a picture that its features depend on. Raises: DataError for an unknown processor."""
+    """The sha256 of everything beside an image that its features depend on. Raises: DataError for an unknown processor."""
     processor = model.processor.image_processor
     if not hasattr(processor, "to_dict"):
         raise DataError(

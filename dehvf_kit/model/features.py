@@ -1,4 +1,4 @@
-"""Features of frozen vision encoders, computed once per picture: kept in memory, or by `feature_files` on disk."""
+"""Features of frozen vision encoders, computed once per image: kept in memory, or by `feature_files` on disk."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
+from dehvf_kit.model.run import Features, by_encoder, per_encoder, to_device
+from dehvf_kit.recipe.files import SINGLE
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
 
 
+@torch.no_grad()
+def encode_images(model: DehvfModel, samples: Sequence[Sample]) -> Features:
+    """The vision features of some samples' images, computed now. Raises: DataError for an image that cannot be read."""
+    images = [open_image(sample) for sample in samples]
+    pixels = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    return model.vision_features(to_device(pixels, model.device))
+
+
 class FeatureStore:
-    """`model.vision_features` of every distinct picture of some samples, in memory.
+    """`model.vision_features` of every distinct image of some samples, in memory.
 
     dtype: what features are kept in; None keeps the encoder's own. Raises: DataError where a vision adapter is trained,
     since features then change with every step.
@@ -33,7 +42,7 @@ class FeatureStore:
         self._features: dict[Any, Any] = {}
 
     def missing(self, samples: Iterable[Sample]) -> list[Sample]:
-        """One sample of each distinct picture whose features are not kept yet."""
+        """One sample of each distinct image whose features are not kept yet."""
         return list({one.image: one for one in samples if one.image and one.image not in self._features}.values())
 
     def fill(
@@ -43,21 +52,14 @@ class FeatureStore:
         progress: Callable[[int, int], None] | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> int:
-        """Compute what is missing, and say how much that was. `progress(done, all)` is called after every batch of pictures.
+        """Compute what is missing, and say how much that was. `progress(done, all)` is called after every batch of images.
 
         share: (rank, processes) of processes that fill a store on disk together; one in memory is each process's own.
         """
         waiting: Sequence[Sample] = self.missing(samples)
-        device = next(self.model.decoder.parameters()).device
         for start in range(0, len(waiting), batch_size):
             batch = waiting[start : start + batch_size]
-            pictures = [open_image(sample) for sample in batch]
-            pixels = self.model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            moved = (
-                pixels.to(device) if isinstance(pixels, Tensor) else {name: t.to(device) for name, t in pixels.items()}
-            )
-            with torch.no_grad():
-                features = self.model.vision_features(moved)
+            features = encode_images(self.model, batch)
             for row, sample in enumerate(batch):
                 kept = self._row(features, row)
                 self._refuse_infinite(sample, kept)
@@ -67,18 +69,16 @@ class FeatureStore:
         return len(waiting)
 
     def _row(self, features: Any, row: int) -> Any:
-        if isinstance(features, Tensor):
-            kept = features[row : row + 1].to("cpu", self.dtype or features.dtype)
-            return kept.clone()
-        return {name: self._row(tensor, row) for name, tensor in features.items()}
+        return per_encoder(lambda tensor: tensor[row : row + 1].to("cpu", self.dtype or tensor.dtype).clone(), features)
 
     def _refuse_infinite(self, sample: Sample, features: Any) -> None:
         """Raises: DataError for features that are not finite; they would make every answer about the image void."""
-        for name, tensor in ({"": features} if isinstance(features, Tensor) else features).items():
+        for name, tensor in by_encoder(features).items():
             if not tensor.isfinite().all():
                 kept = str(tensor.dtype).removeprefix("torch.")
+                encoder = "" if name == SINGLE else f" of {name}"
                 raise DataError(
-                    f"sample '{sample.id}': the features{f' of {name}' if name else ''} of '{sample.image}' are not finite "
+                    f"sample '{sample.id}': the features{encoder} of '{sample.image}' are not finite "
                     f"in {kept}, so they are not kept; where that is float16, set training.cache_dtype=bfloat16 and the "
                     "encoder's dtype to float32; else the encoder's weights are damaged"
                 )
@@ -87,7 +87,7 @@ class FeatureStore:
         self._features[sample.image] = features
 
     def read(self, sample: Sample) -> Any:
-        """A picture's features with a leading axis of one. Raises: DataError if `fill` has not seen it."""
+        """An image's features with a leading axis of one. Raises: DataError if `fill` has not seen it."""
         if sample.image not in self._features:
             raise DataError(f"sample '{sample.id}': no features of '{sample.image}'; fill the store first")
         return self._features[sample.image]

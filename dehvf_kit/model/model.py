@@ -29,14 +29,13 @@ from dehvf_kit.model.run import (
     one_a_row,
     run_nodes,
 )
+from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     from dehvf_kit.recipe.recipe import Recipe
-
-SINGLE = "vision"
 
 
 class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
@@ -198,7 +197,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             trained = torch.is_grad_enabled() and self.image_is_trained
             with contextlib.nullcontext() if trained else torch.no_grad():
                 found[name] = tower(pixels)
-        return found[SINGLE] if list(self.towers) == [SINGLE] else found
+        return alone(found)
 
     def memory(
         self,
@@ -210,7 +209,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Run the graph: what each component attached to the decoder holds while it reads `rows` samples.
 
-        Raises: ShapeError where pictures and rows do not match, DehvfError after `detach()`.
+        Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.
         """
         return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image, image_index))
 
@@ -256,7 +255,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             pixel_values = pixel_values if any(map(len, given.values())) else None
         if self.reads_images and pixel_values is None and vision_features is None and has_image is not None:
             if has_image.any():
-                raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no pictures were given")
+                raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no images were given")
             has_image = None
         if pixel_values is not None:
             vision_features = self.vision_features(pixel_values)
@@ -271,12 +270,12 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
 
     @property
     def _counts_positions(self) -> bool:
-        """Whether a component's output depends on where a token stands in its row: then padding must not be counted."""
+        """Whether a component's output depends on a token's position in its row: then padding must not be counted."""
         return any(self.graph.nodes[name].config.counts_positions for name in self.nodes)
 
     @property
     def reads_images(self) -> bool:
-        """Whether anything in the graph reads a picture's features."""
+        """Whether anything in the graph reads an image's features."""
         return any(wire.node in self.towers and wire.port != "tower" for wire, _, _ in self.graph.edges())
 
     reads_pictures = reads_images  # the name until 0.1.0
@@ -293,10 +292,10 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The decoder's own output, with the pictures in its feed-forward memory, or wherever the components put them.
+        """The decoder's own output, with the images in its feed-forward memory, or wherever the components put them.
 
-        Shapes: input_ids and attention_mask [batch, token]; pixel_values [batch, 3, height, width] (or only the pictures
-        of the rows flagged in has_image [batch]), each distinct picture once where image_index [row with a picture] says which
+        Shapes: input_ids and attention_mask [batch, token]; pixel_values [batch, 3, height, width] (or only the images
+        of the rows flagged in has_image [batch]), each distinct image once where image_index [row with an image] says which
         of them a row has; vision_features as `vision_features()` returns them; labels
         [batch, token] with -100 where no loss is taken. Further keywords go to the decoder. Tokens that a component puts into
         the input have no logits here: column i predicts what follows text token i.
@@ -341,9 +340,9 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate` of the decoder, with the pictures in its memory: written once, read at every token.
+        """transformers' `generate` of the decoder, with the images in its memory: written once, read at every token.
 
-        inputs or input_ids [batch, token]; pictures as in `forward`; every keyword of transformers' `generate`. Gives the
+        inputs or input_ids [batch, token]; images as in `forward`; every keyword of transformers' `generate`. Gives the
         prompt and the new tokens; tokens that a component puts into the input are not among them.
         """
         input_ids = kwargs.pop("input_ids", inputs)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from dehvf_kit.api.plugin_code import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
 from dehvf_kit.errors import DehvfError, PluginError, ShapeError
+from dehvf_kit.recipe.files import SINGLE, alone
 from dehvf_kit.recipe.graph import BATCH, Graph, Wire
 
 if TYPE_CHECKING:
@@ -26,6 +28,23 @@ _ABSENT = object()
 # Settings of a base model that say nothing without sampling or beams; transformers refuses to save them then.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("early_stopping", "length_penalty")
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor on a device, or a mapping with every tensor in it there: a batch, or one tensor per encoder."""
+    if isinstance(value, Mapping):
+        return {name: to_device(inner, device) for name, inner in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def by_encoder(value: Features) -> Mapping[str, Tensor]:
+    """Tensors by encoder; that of an encoder without a name is called `vision`."""
+    return value if isinstance(value, Mapping) else {SINGLE: value}
+
+
+def per_encoder(function: Callable[[Tensor], Any], value: Features) -> Any:
+    """A function of one encoder's tensor, applied to that, or to each encoder's by name."""
+    return alone({name: function(tensor) for name, tensor in by_encoder(value).items()})
 
 
 def by_tower(given: Features, towers: Mapping[str, nn.Module], what: str) -> dict[str, Tensor]:
@@ -45,9 +64,9 @@ def by_tower(given: Features, towers: Mapping[str, nn.Module], what: str) -> dic
 def one_a_row(
     features: Mapping[str, Tensor], towers: Mapping[str, VisionTower], rows: int, has_image: Tensor | None
 ) -> dict[str, Tensor]:
-    """Features [row, layer, 1 + patch, vision_hidden] of every encoder, zero in rows that have no picture.
+    """Features [row, layer, 1 + patch, vision_hidden] of every encoder, zero in rows that have no image.
 
-    Pictures may be given for all rows, or for those flagged in has_image [row] only. Raises: ShapeError where they do
+    Images may be given for all rows, or for those flagged in has_image [row] only. Raises: ShapeError where they do
     not fit the encoder or the rows.
     """
     placed = {}
@@ -60,8 +79,8 @@ def one_a_row(
         if tensor.shape[0] != rows:
             owners = None if has_image is None else has_image.nonzero().squeeze(1).to(tensor.device)
             if owners is None or len(owners) != tensor.shape[0]:
-                flagged = "" if owners is None else f", of which {len(owners)} have a picture by has_image"
-                raise ShapeError(f"{tensor.shape[0]} pictures for {rows} rows of text{flagged}")
+                flagged = "" if owners is None else f", of which {len(owners)} have an image by has_image"
+                raise ShapeError(f"{tensor.shape[0]} images for {rows} rows of text{flagged}")
             tensor = tensor.new_zeros(rows, *tensor.shape[1:]).index_copy(0, owners, tensor)
         placed[name] = tensor
     return placed
@@ -76,7 +95,7 @@ def run_nodes(
 ) -> dict[str, Any]:
     """Every node's output by name: one value, or a tuple in the order of its ports.
 
-    A node that needs what this batch has not (features, where there is no picture) does not run.
+    A node that needs what this batch has not (features, where there is no image) does not run.
     seen: nodes whose outputs were compared with their ports before; those that are compared now are added.
     Raises: PluginError for a component that does not return one value a port, or raises something of its own; ShapeError
     for one whose output has another number of axes than its port, or another size where that is known.

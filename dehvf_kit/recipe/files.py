@@ -153,6 +153,11 @@ def encoders_of(vision: Mapping[str, Any]) -> dict[str, Any]:
     return dict(vision) if by_name(vision) else {SINGLE: vision}
 
 
+def alone(encoders: Mapping[str, Any]) -> Any:
+    """What belongs to one encoder that is not named, itself; what belongs to several, by name."""
+    return encoders[SINGLE] if list(encoders) == [SINGLE] else encoders
+
+
 def encoder_path(name: str) -> str:
     """Where messages say that an encoder's settings are: `vision`, or `vision.NAME` for one of several."""
     return SINGLE if name == SINGLE else f"{SINGLE}.{name}"

@@ -24,7 +24,7 @@ def migrate(
         raw: the recipe as written.
         given: its format.
         newest: the format to bring it to.
-        steps: from which format -> function; `STEPS` if left out.
+        steps: from which format -> function; `STEPS` if None.
     """
     chain = STEPS if steps is None else steps
     migrated = dict(raw)

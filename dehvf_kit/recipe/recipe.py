@@ -17,7 +17,7 @@ from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
-from dehvf_kit.recipe.files import SINGLE, Steps, encoder_path, override, parents_of, read_with_parents, refuse_needless
+from dehvf_kit.recipe.files import Steps, alone, encoder_path, override, parents_of, read_with_parents, refuse_needless
 from dehvf_kit.recipe.graph import DECODER, Graph, Node, check_graph
 from dehvf_kit.recipe.migrations import FORMAT
 from dehvf_kit.recipe.parser import Checked, Parser, Published
@@ -96,7 +96,7 @@ class Recipe:
             "name": self.name,
             "description": self.description,
             "published": settings_of(self.published) if self.published else None,
-            "vision": towers[SINGLE] if list(towers) == [SINGLE] else towers,
+            "vision": alone(towers),
             "decoder": settings_of(self.decoder),
             "graph": {
                 name: {

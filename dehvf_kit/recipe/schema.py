@@ -104,7 +104,7 @@ class _Variant:
                 "maximum": FORMAT,
                 "description": "version of the recipe language",
             },
-            "name": {"type": "string", "description": "what the recipe is called; its file's name if left out"},
+            "name": {"type": "string", "description": "what the recipe is called; its file's name if absent"},
             "description": {"type": "string"},
             "published": {"anyOf": [self._settings(Published), {"type": "null"}]},
             "vision": {"description": "one encoder, or several by name", "anyOf": [towers["vision"], several]},
@@ -156,7 +156,7 @@ class _Variant:
         config = self.registry.configs[role, kind]
         schema = self._settings(config, need_type=True)
         if issubclass(config, ComponentConfig):
-            role_name = {"type": "string", "description": "the node's role; its name if left out"}
+            role_name = {"type": "string", "description": "the node's role; its name if absent"}
             inputs = self._nullable(INPUTS) if self.child else INPUTS
             schema["properties"] = {"role": role_name, **schema["properties"], "inputs": inputs}
         self.found[self._name(role, kind)] = schema

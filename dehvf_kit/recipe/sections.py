@@ -24,7 +24,7 @@ class TrainingConfig(Settings):
 
     epochs: float = Field(20.0, gt=0, le=MAX_EPOCHS, description="passes over the training set")
     max_steps: int = Field(0, ge=0, le=MAX_COUNT, description="optimiser steps; 0: as many as `epochs` make")
-    batch_size: int = Field(4, ge=1, le=MAX_SIZE, description="samples a device and step")
+    batch_size: int = Field(4, ge=1, le=MAX_SIZE, description="samples per device and step")
     gradient_accumulation: int = Field(1, ge=1, le=MAX_SIZE, description="batches summed before an optimiser step")
     base_learning_rate: float = Field(2e-2, gt=0, description="learning rate at an effective batch of 256")
     node_rates: dict[str, PositiveFloat] = Field(
@@ -37,19 +37,19 @@ class TrainingConfig(Settings):
     )
     max_grad_norm: float = Field(0.0, ge=0, description="clip gradients to this norm; 0: never")
     max_length: int = Field(
-        512, ge=2, le=MAX_SIZE, description="tokens a sample, prompt and answer; longer prompts lose their start"
+        512, ge=2, le=MAX_SIZE, description="tokens per sample, prompt and answer; longer prompts lose their start"
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast, adapters stay float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
     group_by_length: bool = Field(False, description="batch samples of like length together")
-    num_workers: int = Field(0, ge=0, le=MAX_WORKERS, description="processes that decode and resize pictures")
+    num_workers: int = Field(0, ge=0, le=MAX_WORKERS, description="processes that decode and resize images")
     report_to: Tracker = Field(
         "auto", description="where figures go besides the run's own log; auto: TensorBoard where it is installed"
     )
     cache_features: bool = Field(
-        False, description="run frozen encoders once per picture and keep the features on disk, for later runs too"
+        False, description="run frozen encoders once per image and keep the features on disk, for later runs too"
     )
     cache_folder: Path | None = Field(
         None, description="where features are kept; null: $DEHVF_KIT_CACHE/features, or the user's cache folder"

@@ -14,7 +14,7 @@ from dehvf_kit.recipe.recipe import Recipe, parse_recipe
 from dehvf_kit.utils.yaml_files import to_yaml
 
 NO_DATA = "none"
-LARGEST_IMAGE = 256  # encoders trained on larger pictures start at 224
+LARGEST_IMAGE = 256  # encoders trained on larger images start at 224
 NORMALISATIONS = {"clip": "clip", "siglip": "half"}
 HEAD = "# Written by dehvf-kit init. Fields that are not named have their defaults, which `dehvf-kit show` prints.\n"
 
@@ -59,7 +59,7 @@ def starter_recipe(name: str, decoder: str, vision: str, data: str, overrides: t
     if recipe.data is not None and not recipe.data.parts():
         fields = listing(field for field in type(recipe.data).model_fields if field not in ("type", "prompt"))
         raise DataError(
-            f"data: '{data}' is not told where its data are; name the file or folder itself, or set data.FIELD=... ({fields})"
+            f"data: '{data}' does not say where its data are; name the file or folder itself, or set data.FIELD=... ({fields})"
         )
     return raw
 
@@ -102,7 +102,7 @@ def _data(given: str) -> dict[str, Any]:
 
 
 def _size(raw: dict[str, Any]) -> None:
-    """Fill in what depends on both models: size and normalisation of pictures, groups, slots, where features can be kept."""
+    """Fill in what depends on both models: size and normalisation of images, groups, slots, where features can be kept."""
     probe: Recipe = parse_recipe(
         {key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": _PROBE}, raw["name"]
     )
@@ -130,7 +130,7 @@ _PROBE = {"position": {"type": "learned", "num_slots": 1}, "injector": {"type": 
 
 
 def _native_size(recipe: Recipe) -> int | None:
-    """The side of the pictures an encoder was made for, by its config."""
+    """The side of the images an encoder was made for, by its config."""
     (tower,) = recipe.vision.values()
     from dehvf_kit.backbones.vision.config import vision_config
 

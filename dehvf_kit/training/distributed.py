@@ -61,7 +61,7 @@ def leave_processes() -> None:
 def prepare_model(model: DehvfModel, processes: Processes) -> None:
     """Make a model ready for several processes; does nothing for one.
 
-    The frozen decoder is sharded where the launcher asks for FSDP, and DDP is told to ignore frozen weights (every process
+    The frozen decoder is sharded where the launcher asks for FSDP, and DDP ignores frozen weights (every process
     reads them from the same files, and they have no gradients). Call it before the Trainer is made.
     Raises: DehvfError for FSDP settings that the kit does not support.
     """

@@ -89,7 +89,7 @@ def train(
     Args:
         recipe: what to train, on which data, and how.
         output: the run's folder.
-        model: a model to train; built from the recipe where left out.
+        model: a model to train; built from the recipe if None.
         features: a store of image features to use in place of the recipe's.
         resume: go on from the newest whole checkpoint in `output`, or from the start where there is none yet; a finished
             run is left as it is. On a CPU a resumed run ends in the same bits as an uninterrupted one.

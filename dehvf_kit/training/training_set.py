@@ -84,7 +84,7 @@ def training_set(
         return TrainingSet(StreamedSamples(given, config.seed, collator), len(given))
     samples = given.samples
     if reads:
-        samples = given.readable(lambda done, total: progress("opening pictures", done, total, ""))
+        samples = given.readable(lambda done, total: progress("opening images", done, total, ""))
     kept = None
     if reads and config.cache_features:
         kept = _filled(features, model, config, samples, progress, processes)
@@ -116,7 +116,7 @@ def _filled(
     store = cached_features(model, config) if features is None else features
     store.fill(
         samples,
-        progress=lambda done, total: progress("reading pictures", done, total, ""),
+        progress=lambda done, total: progress("reading images", done, total, ""),
         share=(processes.rank, processes.count),
     )
     processes.wait()

@@ -42,7 +42,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 def test_a_hit_gives_the_very_bits(model: DehvfModel, samples: list[Sample], tmp_path: Path) -> None:
     store = FeatureFiles(model, folder=tmp_path / "cache")
     need = store.need(samples)
-    assert (need.pictures, need.missing) == (3, 3)
+    assert (need.images, need.missing) == (3, 3)
     assert store.fill(samples) == 3 and len(store) == 3
     pixels = model.processor.image_processor([Image.open(one.image) for one in samples[:3]], return_tensors="pt")
     expected = model.vision_features(pixels["pixel_values"])
@@ -52,7 +52,7 @@ def test_a_hit_gives_the_very_bits(model: DehvfModel, samples: list[Sample], tmp
         assert torch.equal(again.read(sample), expected[row : row + 1])
     assert torch.equal(again.read(samples[3]), expected[2:3]), "the same bytes under another name"
     written = {file.stat().st_size for file in store.folder.rglob("*.safetensors")}
-    assert max(written) <= need.bytes_per_picture < 1.5 * min(written)
+    assert max(written) <= need.bytes_per_image < 1.5 * min(written)
 
 
 def changed_weight(model: DehvfModel) -> None:
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_not_served(model: DehvfModel, samples: list[Sample], 
 def test_the_longest_unused_make_room(model: DehvfModel, samples: list[Sample], tmp_path: Path) -> None:
     first = FeatureFiles(model, folder=tmp_path / "cache")
     first.fill(samples[:2])
-    size = first.need(samples).bytes_per_picture
+    size = first.need(samples).bytes_per_image
     os.utime(first.file(samples[0]), (1, 1))
     FeatureFiles(model, folder=tmp_path / "cache", limit=int(2.5 * size)).fill(samples[1:3])
     assert not first.file(samples[0]).exists() and first.file(samples[1]).exists()

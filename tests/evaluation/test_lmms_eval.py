@@ -100,7 +100,7 @@ def test_requests_are_answered_in_order(adapter: Path) -> None:
         model.loglikelihood([])
     two = request(0)
     two.args = (*two.args[:2], lambda doc: [doc["image"]] * 2, *two.args[3:])
-    with pytest.raises(DataError, match="asks about 2 pictures; an adapter reads one"):
+    with pytest.raises(DataError, match="asks about 2 images; an adapter reads one"):
         model.generate_until([two])
 
 

@@ -231,10 +231,10 @@ REFUSED = {
         "give pixel_values or vision_features, not both",
     ),
     "no tokens": (lambda: {"input_ids": None, "pixel_values": pixels()}, "give input_ids or inputs_embeds"),
-    "one picture for three rows": (lambda: {"pixel_values": pixels(1)}, r"1 pictures for 3 rows of text$"),
+    "one picture for three rows": (lambda: {"pixel_values": pixels(1)}, r"1 images for 3 rows of text$"),
     "flags and pictures differ": (
         lambda: {"pixel_values": pixels(1), "has_image": MIXED},
-        "1 pictures for 3 rows of text, of which 2 have a picture by has_image",
+        "1 images for 3 rows of text, of which 2 have an image by has_image",
     ),
     "too few flags": (
         lambda: {"pixel_values": pixels(), "has_image": MIXED[:2]},
@@ -242,7 +242,7 @@ REFUSED = {
     ),
     "flags without pictures": (
         lambda: {"has_image": MIXED},
-        "has_image flags 2 of 3 rows, but no pictures were given",
+        "has_image flags 2 of 3 rows, but no images were given",
     ),
     "grey pictures": (
         lambda: {"pixel_values": pixels()[:, :1]},

@@ -45,6 +45,7 @@ from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, override
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
 from dehvf_kit.utils.atomic import files_replaced, sha256, whole_folder, write_file, write_text
+from dehvf_kit.utils.places import exists, is_file, is_folder
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -80,13 +81,13 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
     """
     if model.recipe is None:
         raise AdapterError("this model was made without a recipe; save the components' state_dict yourself")
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise AdapterError(f"{folder}: is a file; name a folder")
     finish_saving(folder)
-    if not overwrite and (folder / WEIGHTS).exists():
+    if not overwrite and exists(folder / WEIGHTS):
         raise AdapterError(f"{folder}: holds an adapter already; name another folder")
     try:
-        with files_replaced(folder, OWNED) if folder.exists() else whole_folder(folder) as place:
+        with files_replaced(folder, OWNED) if exists(folder) else whole_folder(folder) as place:
             _fill(model, place)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise AdapterError(f"{folder}: cannot be written: {error}") from error
@@ -191,7 +192,7 @@ def load(
     if dtype not in (None, "auto"):
         name = str(dtype).removeprefix("torch.")
         recipe = _with_dtype(recipe, name)
-    if decoder is not None and tokenizer is None and (place / "tokenizer_config.json").is_file():
+    if decoder is not None and tokenizer is None and is_file(place / "tokenizer_config.json"):
         from transformers import AutoTokenizer
 
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dehvf_kit.errors import AdapterError, shown
 from dehvf_kit.utils.atomic import finish_replacing
+from dehvf_kit.utils.places import is_file, is_folder
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -25,11 +26,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises: AdapterError where it is missing, not ours, or of a newer format.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise AdapterError(f"{folder}: there is no such folder")
     finish_saving(folder)
     path = folder / CONFIG
-    if not path.is_file():
+    if not is_file(path):
         raise AdapterError(f"{folder}: not an adapter of dehvf-kit, it has no {CONFIG}")
     try:
         size = path.stat().st_size
@@ -73,7 +74,7 @@ def finish_saving(folder: Path) -> None:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The trained weights. Raises: AdapterError where the file is missing, cut short or altered since it was saved."""
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not is_file(path):
         raise AdapterError(f"{folder}: incomplete, it has no {WEIGHTS}; weights in another file are not read")
     wanted = read_config(folder).get(DIGEST)
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dehvf_kit.adapter.checkpoint import save
 from dehvf_kit.adapter.files import WEIGHTS, read_config
 from dehvf_kit.errors import AdapterError
+from dehvf_kit.utils.places import is_file
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -33,7 +34,7 @@ def push_adapter(
     """
     place = Path(folder)
     read_config(place)
-    if not (place / WEIGHTS).is_file():
+    if not is_file(place / WEIGHTS):
         raise AdapterError(f"{place}: incomplete, it has no {WEIGHTS}")
     if api is None:
         from huggingface_hub import HfApi

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.errors import DehvfError, listing
+from dehvf_kit.utils.places import is_file
 from dehvf_kit.utils.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def original_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     from transformers import LlamaTokenizer
 
     place = Path(folder)
-    home = next((where for where in (place, place.parent) if (where / "tokenizer.model").is_file()), None)
+    home = next((where for where in (place, place.parent) if is_file(where / "tokenizer.model")), None)
     if home is None:
         raise DehvfError(f"{place}: there is no tokenizer.model in it, nor in the folder above")
     try:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import AdapterError, DehvfError
+from dehvf_kit.utils.places import exists
 from dehvf_kit.utils.units import si
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
     from dehvf_kit.adapter.files import WEIGHTS, finish_saving
 
     finish_saving(folder)
-    if (folder / WEIGHTS).exists() and not overwrite and not _same_weights(model, folder):
+    if exists(folder / WEIGHTS) and not overwrite and not _same_weights(model, folder):
         raise AdapterError(
             f"{folder}: holds an adapter with other weights; name another folder, or replace it with --overwrite"
         )

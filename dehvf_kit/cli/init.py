@@ -12,6 +12,7 @@ import typer
 from dehvf_kit.cli.arguments import Json, Overrides
 from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.utils.places import exists
 
 
 def init(
@@ -40,7 +41,7 @@ def init(
 
         registry = plugins().registry
         quiet_transformers()
-    if output is not None and output.exists():
+    if output is not None and exists(output):
         raise DehvfError(f"{output}: exists already; name another with --output")
     known = ", ".join(registry.sources)
     like = f"{known}, a folder or a hub id" if known else "a folder or a hub id"

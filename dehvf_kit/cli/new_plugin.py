@@ -15,6 +15,7 @@ from dehvf_kit._version import __version__
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import print_json
 from dehvf_kit.errors import DehvfError, did_you_mean
+from dehvf_kit.utils.places import exists
 
 TEMPLATES = Path(__file__).parent / "plugin_templates"
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
@@ -71,7 +72,7 @@ def write_plugin(name: str, kind: str, parent: Path) -> list[Path]:
     if not NAME.fullmatch(short) or keyword.iskeyword(short):
         raise DehvfError(f"'{name}' cannot name a plugin; wants lower-case words such as my-fuser")
     folder = parent / f"{PREFIX}{short}"
-    if folder.exists():
+    if exists(folder):
         raise DehvfError(f"{folder}: is there already; name another plugin, or another folder with --output")
     values = _values(short, kind)
     texts = {

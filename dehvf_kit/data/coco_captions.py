@@ -15,6 +15,7 @@ from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
+from dehvf_kit.utils.places import is_file, is_folder
 from dehvf_kit.utils.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class CocoCaptionsDataConfig(DataConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        file = place / "dataset_coco.json" if place.is_dir() else place
-        if file.name != "dataset_coco.json" or not file.is_file():
+        file = place / "dataset_coco.json" if is_folder(place) else place
+        if file.name != "dataset_coco.json" or not is_file(file):
             return None
         return {"annotations": str(file), "images": str(file.parent), "restval": True}
 

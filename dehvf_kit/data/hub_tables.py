@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dehvf_kit.errors import DataError, listing
+from dehvf_kit.utils.places import exists, is_file
 
 ALIASES = {"val": "validation", "validation": "val", "dev": "validation"}
 
@@ -59,7 +60,7 @@ def open_table(source: str, split: str, download: bool = False, revision: str | 
     """
     datasets = library()
     place = Path(os.path.expanduser(source))
-    if not place.exists():
+    if not exists(place):
         place = _snapshot(source, download, revision)
     try:
         with _silent(datasets):
@@ -89,11 +90,11 @@ def _silent(datasets: Any) -> Iterator[None]:
 
 
 def _load(datasets: Any, place: Path, split: str) -> Any:
-    if place.is_file():
+    if is_file(place):
         return datasets.load_dataset("parquet", data_files=str(place), split="train")
-    if (place / "state.json").is_file():
+    if is_file(place / "state.json"):
         return datasets.load_from_disk(str(place))
-    read = datasets.load_from_disk if (place / "dataset_dict.json").is_file() else datasets.load_dataset
+    read = datasets.load_from_disk if is_file(place / "dataset_dict.json") else datasets.load_dataset
     splits = read(str(place))
     name = split if split in splits else ALIASES.get(split, split)
     if name not in splits:

@@ -13,6 +13,7 @@ from dehvf_kit.data.issues import Issue, grouped
 from dehvf_kit.data.sample_filter import image_issues
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
 from dehvf_kit.errors import DataError, PluginError
+from dehvf_kit.utils.places import exists
 
 Progress = Callable[[str, int, int], None]
 UNREADABLE = "cannot be read"
@@ -110,7 +111,7 @@ def _sample_issues(samples: Sequence[Sample]) -> Iterator[Issue]:
 
 def recognise(place: Path, configs: Sequence[type[DataConfig]]) -> dict[str, Any]:
     """The data section of a recipe for a file or folder. Raises: DataError where no data set knows it as its own."""
-    if not place.exists():
+    if not exists(place):
         raise DataError(f"there is no recipe, file or folder '{place}'")
     for config in configs:
         settings = config.recognise(place)

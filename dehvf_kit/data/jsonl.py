@@ -12,6 +12,7 @@ from pydantic import Field
 from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
+from dehvf_kit.utils.places import is_file
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 FIELDS = ("id", "image", "question", "answer", "kind")
@@ -28,7 +29,7 @@ class JsonlDataConfig(DataConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        return {"train": str(place)} if place.suffix == ".jsonl" and place.is_file() else None
+        return {"train": str(place)} if place.suffix == ".jsonl" and is_file(place) else None
 
     def parts(self) -> Sequence[str]:
         return [part for part in ("train", "test") if getattr(self, part) is not None]

@@ -17,6 +17,7 @@ from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import json_lines, named
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
+from dehvf_kit.utils.places import is_file
 from dehvf_kit.utils.strict_json import read_json
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
@@ -34,7 +35,7 @@ class LlavaDataConfig(DataConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        return {"train": str(place)} if place.suffix == ".json" and place.is_file() else None
+        return {"train": str(place)} if place.suffix == ".json" and is_file(place) else None
 
     def parts(self) -> Sequence[str]:
         return [part for part in ("train", "test") if getattr(self, part) is not None]

@@ -29,6 +29,7 @@ from dehvf_kit.data.scienceqa_prompt import (
     reply_start,
 )
 from dehvf_kit.errors import DataError, listing, shown
+from dehvf_kit.utils.places import is_file, is_folder
 from dehvf_kit.utils.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class ScienceQaDataConfig(DataConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        return {"path": str(place)} if (place / "problems.json").is_file() else None
+        return {"path": str(place)} if is_file(place / "problems.json") else None
 
     def part_of(self, split: Split) -> str:
         return self.train_split if split == "train" else self.test_split
@@ -108,9 +109,9 @@ class ScienceQaDataConfig(DataConfig):
         Raises: DataError where there is no such data set or split.
         """
         folder = Path(os.path.expanduser(self.path))
-        if (folder / "problems.json").is_file():
+        if is_file(folder / "problems.json"):
             return _upstream(folder, part, self.captions, self.pictures)
-        if folder.is_dir() and not any(folder.iterdir()):
+        if is_folder(folder) and not any(folder.iterdir()):
             raise DataError(f"{self.path}: is empty; wants problems.json and pid_splits.json, or a `datasets` folder")
         if self.captions:
             raise DataError(f"{self.path}: a table has no captions; set captions=false, or use the upstream folder")

@@ -22,6 +22,7 @@ from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.data.table import TableColumns, answer_text
 from dehvf_kit.data.tar_shards import HeldImage, tar_rows
 from dehvf_kit.errors import DataError, shown
+from dehvf_kit.utils.places import is_file
 
 ENDINGS = (".jsonl", ".parquet", ".tar", ".tar.gz", ".tgz")
 
@@ -176,7 +177,7 @@ def files(named: str | list[str], part: str) -> list[Path]:
     found: list[Path] = []
     for pattern in [named] if isinstance(named, str) else named:
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        missing = [name for name in matches if not Path(name).is_file()]
+        missing = [name for name in matches if not is_file(Path(name))]
         if not matches or missing:
             raise DataError(f"data.{part}: there is no file '{(missing or [pattern])[0]}'")
         found += map(Path, matches)

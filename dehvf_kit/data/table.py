@@ -15,6 +15,7 @@ from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.jsonl import json_lines, named
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, listing, shown
+from dehvf_kit.utils.places import is_file, is_folder
 
 
 class TableColumns(Settings):
@@ -41,10 +42,10 @@ class TableDataConfig(DataConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        if place.suffix == ".parquet" and place.is_file():
+        if place.suffix == ".parquet" and is_file(place):
             return {"train": str(place), "test": ""}
         marks = ("dataset_dict.json", "*.parquet", "*/*.parquet")
-        return {"path": str(place)} if place.is_dir() and any(any(place.glob(mark)) for mark in marks) else None
+        return {"path": str(place)} if is_folder(place) and any(any(place.glob(mark)) for mark in marks) else None
 
     def parts(self) -> Sequence[str]:
         return [part for part in ("train", "test") if getattr(self, part)]
@@ -105,7 +106,7 @@ class TableDataConfig(DataConfig):
         yield from self._table_rows(source, table)
 
     def _table_rows(self, source: str, table: Any) -> Iterator[tuple[int, Mapping[str, Any], Any]]:
-        folder = self.images or (Path(source).parent if Path(source).is_file() else Path(source))
+        folder = self.images or (Path(source).parent if is_file(Path(source)) else Path(source))
         column = self.columns.image
         paths: list[Any] = [None] * len(table)
         if column in table.column_names:

@@ -105,13 +105,13 @@ class FeatureFiles(FeatureStore):
         for sample in samples:
             if sample.image:
                 found.setdefault(self.file(sample), sample)
-        return [sample for file, sample in found.items() if not file.exists()]
+        return [sample for file, sample in found.items() if not os.path.exists(file)]
 
     def need(self, samples: Iterable[Sample]) -> Need:
         """What `fill` would write, before anything is computed."""
         samples = list({one.image: one for one in samples if one.image}.values())
         distinct = {self.file(sample) for sample in samples}
-        missing = sum(not file.exists() for file in distinct)
+        missing = sum(not os.path.exists(file) for file in distinct)
         return Need(len(distinct), missing, self._bytes_per_image(samples[0]) if samples else 0)
 
     def fill(
@@ -180,7 +180,7 @@ class FeatureFiles(FeatureStore):
     def _bytes_per_image(self, sample: Sample) -> int:
         """Size of one image's file: of one that is there, or as the encoders' sizes say."""
         file = self.file(sample)
-        if file.exists():
+        if os.path.exists(file):
             return file.stat().st_size
         total = HEADER_BYTES
         for tower in self.model.towers.values():
@@ -192,7 +192,7 @@ class FeatureFiles(FeatureStore):
         need = self.need(samples)
         mine = {self.file(sample) for sample in samples}
         for file in mine:
-            if file.exists():
+            if os.path.exists(file):
                 os.utime(file)
         kept = sorted(_files(self.root), key=lambda entry: entry[1])
         held = sum(size for _, _, size in kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -21,6 +22,7 @@ from dehvf_kit.api.hookspecs import PROJECT
 from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.utils.places import is_file
 
 FILE_MODULE = "dehvf_kit_plugin_"
 HOOKS = (
@@ -72,8 +74,8 @@ def plugins() -> Plugins:
 
 def load_plugin_file(path: str | Path) -> None:
     """Load a one-file plugin (`--plugin my_file.py`). Raises: DehvfError if it is missing or cannot be loaded."""
-    file = Path(path).resolve()
-    if not file.is_file():
+    file = Path(os.path.realpath(path))  # which does not raise, as `resolve` does for links in a circle
+    if not is_file(file):
         raise DehvfError(f"--plugin {path}: there is no such file")
     known = plugins().manager.get_plugin(file.stem)
     if known is not None:

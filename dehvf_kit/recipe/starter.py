@@ -11,6 +11,7 @@ from dehvf_kit.errors import DataError, DehvfError, did_you_mean, listing
 from dehvf_kit.recipe.files import override
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
+from dehvf_kit.utils.places import exists
 from dehvf_kit.utils.yaml_files import to_yaml
 
 NO_DATA = "none"
@@ -93,7 +94,7 @@ def _data(given: str) -> dict[str, Any]:
     if given in types:
         return {"type": given}
     place = Path(given)
-    if not place.exists():
+    if not exists(place):
         raise DataError(
             f"data: there is no file or folder '{given}', and no data set of that name{did_you_mean(given, types)} "
             f"Data sets: {listing(types)}; or {NO_DATA}"

@@ -26,6 +26,7 @@ from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.utils import atomic
+from dehvf_kit.utils.places import exists
 
 try:
     import fcntl
@@ -59,10 +60,10 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run's adapter is there."""
-        return self.adapter.exists()
+        return exists(self.adapter)
 
     def __enter__(self) -> RunFolder:
-        there = self.place.exists()
+        there = exists(self.place)
         if self.resume and not there:
             raise DehvfError(f"{self.place}: holds no checkpoint to resume from; leave out --resume")
         if not self.resume and (self.finished or checkpoints(self.checkpoints)):
@@ -81,7 +82,7 @@ class RunFolder:
         """Release the folder; it is removed where no run was begun in it."""
         if self._lock is None:
             return
-        if not (self.place / RECORD).exists():
+        if not exists(self.place / RECORD):
             with contextlib.suppress(OSError):
                 (self.place / LOCK).unlink()
                 self.place.rmdir()
@@ -238,7 +239,7 @@ def _files(recipe: Recipe) -> list[Path]:
 
 def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
+        return os.path.isfile(path)
     except (OSError, ValueError):
         return False
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import raw_recipe
+from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from dehvf_kit.adapter.files import CONFIG, read_config
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.training.run import ADAPTER
+from dehvf_kit.utils.places import exists, is_file, is_folder
 
 if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe
@@ -49,8 +50,8 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
     predictions: where the answers are, if not in the run. Runs inside the folder that have answers are its baselines.
     Raises: AdapterError for what is neither, DataError for a file that cannot be read.
     """
-    adapter = folder if (folder / CONFIG).is_file() else folder / ADAPTER
-    if not folder.is_dir() or not (adapter / CONFIG).is_file():
+    adapter = folder if is_file(folder / CONFIG) else folder / ADAPTER
+    if not is_folder(folder) or not is_file(adapter / CONFIG):
         raise AdapterError(
             f"{folder}: no run of dehvf-kit, it has no {ADAPTER}/{CONFIG}; name a folder that `dehvf-kit train` wrote"
         )
@@ -59,11 +60,11 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
     config = read_config(adapter)
     recipe = adapter_recipe(config, adapter, overrides)
     found = predictions or folder / PREDICTIONS
-    answers = read_predictions(found) if predictions is not None or found.is_file() else None
+    answers = read_predictions(found) if predictions is not None or is_file(found) else None
     baselines = {
         file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))
     }
-    log = read_rows(folder / LOG) if (folder / LOG).is_file() else []
+    log = read_rows(folder / LOG) if is_file(folder / LOG) else []
     return FinishedRun(
         folder=folder,
         adapter=adapter,
@@ -111,7 +112,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def refuse_foreign(page: Path, mark: str) -> None:
     """Raises: DehvfError where the page would replace a file that dehvf-kit did not write."""
-    if page.is_dir():
+    if is_folder(page):
         raise DehvfError(f"{page}: is a folder; name a file with --output")
-    if page.exists() and mark not in page.read_text(encoding="utf-8", errors="replace")[:4000]:
+    if exists(page) and mark not in page.read_text(encoding="utf-8", errors="replace")[:4000]:
         raise DehvfError(f"{page}: exists and is no page of dehvf-kit; name another --output")

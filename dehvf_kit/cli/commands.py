@@ -26,8 +26,10 @@ IN_PLUGINS = {
     "chat": ("dehvf-kit-chat", "'dehvf-kit[chat]'"),
     "compare": ("dehvf-kit-compare", "'dehvf-kit[compare]'"),
     "demo": ("dehvf-kit-demo", "dehvf-kit-demo"),
+    "graph": ("dehvf-kit-report", "'dehvf-kit[report]'"),
     "import-memvp": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
     "plan": ("dehvf-kit-plan", "'dehvf-kit[plan]'"),
+    "report": ("dehvf-kit-report", "'dehvf-kit[report]'"),
     "reproduce": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
 }
 

@@ -43,12 +43,6 @@ COMMANDS = (
     ("eval", "evaluate:evaluate", "Score a trained adapter on the test split of its data set."),
     ("verify", "verify:verify", "Compare answers to questions alone and in padded batches, with and without a cache."),
     ("generate", "generate:generate", "Answer a question about an image."),
-    ("graph", "graph:graph", "Draw a recipe's graph: nodes, ports, named axes with their sizes; needs no weights."),
-    (
-        "report",
-        "report:report",
-        "Write a page about a run: scores, answers, per-layer vision weights, memory contributions.",
-    ),
     ("init", "init:init", "Ask three questions and write a recipe that passes `check`; never overwrites."),
     (
         "new-plugin",

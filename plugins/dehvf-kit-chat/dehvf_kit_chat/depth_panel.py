@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dehvf_kit.analysis.report.page import missing
-from dehvf_kit.analysis.report.sections import weight_maps
+from dehvf_kit_report.page import missing
+from dehvf_kit_report.sections import weight_maps
+
 from dehvf_kit_chat.answering import Turn
 
 TITLE = "<h3>Vision layers read for this image</h3>"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import gradio as gr
 import torch
+from dehvf_kit_report.page import inline_image, text
 from torch.cuda import OutOfMemoryError
 
-from dehvf_kit.analysis.report.page import inline_image, text
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.data.images import read_image
 from dehvf_kit.errors import DehvfError

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dehvf_kit_report.finished_run import PREDICTIONS
+from dehvf_kit_report.inside import look_inside
+from dehvf_kit_report.write import write_report
 
 from dehvf_kit import __version__
-from dehvf_kit.analysis.report.finished_run import PREDICTIONS
-from dehvf_kit.analysis.report.inside import look_inside
-from dehvf_kit.analysis.report.write import write_report
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.errors import DehvfError

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-
-from dehvf_kit.analysis.report import charts
+from dehvf_kit_report import charts
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.adapter.checkpoint import load
-from dehvf_kit.analysis.drawing.wiring import draw_graph
-from dehvf_kit.analysis.report import sections
-from dehvf_kit.analysis.report.cost_section import cost_section
-from dehvf_kit.analysis.report.finished_run import FinishedRun, read_run, refuse_foreign
-from dehvf_kit.analysis.report.inside import Inside, look_inside
-from dehvf_kit.analysis.report.page import MARK, Section, missing, page
-from dehvf_kit.analysis.report.repeat_section import repeat_section
 from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.utils.atomic import write_output
+from dehvf_kit_report import sections
+from dehvf_kit_report.cost_section import cost_section
+from dehvf_kit_report.drawing.wiring import draw_graph
+from dehvf_kit_report.finished_run import FinishedRun, read_run, refuse_foreign
+from dehvf_kit_report.inside import Inside, look_inside
+from dehvf_kit_report.page import MARK, Section, missing, page
+from dehvf_kit_report.repeat_section import repeat_section
 
 PAGE = "report.html"
 Progress = Callable[[str, int, int], None]

@@ -8,19 +8,19 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from dehvf_kit.analysis.fuser_weights import ReadLayers
-from dehvf_kit.analysis.report.charts import heat_map, intervals, lines
-from dehvf_kit.analysis.report.finished_run import PREDICTIONS, FinishedRun
-from dehvf_kit.analysis.report.inside import Inside, evenly
-from dehvf_kit.analysis.report.memory_section import memory_maps
-from dehvf_kit.analysis.report.page import Section, inline_image, missing, table, text
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
+from dehvf_kit_report.charts import heat_map, intervals, lines
+from dehvf_kit_report.finished_run import PREDICTIONS, FinishedRun
+from dehvf_kit_report.inside import Inside, evenly
+from dehvf_kit_report.memory_section import memory_maps
+from dehvf_kit_report.page import Section, inline_image, missing, table, text
 
 if TYPE_CHECKING:
-    from dehvf_kit.analysis.drawing.wiring import Drawing
+    from dehvf_kit_report.drawing.wiring import Drawing
 
 EXAMPLES = 12  # of right answers, and of wrong ones
 NO_DATA = "The recipe has no `data` section."
@@ -30,7 +30,7 @@ CURVES = {"loss": "loss", "learning_rate": "learning rate", "grad_norm": "gradie
 
 def recipe_section(run: FinishedRun, drawing: Drawing | DehvfError) -> Section:
     """The recipe's graph, drawn."""
-    from dehvf_kit.analysis.drawing.svg import svg
+    from dehvf_kit_report.drawing.svg import svg
 
     if isinstance(drawing, DehvfError):
         body = missing(f"The graph cannot be drawn here: {drawing}")

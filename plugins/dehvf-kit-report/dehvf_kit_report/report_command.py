@@ -36,7 +36,7 @@ def report(
 
     Raises: AdapterError for what is not a run, DataError for broken files in it.
     """
-    from dehvf_kit.analysis.report.write import write_report
+    from dehvf_kit_report.write import write_report
 
     quiet_transformers()
     with reporting() as progress:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dehvf_kit.analysis.memory_maps import MemoryMap
-from dehvf_kit.analysis.report.page import inline_image
 from dehvf_kit.data.metrics.exact_match import Prediction
+from dehvf_kit_report.page import inline_image
 
 STYLE = """
 .maps{display:grid;grid-template-columns:minmax(0,1fr);gap:.9rem}.maps .pick{display:flex;flex-wrap:wrap;gap:.5rem}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dehvf_kit.analysis.drawing.wiring import Box, Drawing, Edge
+from dehvf_kit_report.drawing.wiring import Box, Drawing, Edge
 
 STYLES = (
     "  classDef tower fill:#e8ebf2,stroke:#7a8499,color:#1d2433",

@@ -15,7 +15,7 @@ from dehvf_kit.errors import DehvfError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from dehvf_kit.analysis.drawing.wiring import Box, Drawing
+    from dehvf_kit_report.drawing.wiring import Box, Drawing
 
 ENDINGS = {".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid", ".txt": "terminal"}
 FORMATS = ("terminal", "mermaid", "svg")
@@ -44,8 +44,8 @@ def graph(
         raise DehvfError(f"--format {kind}: one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}")
     kind = kind or ENDINGS.get(output.suffix.lower() if output else "", "terminal")
     with waiting(f"Reading {recipe}", plain=True):
-        from dehvf_kit.analysis.drawing.wiring import draw_recipe
         from dehvf_kit.recipe.recipe import load_recipe
+        from dehvf_kit_report.drawing.wiring import draw_recipe
 
         quiet_transformers()
         drawing = draw_recipe(load_recipe(recipe, overrides or ()))
@@ -65,11 +65,11 @@ def graph(
 
 def _text(drawing: Drawing, kind: str) -> str:
     if kind == "svg":
-        from dehvf_kit.analysis.drawing.svg import svg
+        from dehvf_kit_report.drawing.svg import svg
 
         return svg(drawing)
     if kind == "mermaid":
-        from dehvf_kit.analysis.drawing.mermaid import mermaid
+        from dehvf_kit_report.drawing.mermaid import mermaid
 
         return mermaid(drawing)
     import io
@@ -86,7 +86,7 @@ def _show(console: Console, drawing: Drawing) -> None:
     from rich.columns import Columns
     from rich.markup import escape
 
-    from dehvf_kit.analysis.drawing.layout import Link, ranks_of
+    from dehvf_kit_report.drawing.layout import Link, ranks_of
 
     console.print(f"[bold]{escape(drawing.title)}[/]  [dim]port <- node.port; below it each output with its axes[/]")
     ends = [(e.target, e.source) if e.loop else (e.source, e.target) for e in drawing.edges]

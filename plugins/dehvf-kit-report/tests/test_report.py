@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from cli.commands import Command
+from dehvf_kit_report.write import write_report
 from PIL import Image
 
 from dehvf_kit.analysis.memory_maps import memory_map
-from dehvf_kit.analysis.report.write import write_report
 from dehvf_kit.errors import DehvfError
 
 VOID = {"meta", "img", "br", "input", "line", "rect", "circle", "polyline", "path"}

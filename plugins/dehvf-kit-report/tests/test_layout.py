@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-
-from dehvf_kit.analysis.drawing.layout import GAP_X, Link, lay_out, ranks_of, spread
+from dehvf_kit_report.drawing.layout import GAP_X, Link, lay_out, ranks_of, spread
 
 
 def test_ranks_follow_the_longest_path_and_sources_stand_right_above_their_readers() -> None:

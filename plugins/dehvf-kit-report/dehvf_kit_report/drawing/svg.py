@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dehvf_kit.analysis.drawing.layout import Layout, Link, lay_out
-from dehvf_kit.analysis.drawing.wiring import Box, Drawing, Edge, PortLabel
+from dehvf_kit_report.drawing.layout import Layout, Link, lay_out
+from dehvf_kit_report.drawing.wiring import Box, Drawing, Edge, PortLabel
 
 MARGIN = 16
 TITLE, TEXT, SMALL = 14, 11.5, 10.5  # font sizes in pixels

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from cli.commands import Command
+from dehvf_kit_report.drawing.mermaid import mermaid
+from dehvf_kit_report.drawing.svg import svg
+from dehvf_kit_report.drawing.wiring import Drawing, draw_recipe
 
-from dehvf_kit.analysis.drawing.mermaid import mermaid
-from dehvf_kit.analysis.drawing.svg import svg
-from dehvf_kit.analysis.drawing.wiring import Drawing, draw_recipe
 from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[3] / "recipes"

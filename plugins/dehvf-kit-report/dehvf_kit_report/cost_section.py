@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dehvf_kit.analysis.report.page import Section, table, text
 from dehvf_kit.costs.flops import count_flops
 from dehvf_kit.costs.memory import memory_usage
 from dehvf_kit.costs.parameters import ParameterTable, parameter_table
+from dehvf_kit_report.page import Section, table, text
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel

@@ -20,6 +20,7 @@ from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 
 INTERRUPTED = 130
+PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository: the plugin, and what pip installs it by.
 IN_PLUGINS = {
@@ -129,7 +130,18 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(app)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self.load().make_context(info_name, args, parent, **extra)
+        command = self.load()
+        _refuse_empty(command, args)
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def _refuse_empty(command: Any, args: Sequence[str]) -> None:
+    """Raises: DehvfError for an option whose file or folder is an empty text, which Python takes for the current folder."""
+    parameters = [one for each in (command, *getattr(command, "commands", {}).values()) for one in each.params]
+    options = {name for one in parameters if one.metavar in PLACES for name in one.opts}
+    for word, following in zip(args, [*args[1:], None], strict=True):
+        if (word in options and following == "") or (word.endswith("=") and word[:-1] in options):
+            raise DehvfError(f"{word.rstrip('=')}: is empty; name a file or folder")
 
 
 class MissingCommand(TyperCommand):

@@ -1,7 +1,7 @@
 """The command line: the table of the kit's own commands. Plugins add theirs by the hook `register_commands`.
 
 A fault the user can correct is printed alone, without a traceback, and the exit status is 1; a wrong command line gives 2,
-an interrupt 130, a run stopped by SIGTERM 143.
+an interrupt 130, a run stopped by SIGTERM 143, by SIGHUP 129.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trainer callbacks: progress at every step, the order of each epoch, and a clean stop on Ctrl-C or SIGTERM."""
+"""Trainer callbacks: progress at every step, the order of each epoch, and a clean stop on Ctrl-C, SIGTERM or SIGHUP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
 class StepReport(TrainerCallback):
@@ -38,7 +38,7 @@ class EpochOrder(TrainerCallback):
 
 
 class Stopping(TrainerCallback):
-    """Inside `with`, the first SIGINT or SIGTERM makes the Trainer save a checkpoint after the current step and stop.
+    """Inside `with`, the first SIGINT, SIGTERM or SIGHUP makes the Trainer save a checkpoint after the current step and stop.
 
     A second signal acts as it would without this. `number` is the signal's, None where there was none. Only the main
     thread catches signals. Worker processes forked inside inherit the handler, so a signal to the whole process group
@@ -51,7 +51,9 @@ class Stopping(TrainerCallback):
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._caught) for number in SIGNALS}
+            # `nohup` has SIGHUP ignored, and so it stays.
+            numbers = [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._caught) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

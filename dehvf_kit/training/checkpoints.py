@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from dehvf_kit.adapter.checkpoint import restore
 from dehvf_kit.adapter.files import read_weights
@@ -60,6 +61,10 @@ def fault(folder: Path) -> str | None:
         return f"it has no {SEAL}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{SEAL} cannot be read: {error}"
+    if TRAINER_STATE_NAME in files:
+        step = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+        if step != step_of(folder):
+            return f"it holds step {step} and was renamed"
     return None
 
 

@@ -104,7 +104,7 @@ def train(
         DehvfError: where `output` holds a run already and `resume` is off.
         TrainingError: where recipe or data changed since the run began, the folder is in use or cannot be written, a data
             worker died, or too many steps were not finite.
-        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is saved.
+        Stopped: after Ctrl-C, SIGTERM or SIGHUP, once a checkpoint is saved.
     """
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
@@ -121,7 +121,7 @@ def train(
         processes.wait()  # or another process looks at what the first puts aside
         given = read_samples(recipe, samples)
         with training_errors(folder):
-            _begin(folder, recipe, [] if isinstance(given, SampleStream) else given.samples, last)
+            _begin(folder, recipe, [] if isinstance(given, SampleStream) else given.samples, last, processes.count)
         if model is None:
             progress("loading the base models", 0, 1, "")
             model = build(recipe)
@@ -141,9 +141,9 @@ def train(
         return _result(folder, recipe, processes, state.global_step, state.log_history, seconds, data)
 
 
-def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: Path | None) -> None:
+def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: Path | None, processes: int) -> None:
     """Write the run's record, or compare it with the one that is there. Of a stream only the files are compared."""
-    record = record_of(recipe, samples)
+    record = record_of(recipe, samples, processes)
     if last is not None:
         for line in compare_records(folder.place, record):
             log.warning("%s: %s; the run goes on, but not to the last bit as it would have", folder.place, line)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from dehvf_kit._version import __version__
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError, DehvfError, TrainingError, shown
 from dehvf_kit.recipe.files import flat
+from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.utils import atomic
@@ -55,6 +57,7 @@ class RunFolder:
         self.place, self.resume = place, resume
         self.checkpoints, self.adapter = place / CHECKPOINTS, place / ADAPTER
         self._lock: IO[str] | None = None
+        self._made = False
         self.writes = writes
 
     @property
@@ -70,6 +73,7 @@ class RunFolder:
             raise DehvfError(f"{self.place}: holds a run already; name another folder, or go on with it by --resume")
         if self.writes:
             try:
+                self._made = not there
                 self.place.mkdir(parents=True, exist_ok=True)
                 self._lock_folder()
                 for folder in (self.place, self.checkpoints):
@@ -79,13 +83,14 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release the folder; it is removed where no run was begun in it."""
+        """Release the folder; one that was made here is removed where no run was begun in it."""
         if self._lock is None:
             return
         if not exists(self.place / RECORD):
             with contextlib.suppress(OSError):
                 (self.place / LOCK).unlink()
-                self.place.rmdir()
+                if self._made:
+                    self.place.rmdir()
         self._lock.close()
 
     def _lock_folder(self) -> None:
@@ -122,6 +127,7 @@ class RunFolder:
 
 
 FORMAT = 1
+BUILTIN = "built-in"
 HEAD_BYTES = 1 << 14
 THREADS = 4
 NAMED = 5
@@ -141,8 +147,12 @@ FREE = (
 )
 
 
-def record_of(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any]:
-    """A run's record.
+# Of these three only the product, the effective batch, decides what a step sees.
+BATCH = ("training.batch_size", "training.gradient_accumulation")
+
+
+def record_of(recipe: Recipe, samples: Sequence[Sample], processes: int = 1) -> dict[str, Any]:
+    """A run's record. processes: how many train together.
 
     Data files that the recipe names are hashed whole; an image in a file of its own by its size and its first 16 KiB,
     which change when it is saved again; samples by their text. Images inside a table are hashed with the table.
@@ -153,6 +163,8 @@ def record_of(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "versions": versions(),
+        "batch": {"processes": processes, "samples_per_step": recipe.training.samples_per_step(processes)},
+        "code": code(),
         "recipe": recipe.resolved(),
         "files": {str(file): atomic.sha256(file) for file in _files(recipe)},
         "samples": {"count": len(samples), "sha256": _text(samples)},
@@ -165,6 +177,25 @@ def versions() -> dict[str, str]:
     return {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
+def code() -> dict[str, str]:
+    """The sha256 of the Python files of the kit and of each loaded plugin, by name, in short."""
+    modules = {"dehvf-kit": sys.modules["dehvf_kit"]}
+    modules |= {name: module for name, module in plugins().manager.list_name_plugin() if name != BUILTIN and module}
+    return {name: _code_of(module) for name, module in modules.items()}
+
+
+def _code_of(module: Any) -> str:
+    """Of all files of the package that a module belongs to, or of its own file."""
+    root = sys.modules.get(module.__name__.partition(".")[0], module)
+    file = Path(str(getattr(root, "__file__", None) or module.__file__))
+    files = sorted(file.parent.rglob("*.py")) if hasattr(root, "__path__") else [file]
+    digest = hashlib.sha256()
+    for one in files:
+        with contextlib.suppress(OSError):
+            digest.update(f"{one.relative_to(file.parent)} {atomic.sha256(one)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Raises: OSError."""
     atomic.write_text(folder / RECORD, json.dumps(record, indent=1, default=str) + "\n")
@@ -174,7 +205,7 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
     """Compare a folder's record with the present one.
 
     Returns:
-        A line for each library version that changed, which does no harm.
+        A line for each library version, code and process count that changed, which do no harm.
 
     Raises:
         TrainingError: naming every field and file that changed and that the weights depend on, or where the record is
@@ -186,14 +217,20 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
         number = before["format"]
         if number > FORMAT:
             raise TrainingError(f"{file}: format {number}, this kit reads up to {FORMAT}; upgrade dehvf-kit")
+        batch, batch_now = before.get("batch"), now["batch"]
         changes = [*_fields(before["recipe"], json.loads(json.dumps(now["recipe"], default=str)))]
+        if batch is not None and batch["samples_per_step"] == batch_now["samples_per_step"]:
+            changes = [line for line in changes if not line.startswith(BATCH)]
+        elif batch is not None:
+            changes.append(_batch(batch, batch_now))
         files = [*_altered(before["files"], now["files"]), *_altered(before["pictures"], now["pictures"])]
         if not changes and not files and before["samples"] != now["samples"]:
             counts = before["samples"]["count"], now["samples"]["count"]
             files = [
                 "the training samples' text" + (": {} then, {} now".format(*counts) if len(set(counts)) > 1 else "")
             ]
-        versions_then = dict(before["versions"])
+        versions_then, code_then = dict(before["versions"]), dict(before.get("code") or now["code"])
+        count = batch["processes"] if batch is not None else batch_now["processes"]
     except FileNotFoundError as error:
         raise TrainingError(f"{folder}: has checkpoints but no {RECORD}, which says what they belong to") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -201,11 +238,25 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
     if changes or files:
         lines = [f"{folder}: the run was begun with other settings or data; put them back, or name another folder"]
         raise TrainingError("\n".join([*lines, *(f"  {line}" for line in [*changes, *_few(files)])]))
-    return [
+    notes = [
         f"{name} {versions_then.get(name)} then, {version} now"
         for name, version in now["versions"].items()
         if versions_then.get(name) != version
     ]
+    names = dict.fromkeys([*code_then, *now["code"]])
+    notes += [f"the code of {name} changed" for name in names if code_then.get(name) != now["code"].get(name)]
+    return notes + (
+        [f"processes: {count} then, {batch_now['processes']} now"] if count != batch_now["processes"] else []
+    )
+
+
+def _batch(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What to do where a step sees more or fewer samples than it did: the steps that are left would be others."""
+    wanted = before["samples_per_step"]
+    return (
+        f"samples per step: {wanted} then (processes: {before['processes']}), {now['samples_per_step']} now (processes: "
+        f"{now['processes']}); start as many processes as then, or make batch_size x gradient_accumulation x processes {wanted}"
+    )
 
 
 def _fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -73,6 +73,7 @@ def unfinished(run: Path) -> list[Path]:
     [
         (signal.SIGINT, 130, "Ctrl-C", ["training.num_workers=1"]),
         (signal.SIGTERM, 143, "SIGTERM", ["training.group_by_length=true"]),
+        (signal.SIGHUP, 129, "SIGHUP", []),
         (signal.SIGTERM, 143, "SIGTERM", ["training.gradient_accumulation=2", "training.epochs=8"]),
     ],
 )
@@ -81,7 +82,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_alike(
 ) -> None:
     recipe = recipe_of(world, *settings)
     train(recipe, tmp_path / "whole")
-    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     # Step 10 is inside an epoch, and no step at which the recipe saves.
     message = (
         f"stopped by {name} after step 10 of 24; saved in .*checkpoint-10; go on with the same command and --resume"
@@ -89,7 +90,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_alike(
     with pytest.raises(Stopped, match=message) as stopped:
         train(recipe, tmp_path / "cut", progress=at_step(10, lambda: os.kill(os.getpid(), number)))
     assert stopped.value.exit_status == status
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     assert not (tmp_path / "cut/adapter").exists()
     result = train(recipe, tmp_path / "cut", resume=True)
     assert result.steps == 24 and weights(tmp_path / "cut") == weights(tmp_path / "whole")

@@ -6,6 +6,7 @@ CMYK and palettes become RGB, transparency is dropped with the colours below it 
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dehvf_kit.data.samples import ImageFile, Sample
-from dehvf_kit.errors import ImageError
+from dehvf_kit.data.tar_shards import HeldImage
+from dehvf_kit.errors import ImageError, shown
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is read. Others, such as EPS, would start programs."""
@@ -22,6 +24,14 @@ MAX_PIXELS = 89_478_485
 """Pixels a picture may have: where Pillow begins to warn of decompression bombs, the kit refuses."""
 MAX_RATIO = 200
 """Times the longer side may be the shorter one: resizing to the shorter would otherwise make a bomb of a thread."""
+
+LONGEST_NAME = 255
+"""Characters of a file's name; a longer text that is no file may be base64."""
+MAX_DOWNLOAD = 2**26
+TIMEOUT_S = 20.0
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""Tags of a TIFF (TIFF 6.0, section 8)."""
+WHITE_IS_ZERO = 0
 
 
 def read_image(file: ImageFile | Path) -> Image.Image:
@@ -41,6 +51,83 @@ def read_image(file: ImageFile | Path) -> Image.Image:
         raise _unreadable(file, error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise _unreadable(file, str(error) or type(error).__name__) from error
+
+
+def read_any(image: Any, download: bool = False) -> Image.Image:
+    """An image in RGB from whatever holds it, with the limits and the conversion of `read_image`.
+
+    Args:
+        image: a path, a PIL image (opened or decoded), the bytes of an image file, a data URI or its base64 text, a URL, or an
+            array [height, width] or [height, width, channel] of uint8 or, in grey, uint16.
+        download: allow fetching a URL.
+
+    Raises:
+        ImageError: naming what cannot be read.
+    """
+    if isinstance(image, str):
+        if image.startswith(("http://", "https://")):
+            if not download:
+                raise ImageError(
+                    f"image {shown(image)} is a URL, and nothing is fetched unasked; give a file, or download=True"
+                )
+            image = HeldImage(image, _fetch(image))
+        elif os.path.isfile(image):
+            image = Path(image)
+        else:
+            image = HeldImage(image[:40], _decoded(image))
+    elif isinstance(image, (bytes, bytearray)):
+        image = HeldImage(f"of {len(image):,} bytes", bytes(image))
+    if hasattr(image, "open") and hasattr(image, "read_bytes"):
+        return read_image(image)
+    try:
+        found = image if isinstance(image, Image.Image) else _from_array(np.asarray(image))
+        refuse_image(found)
+        return to_rgb(found)
+    except Exception as error:  # whatever a decoder, or an object of another kind, raises
+        raise _unreadable(shown(image), str(error) or type(error).__name__) from error
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes in a data URI, or in base64 text. Raises: ImageError for other text."""
+    if len(text) <= LONGEST_NAME and not text.startswith("data:"):
+        raise ImageError(f"image {shown(text)} cannot be read: there is no such file")
+    try:
+        return base64.b64decode(
+            "".join(text.partition(",")[2].split() if text.startswith("data:") else text.split()), validate=True
+        )
+    except ValueError as error:
+        raise ImageError(f"image {shown(text)} cannot be read: it is no file, no URL and no base64") from error
+
+
+def _fetch(url: str) -> bytes:
+    import httpx
+
+    data = bytearray()
+    try:
+        with httpx.stream("GET", url, timeout=TIMEOUT_S, follow_redirects=True) as answer:
+            answer.raise_for_status()
+            for part in answer.iter_bytes():
+                data += part
+                if len(data) > MAX_DOWNLOAD:
+                    raise ImageError(f"image {shown(url)} cannot be read: it has more than {MAX_DOWNLOAD:,} bytes")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ImageError(f"image {shown(url)} cannot be fetched: {error or type(error).__name__}") from error
+    return bytes(data)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    """Raises: ImageError for an array whose white or channels are unknown."""
+    grey = pixels.ndim == 2
+    if (
+        pixels.dtype == np.uint16
+        and grey
+        or pixels.dtype == np.uint8
+        and (grey or pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    ):
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    raise ImageError(
+        f"it is an array {list(pixels.shape)} of {pixels.dtype}; wants [height, width] or [height, width, 3] of uint8"
+    )
 
 
 def open_image(sample: Sample) -> Image.Image:
@@ -64,14 +151,32 @@ def refuse_image(picture: Image.Image) -> None:
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """A decoded or opened picture upright and in RGB. Raises: ImageError for pixels whose range nobody can tell."""
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format == "PNG"):
-        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+    upright = _upright(picture)
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format in ("PNG", "PPM")):
+        return Image.fromarray(_eight_bits(np.asarray(upright), picture)).convert("RGB")
     if upright.mode in ("I", "F"):
         raise ImageError(f"its pixels are of mode {upright.mode}, whose white is unknown; save it in 8 bits")
     if "transparency" in upright.info:
         upright = upright.convert("RGBA")
     return upright.convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF says; as it is stored where the EXIF cannot be read."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # whatever Pillow raises for metadata; the pixels were read above
+        return picture
+
+
+def _eight_bits(grey: np.ndarray, picture: Image.Image) -> np.ndarray:
+    """The upper eight bits of 16-bit greys. A TIFF says how many bits it uses and whether 0 is white; Pillow ignores both."""
+    tags = getattr(picture, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 2**bits - 1 - grey.astype(np.int32)
+    return (grey >> (bits - 8)).astype(np.uint8)
 
 
 def _unreadable(file: Any, reason: str) -> ImageError:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import load_image
 
-from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.backbones.vision.config import ImageConfig
-from dehvf_kit.data.images import read_image, refuse_image, to_rgb
+from dehvf_kit.data.images import read_any
 from dehvf_kit.data.samples import PromptConfig
 from dehvf_kit.data.tokens import format_question, tokenise
-from dehvf_kit.errors import DataError, ImageError, shown
+from dehvf_kit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,8 +30,9 @@ class SeveralImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         """Images -> {"pixel_values": {encoder: [image, 3, height, width]}}."""
+        given = _images(images)
         pixels = {
-            name: ImageConfig(**settings).processor()(images, return_tensors="pt")["pixel_values"]
+            name: ImageConfig(**settings).processor()(given, return_tensors="pt")["pixel_values"]
             for name, settings in self.encoders.items()
         }
         return BatchFeature({"pixel_values": pixels})
@@ -71,9 +68,25 @@ class DehvfProcessor(ProcessorMixin):
             self.chat_template = getattr(tokenizer, "chat_template", None)
 
     def __call__(
-        self, images: Any = None, text: str | Sequence[str] | None = None, apply_prompt: bool = True, **kwargs: Any
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        apply_prompt: bool = True,
+        download: bool = False,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """Images (PIL, path, URL or a list; one a text) and texts -> input_ids, attention_mask, pixel_values."""
+        """Images and texts -> input_ids, attention_mask, pixel_values.
+
+        Args:
+            images: one a text: paths, PIL images, bytes of image files, arrays, data URIs, URLs, or a list of them; see `read_any`.
+            text: the questions.
+            apply_prompt: put them into the adapter's prompt.
+            download: allow fetching images that are URLs.
+            kwargs: passed to the tokenizer.
+
+        Raises:
+            ImageError: for an image that cannot be read, or a URL without `download`.
+        """
         kwargs.setdefault("return_tensors", "pt")
         data: dict[str, Any] = {}
         if text is not None:
@@ -85,7 +98,7 @@ class DehvfProcessor(ProcessorMixin):
             chat = self.prompt is not None and self.prompt.get("chat")
             data |= tokenise(self.tokenizer, texts, special=not chat, **arguments)
         if images is not None:
-            data |= self.image_processor(_rgb_images(images), return_tensors="pt")
+            data |= self.image_processor(_images(images, download), return_tensors="pt")
         data.pop("token_type_ids", None)
         return BatchFeature(data)
 
@@ -148,29 +161,11 @@ def _as_trained(image_processor: Any) -> Any:
 _TEXT_ARGUMENTS = {"return_tensors", "padding", "truncation", "max_length", "padding_side", "pad_to_multiple_of"}
 
 
-def _rgb_images(images: Any) -> list[Image]:
-    """PIL images in RGB from paths, URLs, PIL images or lists of them."""
-    flat = images if isinstance(images, (list, tuple)) else [images]
-    found = []
-    for image in flat:
-        found += _rgb_images(image) if isinstance(image, (list, tuple)) else [_rgb_image(image)]
-    return found
-
-
-def _rgb_image(image: Any) -> Image:
-    try:
-        if isinstance(image, str) and os.path.isfile(image):
-            image = Path(image)
-        if isinstance(image, Path):
-            return read_image(image)
-        found = image if hasattr(image, "convert") else load_image(image)
-        refuse_image(found)
-        return to_rgb(found)
-    except ImageError as error:
-        where = "" if isinstance(image, Path) else f"picture {shown(image)} cannot be read: "
-        raise ImageError(f"{where}{error}") from error
-    except Exception as error:  # whatever a decoder, an address or an object of another kind raises
-        raise ImageError(f"picture {shown(image)} cannot be read: {first_line(error)}") from error
+def _images(images: Any, download: bool = False) -> list[Image]:
+    """PIL images in RGB from paths, PIL images, bytes, arrays, data URIs, URLs or lists of them."""
+    if not isinstance(images, (list, tuple)):
+        return [read_any(images, download)]
+    return [found for image in images for found in _images(image, download)]
 
 
 def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:

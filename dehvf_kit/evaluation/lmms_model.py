@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from lmms_eval.api.model import lmms
+from PIL import Image
 
 from dehvf_kit.adapter.checkpoint import load
+from dehvf_kit.data.images import read_any
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import answer
@@ -67,22 +69,22 @@ class DehvfLmm(lmms):
 
     def _sample(self, number: int, request: Any) -> Sample:
         text, _, images_of, document, task, split = request.args
-        images = [one for one in images_of(self.task_dict[task][split][document]) or [] if one is not None]
+        images = [one for one in images_of(_read(self.task_dict[task][split][document])) or [] if one is not None]
         if len(images) > 1:
             raise DataError(f"{task}/{document}: asks about {len(images)} images; an adapter reads one")
-        image = _Image(images[0], f"{task}/{document}") if images else None
+        image = _Image(read_any(images[0]), f"{task}/{document}") if images else None
         return Sample(str(number), text.replace(MARK, "").strip(), "", image)
 
 
 class _Image:
-    """A PIL image that opens like a file."""
+    """A PIL image in RGB that opens like a file."""
 
     def __init__(self, image: Any, name: str) -> None:
         self.image, self.name = image, name
 
     def read_bytes(self) -> bytes:
         data = io.BytesIO()
-        self.image.convert("RGB").save(data, format="PNG")
+        self.image.save(data, format="PNG")
         return data.getvalue()
 
     def open(self, mode: str = "rb") -> IO[bytes]:
@@ -90,6 +92,13 @@ class _Image:
 
     def __str__(self) -> str:
         return self.name
+
+
+def _read(document: Any) -> Any:
+    """A task's document with its images in RGB: most tasks convert them by Pillow alone, which makes 16-bit greys white."""
+    if not isinstance(document, Mapping):
+        return document
+    return {name: read_any(value) if isinstance(value, Image.Image) else value for name, value in document.items()}
 
 
 def _generation(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -220,3 +220,21 @@ def link(ground: Ground) -> Words:
     Image.fromarray(noise()).save(ground.folder / "real.png")
     (ground.folder / "image.png").symlink_to("real.png")
     return ground.ask(ground.folder / "image.png")
+
+
+@case("a PNG with broken EXIF", HANDLED, "", becomes(noise))
+def broken_exif(ground: Ground) -> Words:
+    """Read as it is stored, not turned."""
+    Image.fromarray(noise()).save(ground.folder / "image.png", exif=b"Exif\0\0broken")
+    return ground.ask(ground.folder / "image.png")
+
+
+def inverted() -> np.ndarray:
+    return 255 - np.repeat((grey() >> 8).astype(np.uint8)[..., None], 3, 2)
+
+
+@case("16-bit grey TIFF in which 0 is white", HANDLED, "", becomes(inverted, "image.tiff"))
+def white_is_zero(ground: Ground) -> Words:
+    """Inverted, then the upper half of each value."""
+    Image.fromarray(grey()).save(ground.folder / "image.tiff", tiffinfo={262: 0})
+    return ground.ask(ground.folder / "image.tiff")

@@ -145,7 +145,7 @@ def test_a_conversation_that_is_none(conversation):
 def test_a_picture_that_cannot_be_read(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     for image in (str(tmp_path / "none.png"), str(tmp_path / "text.png"), 3):
-        with pytest.raises(DataError, match="picture .* cannot be read: "):
+        with pytest.raises(DataError, match="(picture|image) .* cannot be read: "):
             processor()(images=image, text="what ?")
 
 

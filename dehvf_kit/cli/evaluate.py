@@ -81,7 +81,7 @@ def evaluate(
         raise DataError(f"{adapter}: the test split of its data set is empty")
     recipe.data.check_scoring()
     with reporting() as report:
-        samples = asked
+        samples = sample_filter.with_question()
         if model.reads_images:
             samples = sample_filter.readable(lambda done, total: report("opening images", done, total))
         features = None
@@ -100,7 +100,7 @@ def evaluate(
     if output is not None:
         _write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
     listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sample_filter.skipped) if output is not None else None
-    scores = _note_cut(note_skipped(recipe.data.score(predictions), sample_filter.skipped), predictions)
+    scores = _noted(note_skipped(recipe.data.score(predictions), sample_filter.skipped), predictions)
     if results is not None:
         _write_new(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
     if store:
@@ -201,11 +201,16 @@ def _kept(
         raise
 
 
-def _note_cut(scores: Scores, predictions: Sequence[Prediction]) -> Scores:
-    """Scores that say how many prompts lost their beginning."""
-    cut = [one.id for one in predictions if one.cut]
-    if not cut:
-        return scores
-    more = f" and {len(cut) - NAMED:,} more" if len(cut) > NAMED else ""
-    note = f"prompts that were too long and lost their beginning: {len(cut):,} ({', '.join(cut[:NAMED])}{more})"
-    return replace(scores, facts={**scores.facts, "cut": cut}, notes=[*scores.notes, note])
+def _noted(scores: Scores, predictions: Sequence[Prediction]) -> Scores:
+    """Scores that say how many prompts lost their beginning, and how many references are empty."""
+    found = {
+        "cut": ("prompts that were too long and lost their beginning", [one.id for one in predictions if one.cut]),
+        "empty_answers": ("empty reference answers", [one.id for one in predictions if not one.answer.strip()]),
+    }
+    notes, facts = list(scores.notes), dict(scores.facts)
+    for name, (what, ids) in found.items():
+        if ids:
+            more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
+            notes.append(f"{what}: {len(ids):,} ({', '.join(ids[:NAMED])}{more})")
+            facts[name] = ids
+    return replace(scores, facts=facts, notes=notes)

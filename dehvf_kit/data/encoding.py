@@ -52,8 +52,11 @@ class EncodedSamples(Dataset):
         self.samples: list[Sample] = []
         self.tokens: list[tuple[list[int], list[int]]] = []
         self.cut: list[str] = []
+        self.blank = [sample.id for sample in samples if not sample.answer.strip()]
         for sample, (before, after) in zip(samples, pairs, strict=True):
             try:
+                if not sample.question.strip():
+                    raise DataError(f"sample '{sample.id}': its question is empty; write one, or leave the sample out")
                 self.tokens.append(self._join(sample, before, [*after, *end]))
                 self.samples.append(sample)
             except DataError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.data.images import read_image
-from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.issues import Issue, refuse
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.samples import DataConfig, Sample, Split
@@ -73,6 +73,17 @@ class SampleFilter:
     def skip(self, sample: Sample, reason: str) -> None:
         """Leave a sample out from now on."""
         self.skipped.append(Skipped(self.split, sample.id, reason, sample))
+
+    def with_question(self) -> list[Sample]:
+        """The samples that ask something. Raises: DataError naming the others, unless bad samples are skipped."""
+        blank = [sample for sample in self.samples if not sample.question.strip()]
+        if blank and not self.skips:
+            issues = [Issue("empty question", sample.id) for sample in blank]
+            refuse(f"data.{self.split}", issues, "write them, or set data.on_bad_sample=skip")
+        for sample in blank:
+            self.skip(sample, "empty question")
+        self.samples = [sample for sample in self.samples if sample.question.strip()]
+        return self.samples
 
     def readable(self, progress: Progress | None = None) -> list[Sample]:
         """The samples whose pictures can be read; with `on_bad_sample: error` all of them, unopened.

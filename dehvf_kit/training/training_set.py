@@ -49,6 +49,7 @@ def read_samples(recipe: Recipe, samples: Sequence[Sample] | None) -> SampleFilt
     sample_filter = SampleFilter(recipe.data, "train", samples)
     if not sample_filter.samples:
         raise DataError(f"{recipe.source}: its training set is empty")
+    sample_filter.with_question()
     return sample_filter
 
 
@@ -92,14 +93,17 @@ def training_set(
     encoded = EncodedSamples(samples, model.processor, prompt, longest, reads, kept, skip)
     if not len(encoded):
         raise DataError(f"{recipe.source}: every training sample was skipped; the first: {given.skipped[0].reason}")
-    if encoded.cut:
-        ids, more = encoded.cut, "" if len(encoded.cut) <= NAMED else f" and {len(encoded.cut) - NAMED} more"
-        log.warning(
-            "%d of %d prompts are longer than %d tokens with their answers and lose their beginning: %s%s",
-            len(ids), len(encoded), longest, ", ".join(ids[:NAMED]), more,
-        )  # fmt: skip
+    _warn(encoded.cut, f"prompts are longer than {longest} tokens with their answers and lose their beginning", encoded)
+    _warn(encoded.blank, "answers are empty, so the model learns to say nothing there", encoded)
     left_out = exclude_unanswered(encoded)
     return TrainingSet(encoded, len(encoded), left_out, tuple(given.skipped))
+
+
+def _warn(ids: Sequence[str], what: str, encoded: EncodedSamples) -> None:
+    """Say of how many samples something holds, and name the first."""
+    if ids:
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        log.warning("%d of %d %s: %s%s", len(ids), len(encoded), what, ", ".join(ids[:NAMED]), more)
 
 
 def _filled(

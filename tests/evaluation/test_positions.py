@@ -124,5 +124,5 @@ def test_a_prompt_without_a_token_is_named(place: Path) -> None:
     empty = Sample("none", " ", "red")
     with pytest.raises(DataError, match="sample 'none': its prompt has no token"):
         answers.answer(model, [empty])
-    with pytest.raises(DataError, match="sample 'none': its prompt has no token"):
+    with pytest.raises(DataError, match="sample 'none': its question is empty"):
         EncodedSamples([empty], model.processor, model.recipe.data.prompt, 12, images=False)

@@ -41,9 +41,9 @@ def prepare(
     kinds = {}
     with reporting() as report:
         for place in places:
-            config = _data_of(Path(place), overrides)
+            config, reads_images = _data_of(Path(place), overrides)
             kinds[place] = config.type
-            found[place] = inspect_data(config, open_images, report)
+            found[place] = inspect_data(config, open_images, report, reads_images)
     sound = all(part.sound for parts in found.values() for part in parts)
     if as_json:
         rows = {
@@ -57,8 +57,11 @@ def prepare(
     raise typer.Exit(int(not sound))
 
 
-def _data_of(place: Path, overrides: Sequence[str]) -> Any:
-    """The data config of a recipe, or of a file or folder of data. Raises: RecipeError, DataError."""
+def _data_of(place: Path, overrides: Sequence[str]) -> tuple[Any, bool | None]:
+    """The data config of a recipe, and whether its graph reads images; of a file or folder of data, which None reads.
+
+    Raises: RecipeError, DataError.
+    """
     from dehvf_kit.data.inspection import recognise
     from dehvf_kit.recipe.files import override
     from dehvf_kit.recipe.parser import parse_data
@@ -69,14 +72,14 @@ def _data_of(place: Path, overrides: Sequence[str]) -> Any:
         recipe = load_recipe(place, overrides)
         if recipe.data is None:
             raise DataError(f"{place}: has no `data` section")
-        return recipe.data
+        return recipe.data, recipe.reads_images
     registry = plugins().registry
     raw: dict[str, Any] = {
         "data": recognise(place, [config for (role, _), config in registry.configs.items() if role == "data"])
     }
     for text in overrides:
         override(raw, text)
-    return parse_data(raw["data"], str(place), registry)
+    return parse_data(raw["data"], str(place), registry), None
 
 
 def _show(place: str, kind: str, parts: Sequence[Any]) -> None:

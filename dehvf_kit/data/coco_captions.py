@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.jsonl import named
+from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.places import is_file, is_folder

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from dehvf_kit.errors import DataError, listing
 from dehvf_kit.utils.places import exists, is_file
@@ -21,16 +23,19 @@ ALIASES = {"val": "validation", "validation": "val", "dev": "validation"}
 
 @dataclass(frozen=True)
 class TableImage:
-    """The picture in one cell of a table; equal to itself alone, named by table, row and column."""
+    """The image in one cell of a table, or at one `place` of a cell's list; equal to itself alone, named by table, row, column."""
 
     name: str
     row: int
     column: str
     table: Any = field(compare=False, repr=False)
+    place: int | None = None
 
     def read_bytes(self) -> bytes:
         """The picture as saved. Raises: OSError where the cell holds none."""
         cell = self.table[self.row][self.column]
+        if self.place is not None:
+            cell = cell[self.place]
         data = cell.get("bytes") if isinstance(cell, Mapping) else cell
         if not isinstance(data, bytes):
             raise OSError("the cell holds no picture")
@@ -120,3 +125,27 @@ def _snapshot(source: str, download: bool, revision: str | None) -> Path:
             "download by `download: true`"
         ) from error
     return Path(found)
+
+
+def plain_rows(table: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a `datasets` table, listed or streamed, with values as people write them: see `plain`."""
+    features = table.features or {}
+    readers = {name: reader for name, feature in features.items() if (reader := plain(feature)) is not None}
+    for row in table:
+        yield {name: readers[name](value) if name in readers else value for name, value in row.items()}
+
+
+def plain(feature: Any) -> Callable[[Any], Any] | None:
+    """How values of a column are read; None for as they are.
+
+    Labels become their names (-1, the library's mark for none, becomes None), and a number of fewer bits than Python's the
+    decimal that it prints as (0.1, not 0.10000000149011612).
+    """
+    if hasattr(feature, "int2str"):
+        return lambda value: None if value is None or value == -1 else feature.int2str(value)
+    if getattr(feature, "dtype", None) in ("float32", "float16"):
+        short = getattr(np, feature.dtype)
+        return lambda value: None if value is None else float(str(short(value)))
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+    reader = plain(inner) if inner is not None and not isinstance(inner, dict) else None
+    return None if reader is None else lambda value: None if value is None else [reader(one) for one in value]

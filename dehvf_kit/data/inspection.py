@@ -10,7 +10,7 @@ from typing import Any
 
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.data.issues import Issue, grouped
-from dehvf_kit.data.sample_filter import image_issues
+from dehvf_kit.data.sample_filter import image_issues, no_images
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
 from dehvf_kit.errors import DataError, PluginError
 from dehvf_kit.utils.places import exists
@@ -56,13 +56,21 @@ class PartReport:
         }
 
 
-def inspect_data(config: DataConfig, open_images: bool = True, progress: Progress | None = None) -> list[PartReport]:
-    """A report for each of a data set's `parts`. open_images: decode every image, not only look for its file.
+def inspect_data(
+    config: DataConfig,
+    open_images: bool = True,
+    progress: Progress | None = None,
+    reads_images: bool | None = None,
+) -> list[PartReport]:
+    """A report for each of a data set's `parts`.
 
-    A split that cannot be read at all is a report with that one issue; ids found in two splits are issues of the later.
+    A split that cannot be read at all is a report with that one issue. An id in two splits is an issue of the later one, a
+    fault where the sample is the same. reads_images: whether the recipe's graph reads images, None where no recipe is known;
+    open_images: decode every image, not only look for its file.
     Where bad samples are skipped (`data.on_bad_sample`), their issues stop no run.
     """
-    reports, ids = [], {}
+    reports: list[PartReport] = []
+    ids: dict[str, tuple[str, Sample]] = {}
     for part in config.parts():
         try:
             with plugin_code(config, "data"):
@@ -71,9 +79,13 @@ def inspect_data(config: DataConfig, open_images: bool = True, progress: Progres
             reading = Reading([], [Issue(UNREADABLE, part, str(error))])
         issues = [*reading.issues, *_sample_issues(reading.samples)]
         for sample in reading.samples:
-            earlier = ids.setdefault(sample.id, part)
+            if sample.id in reading.numbered:
+                continue
+            earlier, twin = ids.setdefault(sample.id, (part, sample))
             if earlier != part:
-                issues.append(Issue("id in two splits", sample.id, f"{earlier} and {part}"))
+                issues.append(Issue("id in two splits", sample.id, f"{earlier} and {part}", fatal=twin == sample))
+        blind = no_images(config, part, reading.samples, reads_images)
+        issues += [blind] if blind is not None else []
         images = {sample.image: sample for sample in reading.samples if sample.image is not None}
         found = image_issues(list(images.values()), open_images, _named(progress, part))
         issues += [issue for issue in found if issue is not None]
@@ -119,5 +131,6 @@ def recognise(place: Path, configs: Sequence[type[DataConfig]]) -> dict[str, Any
             return {"type": config.model_fields["type"].default, **settings}
     raise DataError(
         f"{place}: no data set that the kit knows: a folder with problems.json (scienceqa) or dataset_coco.json "
-        "(coco_captions), a .json of conversations (llava), a .jsonl (jsonl), a .parquet or `datasets` folder (table)"
+        "(coco_captions), a .json of conversations (llava), a .jsonl (jsonl), a .csv, .tsv, .json or .parquet, a folder of "
+        "these, or a `datasets` folder (table)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dehvf_kit.errors import DataError
 
@@ -44,6 +45,11 @@ def refuse(source: str, issues: Sequence[Issue], advice: str = "") -> None:
         lines.append(f"{source}: {kind}: {places}{more}")
     if lines:
         raise DataError("\n".join([*lines, f"{source}: {advice}"] if advice else lines))
+
+
+def looked_in(path: str | Path) -> str:
+    """Where a relative path was looked for, as the end of a message."""
+    return "" if Path(path).is_absolute() else f"; looked beside the recipe and in '{Path.cwd()}'"
 
 
 def note(issues: list[Issue] | None, issue: Issue, error: DataError) -> None:

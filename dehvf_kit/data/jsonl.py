@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.issues import Issue, note
-from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
-from dehvf_kit.errors import DataError, shown
+from dehvf_kit.data.file_splits import FileSplitsConfig
+from dehvf_kit.data.issues import Issue, looked_in, note
+from dehvf_kit.data.rows import RowReader, TableColumns, read_rows
+from dehvf_kit.data.samples import Reading, Sample
+from dehvf_kit.errors import DataError
 from dehvf_kit.utils.places import is_file
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 FIELDS = ("id", "image", "question", "answer", "kind")
+HEAD_BYTES = 2**16
 MAX_LINE = 2**24
 """Bytes a line may have."""
 
 
-class JsonlDataConfig(DataConfig):
+class JsonlDataConfig(FileSplitsConfig):
     """One JSON object a line with `question`, `answer` and, if there is one, `image` (a path beside the file), `id`, `kind`."""
 
     type: Literal["jsonl"] = "jsonl"
@@ -29,43 +31,41 @@ class JsonlDataConfig(DataConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        return {"train": str(place)} if place.suffix == ".jsonl" and is_file(place) else None
+        known = place.suffix == ".jsonl" and is_file(place) and not holds_conversations(place)
+        return {"train": str(place)} if known else None
 
-    def parts(self) -> Sequence[str]:
-        return [part for part in ("train", "test") if getattr(self, part) is not None]
-
-    def samples(self, split: Split) -> list[Sample]:
-        return list(read_jsonl(self._file(split)))
-
-    def read(self, part: str) -> Reading:
-        issues: list[Issue] = []
-        return Reading(list(read_jsonl(self._file(part), issues)), issues)
-
-    def _file(self, part: str) -> Path:
+    def read_file(self, part: str) -> Reading:
         file = self.train if part == "train" else self.test
         if file is None:
             raise DataError(f"data.{part} is not set; name a .jsonl file")
-        if not os.path.isfile(file):
-            raise DataError(f"data.{part}: there is no file '{file}'")
-        return file
+        if not is_file(file):
+            raise DataError(f"data.{part}: there is no file '{file}'{looked_in(file)}")
+        issues: list[Issue] = []
+        numbered: set[str] = set()
+        samples = list(read_jsonl(file, issues, numbered))
+        return Reading(samples, issues, numbered=numbered)
 
 
-def read_jsonl(file: Path, issues: list[Issue] | None = None) -> Iterator[Sample]:
-    """Samples of a JSON-lines file. Raises: DataError naming the line, for what is no object, lacks a field or repeats an id.
+def read_jsonl(file: Path, issues: list[Issue] | None = None, numbered: set[str] | None = None) -> Iterator[Sample]:
+    """Samples of a JSON-lines file.
 
-    issues: where given, faulty lines are added to it and left out.
+    Args:
+        file: the file.
+        issues: where given, faulty lines and notes are added to it, and faulty lines are excluded.
+        numbered: gains the ids that are line numbers.
+
+    Raises:
+        DataError: naming the line, for what is no object, lacks a field or repeats an id.
     """
-    seen: set[str] = set()
-    for number, row in json_lines(file, issues):
-        try:
-            sample = _sample(row, number, file)
-            if sample.id in seen:
-                raise DataError(f"{file}:{number}: id '{sample.id}' appears twice")
-        except DataError as error:
-            note(issues, Issue("faulty line", f"{file}:{number}"), error)
-            continue
-        seen.add(sample.id)
-        yield sample
+    reader = RowReader(TableColumns(), issues, f"fields: {', '.join(FIELDS)}")
+    rows = ((number, f"{file}:{number}", row) for number, row in json_lines(file, issues))
+    return read_rows(rows, reader, file.parent, issues, numbered)
+
+
+def holds_conversations(file: Path) -> bool:
+    """Whether a JSON file's beginning looks like conversations rather than like questions and answers."""
+    with file.open("rb") as opened:
+        return b'"conversations"' in opened.read(HEAD_BYTES)
 
 
 def json_lines(file: Path, issues: list[Issue] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -73,8 +73,8 @@ def json_lines(file: Path, issues: list[Issue] | None = None) -> Iterator[tuple[
 
     issues: where given, such lines are added to it and left out.
     """
-    if not os.path.isfile(file):
-        raise DataError(f"there is no file '{file}'")
+    if not is_file(file):
+        raise DataError(f"there is no file '{file}'{looked_in(file)}")
     try:
         with file.open("rb") as lines:
             for number, data in enumerate(iter(lambda: lines.readline(MAX_LINE + 1), b""), start=1):
@@ -98,26 +98,3 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: a line must be a JSON object, this one is {type(row).__name__}")
     return row
-
-
-def _sample(row: dict[str, Any], number: int, file: Path) -> Sample:
-    where = f"{file}:{number}"
-    for name in ("question", "answer"):
-        if not isinstance(row.get(name), str):
-            raise DataError(
-                f"{where}: '{name}' must be a text, given {shown(row.get(name))}; fields: {', '.join(FIELDS)}"
-            )
-    image = row.get("image")
-    if image is not None and not isinstance(image, str):
-        raise DataError(f"{where}: 'image' must be a path, given {shown(image)}")
-    key, kind = named(row.get("id"), number), named(row.get("kind"), "")
-    for name, found in (("id", key), ("kind", kind)):
-        if found is None:
-            raise DataError(f"{where}: '{name}' must be a text or a number, given {shown(row[name])}")
-    return Sample(str(key), row["question"], row["answer"], file.parent / image if image else None, str(kind))
-
-
-def named(value: Any, default: Any) -> str | None:
-    """A text or number that names something, as a text; `default` for null, None for what is neither."""
-    value = default if value is None else value
-    return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None

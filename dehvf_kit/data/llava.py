@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.jsonl import json_lines, named
+from dehvf_kit.data.jsonl import holds_conversations, json_lines
+from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.places import is_file
@@ -35,7 +36,8 @@ class LlavaDataConfig(DataConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        return {"train": str(place)} if place.suffix == ".json" and is_file(place) else None
+        known = place.suffix in (".json", ".jsonl") and is_file(place) and holds_conversations(place)
+        return {"train": str(place)} if known else None
 
     def parts(self) -> Sequence[str]:
         return [part for part in ("train", "test") if getattr(self, part) is not None]

@@ -155,6 +155,19 @@ def note_skipped(scores: Scores, skipped: Sequence[Skipped]) -> Scores:
     return replace(scores, facts=facts, notes=[*scores.notes, *notes])
 
 
+def no_images(data: DataConfig, part: str, samples: Sequence[Sample], reads_images: bool | None) -> Issue | None:
+    """An issue for samples of which not one has an image; None where one has, or where the recipe says so.
+
+    reads_images: whether the graph reads images, None where that is not known; the issue is then no fault.
+    """
+    if reads_images is False or data.means_text_only or not samples or any(one.image is not None for one in samples):
+        return None
+    detail = (
+        f"{len(samples):,} samples; name the column of images, or set data.text_only=true if none is meant to have one"
+    )
+    return Issue("no sample has an image", part, detail, fatal=bool(reads_images))
+
+
 def image_issues(
     samples: Sequence[Sample], open_images: bool = True, progress: Progress | None = None
 ) -> Iterator[Issue | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -63,12 +63,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Reading:
-    """The content of a split: its samples, everything wrong with it, and its size in the unit of its published figure."""
+    """The content of a split: its samples, everything wrong with it, and its size in the unit of its published figure.
+
+    numbered: ids that are row numbers, because the row had none.
+    """
 
     samples: Sequence[Sample]
     issues: Sequence[Issue] = ()
     count: int | None = None
     facts: Mapping[str, int] = field(default_factory=dict)
+    numbered: Collection[str] = ()
 
 
 class PromptConfig(Settings):
@@ -99,6 +103,12 @@ class DataConfig(Settings):
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="a sample that cannot be used: end the run, or skip, count and list it"
     )
+    text_only: bool = Field(False, description="true: no sample has an image, and none is meant to have one")
+
+    @property
+    def means_text_only(self) -> bool:
+        """Whether the settings say that no sample has an image."""
+        return self.text_only
 
     def samples(self, split: Split) -> Sequence[Sample]:
         """The samples of a split. Raises: DataError naming the file and place of what cannot be read."""

@@ -15,9 +15,9 @@ from pydantic import Field, field_validator
 
 from dehvf_kit.data.hub_tables import TableImage, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.jsonl import named
 from dehvf_kit.data.metrics import scienceqa as columns
 from dehvf_kit.data.metrics.scienceqa import UNANSWERED
+from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.data.scienceqa_prompt import (
     LETTERS,
@@ -67,6 +67,10 @@ class ScienceQaDataConfig(DataConfig):
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
         return {"path": str(place)} if is_file(place / "problems.json") else None
+
+    @property
+    def means_text_only(self) -> bool:
+        return self.text_only or not self.pictures
 
     def part_of(self, split: Split) -> str:
         return self.train_split if split == "train" else self.test_split

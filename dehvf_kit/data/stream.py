@@ -15,13 +15,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dehvf_kit.api.config import MAX_COUNT
-from dehvf_kit.data.hub_tables import library
+from dehvf_kit.data.hub_tables import library, plain_rows
 from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.jsonl import json_lines
+from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
-from dehvf_kit.data.table import TableColumns, answer_text
 from dehvf_kit.data.tar_shards import HeldImage, tar_rows
-from dehvf_kit.errors import DataError, shown
+from dehvf_kit.errors import DataError
 from dehvf_kit.utils.places import is_file
 
 ENDINGS = (".jsonl", ".parquet", ".tar", ".tar.gz", ".tgz")
@@ -91,10 +91,15 @@ class SampleStream:
 
     def read(self, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass in the order of the files. issues: where given, faulty rows are added to it and excluded."""
+        columns = self.config.columns
+        reader = RowReader(columns, issues, "set data.columns")
         for place, row, image in self._rows(issues):
+            folder = self.config.images or image if isinstance(image, Path) else Path()
+            if isinstance(image, HeldImage):
+                row = {**row, columns.image: image}
             try:
-                sample = self._sample(place, row, image)
-            except DataError as error:
+                sample = reader.sample(row, place, folder, row.get("__key__"))
+            except RowFaultError as error:
                 note(issues, Issue("faulty row", place), error)
                 continue
             yield sample
@@ -102,29 +107,6 @@ class SampleStream:
     def shuffled(self, seed: int, turn: int, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass, each sample drawn from a window of `shuffle`; the order follows the seed and the number of the pass."""
         return draw(self.read(issues), self.config.shuffle, random.Random(f"{seed}:{turn}"))
-
-    def _sample(self, place: str, row: dict[str, Any], image: HeldImage | Path | None) -> Sample:
-        columns = self.config.columns
-        question, answer = row.get(columns.question), answer_text(row.get(columns.answer))
-        if not isinstance(question, str) or not question.strip():
-            raise DataError(f"{place}: '{columns.question}' must be a text, given {shown(question)}; set data.columns")
-        if answer is None:
-            given = shown(row.get(columns.answer))
-            raise DataError(f"{place}: '{columns.answer}' must be a text, given {given}; set data.columns")
-        if isinstance(image, Path):
-            image = self._image(row.get(columns.image), image, place)
-        key = row.get(columns.id, row.get("__key__", place))
-        return Sample(str(key), question, answer, image, str(row.get(columns.kind) or ""))
-
-    def _image(self, cell: Any, folder: Path, place: str) -> HeldImage | Path | None:
-        """What a cell holds: an image's bytes, or its path below `data.images` or `folder`."""
-        if isinstance(cell, dict):
-            cell = cell.get("bytes") if isinstance(cell.get("bytes"), bytes) else cell.get("path")
-        if isinstance(cell, bytes):
-            return HeldImage(place, cell)
-        if cell is not None and not isinstance(cell, str):
-            raise DataError(f"{place}: '{self.config.columns.image}' must be a path or an image, given {shown(cell)}")
-        return (self.config.images or folder) / cell if cell else None
 
     def _rows(self, issues: list[Issue] | None) -> Iterator[tuple[str, dict[str, Any], HeldImage | Path | None]]:
         """(place, row, image) of every row; for an image named by the row, the folder its path is relative to."""
@@ -161,7 +143,7 @@ class SampleStream:
         for column, feature in (table.features or {}).items():
             if isinstance(feature, datasets.Image):
                 table = table.cast_column(column, datasets.Image(decode=False))
-        rows = enumerate(table)
+        rows = enumerate(plain_rows(table))
         while True:
             try:
                 number, row = next(rows)

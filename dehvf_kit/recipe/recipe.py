@@ -63,6 +63,15 @@ class Recipe:
             raise RecipeError(faults, self.source)
         return graph
 
+    @property
+    def reads_images(self) -> bool | None:
+        """Whether anything in the graph reads an image's features; None where the base models' configs are not at hand."""
+        try:
+            edges = self.check().edges()
+        except RecipeError:
+            return None
+        return any(wire.node in self.vision and wire.port != "tower" for wire, _, _ in edges)
+
     def vision_specs(self, faults: list[Fault]) -> dict[str, VisionSpec]:
         """Sizes of every encoder, from configs alone; what cannot be read is added to `faults`."""
         specs = {}

@@ -119,7 +119,7 @@ def train(
             return _result(folder, recipe, processes, steps, rows)
         last = newest(folder.checkpoints, folder.writes) if resume else None
         processes.wait()  # or another process looks at what the first puts aside
-        given = read_samples(recipe, samples)
+        given = read_samples(recipe, samples, None if model is None else model.reads_images)
         with training_errors(folder):
             _begin(folder, recipe, [] if isinstance(given, SampleStream) else given.samples, last, processes.count)
         if model is None:

@@ -11,9 +11,9 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
-from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.processing import DehvfProcessor
-from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue
+from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue, no_images
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.data.tokens import embedded_tokens, longest_sample, require_tokenizer
@@ -24,6 +24,8 @@ from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.distributed import Processes
 
+LOOKED_AT = 1000
+"""Samples of a stream among which an image is looked for."""
 NAMED = 5
 SKIPPED = "skipped_sample"
 """Key of a stream's skipped samples in a batch and in the log."""
@@ -41,16 +43,37 @@ class TrainingSet:
     skipped: Sequence[Skipped] = ()
 
 
-def read_samples(recipe: Recipe, samples: Sequence[Sample] | None) -> SampleFilter | SampleStream:
-    """The training split, or `samples` in place of it. Raises: DataError where it is empty, or as the data set does."""
+def read_samples(
+    recipe: Recipe, samples: Sequence[Sample] | None, reads_images: bool | None = None
+) -> SampleFilter | SampleStream:
+    """The training split, or `samples` in place of it.
+
+    Args:
+        recipe: names the data set.
+        samples: the samples, where they are given; they need no images.
+        reads_images: whether the model reads images; None: whether the recipe's graph does.
+
+    Raises:
+        DataError: where it is empty, where not one sample has an image and nothing says so, or as the data set does.
+    """
+    reads_images = recipe.reads_images if reads_images is None else reads_images
     stream = recipe.data.stream("train") if samples is None else samples
     if isinstance(stream, SampleStream):
+        _refuse_blind(recipe, list(itertools.islice(stream.read([]), LOOKED_AT)), reads_images)
         return stream
     sample_filter = SampleFilter(recipe.data, "train", samples)
     if not sample_filter.samples:
         raise DataError(f"{recipe.source}: its training set is empty")
     sample_filter.with_question()
+    if samples is None:
+        _refuse_blind(recipe, sample_filter.samples, reads_images)
     return sample_filter
+
+
+def _refuse_blind(recipe: Recipe, samples: Sequence[Sample], reads_images: bool | None) -> None:
+    """Raises: DataError for samples of which not one has an image."""
+    blind = no_images(recipe.data, "train", samples, reads_images)
+    refuse(recipe.source, [blind] if blind is not None else [], PREPARE)
 
 
 def training_set(

@@ -50,10 +50,15 @@ FAULTY = {
         r"a\.jsonl:1: 'answer' must be a text, given None; fields: id, image, question, answer, kind",
     ),
     "number as question": (['{"question": 3, "answer": "b"}'], "'question' must be a text, given 3"),
-    "list as image": (
-        ['{"question": "a", "answer": "b", "image": ["x"]}'],
-        r"a\.jsonl:1: 'image' must be a path, given \['x'\]",
+    "two images": (
+        ['{"question": "a", "answer": "b", "image": ["x", "y"]}'],
+        r"a\.jsonl:1: 'image' holds 2; a sample has one image at most",
     ),
+    "number as image": (
+        ['{"question": "a", "answer": "b", "image": 7}'],
+        r"a\.jsonl:1: 'image' must be a path or an image, given 7",
+    ),
+    "truth value as answer": (['{"question": "a", "answer": true}'], "given True, a truth value; write the words"),
     "id twice": ([GOOD, GOOD], r"a\.jsonl:2: id '1' appears twice"),
     "id and line number alike": (
         ['{"question": "a", "answer": "b", "id": 2}', '{"question": "a", "answer": "b"}'],

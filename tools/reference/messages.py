@@ -35,6 +35,8 @@ SPOKEN = (
 RELAYS = {
     "dehvf_kit/data/issues.py:refuse": "the kinds of its issues",
     "dehvf_kit/data/tokens.py:require_tokenizer": "the tokenizer's faults",
+    "dehvf_kit/data/rows.py:read_rows": "the kinds of the row faults",
+    "dehvf_kit/data/rows.py:note": "its callers' texts",
     "dehvf_kit/data/inspection.py:inspect_data": "the refusal of a split that cannot be read",
     "dehvf_kit/recipe/files.py:override": "the fault beside it",
     "dehvf_kit/recipe/graph.py:fault": "its callers' texts",

@@ -1,0 +1,305 @@
+"""One row -> one sample, for JSON lines, CSV, Parquet, `datasets` tables and streams alike.
+
+What a row holds that cannot be used is refused with a `RowFaultError`, or noted; nothing is dropped without a word.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from dehvf_kit.api.config import Settings
+from dehvf_kit.data.issues import Issue, note
+from dehvf_kit.data.samples import ImageFile, Sample
+from dehvf_kit.data.tar_shards import HeldImage
+from dehvf_kit.errors import DataError, did_you_mean, listing, shown
+
+PLACEHOLDER = "<image>"
+PLURAL = "images"
+VIDEOS = ("video", "videos")
+INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__", "__key__", "__url__")
+"""Columns that pandas and webdataset add by themselves."""
+IMAGE_ENDING = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|ppm|jp2)$", re.IGNORECASE)
+EXACT_INTEGERS = 2**53
+
+
+class TableColumns(Settings):
+    """Which column holds what; those of id, image and kind may be missing from the table."""
+
+    id: str = Field("id", description="a unique name; the row's number where there is no such column")
+    image: str = Field("image", description="a path beside the file (or under `images`), or the picture itself")
+    question: str = Field("question", description="the question")
+    answer: str = Field("answer", description="the answer: a text, a number, or a list whose first text is meant")
+    kind: str = Field("kind", description="what groups the scores, such as a question type")
+
+
+class RowFaultError(DataError):
+    """A row that cannot be used: `kind` groups such rows in reports."""
+
+    def __init__(self, detail: str, place: str, kind: str) -> None:
+        super().__init__(f"{place}: {detail}")
+        self.kind = kind
+
+
+class RowReader:
+    """Makes samples of rows and remembers which columns they had.
+
+    Args:
+        columns: which column holds what.
+        notes: gains an issue for every value that was read in another form than it was given; None: they are not kept.
+        advice: closes messages about a column, `set data.columns` where they can be set.
+    """
+
+    def __init__(self, columns: TableColumns, notes: list[Issue] | None = None, advice: str = "") -> None:
+        self.columns, self.notes, self.advice = columns, notes, advice
+        self.seen: Counter[str] = Counter()
+        self._images: set[str] = set()
+
+    def sample(self, row: Mapping[str, Any], place: str, folder: Path, key: Any = None) -> Sample:
+        """The sample of a row.
+
+        Args:
+            row: values by column; an image cell may also hold an `ImageFile`.
+            place: names the row in messages.
+            folder: where relative image paths begin.
+            key: the id of a row that has none; `place` where left out.
+
+        Raises:
+            RowFaultError: naming place, column and value, for a row that cannot be used.
+        """
+        columns = self.columns
+        self._remember(row)
+        own, kind = named(row.get(columns.id), place if key is None else key), named(row.get(columns.kind), "")
+        for column, found in ((columns.id, own), (columns.kind, kind)):
+            if found is None:
+                raise RowFaultError(
+                    f"'{column}' must be a text or a number, given {shown(row[column])}", place, "id or kind is no text"
+                )
+        question = row.get(columns.question)
+        if not isinstance(question, str) or not question.strip():
+            raise self._fault(place, "empty question", columns.question, question)
+        try:
+            answer, remark = answer_of(row.get(columns.answer))
+        except DataError as error:
+            raise self._fault(place, str(error), columns.answer, row.get(columns.answer)) from None
+        image = self._image(row, place, folder)
+        question = self.question(question, place, image is not None)
+        if remark:
+            self.note(remark, place)
+        return Sample(str(own), question, answer, image, str(kind))
+
+    def question(self, text: str, place: str, has_image: bool) -> str:
+        """A question without the placeholder before or after it. Raises: RowFaultError for one that stands for no image."""
+        count, text = without_placeholders(text)
+        if count and not has_image:
+            raise RowFaultError(
+                f"the text has {PLACEHOLDER}, the row has no image", place, "placeholder without an image"
+            )
+        if count > 1:
+            raise RowFaultError(f"{count} x {PLACEHOLDER}; a sample has one image at most", place, "several images")
+        if PLACEHOLDER in text:
+            self.note(f"{PLACEHOLDER} inside a text, kept as text", place)
+        if not text.strip():
+            raise RowFaultError(f"there is no text beside {PLACEHOLDER}", place, "empty question")
+        return text
+
+    def note(self, kind: str, place: str, detail: str = "") -> None:
+        """Note something that stops nothing."""
+        if self.notes is not None:
+            self.notes.append(Issue(kind, place, detail, fatal=False))
+
+    def missing_columns(self) -> Iterator[tuple[str, Issue]]:
+        """A fault for a column of questions or answers that no row has, and the kind of the rows' own faults that it explains."""
+        for field, kind in (("question", "empty question"), ("answer", "answer is missing")):
+            column = getattr(self.columns, field)
+            if self.seen and column not in self.seen:
+                near = did_you_mean(column, self.seen)
+                detail = f"no row has it{near} Columns: {listing(self.seen)}; {self.advice}"
+                yield kind, Issue("missing column", column, detail)
+
+    def unread(self, has_images: bool) -> Iterator[Issue]:
+        """Columns that no field reads. has_images: False where no sample has an image; a column of images is then a fault."""
+        fields = self.columns.model_dump()
+        known = {*fields.values(), *INDEX_COLUMNS, *((PLURAL,) if fields["image"] == "image" else ())}
+        free = [field for field, column in fields.items() if column not in self.seen]
+        for column, count in self.seen.items():
+            if column in known:
+                continue
+            near = did_you_mean(column, free).rstrip(".")
+            if column in self._images and not has_images:
+                yield Issue("images in a column that is not read", column, f"set data.columns.image={column}")
+            else:
+                yield Issue("column that is not read", column, f"{count:,} rows{near}", fatal=False)
+
+    def _remember(self, row: Mapping[str, Any]) -> None:
+        for column, value in row.items():
+            if value is not None and value != "":
+                self.seen[column] += 1
+                if column not in self._images and looks_like_image(value):
+                    self._images.add(column)
+
+    def _fault(self, place: str, kind: str, column: str, value: Any) -> RowFaultError:
+        advice = f"; {self.advice}" if self.advice else ""
+        why = "a truth value; write the words to be learned" if isinstance(value, bool) else ""
+        given = f"{shown(value)}, {why}" if why else shown(value)
+        return RowFaultError(f"'{column}' must be a text, given {given}{advice}", place, kind)
+
+    def _image(self, row: Mapping[str, Any], place: str, folder: Path) -> Path | ImageFile | None:
+        column = self.columns.image
+        cell = row.get(column)
+        if not cell and column == "image" and row.get(PLURAL):
+            column, cell = PLURAL, row[PLURAL]
+        image = image_of(cell, column, place, folder)
+        if image is None:
+            for name in VIDEOS:
+                if row.get(name) and name not in self.columns.model_dump().values():
+                    raise RowFaultError(
+                        f"'{name}' is given, which is not read; a sample has one image at most", place, "video"
+                    )
+        return image
+
+
+def image_of(cell: Any, column: str, place: str, folder: Path) -> Path | ImageFile | None:
+    """The image in a cell: a path beside the file, bytes, a data URI, a `datasets` image, or a list of one of these.
+
+    Raises: RowFaultError for several images, an address on the net, and whatever else is no image.
+    """
+    if isinstance(cell, Sequence) and not isinstance(cell, (str, bytes)):
+        cells = [one for one in cell if one is not None and one != ""]
+        if len(cells) > 1:
+            raise RowFaultError(
+                f"'{column}' holds {len(cells)}; a sample has one image at most", place, "several images"
+            )
+        cell = cells[0] if cells else None
+    if isinstance(cell, Mapping) and cell.keys() <= {"bytes", "path"}:
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if cell is None or cell == "":
+        return None
+    if isinstance(cell, bytes):
+        return HeldImage(place, cell)
+    if isinstance(cell, str):
+        return _named_image(cell, column, place, folder)
+    if hasattr(cell, "read_bytes"):
+        return cell
+    raise RowFaultError(f"'{column}' must be a path or an image, given {shown(cell)}", place, "not an image")
+
+
+def _named_image(text: str, column: str, place: str, folder: Path) -> Path | ImageFile:
+    if text.startswith(("http://", "https://")):
+        raise RowFaultError(
+            f"'{column}' is an address, {shown(text)}; download the image, and name its file",
+            place,
+            "image is an address",
+        )
+    if not text.startswith("data:"):
+        return folder / text.removeprefix("file://")
+    head, _, data = text.partition(",")
+    try:
+        return HeldImage(place, base64.b64decode(data, validate=True))
+    except (binascii.Error, ValueError):
+        raise RowFaultError(
+            f"'{column}' is a data URI without base64 data: {shown(head)}", place, "not an image"
+        ) from None
+
+
+def looks_like_image(value: Any) -> bool:
+    """Whether a cell that nothing reads looks like an image or like the path of one."""
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    if isinstance(value, Mapping):
+        return "bytes" in value
+    if isinstance(value, str):
+        return bool(IMAGE_ENDING.search(value)) or value.startswith("data:image/")
+    return isinstance(value, bytes) or hasattr(value, "read_bytes")
+
+
+def without_placeholders(text: str) -> tuple[int, str]:
+    """How many `<image>` stand before and after a text, and the text without them; those inside it are text."""
+    count = 0
+    while True:
+        bare = text.strip().removeprefix(PLACEHOLDER).removesuffix(PLACEHOLDER)
+        if len(bare) == len(text.strip()):
+            return count, text.strip() if count else text
+        count += (len(text.strip()) - len(bare)) // len(PLACEHOLDER)
+        text = bare
+
+
+def answer_of(value: Any) -> tuple[str, str]:
+    """An answer as text, and what to note of it: a text, a number, or the first of a list.
+
+    Raises: DataError for a missing value and for what is neither; its message is the kind of fault.
+    """
+    remark = ""
+    if isinstance(value, (list, tuple)):
+        given = [one for one in value if not is_missing(one)]
+        remark = "several answers, the first is read" if len(given) > 1 else ""
+        value = given[0] if given else None
+    if is_missing(value):
+        raise DataError("answer is missing")
+    if isinstance(value, float) and value.is_integer():
+        remark = remark or "whole number given as a decimal, read as a whole number"
+    text = named(value, None)
+    if text is None:
+        raise DataError("answer is no text")
+    return text, remark
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is null or not a number."""
+    return value is None or (isinstance(value, (float, Decimal)) and math.isnan(value))
+
+
+def named(value: Any, default: Any) -> str | None:
+    """A text or number as a text, a whole number without a point; `default` for a missing value, None for anything else."""
+    value = default if is_missing(value) else value
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_INTEGERS:
+        return str(int(value))
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+def read_rows(
+    rows: Iterable[tuple[int, str, Mapping[str, Any]]],
+    reader: RowReader,
+    folder: Path,
+    issues: list[Issue] | None,
+    numbered: set[str] | None = None,
+) -> Iterator[Sample]:
+    """Samples of rows, given as (number, place, row). Rows that cannot be used are added to `issues`; None: they are raised.
+
+    Raises: DataError for the first faulty row, where `issues` is None.
+    """
+    seen: set[str] = set()
+    has_images = False
+    for number, place, row in rows:
+        try:
+            sample = reader.sample(row, place, folder, number)
+            if sample.id in seen:
+                raise RowFaultError(f"id '{sample.id}' appears twice", place, "id twice")
+        except RowFaultError as error:
+            note(issues, Issue(error.kind, place), error)
+            continue
+        seen.add(sample.id)
+        if numbered is not None and is_missing(row.get(reader.columns.id)):
+            numbered.add(sample.id)
+        has_images = has_images or sample.image is not None
+        yield sample
+    if issues is not None:
+        kinds = {issue.kind for issue in issues}
+        missing = {kind: issue for kind, issue in reader.missing_columns() if kind in kinds}
+        issues[:] = [issue for issue in issues if issue.kind not in missing]
+        issues += [*missing.values(), *reader.unread(has_images)]

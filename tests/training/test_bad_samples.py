@@ -43,7 +43,7 @@ def spoilt(world: Path, tmp_path: Path) -> Path:
 
 def test_by_default_the_first_one_ends_the_run(spoilt: Path, command: Command, tmp_path: Path) -> None:
     ended = command("train", spoilt / "tiny.yaml", *SHORT, "--output", tmp_path / "run")
-    assert ended.code == 1 and "train.jsonl:1: not JSON" in ended.err
+    assert ended.code == 1 and "train.jsonl:1 (not JSON" in ended.err
     assert not (tmp_path / "run" / "adapter").exists()
 
 

@@ -45,7 +45,7 @@ test: $(VENV)/.test
 # What takes long: browser, wheel, site, documentation blocks, several processes, whole matrices, many kills and mutations.
 nightly: $(VENV)/.test docs
 	@echo "== running the long tests"
-	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) -m "(nightly or demo) and not gpu" -rs $(TESTS)
+	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) -m "nightly and not gpu and not demo" -rs $(TESTS)
 
 fuzz: $(VENV)/.test
 	@echo "== 20,000 mutated recipes, adapter configs and data sets"

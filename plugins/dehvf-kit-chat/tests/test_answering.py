@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 import torch
 from bad_files.ground import HANDLED, Case, Ground
-from bad_files.picture_cases import PICTURES
+from bad_files.image_cases import IMAGES
 from chat_helpers import NEW_TOKENS, save
 from dehvf_kit_chat.answering import MAX_CHARACTERS, Answerer, Turn, Upload, load_answerer
 from dehvf_kit_chat.depth_panel import depth_panel
@@ -122,7 +122,7 @@ def test_the_recipes_temperature_is_where_the_page_begins(adapter: Path, seeing:
     assert load_answerer(adapter, ["generation.do_sample=true", "generation.temperature=0.7"]).temperature == 0.7
 
 
-@pytest.mark.parametrize("bad", [case for case in PICTURES if not case.needs], ids=lambda case: case.name)
+@pytest.mark.parametrize("bad", [case for case in IMAGES if not case.needs], ids=lambda case: case.name)
 def test_every_kind_of_bad_picture(bad: Case, seeing: Answerer, world: Path, adapter: Path, tmp_path: Path) -> None:
     """The kit's reader, with the name that the owner knows; a folder's name is nobody's business."""
     file = Path(str(bad.make(Ground(tmp_path, world, adapter))[1]))

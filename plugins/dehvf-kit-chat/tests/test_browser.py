@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from bad_files.picture_cases import png
+from bad_files.image_cases import png
 from chat_helpers import Speaker
 from helpers import LAYERS, VISION_LAYERS
 from PIL import Image

@@ -91,7 +91,7 @@ class RowReader:
             answer, remark = answer_of(row.get(columns.answer))
         except DataError as error:
             raise self._fault(place, str(error), columns.answer, row.get(columns.answer)) from None
-        image = self._image(row, place, folder)
+        image = self.image(row, place, folder)
         question = self.question(question, place, image is not None)
         if remark:
             self.note(remark, place)
@@ -153,7 +153,8 @@ class RowReader:
         given = f"{shown(value)}, {why}" if why else shown(value)
         return RowFaultError(f"'{column}' must be a text, given {given}{advice}", place, kind)
 
-    def _image(self, row: Mapping[str, Any], place: str, folder: Path) -> Path | ImageFile | None:
+    def image(self, row: Mapping[str, Any], place: str, folder: Path) -> Path | ImageFile | None:
+        """The image of a row. Raises: RowFaultError for several images, for a video, and for what is no image."""
         column = self.columns.image
         cell = row.get(column)
         if not cell and column == "image" and row.get(PLURAL):

@@ -17,6 +17,7 @@ LETTERS = ascii_uppercase
 ANSWER_START = "The answer is"
 NO_CONTEXT = "N/A"
 _SAID = re.compile(r"(?i:answer\s+is):?\s*\(?([A-Z])(?![A-Za-z])")
+_STARTED = re.compile(r"^\s*(?i:the answer is):?")
 _ALONE = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])\s*(?:[.:),]|$))")
 _MARKED = re.compile(r"\(([A-Z])\)")
 
@@ -104,18 +105,20 @@ def _reason(problem: Problem, letters: str) -> str:
 def choice_of(text: str, choices: Sequence[str]) -> int | None:
     """The index of the choice that a text names; None where it names none, never a guess.
 
-    In this order: the words of exactly one choice; `the answer is B` (the first, where the text begins so, else the last);
-    a letter alone at the beginning, `B`, `B.`, `(B)`; one single letter in brackets anywhere. A letter beyond the choices
-    names none.
+    In this order: the words of exactly one choice, first in the same case, then in any; `the answer is B` (the first, where the
+    text begins so, else the last); a letter alone at the beginning, `B`, `B.`, `(B)`; one single letter in brackets anywhere.
+    A letter beyond the choices names none, and neither does one that begins a phrase, as in `The answer is A Breath of Air`.
     """
-    words = _words(text.strip().removeprefix(ANSWER_START))
-    same = [number for number, choice in enumerate(choices) if len(words) > 1 and _words(choice) == words]
-    if len(same) == 1:
-        return same[0]
-    said, alone, marked = _SAID.findall(text), _ALONE.match(text), set(_MARKED.findall(text))
+    said_words = _STARTED.sub("", text)
+    for tidied in (str.strip, _bare, lambda words: _bare(words).lower()):
+        words = tidied(said_words)
+        same = [number for number, choice in enumerate(choices) if len(words) > 1 and tidied(choice) == words]
+        if len(same) == 1:
+            return same[0]
+    said, alone, marked = list(_SAID.finditer(text)), _ALONE.match(text), set(_MARKED.findall(text))
     letter = ""
     if said:
-        letter = said[0] if text.lstrip().startswith(ANSWER_START) else said[-1]
+        letter = _letter(said[0] if text.lstrip().startswith(ANSWER_START) else said[-1], choices)
     elif alone and marked <= {alone[1] or alone[2]}:
         letter = alone[1] or alone[2]
     elif len(marked) == 1:
@@ -124,5 +127,16 @@ def choice_of(text: str, choices: Sequence[str]) -> int | None:
     return index if 0 <= index < len(choices) else None
 
 
-def _words(text: str) -> str:
-    return " ".join(text.lower().strip().strip(".!:;,\"'").split())
+def _letter(said: re.Match[str], choices: Sequence[str]) -> str:
+    """The letter that is said; nothing where it is the first word of a phrase, unless that is the letter's own choice."""
+    after, index = said.string[said.end() :], LETTERS.find(said[1])
+    phrase = re.match(r"[ \t]+(?=[A-Za-z])", after)
+    if not phrase or re.match(r"\s+(?:because|since|as)\b", after, re.IGNORECASE):
+        return said[1]
+    own = index < len(choices) and _bare(after).lower().startswith(_bare(choices[index]).lower())
+    return said[1] if own else ""
+
+
+def _bare(text: str) -> str:
+    """A text without outer punctuation and repeated spaces."""
+    return " ".join(text.strip().strip(".!:;,\"'").split())

@@ -97,8 +97,8 @@ def test_a_conversation_is_a_sample_for_each_answer(tmp_path: Path, lines: bool)
     [
         ({"conversations": TALK[:1]}, "turns of human and gpt in pairs"),
         ({"conversations": TALK[1:3]}, "turn 0 is not from human: 'gpt'"),
-        ({"conversations": [{"from": "human", "value": "<image>"}, TALK[1]]}, "turn 0 is empty"),
-        ({"conversations": TALK, "image": 3}, "'image' must be a path, given 3"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, TALK[1]], "image": "a"}, "there is no text beside"),
+        ({"conversations": TALK, "image": 3}, "'image' must be a path or an image, given 3"),
         ("text", "wants `conversations`"),
     ],
 )
@@ -107,10 +107,35 @@ def test_what_is_no_conversation(tmp_path: Path, row: object, message: str) -> N
         LlavaDataConfig(train=talks(tmp_path, row)).samples("train")
 
 
-def test_a_conversation_id_twice(tmp_path: Path) -> None:
-    row = {"id": "a", "conversations": TALK}
-    with pytest.raises(DataError, match="id twice: a"):
-        LlavaDataConfig(train=talks(tmp_path, row, row)).samples("train")
+def test_repeated_ids_are_normal_and_made_unique(tmp_path: Path) -> None:
+    row = {"id": "a", "conversations": TALK[2:]}
+    reading = LlavaDataConfig(train=talks(tmp_path, row, row)).read("train")
+    assert [one.id for one in reading.samples] == ["a/0", "a#2/0"] and reading.issues == []
+
+
+def test_a_tag_in_a_conversation_is_text(tmp_path: Path) -> None:
+    tags = [{"from": "human", "value": "What is <image> in SVG?"}, {"from": "gpt", "value": "<image> is a tag."}]
+    reading = LlavaDataConfig(train=talks(tmp_path, {"conversations": tags})).read("train")
+    assert [(one.question, one.answer) for one in reading.samples] == [("What is <image> in SVG?", "<image> is a tag.")]
+    assert not any(issue.fatal for issue in reading.issues) and reading.issues
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"images": ["a.png", "b.png"]}, "several images"),
+        ({"video": "a.mp4"}, "video"),
+        ({}, "placeholder without an image"),
+    ],
+)
+def test_conversations_that_cannot_be_used_are_named(tmp_path: Path, fields: dict, kind: str) -> None:
+    (issue,) = LlavaDataConfig(train=talks(tmp_path, {"conversations": TALK, **fields})).read("train").issues
+    assert (issue.kind, issue.fatal) == (kind, True)
+
+
+def test_a_list_of_one_image_in_a_conversation(tmp_path: Path) -> None:
+    file = talks(tmp_path, {"images": ["a.png"], "conversations": TALK})
+    assert LlavaDataConfig(train=file).samples("train")[0].image == tmp_path / "a.png"
 
 
 COLUMNS = {"id": "question_id", "image": "file", "question": "ask", "answer": "answers", "kind": "about"}

@@ -184,6 +184,22 @@ def test_the_choice_a_text_names(text: str, index: int | None) -> None:
     assert choice_of(text, choices) == index
 
 
+@pytest.mark.parametrize(
+    ("text", "choices", "index"),
+    [
+        ("dear uncle Bob,", ("Dear Uncle Bob,", "dear uncle Bob,"), 1),
+        ("The answer is Dear Uncle Bob,", ("Dear Uncle Bob,", "dear uncle Bob,"), 0),
+        ("DEAR UNCLE BOB,", ("Dear Uncle Bob,", "dear uncle Bob,"), None),
+        ("The answer is A Breath of Fresh Air", ("a tale", "A Breath of Fresh Air"), 1),
+        ("The answer is A Breath of Fresh Air", ("a tale", "a breath"), None),
+        ("The answer is B a breath", ("a tale", "a breath"), 1),
+        ("The answer is B because it is.", ("a tale", "a breath"), 1),
+    ],
+)
+def test_words_come_before_letters_and_case_counts(text: str, choices: tuple[str, ...], index: int | None) -> None:
+    assert choice_of(text, choices) == index
+
+
 FAULTS = {
     "no choices": {"choices": []},
     "empty choice": {"choices": ["red", " "]},

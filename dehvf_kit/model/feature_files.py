@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.features import FeatureStore
+from dehvf_kit.model.features_in_use import in_use, mark, one_at_a_time
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -69,7 +70,8 @@ class Need:
 class FeatureFiles(FeatureStore):
     """A `FeatureStore` on disk, memory-mapped when read; several processes may fill and read one folder.
 
-    limit: bytes the folder may hold in all, 0 for any number; the images longest unused make room. A file is written
+    limit: bytes the folder may hold in all, 0 for any number; the images longest unused make room, but
+    none that a running process needs. A file is written
     under another name and renamed when whole, so a kill leaves none half-written; its checksum is compared when a process
     first reads it. Raises: DataError where a vision adapter is trained, or the processor's settings cannot be told.
     """
@@ -124,7 +126,8 @@ class FeatureFiles(FeatureStore):
         samples = list({one.image: one for one in samples if one.image}.values())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(samples)
+            with one_at_a_time(self.root):
+                self._make_room(samples)
             return super().fill(samples[share[0] :: share[1]], batch_size, progress)
         except OSError as error:
             raise DataError(
@@ -195,19 +198,8 @@ class FeatureFiles(FeatureStore):
             if os.path.exists(file):
                 os.utime(file)
         kept = sorted(_files(self.root), key=lambda entry: entry[1])
-        held = sum(size for _, _, size in kept)
         if self.limit:
-            for file, _, size in kept:
-                if held + need.bytes <= self.limit:
-                    break
-                if file not in mine:
-                    file.unlink(missing_ok=True)
-                    held -= size
-            if held + need.bytes > self.limit:
-                raise DataError(
-                    f"{self.root}: these images' features take {shown_bytes(held + need.bytes)}, training.cache_limit_gib is "
-                    f"{self.limit / 2**30:g}; raise it, set training.cache_dtype=bfloat16, or training.cache_features=false"
-                )
+            self._remove_unused(kept, need, mine)
         free = shutil.disk_usage(self.folder).free
         if need.bytes + SPARE_BYTES > free and need.missing:
             raise DataError(
@@ -216,6 +208,28 @@ class FeatureFiles(FeatureStore):
                 "name another folder by training.cache_folder, set training.cache_dtype=bfloat16, or "
                 "training.cache_features=false"
             )
+        mark(self.root, mine, self)
+
+    def _remove_unused(self, kept: list[tuple[Path, float, int]], need: Need, mine: set[Path]) -> None:
+        """Remove what was longest unused until the limit is kept; never what a running process needs."""
+        used = in_use(self.root) - mine
+        held = sum(size for _, _, size in kept)
+        others = sum(size for file, _, size in kept if file in used)
+        free = sum(size for file, _, size in kept if file not in mine and file not in used)
+        if held - free + need.bytes > self.limit:
+            taken = shown_bytes(held - free + need.bytes)
+            taken += f", {shown_bytes(others)} of it for runs that are going on" if others else ""
+            raise DataError(
+                f"{self.root}: these images' features take {taken}, training.cache_limit_gib is "
+                f"{self.limit / 2**30:g}; raise it, set training.cache_dtype=bfloat16, or "
+                "training.cache_features=false"
+            )
+        for file, _, size in kept:
+            if held + need.bytes <= self.limit:
+                break
+            if file not in mine and file not in used:
+                file.unlink(missing_ok=True)
+                held -= size
 
 
 def cached_features(model: DehvfModel, config: TrainingConfig) -> FeatureStore:

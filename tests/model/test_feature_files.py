@@ -113,8 +113,8 @@ def test_a_damaged_file_is_not_served(model: DehvfModel, samples: list[Sample], 
 
 
 def test_the_longest_unused_make_room(model: DehvfModel, samples: list[Sample], tmp_path: Path) -> None:
-    first = FeatureFiles(model, folder=tmp_path / "cache")
-    first.fill(samples[:2])
+    FeatureFiles(model, folder=tmp_path / "cache").fill(samples[:2])
+    first = FeatureFiles(model, folder=tmp_path / "cache")  # marks nothing as needed
     size = first.need(samples).bytes_per_image
     os.utime(first.file(samples[0]), (1, 1))
     FeatureFiles(model, folder=tmp_path / "cache", limit=int(2.5 * size)).fill(samples[1:3])
@@ -188,3 +188,36 @@ def test_a_trained_encoder_is_refused(samples: list[Sample], tmp_path: Path) -> 
 
 def test_worker_processes_take_the_store_without_its_model(model: DehvfModel, tmp_path: Path) -> None:
     assert FeatureFiles(model, folder=tmp_path).__getstate__()["model"] is None
+
+
+def test_two_runs_under_one_limit_do_not_take_each_others_features(model, samples, tmp_path: Path) -> None:
+    first = FeatureFiles(model, folder=tmp_path / "cache")
+    first.fill(samples[:2])
+    limit = int(2.5 * first.file(samples[0]).stat().st_size)
+    second = FeatureFiles(model, folder=tmp_path / "cache", limit=limit)
+    with pytest.raises(DataError, match="MiB of it for runs that are going on, training.cache_limit_gib"):
+        second.fill(samples[2:3])
+    assert all(first.read(sample) is not None for sample in samples[:2])
+    del second
+    second = FeatureFiles(model, folder=tmp_path / "cache", limit=limit)
+    second.fill(samples[1:2])
+    del first
+    third = FeatureFiles(model, folder=tmp_path / "cache", limit=limit)
+    third.fill(samples[2:3])
+    assert [third.file(sample).exists() for sample in samples[:3]] == [False, True, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked and killed")
+def test_a_killed_run_protects_nothing(model, samples, tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        store = FeatureFiles(model, folder=tmp_path / "cache")
+        store.fill(samples[:2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert list((tmp_path / "cache").glob("in-use-*"))
+    store = FeatureFiles(model, folder=tmp_path / "cache")
+    store.limit = int(2.5 * store.file(samples[0]).stat().st_size)
+    store.fill(samples[1:3])
+    assert [store.file(sample).exists() for sample in samples[:3]] == [False, True, True]
+    assert len(list((tmp_path / "cache").glob("in-use-*"))) == 1, "its list is gone"

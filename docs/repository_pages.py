@@ -18,6 +18,7 @@ PAGES = {
     "findings.md": "findings/README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
     **{
         f"plugins/{readme.parent.name}.md": f"plugins/{readme.parent.name}/README.md"
         for readme in sorted(ROOT.glob("plugins/*/README.md"))

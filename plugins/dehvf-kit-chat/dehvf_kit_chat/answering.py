@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import IO, Any
+from typing import Any
 
 from dehvf_kit_report.inside import look_inside
 from transformers import StoppingCriteriaList, TextIteratorStreamer
@@ -19,26 +19,11 @@ from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import asked, prompts
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.model.run import BEAMS, SAMPLING
+from dehvf_kit_chat.uploads import Upload
 
 MAX_CHARACTERS = 20_000
 """What is read of a question before its tokens are counted."""
 MAX_TEMPERATURE = 2.0
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An image that somebody handed over; messages call it by its name, not by where it is kept."""
-
-    file: Path
-
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        return self.file.open(mode)  # type: ignore[return-value]
-
-    def read_bytes(self) -> bytes:
-        return self.file.read_bytes()
-
-    def __str__(self) -> str:
-        return self.file.name
 
 
 @dataclass(frozen=True)

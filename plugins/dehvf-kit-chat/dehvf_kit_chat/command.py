@@ -48,6 +48,8 @@ def chat(
 
             adapters.append(load_answerer(folder, overrides))
     from dehvf_kit_chat.page import chat_page
+    from dehvf_kit_chat.uploads import Uploads
 
     print(f"{address(bound)}  (this machine alone; ctrl-C ends it)", flush=True)
-    serve(chat_page(adapters), bound, max_upload_mb, open_browser)
+    uploads = Uploads(max_upload_mb)
+    serve(chat_page(adapters, uploads), bound, uploads, open_browser)

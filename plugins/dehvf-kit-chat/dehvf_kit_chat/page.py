@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import gradio as gr
 import torch
@@ -14,27 +13,35 @@ from torch.cuda import OutOfMemoryError
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.data.images import read_image
 from dehvf_kit.errors import DehvfError
-from dehvf_kit_chat.answering import MAX_TEMPERATURE, Answerer, Upload
+from dehvf_kit_chat.answering import MAX_TEMPERATURE, Answerer
 from dehvf_kit_chat.depth_panel import depth_panel
+from dehvf_kit_chat.guard import COOKIE
+from dehvf_kit_chat.image_field import image_field
+from dehvf_kit_chat.uploads import Upload, Uploads
 
 PREVIEW = 360  # pixels of the longer side
 WAITING = 32  # questions that may wait; the next is told that there are too many
-HOUR = 3600
 log = logging.getLogger(__name__)
 Shown = tuple[str, str, str]
 
 
-def chat_page(adapters: Sequence[Answerer]) -> gr.Blocks:
+def chat_page(adapters: Sequence[Answerer], uploads: Uploads) -> gr.Blocks:
     """The page for one adapter, or for several side by side, which answer the same question."""
     title = "Ask about an image"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<h1>{title}</h1>", elem_id="title")
         with gr.Row():
             with gr.Column(min_width=280):
-                file = gr.File(label="Image: drop it here", height=140, elem_id="image")
+                image = image_field(uploads)
                 preview = gr.HTML(elem_id="preview")
             with gr.Column(min_width=280):
-                question = gr.Textbox(label="Question", lines=2, max_lines=8, autofocus=True, elem_id="question")
+                question = gr.Textbox(
+                    label="Question",
+                    info="Enter sends, Shift+Enter makes a new line",
+                    max_lines=8,
+                    autofocus=True,
+                    elem_id="question",
+                )
                 temperature = gr.Slider(
                     *(0, MAX_TEMPERATURE, adapters[0].temperature),
                     step=0.1,
@@ -56,8 +63,8 @@ def chat_page(adapters: Sequence[Answerer]) -> gr.Blocks:
                 running.append(
                     gr.on(
                         [ask.click, question.submit],
-                        replies(adapter),
-                        [question, file, temperature],
+                        replies(adapter, uploads),
+                        [question, image, temperature],
                         [answer, depths, fault],
                         concurrency_limit=1,
                         show_progress="minimal",
@@ -66,29 +73,31 @@ def chat_page(adapters: Sequence[Answerer]) -> gr.Blocks:
                     )
                 )
         stop.click(None, cancels=running)
-        file.change(look, file, preview, show_progress="hidden", api_visibility="private")
+        image.change(looks(uploads), image, preview, show_progress="hidden", api_visibility="private")
     page.queue(max_size=WAITING)
     return page
 
 
-def look(file: str | None) -> str:
-    """An image as it is read, small; what is wrong with it where it is not."""
-    if file is None:
-        return ""
-    upload = Upload(Path(file))
-    try:
-        return f"<img alt='{text(upload)}' src='{inline_image(read_image(upload), PREVIEW)}'>"
-    except DehvfError as error:
-        return fault_box(str(error))
+def looks(uploads: Uploads) -> Callable[[str | None, gr.Request], str]:
+    """What the page calls when an image was uploaded: the image as it is read, small, or what is wrong with it."""
+
+    def look(id: str | None, request: gr.Request) -> str:
+        try:
+            upload = uploaded(uploads, id, request)
+            return f"<img alt='{text(upload)}' src='{inline_image(read_image(upload), PREVIEW)}'>" if upload else ""
+        except DehvfError as error:
+            return fault_box(str(error))
+
+    return look
 
 
-def replies(adapter: Answerer) -> Callable[[str, str | None, float], Iterator[Shown]]:
+def replies(adapter: Answerer, uploads: Uploads) -> Callable[[str, str | None, float, gr.Request], Iterator[Shown]]:
     """What the page calls when something is asked: answer, weights and fault, again and again while the answer grows."""
 
-    def reply(question: str, file: str | None, temperature: float) -> Iterator[Shown]:
+    def reply(question: str, id: str | None, temperature: float, request: gr.Request) -> Iterator[Shown]:
         said = depths = ""
         try:
-            for turn in adapter.answer(question, Upload(Path(file)) if file else None, temperature):
+            for turn in adapter.answer(question or "", uploaded(uploads, id, request), temperature):
                 said, depths = turn.answer, depths or depth_panel(turn)
                 yield said, depths, ""
             if not said:
@@ -103,6 +112,11 @@ def replies(adapter: Answerer) -> Callable[[str, str | None, float], Iterator[Sh
             yield said, depths, fault_box(f"{adapter.name} could not answer: {first_line(error)}")
 
     return reply
+
+
+def uploaded(uploads: Uploads, id: str | None, request: gr.Request) -> Upload | None:
+    """The image of an id that a page sent; None where it sent none. Raises: DataError for another session's."""
+    return uploads.find(request.cookies.get(COOKIE, ""), id) if id else None
 
 
 def fault_box(message: str) -> str:

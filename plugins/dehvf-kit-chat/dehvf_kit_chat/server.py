@@ -5,23 +5,17 @@ from __future__ import annotations
 import errno
 import socket
 import webbrowser
-from typing import Any
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from dehvf_kit.errors import DehvfError
+from dehvf_kit_chat.guard import Guard
 from dehvf_kit_chat.style import CSS, theme
+from dehvf_kit_chat.uploads import Uploads
 
 HOST = "127.0.0.1"
-# Whatever the page's scripts ask for, the browser fetches from here alone.
-POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "connect-src 'self' data: blob:; frame-ancestors 'none'"
-)
-HEADERS = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
 PATIENCE_S = 1  # what open connections get when the server ends
 
 
@@ -44,10 +38,18 @@ def address(bound: socket.socket) -> str:
     return f"http://{HOST}:{bound.getsockname()[1]}"
 
 
-def serve(page: gr.Blocks, bound: socket.socket, max_upload_mb: float, open_browser: bool = False) -> None:
-    """Answer requests until ctrl-C or SIGTERM. Files of more than `max_upload_mb` MiB are refused."""
-    app = _application(page, max_upload_mb)
-    config = uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=PATIENCE_S)
+def serve(page: gr.Blocks, bound: socket.socket, uploads: Uploads, open_browser: bool = False) -> None:
+    """Answer requests until ctrl-C, SIGTERM or SIGHUP.
+
+    Args:
+        page: what `chat_page` made.
+        bound: what `listen` returned.
+        uploads: the images that the page's functions look up.
+        open_browser: whether to open the page.
+    """
+    config = uvicorn.Config(
+        application(page, uploads), log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=PATIENCE_S
+    )
     if open_browser:
         webbrowser.open(address(bound))
     try:
@@ -58,35 +60,16 @@ def serve(page: gr.Blocks, bound: socket.socket, max_upload_mb: float, open_brow
         bound.close()
 
 
-class _WithHeaders:
-    """Adds the policy to every answer."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *HEADERS]
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
-
-
-def _application(page: gr.Blocks, max_upload_mb: float) -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_WithHeaders)
-    # A page elsewhere whose name was made to point here gets nothing.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    return gr.mount_gradio_app(
-        app,
+def application(page: gr.Blocks, uploads: Uploads) -> Guard:
+    """The page behind its guard."""
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="",
         server_name=HOST,
         footer_links=[],
         run_history=False,
         show_error=True,
-        max_file_size=int(max_upload_mb * 2**20),
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
@@ -94,3 +77,4 @@ def _application(page: gr.Blocks, max_upload_mb: float) -> FastAPI:
         theme=theme(),
         css=CSS,
     )
+    return Guard(app, uploads, {number: len(function.inputs) for number, function in page.fns.items()})

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dehvf_kit_chat.answering import Turn, Upload
+import httpx
+from dehvf_kit_chat.answering import Turn
+from dehvf_kit_chat.uploads import Upload
 from helpers import randomise
 
 import dehvf_kit
+from dehvf_kit.data.images import read_image
 
 NEW_TOKENS = 12
 
@@ -21,6 +26,11 @@ def save(world: Path, folder: Path, *overrides: str, seed: int = 7) -> Path:
     randomise(model.nodes, seed)
     model.save_pretrained(folder)
     return folder
+
+
+def uploaded(file: Path) -> Upload:
+    """A file as a browser sends it."""
+    return Upload(file.name, file.read_bytes())
 
 
 class Speaker:
@@ -49,3 +59,39 @@ class Speaker:
             yield Turn("a b")
         finally:
             self.speaking -= 1
+
+
+class Pixels(Speaker):
+    """Answers with the name, the size and the first pixel of the image that it was asked about."""
+
+    def answer(self, question: str, picture: Upload | None, temperature: float) -> Iterator[Turn]:
+        self.asked.append((question, picture, temperature))
+        image = read_image(picture) if picture else None
+        yield Turn(f"{picture} {image.size} {image.getpixel((0, 0))}" if image else "no image")
+
+
+class Browser:
+    """What the page's scripts do, over HTTP: upload, join the queue, read the events."""
+
+    def __init__(self, url: str, **headers: str) -> None:
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=20, trust_env=False)
+        self.hash = secrets.token_hex(6)
+
+    def upload(self, data: bytes, name: str = "image.png", **headers: str) -> httpx.Response:
+        return self.http.post("/upload", params={"name": name}, content=data, headers=headers)
+
+    def join(self, function: int, *data: object, **more: object) -> httpx.Response:
+        call = {"data": data, "fn_index": function, "session_hash": self.hash, **more}
+        return self.http.post("/gradio_api/queue/join", json=call)
+
+    def call(self, function: int, *data: object) -> tuple[object, ...]:
+        """What a function of the page returns at last."""
+        joined = self.join(function, *data)
+        assert joined.status_code == 200, joined.text
+        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.hash}) as events:
+            for line in events.iter_lines():
+                event = json.loads(line.removeprefix("data: ")) if line else {}
+                if event.get("msg") == "process_completed":
+                    assert event["success"], event
+                    return tuple(event["output"]["data"])
+        raise AssertionError("no answer")

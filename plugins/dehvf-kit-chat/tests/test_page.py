@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -11,49 +12,63 @@ from PIL import Image
 pytest.importorskip("gradio", reason="needs the extra `chat`")
 # ruff: noqa: E402
 
+import gradio as gr
 from chat_helpers import Speaker
 from cli.commands import Command
-from dehvf_kit_chat.answering import Upload
-from dehvf_kit_chat.page import chat_page, look, replies
+from dehvf_kit_chat.guard import COOKIE
+from dehvf_kit_chat.page import chat_page, looks, replies
 from dehvf_kit_chat.server import HOST, address, listen
+from dehvf_kit_chat.uploads import Upload, Uploads
 
 from dehvf_kit.errors import DataError, DehvfError
+
+HERE = gr.Request(cookies={COOKIE: "mine"})
+
+
+class Held(Uploads):
+    """Holds one image from the start, under the id `a`."""
+
+    def __init__(self, data: bytes = b"", name: str = "a.png") -> None:
+        super().__init__(1)
+        self._kept["a"] = "mine", Upload(name, data)
 
 
 def test_a_reply_grows_and_keeps_its_panel() -> None:
     speaker = Speaker()
-    shown = list(replies(speaker)("what?", "/somewhere/a.png", 0.5))
+    shown = list(replies(speaker, Held())("what?", "a", 0.5, HERE))
     assert [said for said, _, _ in shown] == ["", "a", "a b"]
     assert all("nothing was weighed" in panel and fault == "" for _, panel, fault in shown)
-    assert speaker.asked == [("what?", Upload(Path("/somewhere/a.png")), 0.5)]
-    list(replies(speaker)("what?", None, 0))
+    assert speaker.asked == [("what?", Upload("a.png", b""), 0.5)]
+    list(replies(speaker, Held())("what?", None, 0, HERE))
     assert speaker.asked[-1] == ("what?", None, 0)
+    *_, (_, _, fault) = replies(speaker, Held())("what?", "b", 0, HERE)
+    assert "does not hold that image" in fault and len(speaker.asked) == 2
 
 
 def test_a_mistake_is_its_message_and_a_bug_leaves_the_page_up(caplog: pytest.LogCaptureFixture) -> None:
-    *_, (said, panel, fault) = replies(Speaker(DataError("<b> is empty")))("", None, 0)
+    *_, (said, panel, fault) = replies(Speaker(DataError("<b> is empty")), Held())("", None, 0, HERE)
     assert (said, fault) == ("a", "<p role='alert'>&lt;b&gt; is empty</p>") and "nothing was weighed" in panel
     assert not caplog.records
-    *_, (_, _, fault) = replies(Speaker(ZeroDivisionError("by zero")))("", None, 0)
+    *_, (_, _, fault) = replies(Speaker(ZeroDivisionError("by zero")), Held())("", None, 0, HERE)
     assert fault == "<p role='alert'>speaker &lt;1&gt; could not answer: by zero</p>"
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_look_at_the_picture(tmp_path: Path) -> None:
-    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("no picture")
-    assert look(None) == ""
-    assert look(str(tmp_path / "a.png")).startswith("<img alt='a.png' src='data:image/png;base64,")
-    said = "<p role='alert'>picture &#x27;b.png&#x27; cannot be read: it is empty or no picture</p>"
-    assert look(str(tmp_path / "b.png")) == said
+def test_a_look_at_the_image() -> None:
+    red = BytesIO()
+    Image.new("RGB", (20, 10), "red").save(red, "PNG")
+    assert looks(Held())(None, HERE) == ""
+    assert looks(Held(red.getvalue()))("a", HERE).startswith("<img alt='a.png' src='data:image/png;base64,")
+    said = looks(Held(b"no image", "b.png"))("a", HERE)
+    assert said.startswith("<p role='alert'>") and "&#x27;b.png&#x27; cannot be read: it is empty or no" in said
 
 
 def test_the_page_has_a_column_and_a_queue_of_its_own_for_each_adapter() -> None:
-    config = chat_page([Speaker(), Speaker()]).get_config_file()
+    config = chat_page([Speaker(), Speaker()], Held()).get_config_file()
     assert config["analytics_enabled"] is False
     columns = [part for part in config["components"] if str(part["props"].get("elem_id", "")).startswith("adapter")]
     assert len(columns) == 2
-    page = chat_page([Speaker(), Speaker()])
+    page = chat_page([Speaker(), Speaker()], Held())
     asking = [call for call in page.fns.values() if call.concurrency_limit == 1 and call.name == "reply"]
     assert len(asking) == 2 and len({call.concurrency_id for call in asking}) == 2
 

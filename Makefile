@@ -48,8 +48,8 @@ nightly: $(VENV)/.test docs
 	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) -m "nightly and not gpu and not demo" -rs $(TESTS)
 
 fuzz: $(VENV)/.test
-	@echo "== 20,000 mutated recipes, adapter configs and data sets"
-	DEHVF_KIT_FUZZ=20000 $(PYTEST) --durations=0 tests/fuzz
+	@echo "== 20,000 mutated recipes, adapter configs, data sets and requests of the chat page"
+	DEHVF_KIT_FUZZ=20000 $(PYTEST) --durations=0 tests/fuzz $(CHAT)/tests/test_fuzz_chat.py
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import io
 import json
-import os
 import re
 import shutil
 import time
@@ -21,8 +20,9 @@ import pytest
 import yaml
 from data.small_sets import coco, scienceqa
 from fuzz.mutations import CHANGES, ODD, TEXT_CHANGES, cut, mutated
+from fuzz.settings import share
 from helpers import LLAMA, randomise, raw_recipe, tiny_decoder, tiny_vision
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from training.conftest import WORDS, tokenizer  # noqa: F401 - a fixture
 
@@ -43,23 +43,10 @@ from dehvf_kit.recipe.files import read_with_parents
 
 pytestmark = pytest.mark.scaled
 
-EXAMPLES = int(os.environ.get("DEHVF_KIT_FUZZ", "200"))
 LIMIT_S = 2.0
 RECIPES = Path(__file__).parents[2] / "recipes"
 LAYERS = {32: 4, 40: 4, 30: 4, 24: 6, 12: 6}
 """Layers of a real tower, and of the one that stands for it here, so that a changed config costs milliseconds."""
-
-
-def share(part: float) -> Any:
-    """Hypothesis settings for a part of the examples: the same ones every time, no time limit but our own."""
-    return settings(
-        max_examples=max(1, round(EXAMPLES * part)),
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @contextlib.contextmanager

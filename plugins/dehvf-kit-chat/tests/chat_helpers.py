@@ -6,17 +6,21 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from threading import Thread
 
 import httpx
 from dehvf_kit_chat.answering import Turn
-from dehvf_kit_chat.uploads import Upload
+from dehvf_kit_chat.uploads import Upload, Uploads
 from helpers import randomise
+from PIL import Image
 
 import dehvf_kit
 from dehvf_kit.data.images import read_image
 
 NEW_TOKENS = 12
+LIMIT = 2**14
 
 
 def save(world: Path, folder: Path, *overrides: str, seed: int = 7) -> Path:
@@ -95,3 +99,26 @@ class Browser:
                     assert event["success"], event
                     return tuple(event["output"]["data"])
         raise AssertionError("no answer")
+
+
+class Page:
+    """A page on a free port. functions: its numbers by name; speaker: what was asked."""
+
+    def __init__(self) -> None:
+        from dehvf_kit_chat.page import chat_page
+        from dehvf_kit_chat.server import address, listen, serve
+
+        self.speaker, self.uploads, bound = Pixels(), Uploads(LIMIT / 2**20), listen(0)
+        blocks = chat_page([self.speaker], self.uploads)
+        self.functions = {str(function.name): number for number, function in blocks.fns.items()}
+        self.url, self.port = address(bound), bound.getsockname()[1]
+        Thread(target=serve, args=(blocks, bound, self.uploads), daemon=True).start()
+
+    def browser(self, **headers: str) -> Browser:
+        return Browser(self.url, **headers)
+
+
+def png(colour: str, side: int = 8) -> bytes:
+    written = BytesIO()
+    Image.new("RGB", (side, side), colour).save(written, "PNG")
+    return written.getvalue()

@@ -11,41 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the extra `chat`")
 # ruff: noqa: E402
 
-from chat_helpers import Browser, Pixels
+from chat_helpers import LIMIT, Browser, Page, png
 from dehvf_kit_chat.guard import COOKIE, MAX_BODY
-from dehvf_kit_chat.page import chat_page
-from dehvf_kit_chat.server import address, listen, serve
 from dehvf_kit_chat.uploads import INCOMING, KEPT, KEPT_SIZES, Uploads
 
 from dehvf_kit.errors import DataError
-
-LIMIT = 2**14
-
-
-class Page:
-    """A page on a free port. functions: its numbers by name; speaker: what was asked."""
-
-    def __init__(self) -> None:
-        self.speaker, self.uploads, bound = Pixels(), Uploads(LIMIT / 2**20), listen(0)
-        blocks = chat_page([self.speaker], self.uploads)
-        self.functions = {str(function.name): number for number, function in blocks.fns.items()}
-        self.url, self.port = address(bound), bound.getsockname()[1]
-        Thread(target=serve, args=(blocks, bound, self.uploads), daemon=True).start()
-
-    def browser(self, **headers: str) -> Browser:
-        return Browser(self.url, **headers)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +39,6 @@ def secret(tmp_path: Path) -> Path:
     file = tmp_path / "private" / "secret.png"
     file.write_bytes(png("green"))
     return file
-
-
-def png(colour: str, side: int = 8) -> bytes:
-    written = BytesIO()
-    Image.new("RGB", (side, side), colour).save(written, "PNG")
-    return written.getvalue()
 
 
 def test_an_uploaded_image_reaches_the_answer_and_the_preview(page: Page) -> None:
@@ -283,8 +256,6 @@ SERVE = """
 import sys
 sys.path[:0] = sys.argv[1:]
 from chat_helpers import Pixels
-from dehvf_kit_chat.page import chat_page
-from dehvf_kit_chat.server import address, listen, serve
 from dehvf_kit_chat.uploads import Uploads
 bound, uploads = listen(0), Uploads(1)
 print(address(bound), flush=True)

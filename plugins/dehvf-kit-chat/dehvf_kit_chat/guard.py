@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
@@ -76,16 +76,20 @@ class Reset(_Body):
 BODIES = {"/gradio_api/queue/join": Join, "/gradio_api/cancel": Cancel, "/gradio_api/reset": Reset}
 
 
+Value = str | float | None
+Takes = Callable[[Value], bool]
+
+
 class Guard:
     """An ASGI application in front of another one.
 
     Args:
         app: what is protected.
         uploads: where images go.
-        inputs: how many values each function of the page takes.
+        inputs: for each function of the page, what tells whether a value is one that it takes.
     """
 
-    def __init__(self, app: Any, uploads: Uploads, inputs: Mapping[int, int]) -> None:
+    def __init__(self, app: Any, uploads: Uploads, inputs: Mapping[int, Sequence[Takes]]) -> None:
         self.app, self.uploads, self.inputs = app, uploads, inputs
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -119,6 +123,14 @@ class Guard:
             return None
         return refusal("the page has no such address", 404)
 
+    def _taken(self, call: Join) -> bool:
+        takes = self.inputs.get(call.fn_index)
+        return (
+            takes is not None
+            and len(takes) == len(call.data)
+            and all(fits(value) for fits, value in zip(takes, call.data, strict=True))
+        )
+
     async def _upload(self, scope: Any, receive: Any) -> Response:
         headers = Headers(scope=scope)
         session = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
@@ -148,8 +160,8 @@ class Guard:
             body = kind.model_validate_json(bytes(raw))
         except ValidationError:
             return refusal("a call of the page holds texts and numbers alone", 422)
-        if isinstance(body, Join) and len(body.data) != self.inputs.get(body.fn_index):
-            return refusal("the page has no such function", 422)
+        if isinstance(body, Join) and not self._taken(body):
+            return refusal("the page has no function of these values", 422)
         await self.app(*_replaced(scope, receive, body.model_dump_json().encode()), send)
         return None
 

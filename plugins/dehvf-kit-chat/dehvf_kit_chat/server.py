@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import socket
 import webbrowser
+from typing import Any
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit_chat.guard import Guard
+from dehvf_kit_chat.guard import Guard, Takes
 from dehvf_kit_chat.style import CSS, theme
 from dehvf_kit_chat.uploads import Uploads
 
@@ -77,4 +78,13 @@ def application(page: gr.Blocks, uploads: Uploads) -> Guard:
         theme=theme(),
         css=CSS,
     )
-    return Guard(app, uploads, {number: len(function.inputs) for number, function in page.fns.items()})
+    return Guard(
+        app, uploads, {number: [_takes(part) for part in function.inputs] for number, function in page.fns.items()}
+    )
+
+
+def _takes(part: Any) -> Takes:
+    """A slider takes a number in its range, every other part a text or nothing."""
+    if isinstance(part, gr.Slider):
+        return lambda value: isinstance(value, float) and part.minimum <= value <= part.maximum
+    return lambda value: value is None or isinstance(value, str)

@@ -247,6 +247,8 @@ def test_calls_that_are_no_calls(page: Page) -> None:
     browser = page.browser()
     for number, data in ((99, ["a"]), (page.functions["reply"], ["a"]), (page.functions["look"], ["a", "b"])):
         assert browser.join(number, *data).status_code == 422
+    for temperature in (-1, 9, True, "", None):
+        assert browser.join(page.functions["reply"], "what?", "", temperature).status_code == 422
     for body in (b"", b"[]", b"{", b"\xff", b"[" * 10_000, b'{"data":["\\ud83d"],"fn_index":0,"session_hash":"a"}'):
         assert browser.http.post("/gradio_api/queue/join", content=body).status_code == 422
     assert browser.http.post("/gradio_api/cancel", json={"event_id": None}).status_code == 422
@@ -256,6 +258,8 @@ SERVE = """
 import sys
 sys.path[:0] = sys.argv[1:]
 from chat_helpers import Pixels
+from dehvf_kit_chat.page import chat_page
+from dehvf_kit_chat.server import address, listen, serve
 from dehvf_kit_chat.uploads import Uploads
 bound, uploads = listen(0), Uploads(1)
 print(address(bound), flush=True)
@@ -276,7 +280,10 @@ def test_nothing_is_written_to_disk(tmp_path: Path, end: signal.Signals) -> None
         text=True,
     )
     assert process.stdout is not None
-    browser = Browser(process.stdout.readline().strip())
+    line = process.stdout.readline().strip()
+    if not line:
+        pytest.fail(process.communicate()[1])
+    browser = Browser(line)
     id = browser.upload(png("red")).json()["id"]
     answer, _, _ = browser.call(0, "what?", id, 0)
     assert answer == "image.png (8, 8) (255, 0, 0)"

@@ -33,7 +33,10 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(0.02, ge=0, description="none on biases, norms and embeddings of one dimension")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas")
     warmup_epochs: float = Field(
-        2.0, ge=0, le=MAX_EPOCHS, description="epochs of linear warm-up before the half-cycle cosine to zero"
+        2.0,
+        ge=0,
+        le=MAX_EPOCHS,
+        description="epochs of linear warm-up before the half-cycle cosine to zero; at most half of max_steps",
     )
     max_grad_norm: float = Field(0.0, ge=0, description="clip gradients to this norm; 0: never")
     max_length: int = Field(
@@ -88,9 +91,10 @@ class TrainingConfig(Settings):
         return self.max_steps or max(1, math.ceil(steps_per_epoch * self.epochs))
 
     def num_warmup_steps(self, samples: int, processes: int = 1) -> int:
-        """Steps of linear warm-up at the start of `num_steps(samples, processes)`."""
+        """Steps of linear warm-up: `warmup_epochs`, or half of a run that `max_steps` ends before its rate has reached the peak."""
         steps_per_epoch = math.ceil(samples / self.samples_per_step(processes))
-        return min(round(steps_per_epoch * self.warmup_epochs), self.num_steps(samples, processes))
+        wanted, steps = round(steps_per_epoch * self.warmup_epochs), self.num_steps(samples, processes)
+        return wanted if wanted < steps else steps // 2
 
     def learning_rate(self, processes: int = 1) -> float:
         """The peak learning rate: `base_learning_rate` scaled by the effective batch over 256, as LaVIN does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dehvf_kit.training.checkpoints import CheckpointingTrainer
 from dehvf_kit.training.finite_steps import FiniteSteps
 from dehvf_kit.training.training_set import SKIPPED, has_answer, no_answer
 
+log = logging.getLogger(__name__)
 IDS = "sample_ids"
 INSTALL = {"tensorboard": "pip install 'dehvf-kit[train]'", "wandb": "pip install wandb"}
 
@@ -38,10 +40,14 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
     Raises:
         DehvfError: where `report_to` names a tracker that is not installed.
     """
+    steps, warmup = config.num_steps(samples, processes), config.num_warmup_steps(samples, processes)
+    if 2 * warmup >= steps > 1 and config.max_steps:
+        log.warning("training.warmup_epochs=%g lasts %d of this run's %d steps (never more than half of them); "
+                    "set training.warmup_epochs to suit training.max_steps", config.warmup_epochs, warmup, steps)  # fmt: skip
     return TrainingArguments(
         output_dir=str(output),
-        max_steps=config.num_steps(samples, processes),
-        warmup_steps=config.num_warmup_steps(samples, processes),
+        max_steps=steps,
+        warmup_steps=warmup,
         lr_scheduler_type="cosine",
         learning_rate=config.learning_rate(processes),
         per_device_train_batch_size=config.batch_size,

@@ -26,7 +26,7 @@ def test_incomplete_steps_count_whole(settings: dict, samples: int, processes: i
 
 def test_warm_up_is_counted_in_epochs_and_ends_with_the_run() -> None:
     assert TrainingConfig(epochs=20, warmup_epochs=2, batch_size=4).num_warmup_steps(12_726, 8) == 2 * 398
-    assert TrainingConfig(epochs=1, warmup_epochs=0.5, batch_size=4, max_steps=3).num_warmup_steps(100) == 3
+    assert TrainingConfig(epochs=1, warmup_epochs=0.5, batch_size=4, max_steps=3).num_warmup_steps(100) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a used-up quota
 PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository: the plugin, and what pip installs it by.
@@ -76,6 +78,14 @@ class PluginCommands(TyperGroup):
             except DehvfError as error:
                 print(error, file=sys.stderr)
                 raise typer.Exit(error.exit_status) from error
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                place = f"{error.filename}: " if error.filename else ""
+                print(
+                    f"{place}cannot be written: {error.strerror}; make room and run the command again", file=sys.stderr
+                )
+                raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
                 print("interrupted", file=sys.stderr)
                 raise typer.Exit(INTERRUPTED) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import Fault, RecipeError, did_you_mean, listing, shown
+from dehvf_kit.recipe.data_paths import beside_recipe
 from dehvf_kit.utils.shipped import HOME
 from dehvf_kit.utils.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 
@@ -39,6 +40,7 @@ def read_with_parents(
     raw = read_yaml(file, source)
     parent = raw.pop("extends", None)
     if parent is None:
+        beside_recipe(raw, file.parent, {})
         return raw
     if not isinstance(parent, str) or not parent:
         raise RecipeError(
@@ -49,7 +51,9 @@ def read_with_parents(
         beside = above.parent.glob("*.yaml") if os.path.isdir(above.parent) else ()
         near = sorted(path.name for path in beside if path.resolve() != place)
         raise RecipeError([Fault("extends", f"there is no recipe '{parent}'{did_you_mean(above.name, near)}")], source)
-    return merge(read_with_parents(above, str(above), [*seen, place], needless), raw, source, (), needless)
+    parents = read_with_parents(above, str(above), [*seen, place], needless)
+    beside_recipe(raw, file.parent, parents)
+    return merge(parents, raw, source, (), needless)
 
 
 def or_shipped(file: Path, asked: Path | None = None) -> Path:

@@ -35,6 +35,7 @@ SPOKEN = (
 RELAYS = {
     "dehvf_kit/data/issues.py:refuse": "the kinds of its issues",
     "dehvf_kit/data/tokens.py:require_tokenizer": "the tokenizer's faults",
+    "dehvf_kit/data/llava.py:read_file": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:read_rows": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:note": "its callers' texts",
     "dehvf_kit/data/inspection.py:inspect_data": "the refusal of a split that cannot be read",

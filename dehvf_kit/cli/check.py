@@ -19,6 +19,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     with waiting(f"Checking {recipe}", plain=True):
         from dehvf_kit.api.config import MAX_PARAMETERS, too_many
         from dehvf_kit.costs.parameters import parameter_table
+        from dehvf_kit.data.inspection import faults_at_hand
         from dehvf_kit.data.tokens import longest_prompt, longest_sample
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
@@ -29,6 +30,8 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             graph = loaded.check()
             decoder = graph.contexts[graph.order[0]].decoder
             faults = check_tokenizer_of(loaded, decoder.vocab_size)
+            if loaded.data is not None:
+                faults += [Fault("data", fault) for fault in faults_at_hand(loaded.data, loaded.reads_images)]
             longest = longest_sample(loaded.training.max_length, graph)
             try:
                 longest_prompt(None, graph, loaded.generation.max_new_tokens)

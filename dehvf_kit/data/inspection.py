@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.api.plugin_code import plugin_code
-from dehvf_kit.data.issues import Issue, grouped
+from dehvf_kit.data.issues import PREPARE, Issue, grouped
 from dehvf_kit.data.sample_filter import image_issues, no_images
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
 from dehvf_kit.errors import DataError, PluginError
@@ -134,3 +134,23 @@ def recognise(place: Path, configs: Sequence[type[DataConfig]]) -> dict[str, Any
         "(coco_captions), a .json of conversations (llava), a .jsonl (jsonl), a .csv, .tsv, .json or .parquet, a folder of "
         "these, or a `datasets` folder (table)"
     )
+
+
+def faults_at_hand(config: DataConfig, reads_images: bool | None) -> list[str]:
+    """What would stop training, of a training split that is on this machine; images are not opened.
+
+    Empty for a stream, for a data set that may be downloaded, and where the data are not here.
+    """
+    if config.stream("train") is not None or getattr(config, "download", False):
+        return []
+    try:
+        with plugin_code(config, "data"):
+            reading = config.read(config.part_of("train"))
+    except (DataError, PluginError):
+        return []
+    blind = no_images(config, "train", reading.samples, reads_images)
+    issues = [*reading.issues, *([blind] if blind is not None else [])]
+    if config.on_bad_sample == "skip":
+        issues = [issue for issue in issues if issue is blind]
+    groups = grouped(issue for issue in issues if issue.fatal)
+    return [f"{len(group):,} x {kind}, the first: {group[0]}; {PREPARE}" for kind, group in groups.items()]

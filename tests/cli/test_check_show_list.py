@@ -142,3 +142,11 @@ def test_every_command_that_prints_facts_has_json() -> None:
         verb = group.commands[name].load()
         for one in getattr(verb, "commands", {name: verb}).values():
             assert "--json" in {option for parameter in one.params for option in parameter.opts}, name
+
+
+def test_check_names_training_data_without_images(command: Command, tmp_path: Path, recipe: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "what ?", "answer": "red"}\n')
+    words = ("check", recipe, "data.type=jsonl", f"data.train={tmp_path / 'a.jsonl'}")
+    ended = command(*words)
+    assert ended.code == 1 and "data: 1 x no sample has an image" in ended.err
+    assert command(*words, "data.text_only=true").code == 0

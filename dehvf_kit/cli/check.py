@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 import typer
@@ -60,4 +61,5 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         f"{decoder.hidden_size}); {table.trainable:,} trained parameters"
     )
     if longest < loaded.training.max_length:
-        print(f"note: the decoder has positions for {longest} tokens of text: longer samples lose their beginning")
+        note = f"note: the decoder has positions for {longest} tokens of text: longer samples lose their beginning"
+        print(note, file=sys.stderr)

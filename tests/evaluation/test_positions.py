@@ -69,7 +69,7 @@ def test_check_train_eval_and_generate_agree(
 ) -> None:
     recipe = place / "gpt2.yaml"
     checked = command("check", recipe)
-    assert checked.code == 0 and f"positions for {POSITIONS} tokens" in checked.out
+    assert checked.code == 0 and f"positions for {POSITIONS} tokens" in checked.err
     assert json.loads(command("check", recipe, "--json").out)["max_length"] == POSITIONS
     with caplog.at_level(logging.WARNING):
         trained = command("train", recipe, "training.max_steps=2", "--output", tmp_path / "run")

@@ -60,6 +60,6 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         f"{recipe}: ok: {len(graph.order)} components join {encoders} to {decoder.model_type} ({decoder.num_layers} x "
         f"{decoder.hidden_size}); {table.trainable:,} trained parameters"
     )
-    if longest < loaded.training.max_length:
+    if loaded.data is not None and longest < loaded.training.max_length:
         note = f"note: the decoder has positions for {longest} tokens of text: longer samples lose their beginning"
         print(note, file=sys.stderr)

@@ -157,7 +157,8 @@ def shard(ground: Ground, content: bytes, name: str = "a.tar") -> Words:
     """A recipe that streams a shard."""
     recipe = ground.write(
         "r.yaml",
-        f"extends: {ground.world}/tiny.yaml\ndata: {{type: stream, train: {ground.write(name, content)}, size: 2, text_only: true}}\n",
+        f"extends: {ground.world}/tiny.yaml\n"
+        f"data: {{type: stream, train: {ground.write(name, content)}, size: 2, text_only: true}}\n",
     )
     return ["prepare", "--json", recipe]
 

@@ -6,15 +6,40 @@ an interrupt 130, a run stopped by SIGTERM 143, by SIGHUP 129.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import errno
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from dehvf_kit._version import __version__
-from dehvf_kit.cli.commands import PluginCommands
+from dehvf_kit.api.commands import Command, CommandTable
+from dehvf_kit.api.plugin_code import raised
+from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 
+INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a used-up quota
+PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
+HOOK = b"register_commands"
+# Commands of plugins that live in the kit's repository: the plugin, and what pip installs it by.
+IN_PLUGINS = {
+    "chat": ("dehvf-kit-chat", "'dehvf-kit[chat]'"),
+    "compare": ("dehvf-kit-compare", "'dehvf-kit[compare]'"),
+    "demo": ("dehvf-kit-demo", "dehvf-kit-demo"),
+    "graph": ("dehvf-kit-report", "'dehvf-kit[report]'"),
+    "import-memvp": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
+    "plan": ("dehvf-kit-plan", "'dehvf-kit[plan]'"),
+    "report": ("dehvf-kit-report", "'dehvf-kit[report]'"),
+    "reproduce": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
+}
 # The command, its function in this folder (`module:function`), and its line in `--help`.
 COMMANDS = (
     ("check", "check:check", "Find every fault of a recipe at once; needs both base models' configs, no weights."),
@@ -50,6 +75,150 @@ COMMANDS = (
         "Write an installable plugin whose contract test passes; never overwrites.",
     ),
 )
+
+
+class PluginCommands(TyperGroup):
+    """All commands by name. Errors that the user can correct become messages, and plugins are looked up only where needed."""
+
+    builtin: Sequence[tuple[str, str, str]] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.table = CommandTable()
+        self.plugins_added = False
+        for row in self.builtin:
+            self.table.register(*row)
+        self._add(self.table)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._add_installed()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            self._add_installed()
+        if cmd_name not in self.commands and cmd_name in IN_PLUGINS:
+            return MissingCommand(cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if ctx.params.get("plugin") and not ctx.resilient_parsing:
+            from dehvf_kit.recipe.plugin_manager import load_plugin_file, plugins
+
+            for file in ctx.params["plugin"]:
+                load_plugin_file(file)
+            self._add(plugins().commands)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            try:
+                return super().invoke(ctx)
+            except DehvfError as error:
+                print(error, file=sys.stderr)
+                raise typer.Exit(error.exit_status) from error
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                place = f"{error.filename}: " if error.filename else ""
+                print(
+                    f"{place}cannot be written: {error.strerror}; make room and run the command again", file=sys.stderr
+                )
+                raise typer.Exit(1) from error
+            except KeyboardInterrupt as error:
+                print("interrupted", file=sys.stderr)
+                raise typer.Exit(INTERRUPTED) from error
+
+    def _add(self, table: CommandTable) -> None:
+        """Add commands, all or none. Raises: DehvfError for a name that is taken."""
+        merged = CommandTable(dict(self.table.commands))
+        for command in table.commands.values():
+            merged.register(command.name, command.target, command.help)
+        self.table = merged
+        self.commands = {name: LazyCommand(command) for name, command in merged.commands.items()}
+
+    def _add_installed(self) -> None:
+        """Add the commands of installed plugins; one that fails is reported on standard error and passed over."""
+        if self.plugins_added:
+            return
+        self.plugins_added = True
+        for entry in sorted(entry_points(group="dehvf_kit"), key=lambda entry: entry.name):
+            try:
+                with redirect_stdout(sys.stderr):
+                    if _has_commands(entry.module):
+                        table = CommandTable()
+                        entry.load().register_commands(register=table.register)
+                        self._add(table)
+            except (Exception, SystemExit) as error:  # a plugin's own code: `dehvf-kit list` says more
+                reason = raised(error) if isinstance(error, SystemExit) else error
+                print(f"warning: the commands of plugin '{entry.name}' are excluded: {reason}", file=sys.stderr)
+
+
+class LazyCommand(TyperCommand):
+    """A command that is known by name and help line; its module is imported when it runs or when its own help is asked for."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(command.name, help=command.help)
+        self.command = command
+
+    def load(self) -> Any:
+        """The command itself. Raises: PluginError where its module or function cannot be found."""
+        module, _, name = self.command.target.partition(":")
+        try:
+            with redirect_stdout(sys.stderr):
+                found = getattr(import_module(module), name)
+        except (ImportError, AttributeError, SystemExit) as error:
+            reason = raised(error) if isinstance(error, SystemExit) else error
+            raise PluginError(f"{self.name}: its function {self.command.target} cannot be loaded: {reason}") from error
+        if isinstance(found, typer.Typer):
+            group = typer.main.get_group(found)
+            group.name, group.help = self.name, self.command.help
+            return group
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(self.name, help=self.command.help)(found)
+        return typer.main.get_command(app)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        command = self.load()
+        _refuse_empty(command, args)
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def _refuse_empty(command: Any, args: Sequence[str]) -> None:
+    """Raises: DehvfError for an option whose file or folder is an empty text, which Python takes for the current folder."""
+    parameters = [one for each in (command, *getattr(command, "commands", {}).values()) for one in each.params]
+    options = {name for one in parameters if one.metavar in PLACES for name in one.opts}
+    for word, following in zip(args, [*args[1:], None], strict=True):
+        if (word in options and following == "") or (word.endswith("=") and word[:-1] in options):
+            raise DehvfError(f"{word.rstrip('=')}: is empty; name a file or folder")
+
+
+class MissingCommand(TyperCommand):
+    """A command of a plugin that is not installed."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        plugin, requirement = IN_PLUGINS[str(self.name)]
+        raise DehvfError(
+            f"the command `{self.name}` comes with the plugin {plugin}; pip install {requirement}, or in a clone of the "
+            f"repository: pip install --editable plugins/{plugin}"
+        )
+
+
+def _has_commands(module: str) -> bool:
+    """Whether a plugin's entry module names the hook, read from its source so that other plugins are not imported."""
+    spec = find_spec(module)
+    if spec is None or not spec.has_location or not str(spec.origin).endswith(".py"):
+        return spec is not None
+    return HOOK in Path(str(spec.origin)).read_bytes()
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """The kit's warnings on a line of their own; others as Python prints them."""
+    if category is RemoteCodeWarning:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
 
 
 class Commands(PluginCommands):

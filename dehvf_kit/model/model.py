@@ -304,9 +304,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
         outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
-        given = {**kwargs, "attention_mask": attention_mask}
-        if labels is not None:
-            given["labels"] = labels
+        given = {**kwargs, "attention_mask": attention_mask} | ({} if labels is None else {"labels": labels})
         extended = self._extended(outputs, text, attention_mask, kwargs.get("past_key_values"))
         if extended is not None:
             given = extended.arguments(self.decoder, inputs_embeds, given)
@@ -319,10 +317,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             if extended is not None and inputs_embeds is None:
                 stack.enter_context(extended.embedded(self.get_input_embeddings()))
             if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
-                labels, keep, items = (
-                    given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch")
-                )
-                return answer_loss(self.decoder, labels, keep, items, given)
+                return answer_loss(self.decoder, given)
             output = self.decoder(**given)
         if extended is not None and output.logits.shape[1] == extended.length:
             output.logits = output.logits[:, extended.count :]
@@ -353,12 +348,10 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         extended = self._extended(outputs, text, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
+        if extended is not None and input_ids is None:
+            raise ShapeError("give input_ids: this model puts tokens among them, which embeddings alone do not show")
         with MemoryScope(self.nodes, self._attached_to("decoder", outputs)):
             if extended is not None:
-                if input_ids is None:
-                    raise ShapeError(
-                        "give input_ids: this model puts tokens among them, which embeddings alone do not show"
-                    )
                 return extended.generate(self.decoder, input_ids, config, kwargs)
             return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
 

@@ -242,20 +242,20 @@ class RecomputedLayers:
         """Nothing to do: gradients reach the adapter through the memory, not through the input embeddings."""
 
 
-def answer_loss(
-    decoder: nn.Module, labels: Tensor, logits_to_keep: Tensor, items: int | Tensor | None, arguments: dict[str, Any]
-) -> CausalLMOutputWithPast:
+def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
     """The decoder's output with loss and logits [batch, position, vocabulary] of the positions in `logits_to_keep` alone.
 
-    labels [batch, token], -100 where no loss is taken; logits_to_keep [position]: columns before an answer token; items:
-    answer tokens of the whole step, where batches are accumulated (None: those of this batch).
+    arguments: what the decoder is given, with labels [batch, token], -100 where no loss is taken; logits_to_keep [position],
+    the columns before an answer token; and, where batches are accumulated, num_items_in_batch, the answer tokens of the step.
     """
+    given = dict(arguments)
+    labels, kept, items = (given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch"))
     if "logits_to_keep" in inspect.signature(decoder.forward).parameters:
-        arguments = {**arguments, "logits_to_keep": logits_to_keep}
-    output = decoder(**arguments)
-    if output.logits.shape[1] != len(logits_to_keep):
-        output.logits = output.logits[:, logits_to_keep]
-    targets = labels[:, logits_to_keep + 1]
+        given["logits_to_keep"] = kept
+    output = decoder(**given)
+    if output.logits.shape[1] != len(kept):
+        output.logits = output.logits[:, kept]
+    targets = labels[:, kept + 1]
     loss = nn.functional.cross_entropy(
         output.logits.float().flatten(0, 1), targets.flatten(), reduction="mean" if items is None else "sum"
     )

@@ -1,16 +1,30 @@
-"""Trainer callbacks: progress at every step, the order of each epoch, and a clean stop on Ctrl-C, SIGTERM or SIGHUP."""
+"""Trainer callbacks: progress, the order of each epoch, a clean stop on Ctrl-C, SIGTERM or SIGHUP, and finite steps.
+
+A step whose loss or gradient is not finite is named, skipped and counted; too many in a row end the run. A skipped step
+changes neither weights nor optimiser: its gradients are removed before the optimiser reads them. It still counts in the
+schedule, so that a run's length and learning rates stay the same.
+"""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from dehvf_kit.errors import TrainingError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+SKIPPED = "skipped_step"
+NAMED = 8
+log = logging.getLogger(__name__)
+Batch = dict[str, Any]
 
 
 class StepReport(TrainerCallback):
@@ -80,3 +94,150 @@ class Stopping(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.number is not None:
             control.should_training_stop = True
+
+
+class FiniteSteps(TrainerCallback):
+    """Checks every step before the optimiser takes it.
+
+    Args:
+        limit: skipped steps in a row that end the run.
+        run: runs the model on a batch as training does, to find the first module whose output is not finite.
+        any_process: whether a flag is set on any of the processes that train together.
+    """
+
+    def __init__(self, limit: int, run: Callable[[Batch], Any], any_process: Callable[[bool], bool] = bool) -> None:
+        self.limit, self.run, self.any_process = limit, run, any_process
+        self._batches: list[tuple[Batch, Sequence[str], Tensor]] = []
+        self.good_since_log = 0
+
+    def saw(self, batch: Batch, ids: Sequence[str], loss: Tensor) -> None:
+        """A batch of the current step, its samples' ids, and its loss."""
+        self._batches.append((batch, ids, loss))
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **_: Any
+    ) -> None:
+        """Raises: TrainingError after `limit` skipped steps in a row."""
+        batches, self._batches = self._batches, []
+        losses = [bool(loss.isfinite().all()) for _, _, loss in batches]
+        named = {name: p for name, p in model.named_parameters() if p.grad is not None}
+        infinite = [name for name, parameter in named.items() if not _is_finite(parameter.grad)]
+        if not self.any_process(bool(infinite) or not all(losses)):
+            self.good_since_log += 1
+            return
+        where = self._where(model, batches, losses, infinite)
+        optimizer.zero_grad(set_to_none=True)
+        step = state.global_step + 1
+        state.log_history.append({SKIPPED: step, **where})
+        in_a_row = skipped_in_a_row(state.log_history, step)
+        message = (
+            f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
+        )
+        if in_a_row >= self.limit:
+            raise TrainingError(
+                f"{message}\n{in_a_row} steps in a row (training.max_bad_steps: {self.limit}): the run stops; its last checkpoint "
+                "is from before. A lower training.base_learning_rate, training.max_grad_norm=1 or precision float32 may help."
+            )
+        log.warning("%s (%d in a row, the run stops at %d)", message, in_a_row, self.limit)
+
+    def _where(
+        self,
+        model: nn.Module,
+        batches: Sequence[tuple[Batch, Sequence[str], Tensor]],
+        losses: list[bool],
+        infinite: list[str],
+    ) -> dict[str, str]:
+        """Reason, samples and place: of the batches with a bad loss, else of the whole step."""
+        bad = [one for one, fine in zip(batches, losses, strict=True) if not fine] or list(batches)
+        ids = [sample for _, batch_ids, _ in bad for sample in batch_ids]
+        samples = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+        if not all(losses):
+            reason = f"the loss is {next(float(loss) for _, _, loss in bad)}"
+        elif infinite:
+            reason = f"{len(infinite)} gradients are not finite"
+        else:
+            reason = "another process's loss or gradient is not finite"
+        first = next((found for batch, _, _ in bad if (found := first_non_finite(model, batch, self.run))), None)
+        if first is None:
+            first = f"the gradient of '{infinite[0].removeprefix('nodes.')}'" if infinite else "unknown"
+        return {"reason": reason, "samples": samples or "unknown", "first": first}
+
+    def clean(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """A log line without a mean loss where no step was finite, and without values that are not finite."""
+        if "loss" in logs:
+            if not self.good_since_log:
+                logs = {key: value for key, value in logs.items() if key not in ("loss", "grad_norm")}
+            self.good_since_log = 0
+        return {
+            key: value
+            for key, value in logs.items()
+            if not isinstance(value, float) or torch.isfinite(torch.tensor(value))
+        }
+
+
+def skipped_steps(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """The steps that a run's log says were skipped."""
+    return [row[SKIPPED] for row in rows if SKIPPED in row]
+
+
+def skipped_in_a_row(rows: Sequence[dict[str, Any]], step: int) -> int:
+    """How many steps up to and with `step` were skipped."""
+    skipped, count = set(skipped_steps(rows)), 0
+    while step - count in skipped:
+        count += 1
+    return count
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return bool(local.isfinite().all())
+
+
+def first_non_finite(model: nn.Module, batch: Mapping[str, Any], run: Callable[[dict[str, Any]], Any]) -> str | None:
+    """What is not finite first: a tensor of the batch, a trained weight, or the first module to return such an output.
+
+    run: runs the model on the batch. Random states stay as they are. None where everything is finite.
+    """
+    for key, value in batch.items():
+        if not all_finite(value):
+            return f"the batch's own {key}"
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not all_finite(parameter.detach()):
+            return f"the weights '{name.removeprefix('nodes.')}'"
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and not all_finite(output):
+                found.append(f"the output of '{name.removeprefix('nodes.')}'" if name else "the model's output")
+
+        return hook
+
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            run(dict(batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def all_finite(value: Any) -> bool:
+    """Whether every floating number in a tensor, or in nested tuples, lists, mappings and objects of tensors, is finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in _tensors(value) if tensor.is_floating_point())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _tensors(getattr(value, name, None))

@@ -26,10 +26,9 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
-from dehvf_kit.training.callbacks import StepReport, Stopping
+from dehvf_kit.training.callbacks import StepReport, Stopping, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model
-from dehvf_kit.training.finite_steps import skipped_steps
 from dehvf_kit.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,

@@ -18,9 +18,8 @@ from dehvf_kit.data.encoding import Collator
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.sections import Tracker, TrainingConfig
-from dehvf_kit.training.callbacks import EpochOrder
+from dehvf_kit.training.callbacks import EpochOrder, FiniteSteps
 from dehvf_kit.training.checkpoints import CheckpointingTrainer
-from dehvf_kit.training.finite_steps import FiniteSteps
 from dehvf_kit.training.training_set import SKIPPED, has_answer, no_answer
 
 log = logging.getLogger(__name__)

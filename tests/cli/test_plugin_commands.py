@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 
-from dehvf_kit.cli import commands
+from dehvf_kit.cli import main as commands
 
 HOOK = """
 from dehvf_kit.api import hookimpl

@@ -18,8 +18,8 @@ from dehvf_kit.errors import DataError, TrainingError
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.training import training_set
+from dehvf_kit.training.callbacks import first_non_finite
 from dehvf_kit.training.checkpoints import checkpoints, fault
-from dehvf_kit.training.finite_steps import first_non_finite
 from dehvf_kit.training.run import TrainResult, train
 
 

@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,7 +190,7 @@ def _refuse_empty(command: Any, args: Sequence[str]) -> None:
     """Raises: DehvfError for an option whose file or folder is an empty text, which Python takes for the current folder."""
     parameters = [one for each in (command, *getattr(command, "commands", {}).values()) for one in each.params]
     options = {name for one in parameters if one.metavar in PLACES for name in one.opts}
-    for word, following in zip(args, [*args[1:], None], strict=True):
+    for word, following in zip_longest(args, args[1:]):
         if (word in options and following == "") or (word.endswith("=") and word[:-1] in options):
             raise DehvfError(f"{word.rstrip('=')}: is empty; name a file or folder")
 

@@ -185,8 +185,8 @@ class _Checker:
         for name, node in self.nodes.items():
             for given in node.inputs:
                 if given not in node.takes:
-                    hint = f"{did_you_mean(given, node.takes)} Ports: {listing(node.takes)}"
-                    self.port_fault(node, given, f"no input port is named '{given}'{hint}")
+                    hint, known = did_you_mean(given, node.takes), listing(node.takes)
+                    self.port_fault(node, given, f"no input port is named '{given}'{hint} Ports: {known}")
             for port in node.takes.values():
                 if port.name in node.inputs:
                     wires[name][port.name] = self._written(node, port)
@@ -215,13 +215,13 @@ class _Checker:
         wire = Wire(producer, output if dot else port.name)
         producers = {known.node for known in self.ports}
         if wire.node not in producers:
-            hint = f"{did_you_mean(wire.node, producers)} Known: {listing(producers)}"
-            self.port_fault(node, port.name, f"no node or encoder is named '{wire.node}'{hint}")
+            hint, known = did_you_mean(wire.node, producers), listing(producers)
+            self.port_fault(node, port.name, f"no node or encoder is named '{wire.node}'{hint} Known: {known}")
             return None
         if wire not in self.ports:
             outputs = [known.port for known in self.ports if known.node == wire.node]
-            hint = f"{did_you_mean(wire.port, outputs)} It gives: {listing(outputs)}"
-            self.port_fault(node, port.name, f"'{wire.node}' has no output port '{wire.port}'{hint}")
+            hint, gives = did_you_mean(wire.port, outputs), listing(outputs)
+            self.port_fault(node, port.name, f"'{wire.node}' has no output port '{wire.port}'{hint} It gives: {gives}")
             return None
         if self.ports[wire].axes != port.axes:
             fits = listing(map(str, self._of_shape(node, port)))
@@ -265,8 +265,8 @@ class _Checker:
             strange = [axis for axis in port.axes if axis not in known.axes]
             if wire.port == port.name and wire.node != node.name and strange:
                 last = f"; {wire} has no axis '{strange[0]}'{did_you_mean(strange[0], known.axes)} It is {known}"
-        missing = f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}"
-        self.port_fault(node, port.name, missing)
+        nothing = f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}"
+        self.port_fault(node, port.name, nothing)
 
     def _order(self, wires: Wires) -> tuple[str, ...] | None:
         """The nodes in an order in which each runs after those it reads from; None, and a fault, for a circle."""

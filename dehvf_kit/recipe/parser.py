@@ -95,8 +95,8 @@ class Parser:
             if key == "extends":
                 self.fault(key, "only a recipe in a file can name a parent, on its own top level")
             elif key not in SECTIONS:
-                hint = f"{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}"
-                self.fault(str(key) or "''", f"unknown section{hint}")
+                hint, known = did_you_mean(key, SECTIONS), ", ".join(SECTIONS)
+                self.fault(str(key) or "''", f"unknown section{hint} Sections: {known}")
 
     def _sections(self) -> dict[str, Any]:
         """Every section, each checked by itself."""
@@ -119,8 +119,8 @@ class Parser:
         graph = self.raw.get("graph")
         for name in training.node_rates if training is not None and isinstance(graph, Mapping) else ():
             if name not in graph:
-                hint = f"{did_you_mean(name, nodes)} Nodes: {', '.join(nodes)}"
-                self.fault(f"training.node_rates.{name}", f"the graph has no such node{hint}")
+                hint, known = did_you_mean(name, nodes), ", ".join(nodes)
+                self.fault(f"training.node_rates.{name}", f"the graph has no such node{hint} Nodes: {known}")
 
     def _training_on(self, data: Any, training: TrainingConfig | None) -> None:
         """Settings that the data set cannot honour."""
@@ -202,12 +202,12 @@ class Parser:
     def _vision(self) -> dict[str, TowerConfig]:
         given = self.raw.get("vision")
         if given is None:
-            example = "`vision: {model: openai/clip-vit-large-patch14}`"
-            self.fault("vision", f"missing; name an encoder, for example {example}", whole=False)
+            absent = "missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`"
+            self.fault("vision", absent, whole=False)
             return {}
         if not isinstance(given, Mapping):
-            wants = "a mapping with `model:`, or several of them by name"
-            self.fault("vision", f"given {shown(given)}; wants {wants}", whole=False)
+            wrong = f"given {shown(given)}; wants a mapping with `model:`, or several of them by name"
+            self.fault("vision", wrong, whole=False)
             return {}
         found = {}
         for name, tower in encoders_of(given).items():
@@ -262,8 +262,8 @@ class Parser:
         for port, wires in given.items():
             texts = [wires] if isinstance(wires, str) else wires
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-                wants = "a node's name, node.port, or a list of them"
-                self.fault(f"{path}.inputs.{port}", f"given {shown(wires)}; wants {wants}")
+                wrong = f"given {shown(wires)}; wants a node's name, node.port, or a list of them"
+                self.fault(f"{path}.inputs.{port}", wrong)
                 self.unsure.add(name)
                 continue
             found[port] = tuple(texts)
@@ -276,13 +276,14 @@ class Parser:
             self.fault(path, f"missing{_EXAMPLES.get(role, '')}", whole=False)
             return None
         if not isinstance(given, Mapping):
-            wants = f"a mapping with `{'model' if default else 'type'}:`"
-            self.fault(path, f"given {shown(given)}; wants {wants}", whole=unread)
+            key = "model" if default else "type"
+            self.fault(path, f"given {shown(given)}; wants a mapping with `{key}:`", whole=unread)
             return None
         kind = given.get("type", default)
         if not isinstance(kind, str):
-            wrong = "missing" if kind is None else f"given {shown(kind)}"
-            self.fault(f"{path}.type", f"{wrong}; installed: {listing(self.registry.types(role))}", whole=unread)
+            types = listing(self.registry.types(role))
+            wrong = f"missing; installed: {types}" if kind is None else f"given {shown(kind)}; installed: {types}"
+            self.fault(f"{path}.type", wrong, whole=unread)
             return None
         try:
             schema = self.registry.find(role, kind)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (ROOT / "dehvf_kit", *sorted((ROOT / "plugins").glob("dehvf-kit-*/dehvf_kit_*")))
 HOLE = "…"
 # Which argument is the message, for calls that are not errors themselves. `Issue`: the kind, printed when data is refused.
-CALLS = {"Fault": 1, "fault": 1, "ConfigMismatchError": 0, "Issue": 0}
+CALLS = {"Fault": 1, "fault": 1, "port_fault": 2, "ConfigMismatchError": 0, "Issue": 0}
 # What speaks to plugin authors: results of contract items, not messages that a user acts on.
 EXCLUDED = ("dehvf_kit/testing/",)
 # Functions whose every text is a message, returned or raised as something else that a caller turns into a kit error.
@@ -41,6 +41,7 @@ RELAYS = {
     "dehvf_kit/data/inspection.py:inspect_data": "the refusal of a split that cannot be read",
     "dehvf_kit/recipe/files.py:override": "the fault beside it",
     "dehvf_kit/recipe/graph.py:fault": "its callers' texts",
+    "dehvf_kit/recipe/graph.py:port_fault": "its callers' texts",
     "dehvf_kit/recipe/parser.py:fault": "its callers' texts",
     "dehvf_kit/recipe/parser.py:parse": "the faults collected",
     "dehvf_kit/recipe/parser.py:parse_data": "the faults collected",

@@ -32,7 +32,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             decoder = graph.contexts[graph.order[0]].decoder
             faults = check_tokenizer_of(loaded, decoder.vocab_size)
             if loaded.data is not None:
-                faults += [Fault("data", fault) for fault in faults_at_hand(loaded.data, loaded.reads_images)]
+                faults += [Fault("data", str(fault)) for fault in faults_at_hand(loaded.data, loaded.reads_images)]
             longest = longest_sample(loaded.training.max_length, graph)
             try:
                 longest_prompt(None, graph, loaded.generation.max_new_tokens)

@@ -63,6 +63,7 @@ def files_of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path
 def text_rows(files: Sequence[Path], issues: list[Issue]) -> Iterator[Row]:
     """(number, place, row) of the files' rows, numbered on from file to file; faulty ones are added to `issues`."""
     number = 0
+    rows: Iterator[tuple[str, Mapping[str, Any]]]
     for file in files:
         if file.suffix == ".jsonl":
             rows = ((f"{file}:{line}", row) for line, row in json_lines(file, issues))

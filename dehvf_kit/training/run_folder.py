@@ -179,7 +179,7 @@ def versions() -> dict[str, str]:
 
 def code() -> dict[str, str]:
     """The sha256 of the Python files of the kit and of each loaded plugin, by name, in short."""
-    modules = {"dehvf-kit": sys.modules["dehvf_kit"]}
+    modules: dict[str, Any] = {"dehvf-kit": sys.modules["dehvf_kit"]}
     modules |= {name: module for name, module in plugins().manager.list_name_plugin() if name != BUILTIN and module}
     return {name: _code_of(module) for name, module in modules.items()}
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 import dehvf_kit
 from dehvf_kit.adapter.card import keep
 from dehvf_kit.adapter.files import read_config, read_weights
+from dehvf_kit.adapter.identity import base_identities
 from dehvf_kit.errors import AdapterError
 from dehvf_kit.utils import atomic
 
@@ -65,6 +66,8 @@ def models(towers):
     with torch.no_grad():
         for weight in new.trainable_parameters():
             weight.zero_()
+    for model in (old, new):  # in a fork, torch's threads cannot be used
+        model.bases = base_identities(model)
     yield old, new
     old.detach()
 

@@ -150,7 +150,11 @@ def newer_recipe(ground: Ground) -> Words:
     return ["eval", ground.config(recipe=lambda recipe: {**recipe, "format": 2})]
 
 
-@adapter_case("its recipe makes a billion slots where there are weights for 16", REFUSED, "where there are weights for")
+@adapter_case(
+    "its recipe makes a billion slots where there are weights for 16",
+    REFUSED,
+    "graph.position.num_slots: given 1000000000",
+)
 def slots(ground: Ground) -> Words:
     def change(recipe: dict[str, Any]) -> dict[str, Any]:
         position = {**recipe["graph"]["position"], "num_slots": 10**9}

@@ -39,7 +39,7 @@ PLACES = {
     "a file as a folder": (["--results", "there.json/a"], "cannot be written"),
     "twice the same": (["--output", "a.json", "--results", "./sub/../a.json"], "both --output and --results"),
     "too long a name": (["--output", "a" * 250], "cannot be written"),
-    "nothing": (["--output", ""], "exists already"),
+    "nothing": (["--output", ""], "is empty; name a file"),
 }
 
 

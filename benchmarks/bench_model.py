@@ -47,9 +47,7 @@ def build(encoder: CLIPVisionModel | None = None) -> dehvf_kit.DehvfModel:
     if encoder is None:
         with torch.device("meta"):
             encoder = CLIPVisionModel(CLIPVisionConfig(**VISION, **GEOMETRY))
-    return dehvf_kit.build(
-        dehvf_kit.parse_recipe(RECIPE), decoder=LlamaForCausalLM(LlamaConfig(**LLAMA)), vision=encoder
-    )
+    return dehvf_kit.build(dehvf_kit.parse_recipe(RECIPE), decoder=LlamaForCausalLM(LlamaConfig(**LLAMA)), vision=encoder)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +55,7 @@ def model() -> dehvf_kit.DehvfModel:
     return build()
 
 
-def inputs(
-    model: dehvf_kit.DehvfModel, batch: int, tokens: int, sees: bool
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+def inputs(model: dehvf_kit.DehvfModel, batch: int, tokens: int, sees: bool) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The callable and its arguments: the model with an image, or its decoder with the text alone."""
     text = {"input_ids": torch.randint(3, VOCABULARY, (batch, tokens))}
     if not sees:

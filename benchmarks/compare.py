@@ -27,11 +27,7 @@ from compare_timing import interleave, keep_freed_memory, load, machine
 
 HERE = Path(__file__).parent
 PUBLISHED_LAYERS = 32
-POINTS = [
-    *(("training", 4, tokens) for tokens in (64, 128)),
-    *(("decode", batch, 64) for batch in (1, 8, 32)),
-    ("prefill", 8, 64),
-]
+POINTS = [*(("training", 4, tokens) for tokens in (64, 128)), *(("decode", batch, 64) for batch in (1, 8, 32)), ("prefill", 8, 64)]
 
 
 def main() -> None:

@@ -27,9 +27,7 @@ def draw(sweep: Mapping[str, Any], file: Path) -> None:
     line = sweep["line"]["DEHVF"]
     ends = [sweep["axes"]["patches"][place]["value"] for place in (0, -1)]
     label = f"straight line, R² = {line['r_squared']:.4f}"
-    alone.plot(
-        ends, [line["start"] + line["slope"] * end for end in ends], "--", color="black", linewidth=1, label=label
-    )
+    alone.plot(ends, [line["start"] + line["slope"] * end for end in ends], "--", color="black", linewidth=1, label=label)
     alone.set_ylim(bottom=min(1.0, alone.get_ylim()[0]))
     both.set_title("Cost of an image against its patches")
     alone.set_title("The same, DEHVF alone")

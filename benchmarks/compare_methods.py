@@ -239,9 +239,7 @@ class LoraAlone(Method):
 METHODS = (Method, Dehvf, MemVp, Llava, LoraAlone)
 
 
-def subjects(
-    shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[type[Method], ...] = METHODS
-) -> list[Method]:
+def subjects(shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[type[Method], ...] = METHODS) -> list[Method]:
     """Every subject on its own shell of one decoder."""
     decoder = frozen_decoder(shapes) if decoder is None else decoder
     return [method(shell(decoder, shapes.layers), shapes) for method in methods]

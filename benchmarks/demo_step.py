@@ -37,9 +37,7 @@ def batches(model: dehvf_kit.DehvfModel, recipe: dehvf_kit.Recipe, cache: Path) 
     if recipe.training.group_by_length:
         order.sort(key=lambda number: len(encoded.tokens[number][0]))
     collate, size = Collator(model.processor.tokenizer.pad_token_id), recipe.training.batch_size
-    return [
-        collate([encoded[number] for number in order[start : start + size]]) for start in range(0, len(order), size)
-    ]
+    return [collate([encoded[number] for number in order[start : start + size]]) for start in range(0, len(order), size)]
 
 
 def dehvf_step(model: dehvf_kit.DehvfModel, batch: dict[str, Tensor]) -> Callable[[], None]:
@@ -52,9 +50,7 @@ def text_step(model: dehvf_kit.DehvfModel, batch: dict[str, Tensor]) -> Callable
 
     def run() -> None:
         text = decoder.get_input_embeddings()(batch["input_ids"]).requires_grad_()
-        logits = decoder(
-            inputs_embeds=text, attention_mask=batch["attention_mask"], logits_to_keep=keep, use_cache=False
-        ).logits
+        logits = decoder(inputs_embeds=text, attention_mask=batch["attention_mask"], logits_to_keep=keep, use_cache=False).logits
         F.cross_entropy(logits.float().flatten(0, 1), targets).backward()
 
     return run

@@ -41,9 +41,7 @@ def grouping(vision_layers: int, members: Sequence[Sequence[int]], decoder_layer
         start, end = 40 + readers_of[0] * (BOX + GAP), 40 + readers_of[-1] * (BOX + GAP) + BOX
         middle, between = (LEFT + 80 + RIGHT) // 2, RIGHT - 6
         band = f"M{LEFT + 86} {top} C{middle} {top} {middle} {start} {between} {start} V{end}"
-        parts.append(
-            f'<path d="{band} C{middle} {end} {middle} {bottom} {LEFT + 86} {bottom} Z" fill="{colour}" opacity="0.22"/>'
-        )
+        parts.append(f'<path d="{band} C{middle} {end} {middle} {bottom} {LEFT + 86} {bottom} Z" fill="{colour}" opacity="0.22"/>')
         parts += [_box(LEFT, left + layer * (BOX + GAP), layer + 1, colour) for layer in run]
         parts += [_box(RIGHT, 40 + layer * (BOX + GAP), layer + 1, colour) for layer in readers_of]
         parts.append(_text(LEFT - 14, (top + bottom) // 2 + 4, f"group {group + 1}", anchor="end"))

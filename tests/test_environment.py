@@ -88,12 +88,5 @@ def test_the_kit_sets_no_variable_of_this_process() -> None:
             written = [ast.unparse(target) for target in targets]
             if isinstance(node, ast.Call):
                 written.append(ast.unparse(node.func))
-            names = (
-                "os.environ[",
-                "os.putenv",
-                "os.unsetenv",
-                "os.environ.update",
-                "os.environ.setdefault",
-                "os.environ.pop",
-            )
+            names = ("os.environ[", "os.putenv", "os.unsetenv", "os.environ.update", "os.environ.setdefault", "os.environ.pop")
             assert not any(text.startswith(names) for text in written), f"{file}:{node.lineno}"

@@ -18,9 +18,7 @@ DECODER = DecoderSpec(hidden_size=32, num_layers=4)
 TOWERS = {"vision": VisionSpec(hidden_size=24, num_layers=8, num_patches=16)}
 
 
-def node(
-    name: str, takes: tuple = (), gives: tuple = (), inputs: dict | None = None, attaches: str = "", **more: Any
-) -> Node:
+def node(name: str, takes: tuple = (), gives: tuple = (), inputs: dict | None = None, attaches: str = "", **more: Any) -> Node:
     """A component with these ports; `more` are attributes of its config class."""
     fields = {"takes": takes, "gives": gives, "attaches": attaches, **more}
     types = {"takes": ClassVar[tuple], "gives": ClassVar[tuple], "attaches": ClassVar[str]}
@@ -73,16 +71,12 @@ def test_the_same_name_with_other_axes_is_another_thing():
 def test_optional_ports_may_stay_open_but_not_be_ambiguous():
     graph, _ = checked(node("b", ("x?: batch",), attaches="decoder"))
     assert graph.wires["b"] == {}
-    _, faults = checked(
-        node("a", (), ("x: batch",)), node("c", (), ("x: batch",)), node("b", ("x?: batch",), attaches="decoder")
-    )
+    _, faults = checked(node("a", (), ("x: batch",)), node("c", (), ("x: batch",)), node("b", ("x?: batch",), attaches="decoder"))
     assert faults[0] == "graph.b.inputs.x: several nodes give x [batch]: a.x, c.x; write one under `inputs:`"
 
 
 def test_a_port_of_many_wires_gathers_all_givers():
-    graph, _ = checked(
-        node("a", (), ("x: batch",)), node("c", (), ("x: batch",)), node("b", ("x*: batch",), attaches="decoder")
-    )
+    graph, _ = checked(node("a", (), ("x: batch",)), node("c", (), ("x: batch",)), node("b", ("x*: batch",), attaches="decoder"))
     assert graph.wires["b"]["x"] == (Wire("a", "x"), Wire("c", "x"))
 
 
@@ -202,12 +196,7 @@ def test_any_wiring_is_ordered_or_a_circle_that_is_one(reads):
     """Random wires between eight nodes: either producers come first, or the circle named really is one."""
     names = [f"n{index}" for index in range(len(reads))]
     nodes = [
-        node(
-            name,
-            ("x*: layer",),
-            ("x: layer",),
-            inputs={"x": [names[i % len(names)] for i in picks]} if picks else {"x": "seed"},
-        )
+        node(name, ("x*: layer",), ("x: layer",), inputs={"x": [names[i % len(names)] for i in picks]} if picks else {"x": "seed"})
         for name, picks in zip(names, reads, strict=True)
     ]
     graph, faults = checked(node("seed", (), ("x: layer",)), *nodes, node("end", ("x*: layer",), attaches="decoder"))

@@ -20,9 +20,7 @@ def test_the_import_contract_is_kept(capsys):
 
 
 def test_the_exceptions_do_not_grow():
-    layers = next(
-        options for options in api.read_configuration(CONTRACT)["contracts_options"] if options["id"] == "layers"
-    )
+    layers = next(options for options in api.read_configuration(CONTRACT)["contracts_options"] if options["id"] == "layers")
     assert layers["ignore_imports"] == [
         "dehvf_kit.model.model -> dehvf_kit.adapter.checkpoint",
         "dehvf_kit.model.model -> dehvf_kit.adapter.hub",

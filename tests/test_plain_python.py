@@ -41,13 +41,7 @@ def test_components_alone_make_the_recipes_model() -> None:
     fuser = CrossAttentionFuser(VISION_HIDDEN, hidden_size=8, num_blocks=2, num_heads=2, intermediate_size=16)
     position = LearnedPosition(SLOTS, HIDDEN)
     injector = FfnMemoryInjector(visual_scale=0.5, output_scale=0.7, dropout=0.0)
-    named = {
-        "vision_adapter": adapter,
-        "layer_query": query,
-        "projector": projector,
-        "fuser": fuser,
-        "position": position,
-    }
+    named = {"vision_adapter": adapter, "layer_query": query, "projector": projector, "fuser": fuser, "position": position}
     for name, module in named.items():
         module.load_state_dict(
             {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}

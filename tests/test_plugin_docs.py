@@ -27,9 +27,7 @@ def example(tmp_path: Path, own_plugins: None):
     """Loads a plugin that the page shows, named by its first line; what it overrides is forgotten after the test."""
 
     def load(name: str) -> str:
-        code = next(
-            block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if block.startswith(f"# {name}")
-        )
+        code = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if block.startswith(f"# {name}"))
         (tmp_path / name).write_text(code)
         load_plugin_file(tmp_path / name)
         return code

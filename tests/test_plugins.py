@@ -114,9 +114,7 @@ def test_an_adapter_of_a_plugins_component_needs_the_plugin(own_plugins, tmp_pat
     expected = model(tokens(), pixel_values=pixels()).logits
     model.save_pretrained(tmp_path / "adapter")
     plugins.cache_clear()
-    with pytest.raises(
-        RecipeError, match=r"adapter_config\.json: recipe: graph\.fuser\.type: no fuser is named 'last'"
-    ):
+    with pytest.raises(RecipeError, match=r"adapter_config\.json: recipe: graph\.fuser\.type: no fuser is named 'last'"):
         dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
     load_plugin_file(file)
     again = dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
@@ -236,9 +234,7 @@ def test_a_component_that_returns_the_wrong_number_of_values_is_named(own_plugin
     )
     load_plugin_file(write(tmp_path, text))
     model = tiny_model(**CHANGES)
-    with pytest.raises(
-        DehvfError, match="node 'fuser' returned a Tensor for its ports fused, more; return one value a port"
-    ):
+    with pytest.raises(DehvfError, match="node 'fuser' returned a Tensor for its ports fused, more; return one value a port"):
         model(tokens(), pixel_values=pixels())
 
 
@@ -289,9 +285,7 @@ def in_place(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch
         (PLUGIN, "placed_plugin:GainConfig", "role 'gain' and type 'learned'"),
     ],
 )
-def test_a_class_that_cannot_be_imported_is_named_when_a_recipe_wants_it(
-    text, place, reason, own_plugins, tmp_path, monkeypatch
-):
+def test_a_class_that_cannot_be_imported_is_named_when_a_recipe_wants_it(text, place, reason, own_plugins, tmp_path, monkeypatch):
     in_place(tmp_path, "placed_plugin", text, monkeypatch)
     plugins().registry.register(place, role="fuser", type="last")
     assert "last" in plugins().registry.types("fuser")
@@ -322,12 +316,7 @@ def test_a_class_by_its_place_is_the_class_itself(own_plugins, tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("place", "names"),
-    [
-        ("no colon", {"role": "fuser", "type": "x"}),
-        ("a.b:C", {"role": "fuser"}),
-        ("a.b:C", {"type": "x"}),
-        ("a.b:C", {}),
-    ],
+    [("no colon", {"role": "fuser", "type": "x"}), ("a.b:C", {"role": "fuser"}), ("a.b:C", {"type": "x"}), ("a.b:C", {})],
 )
 def test_a_place_without_colon_role_or_type_is_refused(place, names):
     with pytest.raises(DehvfError, match="package.module:Class"):
@@ -335,9 +324,7 @@ def test_a_place_without_colon_role_or_type_is_refused(place, names):
 
 
 @pytest.mark.parametrize("code", ["import sys\nsys.exit(3)\n", "raise SystemExit('enough')\n"])
-def test_a_plugin_that_exits_ends_no_command(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_plugins: None
-) -> None:
+def test_a_plugin_that_exits_ends_no_command(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_plugins: None) -> None:
     (tmp_path / "quits.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     entry = EntryPoint("quits", "quits", "dehvf_kit")

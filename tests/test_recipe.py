@@ -48,18 +48,10 @@ def test_values_away_from_their_defaults_survive_the_way_there_and_back():
 
 
 MERGES = {
-    "values replace, mappings merge": (
-        {"a": {"x": 1, "y": 2}},
-        {"a": {"y": 3, "z": 4}},
-        {"a": {"x": 1, "y": 3, "z": 4}},
-    ),
+    "values replace, mappings merge": ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3, "z": 4}}, {"a": {"x": 1, "y": 3, "z": 4}}),
     "lists replace": ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
     "null removes": ({"a": 1, "b": 2}, {"a": None}, {"b": 2}),
-    "null removes what is nested": (
-        {"a": {"x": 1, "y": {"z": 1}}},
-        {"a": {"x": None, "y": {"z": None}}},
-        {"a": {"y": {}}},
-    ),
+    "null removes what is nested": ({"a": {"x": 1, "y": {"z": 1}}}, {"a": {"x": None, "y": {"z": None}}}, {"a": {"y": {}}}),
     "null of nothing is nothing": ({"a": 1}, {"b": None, "c": {"d": None}}, {"a": 1, "c": {"d": None}}),
     "a new type starts afresh": (
         {"graph": {"fuser": {"type": "cross_attention", "num_heads": 2, "inputs": {"x": "y"}}}},
@@ -126,9 +118,7 @@ def test_a_child_over_its_parent(case):
 def test_parents_are_found_beside_their_child(tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(raw_recipe()))
     (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "child.yaml").write_text(
-        "extends: ../base.yaml\nname: child\ngraph: {position: {num_slots: 30}}\n"
-    )
+    (tmp_path / "below" / "child.yaml").write_text("extends: ../base.yaml\nname: child\ngraph: {position: {num_slots: 30}}\n")
     (tmp_path / "below" / "grandchild.yaml").write_text("extends: child.yaml\nvision_x: 1\n")
     recipe = dehvf_kit.load_recipe(tmp_path / "below" / "child.yaml")
     assert recipe.name == "child" and recipe.nodes["position"].config.num_slots == 30
@@ -170,9 +160,7 @@ def test_override(recipe_file, override, read, expected):
     assert read(dehvf_kit.load_recipe(recipe_file, [override, *extra])) == expected
 
 
-@pytest.mark.parametrize(
-    "override", ["vision.nonsense=null", "graph.fuser.num_heds=null", "data.prompt.chad=null", "traning=null"]
-)
+@pytest.mark.parametrize("override", ["vision.nonsense=null", "graph.fuser.num_heds=null", "data.prompt.chad=null", "traning=null"])
 def test_a_null_over_no_field_is_refused(recipe_file, override):
     more = ["data={type: jsonl, train: a.jsonl, prompt: {chat: true}}"]
     key = override.removesuffix("=null")
@@ -215,9 +203,7 @@ def test_a_recipe_without_configs_at_hand_loads_and_says_so_when_checked():
     raw = raw_recipe()
     raw["decoder"] = {"model": "nobody/nothing"}
     recipe = dehvf_kit.parse_recipe(raw)
-    with pytest.raises(
-        RecipeError, match="decoder: no config of 'nobody/nothing' on this machine; give a local folder"
-    ):
+    with pytest.raises(RecipeError, match="decoder: no config of 'nobody/nothing' on this machine; give a local folder"):
         recipe.check()
 
 
@@ -246,9 +232,7 @@ def test_a_recipe_reads_its_towers_and_ports_once(monkeypatch: pytest.MonkeyPatc
     read: list[str] = []
     for config in (HfVisionConfig, HfDecoderConfig):
         spec = config.spec
-        monkeypatch.setattr(
-            config, "spec", lambda self, sources, spec=spec: read.append(self.role) or spec(self, sources)
-        )
+        monkeypatch.setattr(config, "spec", lambda self, sources, spec=spec: read.append(self.role) or spec(self, sources))
     recipe = dehvf_kit.load_recipe("recipes/llama7b_clip.yaml")
     assert sorted(read) == ["decoder", "vision"]
     monkeypatch.setattr(Port, "parse", lambda text: pytest.fail(f"parsed again: {text}"))

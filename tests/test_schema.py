@@ -77,9 +77,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "null sections": raw_recipe() | {"published": None, "data": None, "training": None},
     "a plugin's data set": raw_recipe() | {"data": {"type": "their_own", "anything": 1}},
     "jsonl": raw_recipe() | {"data": {"type": "jsonl", "train": "a.jsonl", "prompt": {"chat": True}}},
-    "wires": raw_recipe(
-        graph={"grouper": {"inputs": {"globals": "vision"}}, "projector": {"inputs": {"patches": ["vision"]}}}
-    ),
+    "wires": raw_recipe(graph={"grouper": {"inputs": {"globals": "vision"}}, "projector": {"inputs": {"patches": ["vision"]}}}),
     "two encoders": raw_recipe() | {"vision": {"left": ENCODER, "right": DINO}},
     "a node of another name": raw_recipe(
         graph={"grouper": None, "mine": {"role": "grouper", "type": "contiguous", "num_groups": 2}}

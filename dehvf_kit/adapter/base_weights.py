@@ -18,12 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-NARROWER = {
-    "float64": ("float32", "bfloat16", "float16"),
-    "float32": ("bfloat16", "float16"),
-    "bfloat16": (),
-    "float16": (),
-}
+NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat16", "float16"), "bfloat16": (), "float16": ()}
 """What each dtype may be rounded to; other dtypes are compared with themselves alone."""
 PACKED = ("int8", "uint8", "int16", "int32")
 """Dtypes in which quantised weights are stored, several in a number."""
@@ -169,6 +164,4 @@ def _same(then: str, now: str) -> bool | None:
 def _parts(line: str) -> tuple[dict[str, str], list[float]]:
     """A line's digests by dtype, the tensor's own first, and its values."""
     *digests, values = line.split()
-    return dict(entry.split("=") for entry in digests), [
-        float(one) for one in values[len("values=") :].split(",") if one
-    ]
+    return dict(entry.split("=") for entry in digests), [float(one) for one in values[len("values=") :].split(",") if one]

@@ -82,9 +82,7 @@ def _origins(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} `{value if isinstance(value, str) else json.dumps(value)}`" for key, value in values.items()
-    )
+    return ", ".join(f"{key} `{value if isinstance(value, str) else json.dumps(value)}`" for key, value in values.items())
 
 
 def _components(graph: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[str]:

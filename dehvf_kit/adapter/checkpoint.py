@@ -20,17 +20,7 @@ from torch import Tensor
 
 from dehvf_kit._version import __version__
 from dehvf_kit.adapter.card import MEASURED, about, card, read_measured, write_measured
-from dehvf_kit.adapter.files import (
-    BUFFERS,
-    CONFIG,
-    DIGEST,
-    FORMAT,
-    WEIGHTS,
-    buffer_names,
-    finish_saving,
-    read_config,
-    read_weights,
-)
+from dehvf_kit.adapter.files import BUFFERS, CONFIG, DIGEST, FORMAT, WEIGHTS, buffer_names, finish_saving, read_config, read_weights
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.adapter.fingerprint import fingerprint
 from dehvf_kit.adapter.identity import (
@@ -108,10 +98,7 @@ def _fill(model: DehvfModel, folder: Path) -> None:
     write_measured(folder, known, digest)
     sizes = {name: parameter.numel() for name, parameter in model.named_trainable_parameters().items()}
     write_text(folder / "README.md", card(config, sizes, known))
-    write_text(
-        folder / "config.json",
-        json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n",
-    )
+    write_text(folder / "config.json", json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n")
 
 
 def _save_processor(processor: Any, folder: Path) -> None:
@@ -203,9 +190,7 @@ def load(
     saved_identities(config, ["decoder", *recipe.vision], place)
     buffers = buffer_names(config)
     held = sum(tensor.numel() for name, tensor in weights.items() if name not in buffers)
-    model = build(
-        recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held, device_map=device_map
-    )
+    model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held, device_map=device_map)
     try:
         check_bases(model, config, place)
         if model.processor is not None:

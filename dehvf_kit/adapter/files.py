@@ -46,9 +46,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("format"), int) or isinstance(config["format"], bool):
         raise AdapterError(f"{path}: 'format' is missing")
     if config["format"] > FORMAT:
-        raise AdapterError(
-            f"{path}: format {shown(config['format'])}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
-        )
+        raise AdapterError(f"{path}: format {shown(config['format'])}, this kit reads up to {FORMAT}; upgrade dehvf-kit")
     for key in ("recipe", "bases"):
         if not isinstance(config.get(key), dict):
             raise AdapterError(f"{path}: '{key}' is missing")

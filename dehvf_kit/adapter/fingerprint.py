@@ -23,9 +23,7 @@ def fingerprint(recipe: Recipe, tokenizer: Any = None) -> dict[str, Any]:
     tokens: what the tokenizer makes of a prompt, beside its vocabulary; left out without a tokenizer.
     """
     text = recipe.data.prompt_facts() if recipe.data is not None else None
-    pictures = {
-        name: tower.image.model_dump(mode="json") for name, tower in recipe.vision.items() if hasattr(tower, "image")
-    }
+    pictures = {name: tower.image.model_dump(mode="json") for name, tower in recipe.vision.items() if hasattr(tower, "image")}
     facts = {"text": text, "pictures": pictures}
     if tokenizer is not None:
         facts["tokens"] = _tokens(tokenizer, bool(recipe.data is not None and recipe.data.prompt.chat))
@@ -74,9 +72,7 @@ def check_fingerprint(trained: Mapping[str, Any], asked: Mapping[str, Any], wher
     different = differences(trained, asked)
     if not different:
         return
-    lines = [
-        f"{where}: trained on other prompts or pictures than it is asked with now; --allow-prompt-mismatch goes on"
-    ]
+    lines = [f"{where}: trained on other prompts or pictures than it is asked with now; --allow-prompt-mismatch goes on"]
     width = max(len(name) for name, _, _ in different)
     for name, before, now in different:
         lines.append(f"  {name:<{width}}  trained {_shown(before)}")

@@ -60,9 +60,7 @@ def push_adapter(
 
 def push_model(model: DehvfModel, repo_id: str, **settings: Any) -> str:
     """Save a model's adapter and upload it. settings: of `push_adapter`; transformers' own for weights in parts do nothing."""
-    settings = {
-        key: value for key, value in settings.items() if key not in ("max_shard_size", "tags", "safe_serialization")
-    }
+    settings = {key: value for key, value in settings.items() if key not in ("max_shard_size", "tags", "safe_serialization")}
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder))
         return push_adapter(folder, repo_id, **settings)

@@ -49,9 +49,7 @@ def base_identities(model: DehvfModel) -> dict[str, Any]:
     """The identity of each base model of an adapter, by its name in the recipe."""
     with model.hooks_disabled():
         bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
-        return bases | {
-            name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()
-        }
+        return bases | {name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()}
 
 
 def identity(model: nn.Module, name: str) -> dict[str, Any]:
@@ -185,11 +183,7 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     vocabulary = hashlib.sha256()
     for word, number in sorted(tokenizer.get_vocab().items()):
         vocabulary.update(f"{number} {word}\n".encode("utf-8", "surrogatepass"))
-    return {
-        "words": len(tokenizer.get_vocab()),
-        "sha256": vocabulary.hexdigest(),
-        "probe": list(tokenizer(PROBE)["input_ids"]),
-    }
+    return {"words": len(tokenizer.get_vocab()), "sha256": vocabulary.hexdigest(), "probe": list(tokenizer(PROBE)["input_ids"])}
 
 
 def check_tokenizer(saved: Any, tokenizer: Any, where: str) -> None:

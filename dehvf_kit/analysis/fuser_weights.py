@@ -69,9 +69,7 @@ class ReadLayers:
                     "group": group + 1,
                     "decoder_layers": [layer + 1 for layer in mine],
                     "vision_layers": [self.weights.labels[place] for place in read],
-                    "weights": {
-                        kv_name(kv, mean): [round(float(mean[kv, at]), 6) for at in read] for kv in range(len(mean))
-                    },
+                    "weights": {kv_name(kv, mean): [round(float(mean[kv, at]), 6) for at in read] for kv in range(len(mean))},
                 }
             )
         return rows
@@ -90,9 +88,7 @@ def kv_name(kv: int, weights: Any) -> str:
     return f"memory {KV[kv]}s" if len(weights) > 1 else "keys and values"
 
 
-def read_layers(
-    model: DehvfModel, samples: Sequence[Sample], features: FeatureSource, batch_size: int = 32
-) -> ReadLayers | None:
+def read_layers(model: DehvfModel, samples: Sequence[Sample], features: FeatureSource, batch_size: int = 32) -> ReadLayers | None:
     """Average weights over the distinct images of some samples; None for a graph without a fuser, or without images.
 
     Weights of members that are the same vision layer are added. Labels count blocks from 1, as the paper's figures do.
@@ -130,8 +126,6 @@ def fuser_of(model: DehvfModel) -> tuple[str, Any] | None:
 def _labels(model: DehvfModel, count: int) -> list[str]:
     several = len(model.towers) > 1
     labels = [
-        f"{name} {layer + 1}" if several else str(layer + 1)
-        for name, tower in model.towers.items()
-        for layer in tower.layers
+        f"{name} {layer + 1}" if several else str(layer + 1) for name, tower in model.towers.items() for layer in tower.layers
     ]
     return labels[:count]

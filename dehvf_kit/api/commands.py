@@ -38,9 +38,7 @@ class CommandTable:
             DehvfError: for a name or target of another form, and for a name that is taken.
         """
         if not NAME.fullmatch(str(name)):
-            raise DehvfError(
-                f"register_commands: '{name}' cannot name a command; wants lower-case words such as my-command"
-            )
+            raise DehvfError(f"register_commands: '{name}' cannot name a command; wants lower-case words such as my-command")
         if not TARGET.fullmatch(str(target)):
             raise DehvfError(f"register_commands: {name}: given the target '{target}'; wants module:function")
         known = self.commands.get(name)

@@ -29,9 +29,7 @@ REASONS = {
 class Settings(BaseModel):
     """A frozen part of a recipe that refuses fields it does not know."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

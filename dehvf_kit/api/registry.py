@@ -67,19 +67,12 @@ class Registry:
             role, type = checked(config)
         known, where = self.entries.get((role, type)), place_of(config)
         if known is not None and place_of(known) != where:
-            raise DehvfError(
-                f"two classes are registered as {role} '{type}': {place_of(known)} and {where}; rename one of them"
-            )
+            raise DehvfError(f"two classes are registered as {role} '{type}': {place_of(known)} and {where}; rename one of them")
         if known is None or not isinstance(config, str):
             self.entries[role, type] = config
 
     def register_source(
-        self,
-        name: str,
-        config: Callable[[], Mapping[str, Any]],
-        path: Callable[[], Path],
-        summary: str,
-        licence: str = "",
+        self, name: str, config: Callable[[], Mapping[str, Any]], path: Callable[[], Path], summary: str, licence: str = ""
     ) -> None:
         """Add a base model under a name that recipes may use. Raises: DehvfError for a duplicate."""
         if name in self.sources:

@@ -40,9 +40,7 @@ class TowerConfig(Settings):
     revision: str | None = Field(None, description="hub branch, tag or commit")
     config: dict[str, Any] | None = Field(None, description="transformers config, for checks without the model at hand")
     dtype: Dtype = Field("auto", description="dtype of the frozen weights; auto: as saved")
-    attn_implementation: str | None = Field(
-        None, description="attention of transformers: sdpa, eager, flash_attention_2"
-    )
+    attn_implementation: str | None = Field(None, description="attention of transformers: sdpa, eager, flash_attention_2")
     download: bool = Field(False, description="allow fetching from the hub what is not on this machine")
     trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
     _hub: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -75,9 +73,7 @@ class TowerConfig(Settings):
         if self.model in sources:
             return str(sources[self.model].path())
         if not self.model:
-            raise DehvfError(
-                "no model is named; set `model:` to a local folder, a hub id or a name from `dehvf-kit list`"
-            )
+            raise DehvfError("no model is named; set `model:` to a local folder, a hub id or a name from `dehvf-kit list`")
         return os.path.expanduser(self.model)
 
     def hf_config(self, sources: Mapping[str, Source]) -> PretrainedConfig:

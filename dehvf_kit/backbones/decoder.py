@@ -73,9 +73,7 @@ class HfDecoderConfig(TowerConfig):
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # a config's values can fail anywhere in a family's constructor
-            raise DehvfError(
-                f"transformers cannot build a '{config.model_type}' decoder: {first_line(error)}"
-            ) from error
+            raise DehvfError(f"transformers cannot build a '{config.model_type}' decoder: {first_line(error)}") from error
 
     def load(self, sources: Mapping[str, Source], device_map: Any = None) -> PreTrainedModel:
         """The decoder with its weights.
@@ -106,9 +104,7 @@ class HfDecoderConfig(TowerConfig):
                     "to the transformers layout, or leave the field out"
                 )
             if placed:
-                raise DehvfError(
-                    "device_map: LLaMA in its original layout loads on the CPU; move the model with `.to(device)`"
-                )
+                raise DehvfError("device_map: LLaMA in its original layout loads on the CPU; move the model with `.to(device)`")
             return load_original(location, torch_dtype(self.dtype), self.attn_implementation)
         try:
             return AutoModelForCausalLM.from_pretrained(
@@ -194,9 +190,7 @@ def max_positions(decoder: nn.Module) -> int | None:
 
 def is_original(folder: str | Path) -> bool:
     """Whether a folder holds this layout and not transformers' own."""
-    return os.path.isfile(os.path.join(folder, "params.json")) and not os.path.isfile(
-        os.path.join(folder, "config.json")
-    )
+    return os.path.isfile(os.path.join(folder, "params.json")) and not os.path.isfile(os.path.join(folder, "config.json"))
 
 
 def num_weights(module: nn.Module) -> int:

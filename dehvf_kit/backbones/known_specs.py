@@ -20,9 +20,7 @@ LARGEST = 2**31
 
 def llama_spec(config: Mapping[str, Any] | None) -> DecoderSpec | None:
     """Sizes of a LLaMA decoder whose config holds these fields and no others, else None."""
-    known = _sizes(
-        config, "llama", ("vocab_size",), ("max_position_embeddings", "num_key_value_heads"), ("rms_norm_eps",)
-    )
+    known = _sizes(config, "llama", ("vocab_size",), ("max_position_embeddings", "num_key_value_heads"), ("rms_norm_eps",))
     if known is None:
         return None
     width, inner, layers, heads = (known[name] for name in SIZES)

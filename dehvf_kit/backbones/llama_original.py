@@ -42,9 +42,7 @@ def shard_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("consolidated.*.pth"))
     wanted = [folder / f"consolidated.{number:02d}.pth" for number in range(max(1, len(files)))]
     if files != wanted:
-        raise DehvfError(
-            f"{folder}: holds {listing(f.name for f in files)}; wants consolidated.00.pth, .01.pth, ... in a row"
-        )
+        raise DehvfError(f"{folder}: holds {listing(f.name for f in files)}; wants consolidated.00.pth, .01.pth, ... in a row")
     return files
 
 
@@ -66,9 +64,7 @@ def original_config(folder: str | Path) -> LlamaConfig:
             f"{path}: cannot be read ({error}); wants JSON with dim, n_heads, n_layers, norm_eps and multiple_of"
         ) from error
     if given.get("use_scaled_rope"):
-        raise DehvfError(
-            f"{path}: scaled rotary positions are not read from this layout; use the model in transformers' format"
-        )
+        raise DehvfError(f"{path}: scaled rotary positions are not read from this layout; use the model in transformers' format")
     words = given.get("vocab_size", -1)
     if not isinstance(words, int) or words < 1:
         words = _vocabulary(place)

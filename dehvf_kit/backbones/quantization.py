@@ -44,9 +44,7 @@ def weight_bytes(decoder: nn.Module, width: int, kind: Quantization | None) -> i
     """
     from torch import nn
 
-    linears = [
-        part for part in decoder.modules() if type(part) is nn.Linear and part is not decoder.get_output_embeddings()
-    ]
+    linears = [part for part in decoder.modules() if type(part) is nn.Linear and part is not decoder.get_output_embeddings()]
     packed = sum(part.weight.numel() for part in linears) if kind is not None else 0
     kept = (sum(parameter.numel() for parameter in decoder.parameters()) - packed) * width
     if kind == "int8":

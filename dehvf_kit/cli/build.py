@@ -33,8 +33,7 @@ def build(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="The adapter's folder.", show_default="runs/NAME"),
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The adapter's folder.", show_default="runs/NAME")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Write the adapter.")] = True,
@@ -88,9 +87,7 @@ def _save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
 
     finish_saving(folder)
     if exists(folder / WEIGHTS) and not overwrite and not _same_weights(model, folder):
-        raise AdapterError(
-            f"{folder}: holds an adapter with other weights; name another folder, or replace it with --overwrite"
-        )
+        raise AdapterError(f"{folder}: holds an adapter with other weights; name another folder, or replace it with --overwrite")
     save(model, folder)
 
 
@@ -148,12 +145,7 @@ def _facts(
 
 
 def _print_report(
-    console: Console,
-    model: DehvfModel,
-    parameters: ParameterTable,
-    flops: FlopCount,
-    memory: MemoryUsage,
-    folder: Path | None,
+    console: Console, model: DehvfModel, parameters: ParameterTable, flops: FlopCount, memory: MemoryUsage, folder: Path | None
 ) -> None:
     """The whole report."""
     recipe = model.recipe

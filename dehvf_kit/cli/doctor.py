@@ -34,9 +34,7 @@ def doctor(
     decoder: Annotated[
         str,
         typer.Argument(
-            metavar="DECODER",
-            help="A name from dehvf-kit list, a folder, a config.json or a hub id.",
-            show_default=False,
+            metavar="DECODER", help="A name from dehvf-kit list, a folder, a config.json or a hub id.", show_default=False
         ),
     ],
     vision: Annotated[
@@ -112,12 +110,7 @@ def decoder_facts(name: str) -> dict[str, Any]:
         "class": type(model).__name__,
         "num_layers": getattr(text, "num_hidden_layers", None),
         "sites": [
-            {
-                "layer_idx": site.layer_idx,
-                "path": site.path,
-                "activation": site.activation_name,
-                "hidden_size": site.hidden_size,
-            }
+            {"layer_idx": site.layer_idx, "path": site.path, "activation": site.activation_name, "hidden_size": site.hidden_size}
             for site in sites
         ],
         "check": check,
@@ -188,10 +181,7 @@ def _print(console: Console, parts: dict[str, dict[str, Any]]) -> None:
     size, patch = vision["image_size"], " x ".join(map(str, vision["patch_size"]))
     table = grid("left", "left")
     for label, text in (
-        (
-            "yields",
-            f"[image, {vision['num_layers']} layers, 1 + {vision['num_patches']} patches, {vision['hidden_size']}]",
-        ),
+        ("yields", f"[image, {vision['num_layers']} layers, 1 + {vision['num_patches']} patches, {vision['hidden_size']}]"),
         ("from", f"images of {size} x {size} pixels, patches of {patch}"),
         ("global token", vision["global_token"]),
         ("final norm", vision["final_norm"] or "none"),

@@ -34,24 +34,17 @@ NAMED = 5
 def evaluate(
     adapter: Adapter,
     overrides: Overrides = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Most questions to ask.", show_default=False)
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most questions to ask.", show_default=False)] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write every answer, as JSON lines.", show_default=False),
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write every answer, as JSON lines.", show_default=False)
     ] = None,
     results: Annotated[
-        Path | None,
-        typer.Option("--results", metavar="FILE", help="Write the predictions in the benchmark's own format."),
+        Path | None, typer.Option("--results", metavar="FILE", help="Write the predictions in the benchmark's own format.")
     ] = None,
     allow_prompt_mismatch: Annotated[
-        bool,
-        typer.Option("--allow-prompt-mismatch", help="Continue where prompt or images differ from those trained on."),
+        bool, typer.Option("--allow-prompt-mismatch", help="Continue where prompt or images differ from those trained on.")
     ] = False,
-    store: Annotated[
-        bool, typer.Option("--store", help="Store the scores in the adapter's measured.json and card.")
-    ] = False,
+    store: Annotated[bool, typer.Option("--store", help="Store the scores in the adapter's measured.json and card.")] = False,
     as_json: Json = False,
 ) -> None:
     """Ask, score as the data set defines it, print.
@@ -72,9 +65,7 @@ def evaluate(
     mismatch = _mismatch(adapter, overrides or (), allow_prompt_mismatch, model.processor.tokenizer)
     recipe = model.recipe
     if recipe.data is None:
-        raise DataError(
-            f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE"
-        )
+        raise DataError(f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE")
     sample_filter = SampleFilter(recipe.data, "test")
     sample_filter.samples = asked = sample_filter.samples[:limit]
     if not asked:
@@ -90,11 +81,7 @@ def evaluate(
             features.fill(samples, progress=lambda done, total: report("reading images", done, total))
         with _kept(adapter, model, samples, output) as kept:
             predictions = answer(
-                model,
-                samples,
-                features=features,
-                progress=lambda done, total: report("answering", done, total),
-                kept=kept,
+                model, samples, features=features, progress=lambda done, total: report("answering", done, total), kept=kept
             )
     predictions = with_skipped(predictions, asked, sample_filter.skipped)
     if output is not None:
@@ -150,9 +137,7 @@ def _write_new(file: Path, text: str) -> None:
 
 
 @contextmanager
-def _kept(
-    adapter: Path, model: DehvfModel, samples: Sequence[Sample], output: Path | None
-) -> Iterator[KeptAnswers | None]:
+def _kept(adapter: Path, model: DehvfModel, samples: Sequence[Sample], output: Path | None) -> Iterator[KeptAnswers | None]:
     """The file of answers so far: beside `--output`, else in the cache folder; None where neither can be written.
 
     Says where an earlier evaluation left off, and, where this one ends early, how to go on.

@@ -18,19 +18,16 @@ from dehvf_kit.utils.places import exists
 def init(
     overrides: Overrides = None,
     decoder: Annotated[
-        str | None,
-        typer.Option("--decoder", help="A name from dehvf-kit list, a folder or a hub id.", show_default="asks"),
+        str | None, typer.Option("--decoder", help="A name from dehvf-kit list, a folder or a hub id.", show_default="asks")
     ] = None,
     vision: Annotated[
-        str | None,
-        typer.Option("--vision", help="A vision encoder, named likewise, or TYPE:MODEL.", show_default="asks"),
+        str | None, typer.Option("--vision", help="A vision encoder, named likewise, or TYPE:MODEL.", show_default="asks")
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="A file, a folder, a data set's type, or none.", show_default="asks")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The recipe.", show_default="DECODER_VISION.yaml"),
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The recipe.", show_default="DECODER_VISION.yaml")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -30,9 +30,7 @@ def _builtin_roles() -> list[str]:
 def list_installed(
     role: Annotated[
         str | None,
-        typer.Argument(
-            metavar="ROLE", help="Only this role, with every field.", show_default=False, autocompletion=_builtin_roles
-        ),
+        typer.Argument(metavar="ROLE", help="Only this role, with every field.", show_default=False, autocompletion=_builtin_roles),
     ] = None,
     as_json: Json = False,
 ) -> None:

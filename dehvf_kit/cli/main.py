@@ -46,21 +46,9 @@ COMMANDS = (
     ("check", "check:check", "Find every fault of a recipe at once; needs both base models' configs, no weights."),
     ("show", "show:show", "Print a recipe with its parents merged and every default filled in."),
     ("list", "listing:list_installed", "List components, base models, data sets and plugins, each with its origin."),
-    (
-        "doctor",
-        "doctor:doctor",
-        "Show where memory goes in a decoder and what a vision encoder yields; test both contracts.",
-    ),
-    (
-        "support",
-        "support:support",
-        "Print which decoder and vision families pass the kit's contract, or test some now.",
-    ),
-    (
-        "build",
-        "build:build",
-        "Save a recipe's adapter without base weights; print graph, parameters, FLOPs and memory.",
-    ),
+    ("doctor", "doctor:doctor", "Show where memory goes in a decoder and what a vision encoder yields; test both contracts."),
+    ("support", "support:support", "Print which decoder and vision families pass the kit's contract, or test some now."),
+    ("build", "build:build", "Save a recipe's adapter without base weights; print graph, parameters, FLOPs and memory."),
     ("prepare", "prepare:prepare", "Check data sets: published sizes, and everything missing, broken or repeated."),
     ("data", "data:data", "Show training samples as the model will see them: tokens, loss and image."),
     ("score", "score:app", "Score predictions of any model on a benchmark."),
@@ -70,11 +58,7 @@ COMMANDS = (
     ("verify", "verify:verify", "Compare answers to questions alone and in padded batches, with and without a cache."),
     ("generate", "generate:generate", "Answer a question about an image."),
     ("init", "init:init", "Ask three questions and write a recipe that passes `check`; never overwrites."),
-    (
-        "new-plugin",
-        "new_plugin:new_plugin",
-        "Write an installable plugin whose contract test passes; never overwrites.",
-    ),
+    ("new-plugin", "new_plugin:new_plugin", "Write an installable plugin whose contract test passes; never overwrites."),
 )
 
 
@@ -123,9 +107,7 @@ class PluginCommands(TyperGroup):
                 if error.errno not in FULL:
                     raise
                 place = f"{error.filename}: " if error.filename else ""
-                print(
-                    f"{place}cannot be written: {error.strerror}; make room and run the command again", file=sys.stderr
-                )
+                print(f"{place}cannot be written: {error.strerror}; make room and run the command again", file=sys.stderr)
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
                 print("interrupted", file=sys.stderr)
@@ -254,8 +236,7 @@ def _installed(name: str) -> str:
 @app.callback()
 def options(
     plugin: Annotated[
-        list[Path] | None,
-        typer.Option("--plugin", metavar="FILE", help="Load a one-file plugin first; may be repeated."),
+        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load a one-file plugin first; may be repeated.")
     ] = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")

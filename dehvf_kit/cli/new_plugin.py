@@ -41,13 +41,9 @@ def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case words: my-fuser.", show_default=False)],
     kind: Annotated[
         str,
-        typer.Option(
-            "--kind", help="vision, decoder, component or data.", show_default=False, autocompletion=lambda: list(KINDS)
-        ),
+        typer.Option("--kind", help="vision, decoder, component or data.", show_default=False, autocompletion=lambda: list(KINDS)),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Parent of the package's folder.")
-    ] = Path("."),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Parent of the package's folder.")] = Path("."),
     as_json: Json = False,
 ) -> None:
     """Write the package. Raises: DehvfError for an invalid name or kind, or a folder that exists."""

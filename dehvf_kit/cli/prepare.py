@@ -20,9 +20,7 @@ def prepare(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE|DATA... [KEY=VALUE]...",
-            help="Recipes, folders or files of data; fields to change.",
-            show_default=False,
+            metavar="RECIPE|DATA... [KEY=VALUE]...", help="Recipes, folders or files of data; fields to change.", show_default=False
         ),
     ],
     open_images: Annotated[
@@ -46,9 +44,7 @@ def prepare(
             found[place] = inspect_data(config, open_images, report, reads_images)
     sound = all(part.sound for parts in found.values() for part in parts)
     if as_json:
-        rows = {
-            place: {"type": kinds[place], "splits": [part.row() for part in parts]} for place, parts in found.items()
-        }
+        rows = {place: {"type": kinds[place], "splits": [part.row() for part in parts]} for place, parts in found.items()}
         print_json({"sound": sound, "data": rows})
         raise typer.Exit(int(not sound))
     for place, parts in found.items():
@@ -74,9 +70,7 @@ def _data_of(place: Path, overrides: Sequence[str]) -> tuple[Any, bool | None]:
             raise DataError(f"{place}: has no `data` section")
         return recipe.data, recipe.reads_images
     registry = plugins().registry
-    raw: dict[str, Any] = {
-        "data": recognise(place, [config for (role, _), config in registry.configs.items() if role == "data"])
-    }
+    raw: dict[str, Any] = {"data": recognise(place, [config for (role, _), config in registry.configs.items() if role == "data"])}
     for text in overrides:
         override(raw, text)
     return parse_data(raw["data"], str(place), registry), None
@@ -89,9 +83,7 @@ def _show(place: str, kind: str, parts: Sequence[Any]) -> None:
     table = grid("left", "right", "right", "right", "left")
     table.add_row("", "[bold]split[/]", "[bold]samples[/]", "[bold]with image[/]", "[bold]images[/]", "")
     for part in parts:
-        table.add_row(
-            "", part.name, f"{part.samples:,}", f"{part.with_picture:,}", f"{part.pictures:,}", escape(_beside(part))
-        )
+        table.add_row("", part.name, f"{part.samples:,}", f"{part.with_picture:,}", f"{part.pictures:,}", escape(_beside(part)))
     console.print(table)
     from dehvf_kit.data.issues import grouped
 

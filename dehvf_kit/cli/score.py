@@ -16,22 +16,16 @@ from dehvf_kit.errors import DataError
 SPLITS = ("test", "val", "minitest", "minival")
 
 
-Predictions = Annotated[
-    Path, typer.Option("--predictions", metavar="FILE", help="The predictions.", show_default=False)
-]
+Predictions = Annotated[Path, typer.Option("--predictions", metavar="FILE", help="The predictions.", show_default=False)]
 app = typer.Typer(no_args_is_help=True)
 
 
 @app.command(help='ScienceQA\'s nine columns of {"results": {id: index}}.')
 def scienceqa(
     predictions: Predictions,
-    folder: Annotated[
-        str, typer.Option("--data", metavar="FOLDER", help="Folder with problems.json.")
-    ] = "data/scienceqa",
+    folder: Annotated[str, typer.Option("--data", metavar="FOLDER", help="Folder with problems.json.")] = "data/scienceqa",
     split: Annotated[str, typer.Option("--split", help="test, val, minitest or minival.")] = "test",
-    missing_wrong: Annotated[
-        bool, typer.Option("--missing-wrong", help="Count questions without a prediction as wrong.")
-    ] = False,
+    missing_wrong: Annotated[bool, typer.Option("--missing-wrong", help="Count questions without a prediction as wrong.")] = False,
     as_json: Json = False,
 ) -> None:
     """The nine columns. Raises: DataError for files that cannot be read and ids that do not match."""
@@ -46,18 +40,13 @@ def scienceqa(
     _print(score(problems, read_results(predictions, problems, missing_wrong)), as_json)
 
 
-@app.command(
-    help='BLEU, METEOR, ROUGE-L and CIDEr of [{"image_id", "caption"}]; needs the extra eval, and Java.',
-)
+@app.command(help='BLEU, METEOR, ROUGE-L and CIDEr of [{"image_id", "caption"}]; needs the extra eval, and Java.')
 def coco(
     predictions: Predictions,
     references: Annotated[
         Path,
         typer.Option(
-            "--references",
-            metavar="FILE",
-            help="Karpathy's dataset_coco.json, or a COCO captions file.",
-            show_default=False,
+            "--references", metavar="FILE", help="Karpathy's dataset_coco.json, or a COCO captions file.", show_default=False
         ),
     ],
     split: Annotated[str, typer.Option("--split", help="Of dataset_coco.json: test or val.")] = "test",

@@ -24,12 +24,9 @@ PAGES = ("support.md", "support_vision.md")
 
 def support(
     types: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TYPE]...", help="transformers model types to run now.", show_default=False),
+        list[str] | None, typer.Argument(metavar="[TYPE]...", help="transformers model types to run now.", show_default=False)
     ] = None,
-    run_now: Annotated[
-        bool, typer.Option("--run", help="Run every family again, about 25 minutes on 2 cores.")
-    ] = False,
+    run_now: Annotated[bool, typer.Option("--run", help="Run every family again, about 25 minutes on 2 cores.")] = False,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Decoders run side by side.")] = 2,
     as_json: Json = False,
 ) -> None:
@@ -52,9 +49,7 @@ def support(
     decoders, encoders = decoder_types(), image_encoder_types()
     for name in types:
         if name not in decoders and name not in encoders:
-            raise DehvfError(
-                f"no decoder or vision encoder type is named '{name}'{did_you_mean(name, [*decoders, *encoders])}"
-            )
+            raise DehvfError(f"no decoder or vision encoder type is named '{name}'{did_you_mean(name, [*decoders, *encoders])}")
 
     def report(result: FamilyResult | EncoderResult) -> None:
         note = f" ({result.note[:100]})" if result.note else ""

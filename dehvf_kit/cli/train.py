@@ -39,18 +39,11 @@ def train(
     if not here.main:
         return
     if as_json:
-        facts = {
-            "adapter": str(result.adapter),
-            "steps": result.steps,
-            "samples": result.samples,
-            "seconds": result.seconds,
-        }
+        facts = {"adapter": str(result.adapter), "steps": result.steps, "samples": result.samples, "seconds": result.seconds}
         print_json({**facts, "log": result.log})
         return
     if result.skipped:
-        print(
-            f"{len(result.skipped)} steps skipped because their loss or gradient is not finite: see {folder / 'log.jsonl'}"
-        )
+        print(f"{len(result.skipped)} steps skipped because their loss or gradient is not finite: see {folder / 'log.jsonl'}")
     if result.left_out:
         print(f"{len(result.left_out)} samples excluded, without a token to learn from")
     print(f"{result.steps} steps in {result.seconds:.0f} s; adapter in {result.adapter}")

@@ -43,14 +43,10 @@ def verify(
         check_new_files({}, {"--store": adapter / "README.md"})
     model = load(adapter, overrides=overrides or ())
     if model.recipe.data is None:
-        raise DataError(
-            f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE"
-        )
+        raise DataError(f"{adapter}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE")
     samples = list(samples_of(model.recipe.data, "test")[:questions])
     with reporting() as report:
-        found = batch_parity(
-            model, samples, batch, new_tokens, progress=lambda done, total: report("answering", done, total)
-        )
+        found = batch_parity(model, samples, batch, new_tokens, progress=lambda done, total: report("answering", done, total))
     if store:
         keep(adapter, "batch_parity", found.facts())
     if as_json:

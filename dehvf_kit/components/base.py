@@ -103,10 +103,7 @@ class FuserConfig(ComponentConfig):
     """Parent of the fusers: weights per decoder layer and kv (keys, values) over a group's vision layers, and the mix they give."""
 
     role: ClassVar[str] = "fuser"
-    gives: ClassVar[tuple[str, ...]] = (
-        "fused: batch decoder_layer kv patch code",
-        "weights: batch decoder_layer kv member",
-    )
+    gives: ClassVar[tuple[str, ...]] = ("fused: batch decoder_layer kv patch code", "weights: batch decoder_layer kv member")
 
     def mix_cost(self, context: BuildContext, num_kv: int) -> int:
         """FLOPs an image of the weighted sum, and of the projection that follows where the codes come unprojected."""

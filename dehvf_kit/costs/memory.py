@@ -71,10 +71,7 @@ def memory_usage(
         adapter=trained * TRAINED_BYTES,
         gradients_and_optimiser=trained * TRAINED_BYTES * (1 + ADAM_MOMENTS),
         decoder=weight_bytes(decoder, width, quantization),
-        vision={
-            name: _count(tower.model) * BYTES[known_dtype(vision_dtypes[name], tower.model)]
-            for name, tower in towers.items()
-        },
+        vision={name: _count(tower.model) * BYTES[known_dtype(vision_dtypes[name], tower.model)] for name, tower in towers.items()},
         dtype=dtype,
         factored_per_image=sum(factored for factored, _ in held) * width,
         built_per_image=sum(built for _, built in held) * width,

@@ -32,9 +32,7 @@ class CocoCaptionsDataConfig(DataConfig):
     type: Literal["coco_captions"] = "coco_captions"
     annotations: Path = Field(Path("data/coco/dataset_coco.json"), description="Karpathy's file")
     images: Path = Field(Path("data/coco"), description="folder that holds train2014 and val2014")
-    restval: bool = Field(
-        description="train on `restval` too: 113,287 pictures, the field's usual set, instead of 82,783"
-    )
+    restval: bool = Field(description="train on `restval` too: 113,287 pictures, the field's usual set, instead of 82,783")
     test_split: Literal["test", "val"] = Field("test", description="what is scored")
     question: str = Field("Generate caption of this image.", min_length=1, description="what is asked of every picture")
     prompt: PromptConfig = Field(
@@ -82,10 +80,7 @@ class CocoCaptionsDataConfig(DataConfig):
     def references(self) -> dict[str, list[str]]:
         """Every caption of the pictures scored, by picture id; five each in the published file."""
         issues: list[Issue] = []
-        found = {
-            str(row["cocoid"]): list(_captions(row, place, issues))
-            for place, row in self._rows({self.test_split}, issues)
-        }
+        found = {str(row["cocoid"]): list(_captions(row, place, issues)) for place, row in self._rows({self.test_split}, issues)}
         if self.on_bad_sample == "error":
             refuse(str(self.annotations), issues, PREPARE)
         return found

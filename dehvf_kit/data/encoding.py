@@ -67,13 +67,9 @@ class EncodedSamples(Dataset):
     def _join(self, sample: Sample, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         room = self.max_length - len(answer)
         if room < 1:
-            raise DataError(
-                f"sample '{sample.id}': its answer has {len(answer)} tokens, max_length is {self.max_length}"
-            )
+            raise DataError(f"sample '{sample.id}': its answer has {len(answer)} tokens, max_length is {self.max_length}")
         if not prompt:
-            raise DataError(
-                f"sample '{sample.id}': its prompt has no token; write a question, or a data.prompt.question"
-            )
+            raise DataError(f"sample '{sample.id}': its prompt has no token; write a question, or a data.prompt.question")
         if len(prompt) > room:
             self.cut.append(sample.id)
         prompt = prompt[-room:]
@@ -96,9 +92,7 @@ class EncodedSamples(Dataset):
             if self.features is not None:
                 item["vision_features"] = self.features.read(sample)
             else:
-                item["pixel_values"] = self.processor.image_processor(open_image(sample), return_tensors="pt")[
-                    "pixel_values"
-                ]
+                item["pixel_values"] = self.processor.image_processor(open_image(sample), return_tensors="pt")["pixel_values"]
         return item
 
 

@@ -22,10 +22,7 @@ class FileSplitsConfig(DataConfig):
     """Parent of the data sets that are named by `train` and `test`. A subclass reads one of them: `read_file`."""
 
     validation: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of the images of `train` that is held out as the test split, where `test` is not set",
+        0.0, ge=0, lt=1, description="share of the images of `train` that is held out as the test split, where `test` is not set"
     )
     validation_seed: int = Field(0, ge=0, description="another seed holds out other images")
 
@@ -56,11 +53,7 @@ class FileSplitsConfig(DataConfig):
         reading = self.read_file("train")
         groups = [self.group_of(sample) for sample in reading.samples]
         held_out = held_out_groups(groups, self.validation, self.validation_seed)
-        kept = [
-            sample
-            for sample, group in zip(reading.samples, groups, strict=True)
-            if (group in held_out) == (part == "test")
-        ]
+        kept = [sample for sample, group in zip(reading.samples, groups, strict=True) if (group in held_out) == (part == "test")]
         return replace(reading, samples=kept, count=None)
 
     def group_of(self, sample: Sample) -> str:

@@ -74,9 +74,7 @@ def open_table(source: str, split: str, download: bool = False, revision: str | 
         raise
     except Exception as error:  # whatever stands in the folder's files
         reason = str(error).strip().splitlines()
-        raise DataError(
-            f"{source}: cannot be read as a table: {reason[0] if reason else type(error).__name__}"
-        ) from error
+        raise DataError(f"{source}: cannot be read as a table: {reason[0] if reason else type(error).__name__}") from error
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
@@ -117,9 +115,7 @@ def _snapshot(source: str, download: bool, revision: str | None) -> Path:
         found = snapshot_download(source, repo_type="dataset", revision=revision, local_files_only=not download)
     except Exception as error:  # no network, no such repository, not in the cache
         if download:
-            raise DataError(
-                f"{source}: cannot be fetched from the hub: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise DataError(f"{source}: cannot be fetched from the hub: {str(error).strip().splitlines()[0]}") from error
         raise DataError(
             f"there is no folder '{source}', and no data set of that name in the hub's cache; name a folder, or allow the "
             "download by `download: true`"

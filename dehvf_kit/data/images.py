@@ -67,9 +67,7 @@ def read_any(image: Any, download: bool = False) -> Image.Image:
     if isinstance(image, str):
         if image.startswith(("http://", "https://")):
             if not download:
-                raise ImageError(
-                    f"image {shown(image)} is a URL, and nothing is fetched unasked; give a file, or download=True"
-                )
+                raise ImageError(f"image {shown(image)} is a URL, and nothing is fetched unasked; give a file, or download=True")
             image = HeldImage(image, _fetch(image))
         elif os.path.isfile(image):
             image = Path(image)
@@ -118,16 +116,9 @@ def _fetch(url: str) -> bytes:
 def _from_array(pixels: np.ndarray) -> Image.Image:
     """Raises: ImageError for an array whose white or channels are unknown."""
     grey = pixels.ndim == 2
-    if (
-        pixels.dtype == np.uint16
-        and grey
-        or pixels.dtype == np.uint8
-        and (grey or pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-    ):
+    if pixels.dtype == np.uint16 and grey or pixels.dtype == np.uint8 and (grey or pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return Image.fromarray(np.ascontiguousarray(pixels))
-    raise ImageError(
-        f"it is an array {list(pixels.shape)} of {pixels.dtype}; wants [height, width] or [height, width, 3] of uint8"
-    )
+    raise ImageError(f"it is an array {list(pixels.shape)} of {pixels.dtype}; wants [height, width] or [height, width, 3] of uint8")
 
 
 def open_image(sample: Sample) -> Image.Image:

@@ -57,10 +57,7 @@ class PartReport:
 
 
 def inspect_data(
-    config: DataConfig,
-    open_images: bool = True,
-    progress: Progress | None = None,
-    reads_images: bool | None = None,
+    config: DataConfig, open_images: bool = True, progress: Progress | None = None, reads_images: bool | None = None
 ) -> list[PartReport]:
     """A report for each of a data set's `parts`.
 

@@ -135,9 +135,7 @@ class DehvfProcessor(ProcessorMixin):
     def decode(self, *args: Any, **kwargs: Any) -> str:
         return self.tokenizer.decode(*args, **kwargs)
 
-    def post_process_image_text_to_text(
-        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
-    ) -> list[str]:
+    def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
 
     @property

@@ -101,9 +101,7 @@ class RowReader:
         """A question without the placeholder before or after it. Raises: RowFaultError for one that stands for no image."""
         count, text = without_placeholders(text)
         if count and not has_image:
-            raise RowFaultError(
-                f"the text has {PLACEHOLDER}, the row has no image", place, "placeholder without an image"
-            )
+            raise RowFaultError(f"the text has {PLACEHOLDER}, the row has no image", place, "placeholder without an image")
         if count > 1:
             raise RowFaultError(f"{count} x {PLACEHOLDER}; a sample has one image at most", place, "several images")
         if PLACEHOLDER in text:
@@ -163,9 +161,7 @@ class RowReader:
         if image is None:
             for name in VIDEOS:
                 if row.get(name) and name not in self.columns.model_dump().values():
-                    raise RowFaultError(
-                        f"'{name}' is given, which is not read; a sample has one image at most", place, "video"
-                    )
+                    raise RowFaultError(f"'{name}' is given, which is not read; a sample has one image at most", place, "video")
         return image
 
 
@@ -177,9 +173,7 @@ def image_of(cell: Any, column: str, place: str, folder: Path) -> Path | ImageFi
     if isinstance(cell, Sequence) and not isinstance(cell, (str, bytes)):
         cells = [one for one in cell if one is not None and one != ""]
         if len(cells) > 1:
-            raise RowFaultError(
-                f"'{column}' holds {len(cells)}; a sample has one image at most", place, "several images"
-            )
+            raise RowFaultError(f"'{column}' holds {len(cells)}; a sample has one image at most", place, "several images")
         cell = cells[0] if cells else None
     if isinstance(cell, Mapping) and cell.keys() <= {"bytes", "path"}:
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
@@ -197,9 +191,7 @@ def image_of(cell: Any, column: str, place: str, folder: Path) -> Path | ImageFi
 def _named_image(text: str, column: str, place: str, folder: Path) -> Path | ImageFile:
     if text.startswith(("http://", "https://")):
         raise RowFaultError(
-            f"'{column}' is an address, {shown(text)}; download the image, and name its file",
-            place,
-            "image is an address",
+            f"'{column}' is an address, {shown(text)}; download the image, and name its file", place, "image is an address"
         )
     if not text.startswith("data:"):
         return folder / text.removeprefix("file://")
@@ -207,9 +199,7 @@ def _named_image(text: str, column: str, place: str, folder: Path) -> Path | Ima
     try:
         return HeldImage(place, base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):
-        raise RowFaultError(
-            f"'{column}' is a data URI without base64 data: {shown(head)}", place, "not an image"
-        ) from None
+        raise RowFaultError(f"'{column}' is a data URI without base64 data: {shown(head)}", place, "not an image") from None
 
 
 def looks_like_image(value: Any) -> bool:

@@ -130,9 +130,7 @@ def summary(skipped: Sequence[Skipped], file: Path | None = None) -> str:
     return "\n".join([*lines, f"  and {count - SHOWN:,} more"] if count > SHOWN else lines)
 
 
-def with_skipped(
-    predictions: Sequence[Prediction], samples: Sequence[Sample], skipped: Sequence[Skipped]
-) -> list[Prediction]:
+def with_skipped(predictions: Sequence[Prediction], samples: Sequence[Sample], skipped: Sequence[Skipped]) -> list[Prediction]:
     """Predictions of all `samples` in their order, those that were not asked without an answer; the others come in order."""
     reasons = {one.sample: one.reason for one in skipped if one.sample is not None}
     asked = iter(predictions)
@@ -162,15 +160,11 @@ def no_images(data: DataConfig, part: str, samples: Sequence[Sample], reads_imag
     """
     if reads_images is False or data.means_text_only or not samples or any(one.image is not None for one in samples):
         return None
-    detail = (
-        f"{len(samples):,} samples; name the column of images, or set data.text_only=true if none is meant to have one"
-    )
+    detail = f"{len(samples):,} samples; name the column of images, or set data.text_only=true if none is meant to have one"
     return Issue("no sample has an image", part, detail, fatal=bool(reads_images))
 
 
-def image_issues(
-    samples: Sequence[Sample], open_images: bool = True, progress: Progress | None = None
-) -> Iterator[Issue | None]:
+def image_issues(samples: Sequence[Sample], open_images: bool = True, progress: Progress | None = None) -> Iterator[Issue | None]:
     """For each sample what is wrong with its picture, or None. open_images: decode it, not only look for its file."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda sample: image_issue(sample, open_images), samples)

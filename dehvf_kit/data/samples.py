@@ -47,9 +47,7 @@ class Sample:
         if isinstance(self.image, str):
             object.__setattr__(self, "image", Path(self.image))
         elif self.image is not None and not hasattr(self.image, "read_bytes"):
-            raise DataError(
-                f"{self.id}: its image is of the type {type(self.image).__name__}; wants the path of a file"
-            )
+            raise DataError(f"{self.id}: its image is of the type {type(self.image).__name__}; wants the path of a file")
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,7 @@ from dehvf_kit.data.metrics import scienceqa as columns
 from dehvf_kit.data.metrics.scienceqa import UNANSWERED
 from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
-from dehvf_kit.data.scienceqa_prompt import (
-    LETTERS,
-    Problem,
-    check_format,
-    choice_of,
-    prompt,
-    reply,
-    reply_start,
-)
+from dehvf_kit.data.scienceqa_prompt import LETTERS, Problem, check_format, choice_of, prompt, reply, reply_start
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.places import is_file, is_folder
 from dehvf_kit.utils.strict_json import read_json
@@ -135,9 +127,7 @@ class ScienceQaDataConfig(DataConfig):
 def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[list[Problem], list[Issue]]:
     rows, ids, repeated = _files(folder, part)
     told = _captions(folder) if captions else {}
-    issues = [
-        Issue("id twice in problems.json" if key in rows else "field twice in problems.json", key) for key in repeated
-    ]
+    issues = [Issue("id twice in problems.json" if key in rows else "field twice in problems.json", key) for key in repeated]
     problems, seen = [], set()
     for key in ids:
         if key in seen:
@@ -191,9 +181,7 @@ def _picture(images: Path, part: str, split: Any, key: str, name: str) -> Path:
     return next((place for place in places if os.path.isfile(place)), places[0])
 
 
-def _table(
-    source: str, part: str, download: bool, revision: str | None, pictures: bool
-) -> tuple[list[Problem], list[Issue]]:
+def _table(source: str, part: str, download: bool, revision: str | None, pictures: bool) -> tuple[list[Problem], list[Issue]]:
     """Questions of a table; it has no ids, so `<split>/<row>` stands for them."""
     table = open_table(source, part, download, revision)
     bare = table.remove_columns("image") if "image" in table.column_names else table
@@ -281,9 +269,7 @@ def read_results(file: Path, problems: Sequence[Problem], missing_wrong: bool = 
         raise DataError(f'{file}: wants {{"results": {{"1": 0, ...}}}}, the index of a choice by question id')
     wanted = {problem.id for problem in problems}
     issues = [Issue("id twice", key) for key in repeated]
-    issues += [
-        Issue(f"id not among the {len(wanted):,} questions of this split", key) for key in found if key not in wanted
-    ]
+    issues += [Issue(f"id not among the {len(wanted):,} questions of this split", key) for key in found if key not in wanted]
     if not missing_wrong:
         issues += [
             Issue("question without a prediction (--missing-wrong counts it as wrong)", problem.id)

@@ -44,13 +44,7 @@ def check_format(text: str) -> str:
     """A format as it stands. Raises: ValueError saying what a format is."""
     given, _, wanted = text.partition("-")
     fits = re.fullmatch(r"[QCMLE]+", given) and re.fullmatch(r"[LEA]+", wanted)
-    if (
-        not fits
-        or len(set(given)) < len(given)
-        or len(set(wanted)) < len(wanted)
-        or "Q" not in given
-        or "A" not in wanted
-    ):
+    if not fits or len(set(given)) < len(given) or len(set(wanted)) < len(wanted) or "Q" not in given or "A" not in wanted:
         raise ValueError(
             f"given '{text}'; wants input parts, a hyphen, output parts, for example QCM-A or QCM-LEA: input letters of "
             "Q C M L E with Q among them, output letters of L E A with A among them, none twice"

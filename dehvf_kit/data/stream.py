@@ -37,9 +37,7 @@ class StreamDataConfig(DataConfig):
     test: str | list[str] = Field("", description="test files, or splits of `path`")
     path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
     size: int = Field(ge=1, le=MAX_COUNT, description="training samples; epochs and warm-up are counted by it")
-    shuffle: int = Field(
-        1000, ge=1, le=MAX_COUNT, description="samples among which the next one is drawn; 1: as they come"
-    )
+    shuffle: int = Field(1000, ge=1, le=MAX_COUNT, description="samples among which the next one is drawn; 1: as they come")
     images: Path | None = Field(None, description="folder of pictures given as paths; the file's own where left out")
     columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
     download: bool = Field(False, description="allow reading from the hub")
@@ -70,9 +68,7 @@ class StreamDataConfig(DataConfig):
     def check_training(self, training: Any) -> None:
         wrong = [f"training.{name}=false" for name in ("cache_features", "group_by_length") if getattr(training, name)]
         if wrong:
-            raise DataError(
-                f"a stream is not known beforehand, so features and lengths cannot be; set {' '.join(wrong)}"
-            )
+            raise DataError(f"a stream is not known beforehand, so features and lengths cannot be; set {' '.join(wrong)}")
 
 
 @dataclass(frozen=True)

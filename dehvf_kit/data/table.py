@@ -26,13 +26,8 @@ class TableDataConfig(FileSplitsConfig):
     """Image, question and answer from CSV, JSON, Parquet or a `datasets` folder, under any column names."""
 
     type: Literal["table"] = "table"
-    path: str = Field(
-        "",
-        description="folder of files, `datasets` folder, or hub id; train and test name its splits",
-    )
-    train: str = Field(
-        "train", description="training split of `path`; without a path a .csv, .tsv, .jsonl, .json or .parquet file"
-    )
+    path: str = Field("", description="folder of files, `datasets` folder, or hub id; train and test name its splits")
+    train: str = Field("train", description="training split of `path`; without a path a .csv, .tsv, .jsonl, .json or .parquet file")
     test: str = Field("test", description="test split of `path`; without a path such a file")
     images: Path | None = Field(None, description="folder of pictures given as paths; the file's own where left out")
     columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
@@ -44,19 +39,11 @@ class TableDataConfig(FileSplitsConfig):
         if is_file(place):
             rows = place.suffix in (".json", ".jsonl") and not holds_conversations(place)
             return {"train": str(place), "test": ""} if rows or place.suffix in (".csv", ".tsv", ".parquet") else None
-        marks = (
-            "dataset_dict.json",
-            "state.json",
-            *(f"{deep}*{ending}" for ending in FOLDER_ENDINGS for deep in ("", "*/")),
-        )
+        marks = ("dataset_dict.json", "state.json", *(f"{deep}*{ending}" for ending in FOLDER_ENDINGS for deep in ("", "*/")))
         if not is_folder(place) or not any(any(place.glob(mark)) for mark in marks):
             return None
         files = text_files(place)
-        return (
-            {"path": str(place)}
-            if not files or files_of_split(files, place, "test")
-            else {"path": str(place), "test": ""}
-        )
+        return {"path": str(place)} if not files or files_of_split(files, place, "test") else {"path": str(place), "test": ""}
 
     def where(self, part: str) -> str:
         name = self.train if part == "train" or self.validation else self.test
@@ -79,9 +66,7 @@ class TableDataConfig(FileSplitsConfig):
         name = self.train if part == "train" else self.test
         if not self.path and not is_file(Path(name)):
             kinds = ", ".join(ENDINGS)
-            raise DataError(
-                f"data.{part}: there is no file '{name}'{looked_in(name)}; name a file ({kinds}), or set data.path"
-            )
+            raise DataError(f"data.{part}: there is no file '{name}'{looked_in(name)}; name a file ({kinds}), or set data.path")
         files = split_files(Path(self.path), name) if self.path else [Path(name)]
         if any(file.suffix in TEXT_ENDINGS for file in files):
             yield from text_rows(files, issues)
@@ -101,9 +86,7 @@ class TableDataConfig(FileSplitsConfig):
 def _lazy(cell: Any, source: str, number: int, column: str, table: Any) -> Any:
     """A cell whose images are read from the table when they are needed."""
     if isinstance(cell, list):
-        return [
-            TableImage(source, number, column, table, place) if one is True else one for place, one in enumerate(cell)
-        ]
+        return [TableImage(source, number, column, table, place) if one is True else one for place, one in enumerate(cell)]
     return TableImage(source, number, column, table) if cell is True else cell
 
 

@@ -160,9 +160,7 @@ def _check_nothing_after(archive: tarfile.TarFile) -> None:
     """tarfile, webdataset and datasets read the first of joined archives alone. Raises: tarfile.ReadError where more follows."""
     while rest := archive.fileobj.read(2**20):
         if rest.strip(b"\0"):
-            raise tarfile.ReadError(
-                "more follows its end mark, as where archives were joined by `cat`; name each file by itself"
-            )
+            raise tarfile.ReadError("more follows its end mark, as where archives were joined by `cat`; name each file by itself")
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -218,9 +216,7 @@ def _image(place: str, group: _Group, row: dict[str, Any], image: str) -> HeldIm
     elif len(plain) == 1 and not strict:
         chosen = plain[0]
     elif plain or others:
-        raise DataError(
-            f"{place}: has the images {listing(f'.{name}' for name in plain + others)}; name one by data.columns.image"
-        )
+        raise DataError(f"{place}: has the images {listing(f'.{name}' for name in plain + others)}; name one by data.columns.image")
     elif row.get(image):
         raise DataError(f"{place}: names the image {shown(row[image])}, but the shard has none beside it")
     else:

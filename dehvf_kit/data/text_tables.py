@@ -115,9 +115,7 @@ def csv_rows(file: Path, issues: list[Issue]) -> Iterator[tuple[str, Mapping[str
                 given = f"{len(cells)} cells, the file has {len(header)} columns; quote cells that hold the delimiter"
                 issues.append(Issue("faulty line", f"{file}:{reader.line_num}", given))
     except csv.Error as error:
-        raise DataError(
-            f"{file}:{reader.line_num}: {error}; quote a cell that holds quotes, and double them"
-        ) from error
+        raise DataError(f"{file}:{reader.line_num}: {error}; quote a cell that holds quotes, and double them") from error
     if not header:
         raise DataError(f"{file}: is empty; wants a line of column names")
     numbers = [_are_floats([cells[column] for _, cells in rows]) for column in range(len(header))]

@@ -77,9 +77,7 @@ def _in_template(text: str, tokenizer: Any) -> str:
             "data.prompt.chat=false"
         )
     try:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program: it raises whatever it likes
         raise DataError(
             f"data.prompt.chat: the tokenizer's chat template cannot be applied: {first_line(error)}; correct the template, "
@@ -123,9 +121,7 @@ def embedded_tokens(model: Any) -> int:
     return getattr(model.get_input_embeddings(), "num_embeddings", 0)
 
 
-def tokenizer_faults(
-    tokenizer: Any, prompt: PromptConfig | None, embedded: int = 0, learns: bool = True
-) -> list[DataError]:
+def tokenizer_faults(tokenizer: Any, prompt: PromptConfig | None, embedded: int = 0, learns: bool = True) -> list[DataError]:
     """What is wrong with a tokenizer.
 
     Args:

@@ -55,9 +55,7 @@ def answer(
     said: dict[int, Said] = {}
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        if kept is None or not kept.known.keys() >= set(
-            places
-        ):  # the batch as a whole, so that its answers are the same
+        if kept is None or not kept.known.keys() >= set(places):  # the batch as a whole, so that its answers are the same
             found = dict(zip(places, _say(model, [samples[n] for n in places], features, generation), strict=True))
             if kept is not None:
                 kept.add(found)
@@ -74,9 +72,7 @@ def _prediction(sample: Sample, said: Said) -> Prediction:
     return Prediction(sample.id, sample.kind, sample.question, image, sample.answer, said.text, cut=said.cut)
 
 
-def _say(
-    model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]
-) -> list[Said]:
+def _say(model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]) -> list[Said]:
     new_tokens = generation.get("max_new_tokens")
     rows = prompt_rows(model.processor, batch, _longest(model, new_tokens))
     inputs = _inputs(model, batch, rows, features, None)
@@ -146,11 +142,7 @@ def asked(
 
 
 def _inputs(
-    model: DehvfModel,
-    batch: Sequence[Sample],
-    rows: Sequence[PromptRow],
-    features: FeatureStore | None,
-    length: int | None,
+    model: DehvfModel, batch: Sequence[Sample], rows: Sequence[PromptRow], features: FeatureStore | None, length: int | None
 ) -> dict[str, Any]:
     device = next(model.decoder.parameters()).device
     inputs = _padded(model.processor, rows, length)
@@ -192,9 +184,7 @@ def prompt_rows(processor: DehvfProcessor, batch: Sequence[Sample], longest: int
     ):
         room = len(prompt) if longest is None else max(1, longest - len(start))
         if not prompt and not start:
-            raise DataError(
-                f"sample '{sample.id}': its prompt has no token; write a question, or a data.prompt.question"
-            )
+            raise DataError(f"sample '{sample.id}': its prompt has no token; write a question, or a data.prompt.question")
         rows.append(PromptRow(prompt[-room:] + start if prompt else start, start, max(0, len(prompt) - room)))
     return rows
 
@@ -214,6 +204,4 @@ def _padded(processor: DehvfProcessor, rows: Sequence[PromptRow], length: int | 
 
 
 def _move(value: Any, device: torch.device) -> Any:
-    return (
-        value.to(device) if isinstance(value, Tensor) else {name: tensor.to(device) for name, tensor in value.items()}
-    )
+    return value.to(device) if isinstance(value, Tensor) else {name: tensor.to(device) for name, tensor in value.items()}

@@ -99,9 +99,7 @@ def batch_parity(
     are not finite.
     """
     if len(samples) < 2 or batch < 2:
-        raise DataError(
-            f"batch parity needs two questions at least and a batch of two; {len(samples)} and {batch} given"
-        )
+        raise DataError(f"batch parity needs two questions at least and a batch of two; {len(samples)} and {batch} given")
     batch = min(batch, len(samples))
     variants = [Variant(1, False), Variant(1, True), Variant(batch, False), Variant(batch, True)]
     said: list[list[Said]] = []
@@ -122,8 +120,7 @@ def batch_parity(
         device=weight.device.type,
         logit_range=max(one.logits.abs().max().item() for one in alone),
         differences=tuple(
-            _difference(model, variant, samples, alone, found)
-            for variant, found in zip(variants[1:], others, strict=True)
+            _difference(model, variant, samples, alone, found) for variant, found in zip(variants[1:], others, strict=True)
         ),
     )
 

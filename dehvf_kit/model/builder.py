@@ -65,9 +65,7 @@ def build(
             tower.to(next(decoder.parameters()).device)
     processor = None
     if tokenizer is not None:
-        image_processor = image_processor or build_image_processor(
-            {name: tower.image for name, tower in recipe.vision.items()}
-        )
+        image_processor = image_processor or build_image_processor({name: tower.image for name, tower in recipe.vision.items()})
         processor = DehvfProcessor(image_processor, prepare_tokenizer(tokenizer), prompt=prompt_of(recipe))
     return assemble(recipe, decoder, towers, processor, expected_parameters)
 
@@ -80,11 +78,7 @@ def build_on_meta(recipe: Recipe, processor: Any = None) -> DehvfModel:
 
 
 def assemble(
-    recipe: Recipe,
-    decoder: nn.Module,
-    towers: Mapping[str, VisionTower],
-    processor: Any,
-    expected_parameters: int | None = None,
+    recipe: Recipe, decoder: nn.Module, towers: Mapping[str, VisionTower], processor: Any, expected_parameters: int | None = None
 ) -> DehvfModel:
     """Components wired onto towers. Raises: RecipeError where they do not fit."""
     graph = recipe.check({name: tower.spec for name, tower in towers.items()}, decoder_spec(decoder))
@@ -142,9 +136,7 @@ def _towers(recipe: Recipe, vision: Vision | None, meta: bool) -> dict[str, Visi
     if vision is not None:
         given = vision if isinstance(vision, Mapping) else dict.fromkeys(recipe.vision, vision)
         if not isinstance(vision, Mapping) and len(recipe.vision) > 1:
-            raise DehvfError(
-                f"the recipe has {len(recipe.vision)} encoders; hand them over by name: {', '.join(recipe.vision)}"
-            )
+            raise DehvfError(f"the recipe has {len(recipe.vision)} encoders; hand them over by name: {', '.join(recipe.vision)}")
         if set(given) != set(recipe.vision):
             raise DehvfError(f"vision handed over for {sorted(given)}; the recipe names {sorted(recipe.vision)}")
     towers = {}

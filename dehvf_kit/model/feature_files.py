@@ -76,9 +76,7 @@ class FeatureFiles(FeatureStore):
     first reads it. Raises: DataError where a vision adapter is trained, or the processor's settings cannot be told.
     """
 
-    def __init__(
-        self, model: DehvfModel, dtype: torch.dtype | None = None, folder: Path | None = None, limit: int = 0
-    ) -> None:
+    def __init__(self, model: DehvfModel, dtype: torch.dtype | None = None, folder: Path | None = None, limit: int = 0) -> None:
         super().__init__(model, dtype)
         self.limit = limit
         self.root = folder or default_folder()
@@ -116,9 +114,7 @@ class FeatureFiles(FeatureStore):
         missing = sum(not os.path.exists(file) for file in distinct)
         return Need(len(distinct), missing, self._bytes_per_image(samples[0]) if samples else 0)
 
-    def fill(
-        self, samples: Iterable[Sample], batch_size: int = 32, progress: Any = None, share: tuple[int, int] = (0, 1)
-    ) -> int:
+    def fill(self, samples: Iterable[Sample], batch_size: int = 32, progress: Any = None, share: tuple[int, int] = (0, 1)) -> int:
         """Compute and write what is missing. Raises: DataError where limit or disk leave no room, before any work.
 
         share: (rank, processes); each process takes its part of the images, whatever is missing of it.
@@ -269,9 +265,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return {}
-    return {
-        key: value for key, value in config.to_dict().items() if key not in ("transformers_version", "_name_or_path")
-    }
+    return {key: value for key, value in config.to_dict().items() if key not in ("transformers_version", "_name_or_path")}
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -69,9 +69,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         self.bases: dict[str, Any] | None = None
         self.measured: dict[str, Any] = {}
         self.generation_config = generation_config(decoder, recipe, self._tokenizer)
-        self._was_trainable = [
-            p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad
-        ]
+        self._was_trainable = [p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad]
         inner = (decoder, *(tower.model for tower in self.towers.values()))
         self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
         self._checkpointing = False
@@ -135,9 +133,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         return getattr(self.processor, "tokenizer", None)
 
     def _tower_of(self, name: str) -> str:
-        return next(
-            wire.node for wires in self.graph.wires[name].values() for wire in wires if wire.node in self.towers
-        )
+        return next(wire.node for wires in self.graph.wires[name].values() for wire in wires if wire.node in self.towers)
 
     def detach(self) -> None:
         """Take everything off the towers: decoder and encoders are bit-identical to before, and trainable as before."""

@@ -120,9 +120,7 @@ def run_nodes(
         results = outputs[name] if len(ports) > 1 else (outputs[name],)[: len(ports)]
         if not isinstance(results, tuple) or len(results) != len(ports):
             given = f"{len(results)} values" if isinstance(results, tuple) else f"a {type(results).__name__}"
-            raise PluginError(
-                f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port"
-            )
+            raise PluginError(f"node '{name}' returned {given} for its ports {', '.join(ports)}; return one value a port")
         if seen is not None and name not in seen:
             _compare(graph, name, arguments, results)
             seen.add(name)
@@ -148,8 +146,7 @@ def _compare(graph: Graph, name: str, arguments: Mapping[str, Any], results: tup
         sizes = graph.sizes[name, port.name]
         wanted = [None if axis in free else sizes.get(axis) for axis in port.axes]
         fits = value.ndim == len(wanted) and all(
-            size is None or not isinstance(given, int) or given == size
-            for given, size in zip(value.shape, wanted, strict=True)
+            size is None or not isinstance(given, int) or given == size for given, size in zip(value.shape, wanted, strict=True)
         )
         if not fits:
             declared = graph.shape(Wire(name, port.name), port.axes)
@@ -203,9 +200,7 @@ class RecomputedLayers:
         held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
         return contextlib.nullcontext(), MemoryScope(self.nodes, held)
 
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
         settings = dict(activation_checkpointing_kwargs or {})
         if settings.get("use_reentrant"):
@@ -224,9 +219,7 @@ class RecomputedLayers:
         self._checkpointing = False
         self.train(self.training)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """The older name of `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 

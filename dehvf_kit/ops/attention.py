@@ -58,9 +58,7 @@ def _xformers_refusal(query: Tensor, key: Tensor, masked: bool) -> str | None:
     return None
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, backend: Backend = "auto"
-) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, backend: Backend = "auto") -> Tensor:
     """softmax(q k^T / sqrt(width)) v for every head.
 
     Shapes: query [batch, query, head, width], key and value [batch, key, head, width], mask [batch, key] (True: attend)

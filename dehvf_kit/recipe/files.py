@@ -20,9 +20,7 @@ Steps = tuple[str, ...]
 """The place of a value in nested mappings, key by key."""
 
 
-def read_with_parents(
-    file: Path, source: str, seen: Sequence[Path] = (), needless: list[Steps] | None = None
-) -> dict[str, Any]:
+def read_with_parents(file: Path, source: str, seen: Sequence[Path] = (), needless: list[Steps] | None = None) -> dict[str, Any]:
     """A recipe file's data merged over its parents'. Raises: RecipeError for what cannot be read, or a circle.
 
     needless: gains the places of nulls that removed nothing, for `refuse_needless`.
@@ -43,9 +41,7 @@ def read_with_parents(
         beside_recipe(raw, file.parent, {})
         return raw
     if not isinstance(parent, str) or not parent:
-        raise RecipeError(
-            [Fault("extends", f"given {shown(parent)}; name one .yaml file, as a path beside this one")], source
-        )
+        raise RecipeError([Fault("extends", f"given {shown(parent)}; name one .yaml file, as a path beside this one")], source)
     above = or_shipped(file.parent / parent, Path(parent))
     if not os.path.isfile(above):
         beside = above.parent.glob("*.yaml") if os.path.isdir(above.parent) else ()
@@ -93,12 +89,7 @@ def merge(
             if path == ("graph",) and key not in merged:
                 near = did_you_mean(key, merged)
                 raise RecipeError(
-                    [
-                        Fault(
-                            f"graph.{key}", f"null removes a node, but none is named so{near} Nodes: {listing(merged)}"
-                        )
-                    ],
-                    source,
+                    [Fault(f"graph.{key}", f"null removes a node, but none is named so{near} Nodes: {listing(merged)}")], source
                 )
             if key not in merged and needless is not None:
                 needless.append((*path, str(key)))
@@ -109,12 +100,7 @@ def merge(
                 role = {"role": known["role"]} if "role" in known else {}
                 left = {name: given for name, given in value.items() if given is not None or name not in known}
                 merged[key] = role | copy.deepcopy(left)
-            elif (
-                key == "vision"
-                and not path
-                and by_name(value) != by_name(known)
-                and (by_name(value) or "model" in value)
-            ):
+            elif key == "vision" and not path and by_name(value) != by_name(known) and (by_name(value) or "model" in value):
                 merged[key] = copy.deepcopy(dict(value))
             else:
                 merged[key] = merge(known, value, source, (*path, str(key)), needless)
@@ -136,10 +122,7 @@ def refuse_needless(places: Sequence[Steps], resolved: Mapping[str, Any], source
         if isinstance(fields, Mapping) and key not in fields and key != "inputs":
             near = did_you_mean(key, fields)
             faults.append(
-                Fault(
-                    ".".join([*above, key]),
-                    f"null removes a field, but none is named so{near} Fields: {listing(fields)}",
-                )
+                Fault(".".join([*above, key]), f"null removes a field, but none is named so{near} Fields: {listing(fields)}")
             )
     if faults:
         raise RecipeError(faults, source)
@@ -175,9 +158,7 @@ def override(raw: dict[str, Any], text: str, needless: list[Steps] | None = None
     key, equals, given = text.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps) or len(steps) > MAX_DEPTH:
-        raise RecipeError(
-            [Fault(text, "an override is written key=value, for example training.batch_size=8")], "override"
-        )
+        raise RecipeError([Fault(text, "an override is written key=value, for example training.batch_size=8")], "override")
     value = _value(key, given, f"override {text}") if given else ""
     change: Any = value
     for step in reversed(steps):

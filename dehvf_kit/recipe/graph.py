@@ -140,9 +140,7 @@ def check_graph(
 class _Checker:
     """One check of a graph; `run` goes through it step by step, and `faults` gains what each step finds."""
 
-    def __init__(
-        self, nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec, unsure: Set[str]
-    ) -> None:
+    def __init__(self, nodes: Mapping[str, Node], towers: Mapping[str, VisionSpec], decoder: DecoderSpec, unsure: Set[str]) -> None:
         self.nodes, self.towers, self.decoder, self.unsure = nodes, towers, decoder, unsure
         self.faults: list[Fault] = []
         self.ports: dict[Wire, Port] = {Wire(BATCH, name): port for name, port in BATCH_PORTS.items()}
@@ -196,10 +194,7 @@ class _Checker:
                     wires[name][port.name] = self._found(node, port)
         for node, port in gathering:
             wires[node.name][port.name] = self._gathered(node, port, wires)
-        return {
-            name: {port: wires[name][port] for port in node.takes if wires[name][port]}
-            for name, node in self.nodes.items()
-        }
+        return {name: {port: wires[name][port] for port in node.takes if wires[name][port]} for name, node in self.nodes.items()}
 
     def _written(self, node: Node, port: Port) -> tuple[Wire, ...]:
         """The wires that the recipe spells out for a port."""
@@ -298,9 +293,7 @@ class _Checker:
                 except (ZeroDivisionError, ValueError):
                     pass
                 read[tower] |= {layer for layer in asked or () if 0 <= layer < self.towers[tower].num_layers}
-        return {
-            tower: tuple(sorted(found)) or tuple(range(self.towers[tower].num_layers)) for tower, found in read.items()
-        }
+        return {tower: tuple(sorted(found)) or tuple(range(self.towers[tower].num_layers)) for tower, found in read.items()}
 
     def _size_towers(self, layers: Layers) -> None:
         for tower, spec in self.towers.items():

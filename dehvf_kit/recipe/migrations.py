@@ -15,9 +15,7 @@ STEPS: dict[int, Step] = {}
 """From which format -> the function that turns a recipe's plain data into the next one."""
 
 
-def migrate(
-    raw: Mapping[str, Any], given: int, newest: int = FORMAT, steps: Mapping[int, Step] | None = None
-) -> dict[str, Any]:
+def migrate(raw: Mapping[str, Any], given: int, newest: int = FORMAT, steps: Mapping[int, Step] | None = None) -> dict[str, Any]:
     """A recipe's plain data in the newest format; the given data are left as they are.
 
     Args:

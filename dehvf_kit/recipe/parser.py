@@ -22,18 +22,7 @@ from dehvf_kit.recipe.migrations import FORMAT, migrate
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
 from dehvf_kit.recipe.wording import wording
 
-SECTIONS = (
-    "format",
-    "name",
-    "description",
-    "published",
-    "vision",
-    "decoder",
-    "graph",
-    "training",
-    "data",
-    "generation",
-)
+SECTIONS = ("format", "name", "description", "published", "vision", "decoder", "graph", "training", "data", "generation")
 PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)
 PRINTED_EXAMPLES = "a figure such as 4.17M, 659K or 4,171,520"
 

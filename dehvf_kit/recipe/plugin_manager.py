@@ -93,9 +93,7 @@ def load_plugin_file(path: str | Path) -> None:
         if not _add(plugins(), module, file.stem, str(path)):
             plugins().manager.unregister(module)
             del plugins().origins[file.stem]
-            raise DehvfError(
-                "registers nothing; wants a hook such as `@hookimpl def register_components(register): ...`"
-            )
+            raise DehvfError("registers nothing; wants a hook such as `@hookimpl def register_components(register): ...`")
     except (DehvfError, pluggy.PluginValidationError) as error:
         del sys.modules[spec.name]
         raise DehvfError(f"--plugin {path}: {error}") from error
@@ -124,10 +122,7 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
         raise
     registry = loaded.registry
     before = replace(
-        registry,
-        entries=dict(registry.entries),
-        sources=dict(registry.sources),
-        cost_formulas=list(registry.cost_formulas),
+        registry, entries=dict(registry.entries), sources=dict(registry.sources), cost_formulas=list(registry.cost_formulas)
     )
     commands = CommandTable(dict(loaded.commands.commands))
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]

@@ -30,10 +30,7 @@ Schema = dict[str, Any]
 FILE = HOME / "recipes" / "recipe.schema.json"
 TOWERS = ("vision", "decoder")
 WIRES = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
-    ]
+    "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}]
 }
 INPUTS = {
     "type": "object",
@@ -91,19 +88,9 @@ class _Variant:
     def _recipe(self, roles: list[str]) -> Schema:
         towers = {role: self._any(role, self.registry.types(role)) for role in TOWERS}
         single = {"anyOf": [{"required": ["image"]}, {"required": ["config"]}]}
-        several = {
-            "type": "object",
-            "minProperties": 1,
-            "not": single,
-            "additionalProperties": self._nullable(towers["vision"]),
-        }
+        several = {"type": "object", "minProperties": 1, "not": single, "additionalProperties": self._nullable(towers["vision"])}
         sections = {
-            "format": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": FORMAT,
-                "description": "version of the recipe language",
-            },
+            "format": {"type": "integer", "minimum": 1, "maximum": FORMAT, "description": "version of the recipe language"},
             "name": {"type": "string", "description": "what the recipe is called; its file's name if absent"},
             "description": {"type": "string"},
             "published": {"anyOf": [self._settings(Published), {"type": "null"}]},
@@ -164,11 +151,7 @@ class _Variant:
     def _data(self) -> Schema:
         """Built-in data sets by their fields, others by having another `type`."""
         known = self.registry.types("data")
-        other = {
-            "type": "object",
-            "properties": {"type": {"type": "string", "not": {"enum": known}}},
-            "required": ["type"],
-        }
+        other = {"type": "object", "properties": {"type": {"type": "string", "not": {"enum": known}}}, "required": ["type"]}
         return {"description": "the data set", "anyOf": [*(self._ref("data", kind) for kind in known), other]}
 
     def _settings(self, config: type[BaseModel], need_type: bool = False) -> Schema:
@@ -185,8 +168,7 @@ class _Variant:
         if "properties" not in schema:
             return schema
         fields = {
-            name: field if name == "type" else self._nullable(self._lenient(field))
-            for name, field in schema["properties"].items()
+            name: field if name == "type" else self._nullable(self._lenient(field)) for name, field in schema["properties"].items()
         }
         return {**schema, "properties": fields, "required": []}
 
@@ -225,9 +207,7 @@ def _slim(value: Any, inside: bool = False) -> Any:
         return [_slim(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {
-        key: _slim(item, key == "properties" and not inside) for key, item in value.items() if inside or key != "title"
-    }
+    kept = {key: _slim(item, key == "properties" and not inside) for key, item in value.items() if inside or key != "title"}
     if not inside and isinstance(kept.get("description"), str):
         kept["description"] = kept["description"].split("\n")[0]
     return kept
@@ -240,12 +220,8 @@ def schema_text(registry: Registry) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write or check the schema file. Returns an exit status: 1 for a stale file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dehvf_kit.recipe.schema", description="Write the JSON Schema of recipes."
-    )
-    parser.add_argument(
-        "--output", type=Path, default=FILE, metavar="FILE", help="where to write it; recipes/recipe.schema.json"
-    )
+    parser = argparse.ArgumentParser(prog="python -m dehvf_kit.recipe.schema", description="Write the JSON Schema of recipes.")
+    parser.add_argument("--output", type=Path, default=FILE, metavar="FILE", help="where to write it; recipes/recipe.schema.json")
     parser.add_argument("--installed", action="store_true", help="with the installed plugins' components")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is missing or stale")
     given = parser.parse_args(arguments)

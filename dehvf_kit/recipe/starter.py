@@ -104,9 +104,7 @@ def _data(given: str) -> dict[str, Any]:
 
 def _size(raw: dict[str, Any]) -> None:
     """Fill in what depends on both models: size and normalisation of images, groups, slots, where features can be kept."""
-    probe: Recipe = parse_recipe(
-        {key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": _PROBE}, raw["name"]
-    )
+    probe: Recipe = parse_recipe({key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": _PROBE}, raw["name"])
     faults: list[Any] = []
     specs, decoder = probe.vision_specs(faults), probe.decoder_spec(faults)
     if faults or decoder is None:
@@ -117,9 +115,7 @@ def _size(raw: dict[str, Any]) -> None:
         raw["vision"]["image"] = {"size": native if native <= LARGEST_IMAGE else 224}
         family = next((value for key, value in NORMALISATIONS.items() if key in spec.model_type), "imagenet")
         raw["vision"]["image"]["normalisation"] = family
-        patches = (
-            parse_recipe({**raw, "graph": _PROBE, "data": None}, raw["name"]).vision_specs([])["vision"].num_patches
-        )
+        patches = parse_recipe({**raw, "graph": _PROBE, "data": None}, raw["name"]).vision_specs([])["vision"].num_patches
     else:
         patches = spec.num_patches
     raw["graph"]["grouper"]["num_groups"] = min(4, spec.num_layers, decoder.num_layers)

@@ -59,9 +59,7 @@ def run_contract(make: str | Callable[[], nn.Module], items: Iterable[str] | Non
     return run_items(CONTRACT, subject, items)
 
 
-def run_items(
-    contract: Mapping[str, Callable[[Any], None]], subject: Any, items: Iterable[str] | None
-) -> list[ItemResult]:
+def run_items(contract: Mapping[str, Callable[[Any], None]], subject: Any, items: Iterable[str] | None) -> list[ItemResult]:
     """Results of a contract's items (None: all) on a subject. Raises: DehvfError for an item that it does not have."""
     chosen = list(contract) if items is None else list(items)
     for item in chosen:

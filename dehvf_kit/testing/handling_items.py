@@ -217,9 +217,7 @@ def _training_step(subject: Subject, reentrant: bool | None, use_cache: bool, wi
     if handle is not None:
         handle.detach()
     grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in trained]
-    return torch.cat(
-        [loss.detach().reshape(1), *(grad.reshape(-1) / grad.abs().max().clamp(min=1e-9) for grad in grads)]
-    )
+    return torch.cat([loss.detach().reshape(1), *(grad.reshape(-1) / grad.abs().max().clamp(min=1e-9) for grad in grads)])
 
 
 def half_precision_runs(subject: Subject) -> None:

@@ -61,9 +61,7 @@ def _one_token_changed(model: nn.Module, site: FfnSite, changed: bool) -> Iterat
     """While open, an FFN's first call sees one token's input scaled; its output is noted."""
     seen: list[Tensor] = []
 
-    def scale(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def scale(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         name = None if args else next(iter(kwargs))
         x = (args[0] if args else kwargs[name]).clone()
         if changed and not seen:
@@ -100,9 +98,7 @@ def each_layer_equals_the_reference(subject: Subject) -> None:
             expected = logits(model, subject.input_ids)
         place = "all sites" if index is None else subject.sites[index].path
         require(distance(given, before) > 1e-6, f"memory at {place} does not change the logits")
-        require(
-            distance(given, expected) < 1e-4, f"memory at {place}: {distance(given, expected):.1e} off the reference"
-        )
+        require(distance(given, expected) < 1e-4, f"memory at {place}: {distance(given, expected):.1e} off the reference")
 
 
 @torch.no_grad()

@@ -34,9 +34,7 @@ def reference_memory(
         entry, last = model.get_submodule(site.entry), model.get_submodule(site.exit)
         handles.append(entry.register_forward_pre_hook(turn.take, with_kwargs=True))
         if site.before_exit:
-            handles.append(
-                last.register_forward_pre_hook(lambda module, args, turn=turn: (turn.add(args[0]), *args[1:]))
-            )
+            handles.append(last.register_forward_pre_hook(lambda module, args, turn=turn: (turn.add(args[0]), *args[1:])))
         else:
             handles.append(last.register_forward_hook(lambda module, args, output, turn=turn: turn.add(output)))
     try:
@@ -50,12 +48,7 @@ class _Turn:
     """Computes one module's additions, call by call."""
 
     def __init__(
-        self,
-        sites: Sequence[FfnSite],
-        indices: list[int],
-        keys: Sequence[Tensor],
-        values: Sequence[Tensor],
-        output_scale: float,
+        self, sites: Sequence[FfnSite], indices: list[int], keys: Sequence[Tensor], values: Sequence[Tensor], output_scale: float
     ) -> None:
         self.sites, self.indices, self.keys, self.values = sites, indices, keys, values
         self.output_scale = output_scale
@@ -77,10 +70,7 @@ class _Turn:
         site, keys, values = self.sites[index], self.keys[index], self.values[index]
         rows = x.transpose(0, 1) if site.tokens_first else x
         samples = rows.reshape(len(keys), -1, site.hidden_size)
-        read = [
-            _read_one(sample, key, value, site.activation)
-            for sample, key, value in zip(samples, keys, values, strict=True)
-        ]
+        read = [_read_one(sample, key, value, site.activation) for sample, key, value in zip(samples, keys, values, strict=True)]
         added = torch.stack(read).view(rows.shape)
         return (added.transpose(0, 1) if site.tokens_first else added).contiguous()
 

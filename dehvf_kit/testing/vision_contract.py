@@ -158,9 +158,7 @@ def post_norm_is_the_models_own(subject: VisionSubject) -> None:
         raise NotRun(f"what the model hands out, {tuple(given.shape)}, is not one state a token")
     off = min(distance(features[:, -1, 1:], own) for features in (raw, subject.features))
     if "tensor" in output and off >= TOLERANCE:
-        raise NotRun(
-            "the tensor that the model hands out is not its last block's output, with or without the final norm"
-        )
+        raise NotRun("the tensor that the model hands out is not its last block's output, with or without the final norm")
     require(off < TOLERANCE, f"the last layer is {off:.1e} off the model's own last hidden state")
 
 

@@ -16,13 +16,7 @@ from dehvf_kit.testing.decoder_family import quiet
 from dehvf_kit.testing.vision_contract import PROBE_SIZE, VisionSubject, run_vision_contract
 from dehvf_kit.testing.vision_models import build_vision, random_vision, tiny_vision_config
 
-PATCHES, LEVELS, CLIPS, OTHER, UNBUILT = (
-    "patch sequence",
-    "hierarchical",
-    "clips",
-    "no vision transformer",
-    "cannot be built",
-)
+PATCHES, LEVELS, CLIPS, OTHER, UNBUILT = ("patch sequence", "hierarchical", "clips", "no vision transformer", "cannot be built")
 NO_ENCODER = "no image-only encoder"
 
 
@@ -117,9 +111,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:240] or type(error).__name__
 
 
-def run_vision_matrix(
-    model_types: Sequence[str], on_result: Callable[[EncoderResult], None] | None = None
-) -> list[EncoderResult]:
+def run_vision_matrix(model_types: Sequence[str], on_result: Callable[[EncoderResult], None] | None = None) -> list[EncoderResult]:
     """The results of encoder types, in the order given, on one thread; `on_result` is told of each as it comes."""
     results = []
     with quiet():

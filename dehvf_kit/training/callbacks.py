@@ -114,9 +114,7 @@ class FiniteSteps(TrainerCallback):
         """A batch of the current step, its samples' ids, and its loss."""
         self._batches.append((batch, ids, loss))
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **_: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **_: Any) -> None:
         """Raises: TrainingError after `limit` skipped steps in a row."""
         batches, self._batches = self._batches, []
         losses = [bool(loss.isfinite().all()) for _, _, loss in batches]
@@ -130,9 +128,7 @@ class FiniteSteps(TrainerCallback):
         step = state.global_step + 1
         state.log_history.append({SKIPPED: step, **where})
         in_a_row = skipped_in_a_row(state.log_history, step)
-        message = (
-            f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
-        )
+        message = f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
         if in_a_row >= self.limit:
             raise TrainingError(
                 f"{message}\n{in_a_row} steps in a row (training.max_bad_steps: {self.limit}): the run stops; its last checkpoint "
@@ -141,11 +137,7 @@ class FiniteSteps(TrainerCallback):
         log.warning("%s (%d in a row, the run stops at %d)", message, in_a_row, self.limit)
 
     def _where(
-        self,
-        model: nn.Module,
-        batches: Sequence[tuple[Batch, Sequence[str], Tensor]],
-        losses: list[bool],
-        infinite: list[str],
+        self, model: nn.Module, batches: Sequence[tuple[Batch, Sequence[str], Tensor]], losses: list[bool], infinite: list[str]
     ) -> dict[str, str]:
         """Reason, samples and place: of the batches with a bad loss, else of the whole step."""
         bad = [one for one, fine in zip(batches, losses, strict=True) if not fine] or list(batches)
@@ -168,11 +160,7 @@ class FiniteSteps(TrainerCallback):
             if not self.good_since_log:
                 logs = {key: value for key, value in logs.items() if key not in ("loss", "grad_norm")}
             self.good_since_log = 0
-        return {
-            key: value
-            for key, value in logs.items()
-            if not isinstance(value, float) or torch.isfinite(torch.tensor(value))
-        }
+        return {key: value for key, value in logs.items() if not isinstance(value, float) or torch.isfinite(torch.tensor(value))}
 
 
 def skipped_steps(rows: Sequence[dict[str, Any]]) -> list[int]:

@@ -140,9 +140,7 @@ class CheckpointingTrainer(Trainer):
                 retire(place)
         except (OSError, RuntimeError, SafetensorError, AdapterError) as error:
             shutil.rmtree(self._saving_in, ignore_errors=True)
-            if "DataLoader worker" in str(
-                error
-            ):  # torch reports a worker's death wherever the main thread happens to be
+            if "DataLoader worker" in str(error):  # torch reports a worker's death wherever the main thread happens to be
                 raise
             raise TrainingError(_not_saved(place, name, error)) from error
         finally:

@@ -86,9 +86,7 @@ def shard_base(model: DehvfModel, **settings: Any) -> None:
 
     decoder = model.decoder
     if any(not parameter.is_floating_point() for parameter in decoder.parameters()):
-        raise DehvfError(
-            "FSDP cannot split a quantised decoder; leave out decoder.quantization, or launch with launch/ddp.yaml"
-        )
+        raise DehvfError("FSDP cannot split a quantised decoder; leave out decoder.quantization, or launch with launch/ddp.yaml")
     model.bases = model.bases or base_identities(model)
     trained = {parameter for parameter in decoder.parameters() if parameter.requires_grad}
     with model.hooks_disabled():
@@ -108,8 +106,7 @@ def _sharding() -> dict[str, Any] | None:
         raise DehvfError("the kit splits the decoder by FSDP2; set fsdp_version: 2 (see launch/fsdp2.yaml)")
     if os.environ.get(LOADS_ONCE, "false").lower() == "true":
         raise DehvfError(
-            "fsdp_cpu_ram_efficient_loading leaves all processes but one without weights; set it to false "
-            "(see launch/fsdp2.yaml)"
+            "fsdp_cpu_ram_efficient_loading leaves all processes but one without weights; set it to false (see launch/fsdp2.yaml)"
         )
     asked = FullyShardedDataParallelPlugin()
     return {"reshard_after_forward": asked.reshard_after_forward, "offload_policy": asked.cpu_offload}

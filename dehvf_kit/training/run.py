@@ -29,24 +29,9 @@ from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.callbacks import StepReport, Stopping, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model
-from dehvf_kit.training.run_folder import (
-    ADAPTER,
-    CHECKPOINTS,
-    RunFolder,
-    compare_records,
-    record_of,
-    training_errors,
-    write_record,
-)
+from dehvf_kit.training.run_folder import ADAPTER, CHECKPOINTS, RunFolder, compare_records, record_of, training_errors, write_record
 from dehvf_kit.training.trainer import DehvfTrainer, trackers, training_arguments
-from dehvf_kit.training.training_set import (
-    Progress,
-    StreamedSamples,
-    TrainingSet,
-    read_samples,
-    skipped_samples,
-    training_set,
-)
+from dehvf_kit.training.training_set import Progress, StreamedSamples, TrainingSet, read_samples, skipped_samples, training_set
 
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
 log = logging.getLogger(__name__)
@@ -180,9 +165,7 @@ def _take_steps(
         _refuse_other_prompt(saved, recipe, model, last)
     set_seed(config.seed)
     args = training_arguments(config, folder.checkpoints, data.count, processes.count)
-    report = StepReport(
-        lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}")
-    )
+    report = StepReport(lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}"))
     model.bases = base_identities(model)  # once, not for every checkpoint: the bases are frozen
     prepare_model(model, processes)
     model.train()

@@ -226,9 +226,7 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
         files = [*_altered(before["files"], now["files"]), *_altered(before["pictures"], now["pictures"])]
         if not changes and not files and before["samples"] != now["samples"]:
             counts = before["samples"]["count"], now["samples"]["count"]
-            files = [
-                "the training samples' text" + (": {} then, {} now".format(*counts) if len(set(counts)) > 1 else "")
-            ]
+            files = ["the training samples' text" + (": {} then, {} now".format(*counts) if len(set(counts)) > 1 else "")]
         versions_then, code_then = dict(before["versions"]), dict(before.get("code") or now["code"])
         count = batch["processes"] if batch is not None else batch_now["processes"]
     except FileNotFoundError as error:
@@ -245,9 +243,7 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
     ]
     names = dict.fromkeys([*code_then, *now["code"]])
     notes += [f"the code of {name} changed" for name in names if code_then.get(name) != now["code"].get(name)]
-    return notes + (
-        [f"processes: {count} then, {batch_now['processes']} now"] if count != batch_now["processes"] else []
-    )
+    return notes + ([f"processes: {count} then, {batch_now['processes']} now"] if count != batch_now["processes"] else [])
 
 
 def _batch(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -339,11 +335,7 @@ def training_errors(folder: RunFolder) -> Iterator[None]:
 
 def _last(folder: RunFolder) -> str:
     kept = checkpoints(folder.checkpoints)
-    return (
-        f"{kept[0]} is whole: go on from it by --resume"
-        if kept
-        else "begin again by --resume, there is no checkpoint yet"
-    )
+    return f"{kept[0]} is whole: go on from it by --resume" if kept else "begin again by --resume, there is no checkpoint yet"
 
 
 def _from_worker(error: DehvfError) -> DehvfError | None:

@@ -136,11 +136,7 @@ class DehvfTrainer(CheckpointingTrainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        rates = {
-            parameter: rate
-            for node, rate in self.node_rates.items()
-            for parameter in self.model.nodes[node].parameters()
-        }
+        rates = {parameter: rate for node, rate in self.node_rates.items() for parameter in self.model.nodes[node].parameters()}
         groups = []
         for group in optimizer.param_groups:
             for rate in dict.fromkeys(rates.get(parameter, 1.0) for parameter in group["params"]):

@@ -43,9 +43,7 @@ class TrainingSet:
     skipped: Sequence[Skipped] = ()
 
 
-def read_samples(
-    recipe: Recipe, samples: Sequence[Sample] | None, reads_images: bool | None = None
-) -> SampleFilter | SampleStream:
+def read_samples(recipe: Recipe, samples: Sequence[Sample] | None, reads_images: bool | None = None) -> SampleFilter | SampleStream:
     """The training split, or `samples` in place of it.
 
     Args:
@@ -142,9 +140,7 @@ def _filled(
 
     store = cached_features(model, config) if features is None else features
     store.fill(
-        samples,
-        progress=lambda done, total: progress("reading images", done, total, ""),
-        share=(processes.rank, processes.count),
+        samples, progress=lambda done, total: progress("reading images", done, total, ""), share=(processes.rank, processes.count)
     )
     processes.wait()
     return store
@@ -230,9 +226,7 @@ class StreamedSamples(IterableDataset):
     def _nothing_usable(self) -> DataError:
         skipped = self.collator.skipped
         if skipped:
-            return DataError(
-                f"data.{self.stream.split}: every training sample was skipped; the first: {skipped[0].reason}"
-            )
+            return DataError(f"data.{self.stream.split}: every training sample was skipped; the first: {skipped[0].reason}")
         return DataError(f"data.{self.stream.split}: holds no samples")
 
 

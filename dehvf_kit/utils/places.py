@@ -35,10 +35,7 @@ def _mode(path: Path) -> int | None:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # too long a name, a folder that is closed, links in a circle, a null character
+    except (OSError, ValueError) as error:  # too long a name, a folder that is closed, links in a circle, a null character
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         shown = str(path) if len(str(path)) <= LONGEST else f"{str(path)[:LONGEST]}..."
         raise DehvfError(f"{shown}: cannot be looked at: {reason}") from error

@@ -31,14 +31,11 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(
-                problem=f"alias '*{event.anchor}'; a recipe has no aliases, use `extends:`",
-                problem_mark=event.start_mark,
+                problem=f"alias '*{event.anchor}'; a recipe has no aliases, use `extends:`", problem_mark=event.start_mark
             )
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.peek_event().start_mark
-            )
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -49,15 +46,12 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} is no text; quote it", problem_mark=key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is no text; quote it", problem_mark=key_node.start_mark)
             if not key.strip():
                 raise yaml.MarkedYAMLError(problem="an empty key; name it", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key '{key}' stands twice, first on line {seen[key]}; keep one",
-                    problem_mark=key_node.start_mark,
+                    problem=f"key '{key}' stands twice, first on line {seen[key]}; keep one", problem_mark=key_node.start_mark
                 )
             seen[key] = line
         return super().construct_mapping(node, deep)
@@ -141,14 +135,7 @@ def _odd_values(value: Any, path: tuple[str, ...]) -> Iterator[Fault]:
 
 
 def _kind(value: Any) -> str:
-    names = {
-        dict: "a mapping",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-    }
+    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
     return names.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")
 
 
@@ -169,7 +156,6 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 def to_yaml(values: dict[str, Any]) -> str:
     """YAML that a recipe file may hold, sections apart."""
     parts = [
-        yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, width=LINE, allow_unicode=True)
-        for key, value in values.items()
+        yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, width=LINE, allow_unicode=True) for key, value in values.items()
     ]
     return "".join(part if key in HEAD else f"\n{part}" for key, part in zip(values, parts, strict=True))

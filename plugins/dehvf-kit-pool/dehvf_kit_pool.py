@@ -29,9 +29,7 @@ class AveragePoolerConfig(ComponentConfig):
         patches = context.size("patch")
         side = math.isqrt(patches)
         if side * side != patches or side % self.window:
-            raise ConfigMismatchError(
-                f"windows of {self.window} x {self.window} do not tile a grid of {patches} patches", "window"
-            )
+            raise ConfigMismatchError(f"windows of {self.window} x {self.window} do not tile a grid of {patches} patches", "window")
         return {"patch": patches // self.window**2}
 
     def build(self, context: BuildContext) -> AveragePooler:

@@ -59,9 +59,7 @@ def test_a_final_norm_times_a_million_is_refused(name, saved):
     bases = {"decoder": uneven(tiny_decoder()), "vision": uneven(tiny_vision())}
     last = [(key, part) for key, part in bases[name].named_parameters() if "norm" in key][-1]
     last[1].data.mul_(1e6)
-    with pytest.raises(
-        AdapterError, match=f"{name}: other weights than the adapter was trained on .*'{last[0]}' differ"
-    ):
+    with pytest.raises(AdapterError, match=f"{name}: other weights than the adapter was trained on .*'{last[0]}' differ"):
         dehvf_kit.load(saved, **bases)
 
 
@@ -136,10 +134,7 @@ def test_one_weight_on_meta_does_not_turn_the_check_off():
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.to("meta"))
     saved = record(model)
     assert saved["lm_head.weight"] == "skipped: meta"
-    assert (
-        compare(saved, record(tiny_decoder(seed=5))).other
-        and compare(record(tiny_decoder(seed=5)), record(model)).other
-    )
+    assert compare(saved, record(tiny_decoder(seed=5))).other and compare(record(tiny_decoder(seed=5)), record(model)).other
     assert record(tiny_decoder().to("meta")) is None
 
 
@@ -169,9 +164,7 @@ def test_what_a_checkpoint_lacks_and_no_feature_depends_on_is_no_identity(tmp_pa
     encoder.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(
-        {name: tensor for name, tensor in weights.items() if "pooler" not in name},
-        tmp_path / "model.safetensors",
-        {"format": "pt"},
+        {name: tensor for name, tensor in weights.items() if "pooler" not in name}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     first, second = (record(load_encoder(ViTModel, str(tmp_path), encoder.config)) for _ in range(2))
     assert first == second and first["pooler.dense.weight"] == "skipped: random"
@@ -180,9 +173,7 @@ def test_what_a_checkpoint_lacks_and_no_feature_depends_on_is_no_identity(tmp_pa
         assert found.compared and (found.other, found.missing, found.uncompared) == ([], [], 0)
 
 
-@pytest.mark.parametrize(
-    "line", ["float32=xyz values=", "float32=0123456789abcdef values=nan", "skipped:", "", 3, None]
-)
+@pytest.mark.parametrize("line", ["float32=xyz values=", "float32=0123456789abcdef values=nan", "skipped:", "", 3, None])
 def test_a_garbled_record_is_refused(saved, tmp_path, line):
     shutil.copytree(saved, tmp_path / "adapter")
     config = json.loads((saved / "adapter_config.json").read_text())

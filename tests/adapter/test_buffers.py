@@ -93,15 +93,9 @@ def test_an_adapter_saved_without_buffers_loads_with_a_warning(adapter, caplog):
     ("alter", "message"),
     [
         (lambda weights: weights.pop(BUFFERS[0]), f"missing: {BUFFERS[0]}"),
-        (
-            lambda weights: weights.update({BUFFERS[0]: torch.zeros(3)}),
-            r"running_mean' is \(3,\), the recipe makes it \(24,\)",
-        ),
+        (lambda weights: weights.update({BUFFERS[0]: torch.zeros(3)}), r"running_mean' is \(3,\), the recipe makes it \(24,\)"),
         (lambda weights: weights[BUFFERS[1]].fill_(torch.nan), "running_var' holds values that are not finite"),
-        (
-            lambda weights: weights.update({BUFFERS[2]: torch.tensor(1.5)}),
-            "is of torch.float32, the recipe makes it torch.int64",
-        ),
+        (lambda weights: weights.update({BUFFERS[2]: torch.tensor(1.5)}), "is of torch.float32, the recipe makes it torch.int64"),
     ],
 )
 def test_buffers_that_do_not_fit_are_refused(adapter, alter, message):

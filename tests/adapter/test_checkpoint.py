@@ -60,26 +60,16 @@ def test_same_logits_bit_for_bit(adapter, towers):
 
 def test_from_pretrained_is_the_same_door(adapter):
     model = dehvf_kit.DehvfModel.from_pretrained(adapter, decoder=tiny_decoder(), vision=tiny_vision())
-    assert torch.equal(
-        model(tokens(), pixel_values=pixels()).logits, tiny_model()(tokens(), pixel_values=pixels()).logits
-    )
+    assert torch.equal(model(tokens(), pixel_values=pixels()).logits, tiny_model()(tokens(), pixel_values=pixels()).logits)
 
 
 def test_the_folder_holds_the_adapter_alone(adapter):
     model = tiny_model()
     weights = load_file(adapter / WEIGHTS)
     assert set(weights) == set(model.named_trainable_parameters())
-    assert {file.name for file in adapter.iterdir()} == {
-        WEIGHTS,
-        CONFIG,
-        "config.json",
-        "generation_config.json",
-        "README.md",
-    }
+    assert {file.name for file in adapter.iterdir()} == {WEIGHTS, CONFIG, "config.json", "generation_config.json", "README.md"}
     config = json.loads((adapter / CONFIG).read_text())
-    assert (
-        config["trainable_parameters"] == model.num_trainable_parameters() == sum(t.numel() for t in weights.values())
-    )
+    assert config["trainable_parameters"] == model.num_trainable_parameters() == sum(t.numel() for t in weights.values())
     assert config["recipe"] == model.recipe.resolved()
     assert set(config["versions"]) == {"dehvf-kit", "torch", "transformers"}
     assert set(config["bases"]) == {"decoder", "vision"}
@@ -158,41 +148,20 @@ def bases(change_them):
 
 BROKEN = {
     "missing weight": (drop_weight, r"adapter: weights do not fit the recipe; missing: position\.keys$"),
-    "renamed weight": (
-        rename_weight,
-        r"missing: position\.keys; unexpected: position\.kes; did you mean 'position\.keys'\?$",
-    ),
+    "renamed weight": (rename_weight, r"missing: position\.keys; unexpected: position\.kes; did you mean 'position\.keys'\?$"),
     "misshapen weight": (cut_weight, r"'position\.keys' is \(19, 32\), the recipe makes it \(20, 32\)"),
     "NaN weight": (nan_weight, r"'projector\.fc1\.bias' holds values that are not finite"),
     "altered weight": (alter_weight, "not the weights that adapter_config.json was saved with"),
     "truncated weights": (truncated, r"adapter_model\.safetensors: cannot be read: "),
     "pickled weights": (pickled, r"adapter_model\.safetensors: cannot be read: "),
-    "empty weights": (
-        lambda folder: (folder / WEIGHTS).write_bytes(b""),
-        r"adapter_model\.safetensors: cannot be read: ",
-    ),
+    "empty weights": (lambda folder: (folder / WEIGHTS).write_bytes(b""), r"adapter_model\.safetensors: cannot be read: "),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), r"incomplete, it has no adapter_model\.safetensors"),
-    "no config": (
-        lambda folder: (folder / CONFIG).unlink(),
-        r"not an adapter of dehvf-kit, it has no adapter_config\.json",
-    ),
-    "config is no JSON": (
-        lambda folder: (folder / CONFIG).write_text("{half"),
-        r"adapter_config\.json:1: not JSON: ",
-    ),
-    "config is binary": (
-        lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"),
-        r"adapter_config\.json: not UTF-8: ",
-    ),
+    "no config": (lambda folder: (folder / CONFIG).unlink(), r"not an adapter of dehvf-kit, it has no adapter_config\.json"),
+    "config is no JSON": (lambda folder: (folder / CONFIG).write_text("{half"), r"adapter_config\.json:1: not JSON: "),
+    "config is binary": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"), r"adapter_config\.json: not UTF-8: "),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "not written by dehvf-kit"),
-    "another tool's adapter": (
-        lambda folder: (folder / CONFIG).write_text('{"peft_type": "LORA"}'),
-        "not written by dehvf-kit",
-    ),
-    "newer format": (
-        lambda folder: change(folder, format=2),
-        "format 2, this kit reads up to 1; upgrade dehvf-kit",
-    ),
+    "another tool's adapter": (lambda folder: (folder / CONFIG).write_text('{"peft_type": "LORA"}'), "not written by dehvf-kit"),
+    "newer format": (lambda folder: change(folder, format=2), "format 2, this kit reads up to 1; upgrade dehvf-kit"),
     "no format": (lambda folder: change(folder, format=None), "'format' is missing"),
     "no recipe": (lambda folder: change(folder, recipe=None), "'recipe' is missing"),
     "no bases": (lambda folder: change(folder, bases=[]), "'bases' is missing"),
@@ -207,9 +176,7 @@ BROKEN = {
         "bases: 'decoder' has a garbled 'probe'",
     ),
     "probe beyond every weight": (
-        bases(
-            lambda known: {**known, "decoder": {**known["decoder"], "probe": {"lm_head.weight": [10**400, 0, 0, 0]}}}
-        ),
+        bases(lambda known: {**known, "decoder": {**known["decoder"], "probe": {"lm_head.weight": [10**400, 0, 0, 0]}}}),
         "bases: 'decoder' has a garbled 'probe'",
     ),
     "recipe of a component that is not installed": (
@@ -218,11 +185,7 @@ BROKEN = {
     ),
     "recipe of other sizes": (
         lambda folder: change(
-            folder,
-            recipe=lambda recipe: {
-                **recipe,
-                "graph": {**recipe["graph"], "position": {"type": "learned", "num_slots": 21}},
-            },
+            folder, recipe=lambda recipe: {**recipe, "graph": {**recipe["graph"], "position": {"type": "learned", "num_slots": 21}}}
         ),
         r"'position\.keys' is \(20, 32\), the recipe makes it \(21, 32\)",
     ),
@@ -254,11 +217,7 @@ def _hooks(towers) -> int:
         ),
         ({"num_hidden_layers": 5}, {}, "with num_hidden_layers 4; this one has num_hidden_layers 5"),
         ({"vocab_size": 98}, {}, "with vocab_size 99; this one has vocab_size 98"),
-        (
-            {"seed": 5},
-            {},
-            r"decoder: other weights than the adapter was trained on \(a model handed over in memory\): '",
-        ),
+        ({"seed": 5}, {}, r"decoder: other weights than the adapter was trained on \(a model handed over in memory\): '"),
         ({}, {"seed": 5}, "vision: other weights than the adapter was trained on"),
         ({}, {"num_hidden_layers": 9}, "vision: .* with num_hidden_layers 8; this one has num_hidden_layers 9"),
         ({}, {"patch_size": 16}, "vision: .* with patch_size 8; this one has patch_size 16"),

@@ -52,9 +52,7 @@ def end(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("recipe", "change"), [("chat", template), ("plain", start), ("plain", end)])
-def test_another_rendering_is_refused(
-    recipe: str, change: Callable[[Path], None], ground: Path, command: Command
-) -> None:
+def test_another_rendering_is_refused(recipe: str, change: Callable[[Path], None], ground: Path, command: Command) -> None:
     run = ground / "run"
     assert command("train", ground / f"{recipe}.yaml", "--output", run).code == 0
     adapter = run / "adapter"

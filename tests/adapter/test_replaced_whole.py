@@ -78,9 +78,7 @@ def state(folder: Path) -> tuple[bool, bool]:
     new = not any(tensor.any() for tensor in weights.values())
     assert (config["tokenizer"] is None) == new
     assert (folder / "mine.txt").read_text() == "kept" and (folder / "notes" / "a").read_text() == "kept"
-    assert (folder / "README.md").is_file() and json.loads((folder / "config.json").read_text())[
-        "model_type"
-    ] == "dehvf"
+    assert (folder / "README.md").is_file() and json.loads((folder / "config.json").read_text())["model_type"] == "dehvf"
     return new, (folder / "tokenizer_config.json").exists() and (folder / "tokenizer.json").exists()
 
 
@@ -158,11 +156,7 @@ def test_scores_and_card_are_kept_together_or_not_at_all(tmp_path, models, monke
     card = (tmp_path / "adapter" / "README.md").read_text()
     monkeypatch.setattr(atomic, "publish", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(AdapterError, match="cannot be written: No space left"):
-        keep(
-            tmp_path / "adapter",
-            "scores",
-            {"data": "d", "scores": {"all": {"value": 1, "low": 1, "high": 1, "count": 1}}},
-        )
+        keep(tmp_path / "adapter", "scores", {"data": "d", "scores": {"all": {"value": 1, "low": 1, "high": 1, "count": 1}}})
     assert (tmp_path / "adapter" / "README.md").read_text() == card
     assert not (tmp_path / "adapter" / "measured.json").exists()
 
@@ -171,12 +165,8 @@ def test_an_interrupted_save_in_a_folder_that_cannot_be_written_is_named(tmp_pat
     models[0].save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / atomic.PENDING).mkdir()
     (tmp_path / "adapter" / atomic.PENDING / "README.md").write_text("new")
-    monkeypatch.setattr(
-        os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
-    )
-    with pytest.raises(
-        AdapterError, match="was interrupted, and cannot be finished: Permission denied; make it writable"
-    ):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(AdapterError, match="was interrupted, and cannot be finished: Permission denied; make it writable"):
         read_config(tmp_path / "adapter")
     monkeypatch.undo()
     read_config(tmp_path / "adapter")

@@ -79,11 +79,7 @@ def test_the_fuser_these_tests_spoil_is_sound(own_plugins, tmp_path):
         ("return LastFuser()", "return LastFuser(context.layers_read)", "AttributeError: .*layers_read.*:22, in build"),
         ('return {"kv": 1}', 'return {"kv": context.axes["key"]}', r"KeyError: 'key' \(.*:19, in resolve"),
         ('type: Literal["last"] = "last"', COUNTED, r"AttributeError: .*'nothing' \(.*:19, in num_params"),
-        (
-            "def forward(self, levels, codes)",
-            "def forward(self, levels, code)",
-            r"TypeError: .*'codes' \(.*last_fuser.py",
-        ),
+        ("def forward(self, levels, codes)", "def forward(self, levels, code)", r"TypeError: .*'codes' \(.*last_fuser.py"),
         ("levels.index[", "levels.indices[", r"AttributeError: .*'indices'.*:27, in forward"),
     ],
     ids=["build", "resolve", "num_params", "keyword", "forward"],
@@ -139,11 +135,7 @@ def test_what_a_data_set_raises_is_told(own_plugins):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (
-            ".unsqueeze(2)",
-            "",
-            r"returned \[3, 4, 16, 8\] for its port fused \[batch decoder_layer=4 kv=1 patch=16 code=8\]",
-        ),
+        (".unsqueeze(2)", "", r"returned \[3, 4, 16, 8\] for its port fused \[batch decoder_layer=4 kv=1 patch=16 code=8\]"),
         ('{"kv": 1}', '{"kv": 2}', r"returned \[3, 4, 1, 16, 8\] for its port fused \[batch decoder_layer=4 kv=2"),
     ],
 )
@@ -183,23 +175,11 @@ def test_a_samples_picture_may_be_a_text_but_no_picture():
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (
-            "register(LastFuserConfig)",
-            "register(LastFuserConfig())",
-            "config class, got an instance of LastFuserConfig",
-        ),
+        ("register(LastFuserConfig)", "register(LastFuserConfig())", "config class, got an instance of LastFuserConfig"),
         ("register(LastFuserConfig)", "register(LastFuser)", "register wants a config class, got the class LastFuser"),
         ("register(LastFuserConfig)", "pass", "last_fuser.py: registers nothing"),
-        (
-            '= ("levels: group member", "codes: batch layer patch code")',
-            '= "codes: batch"',
-            "`takes` is a text; wants a tuple",
-        ),
-        (
-            '"fuser"',
-            '"fuser"\n    strength: ClassVar[str] = "scale"',
-            "`strength` is 'scale', none of its fields. Fields: type",
-        ),
+        ('= ("levels: group member", "codes: batch layer patch code")', '= "codes: batch"', "`takes` is a text; wants a tuple"),
+        ('"fuser"', '"fuser"\n    strength: ClassVar[str] = "scale"', "`strength` is 'scale', none of its fields. Fields: type"),
     ],
     ids=["instance", "module", "nothing", "text", "strength"],
 )
@@ -213,11 +193,7 @@ def test_what_cannot_be_registered(own_plugins, tmp_path, old, new, told):
     ("old", "new", "told"),
     [
         ('"fuser"', '"fusr"', "no fuser is named 'last'.* 'last' is registered under the role fusr"),
-        (
-            "batch layer patch",
-            "batch layers patch",
-            r"projector\.codes has no axis 'layers'; did you mean 'layer'\? It is",
-        ),
+        ("batch layer patch", "batch layers patch", r"projector\.codes has no axis 'layers'; did you mean 'layer'\? It is"),
     ],
 )
 def test_misspelt_roles_and_axes(own_plugins, tmp_path, old, new, told):
@@ -228,19 +204,13 @@ def test_misspelt_roles_and_axes(own_plugins, tmp_path, old, new, told):
 
 def test_plugins_that_could_not_be_loaded_are_named_where_a_type_is_not_found(own_plugins):
     plugins().broken["mine"] = "mine 0.1: RuntimeError: no\nlicence"
-    with pytest.raises(
-        RecipeError, match=r"'last'.*; plugin mine 0\.1: RuntimeError: no licence \(could not be loaded\)"
-    ):
+    with pytest.raises(RecipeError, match=r"'last'.*; plugin mine 0\.1: RuntimeError: no licence \(could not be loaded\)"):
         tiny_recipe(**CHANGES)
     with pytest.raises(RecipeError, match=r"Roles: .*; plugin mine 0\.1"):
         tiny_recipe(graph={"pool": {"type": "mean"}})
 
 
 def test_what_a_plugin_prints_goes_to_standard_error(own_plugins, tmp_path, capsys):
-    fuser(
-        tmp_path,
-        "    register(LastFuserConfig)",
-        "    print('registering')\n    register(LastFuserConfig)\nprint('loading')",
-    )
+    fuser(tmp_path, "    register(LastFuserConfig)", "    print('registering')\n    register(LastFuserConfig)\nprint('loading')")
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err == "loading\nregistering\n"

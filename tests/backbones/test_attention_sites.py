@@ -35,9 +35,7 @@ def test_shared_key_heads_are_counted() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "bloom", "opt", "phi"])
 def test_other_kinds_are_refused_naming_what_was_looked_for(family: str) -> None:
     decoder = tiny_decoder(family)
-    looked = (
-        r"no attention of LLaMA's kind was found in layer 0 .*Looked for: one module with linear maps q_proj, k_proj"
-    )
+    looked = r"no attention of LLaMA's kind was found in layer 0 .*Looked for: one module with linear maps q_proj, k_proj"
     with pytest.raises(DecoderError, match=looked):
         attention_sites(decoder)
     assert decoder_spec(decoder).num_heads == 0

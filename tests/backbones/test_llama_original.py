@@ -102,8 +102,7 @@ def test_it_computes_what_metas_code_computes(shards: int, key_heads: int, tmp_p
     assert (spec.hidden_size, spec.intermediate_size, spec.num_layers, spec.vocab_size) == (DIM, INNER, LAYERS, WORDS)
     greedy = decoder.generate(torch.tensor([ids]), max_new_tokens=4, min_new_tokens=4, pad_token_id=0, do_sample=False)
     assert torch.equal(
-        greedy,
-        decoder.generate(torch.tensor([ids]), max_new_tokens=4, min_new_tokens=4, pad_token_id=0, use_cache=False),
+        greedy, decoder.generate(torch.tensor([ids]), max_new_tokens=4, min_new_tokens=4, pad_token_id=0, use_cache=False)
     )
 
 
@@ -130,9 +129,7 @@ def test_all_faults_of_a_checkpoint_are_named_at_once(tmp_path: Path) -> None:
     tensors["layers.0.feed_forward.w9.weight"] = torch.zeros(2, 2)
     AXES["feed_forward.w9"] = None
     folder = write(tmp_path / "7B", tensors, 1)
-    with pytest.raises(
-        DehvfError, match=r"missing: layers.1.attention.wv.weight; unexpected: layers.0.feed_forward.w9.weight"
-    ):
+    with pytest.raises(DehvfError, match=r"missing: layers.1.attention.wv.weight; unexpected: layers.0.feed_forward.w9.weight"):
         load_original(folder)
     short = write(tmp_path / "short", {**weights(), "norm.weight": torch.ones(5)}, 1)
     with pytest.raises(DehvfError, match=r"model.norm.weight is \(5,\), params.json makes it \(32,\)"):

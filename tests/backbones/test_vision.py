@@ -114,10 +114,7 @@ def test_the_adapter_takes_part_in_packed_rows() -> None:
 
 @pytest.mark.parametrize(
     ("pixels", "message"),
-    [
-        (torch.rand(1, 3, 2, 24), "smaller than a patch"),
-        (torch.rand(1, 3, 20, 24), "multiples of 8 and 8 pixels"),
-    ],
+    [(torch.rand(1, 3, 2, 24), "smaller than a patch"), (torch.rand(1, 3, 20, 24), "multiples of 8 and 8 pixels")],
 )
 def test_sizes_that_do_not_fit_are_refused(pixels: Tensor, message: str) -> None:
     with pytest.raises(VisionError, match=message):
@@ -156,9 +153,7 @@ class Strange(nn.Module):
 
 def test_a_description_fills_in_what_the_kit_does_not_know() -> None:
     pixels = torch.rand(1, 3, 32, 32)
-    with pytest.raises(
-        VisionError, match=r"also needs brightness; .* register_vision_overrides: register\('strange_vi"
-    ):
+    with pytest.raises(VisionError, match=r"also needs brightness; .* register_vision_overrides: register\('strange_vi"):
         VisionTower(Strange(), 32)(pixels)
     register_vision_override("strange_vision", arguments=bright, post_norm="", reason="needs the day's brightness")
     model = Strange()
@@ -226,9 +221,7 @@ def test_an_encoder_without_a_config_is_described_by_the_name_of_its_class() -> 
     model = Dim().eval()
     with torch.no_grad():
         last = VisionTower(model, 24)(PIXELS)[:, -1, 1:]
-        torch.testing.assert_close(
-            last, model(PIXELS, 2.0), rtol=0, atol=1e-5
-        )  # float32, two orders of a matrix product
+        torch.testing.assert_close(last, model(PIXELS, 2.0), rtol=0, atol=1e-5)  # float32, two orders of a matrix product
 
 
 @pytest.mark.parametrize(
@@ -252,9 +245,7 @@ def test_specs_need_no_weights() -> None:
 
 
 def test_the_encoder_inside_a_larger_configuration_is_found() -> None:
-    config = HfVisionConfig(
-        config={"model_type": "qwen2_vl", "vision_config": {"depth": 3, "embed_dim": 64, "num_heads": 4}}
-    )
+    config = HfVisionConfig(config={"model_type": "qwen2_vl", "vision_config": {"depth": 3, "embed_dim": 64, "num_heads": 4}})
     assert config.spec({}).num_layers == 3
     with pytest.raises(VisionError, match="no image-only encoder for model_type 'llama'"):
         vision_class(HfVisionConfig(config={"model_type": "llama"}).hf_config({}))
@@ -262,9 +253,7 @@ def test_the_encoder_inside_a_larger_configuration_is_found() -> None:
 
 @pytest.mark.parametrize("kind", ["swin", "hiera", "pvt", "convnextv2", "levit"])
 def test_hierarchical_encoders_are_refused_without_weights(kind: str) -> None:
-    with pytest.raises(
-        VisionError, match=r"is hierarchical: .* the kit reads encoders whose blocks all keep one token"
-    ):
+    with pytest.raises(VisionError, match=r"is hierarchical: .* the kit reads encoders whose blocks all keep one token"):
         HfVisionConfig(config={"model_type": kind}).spec({})
 
 

@@ -151,9 +151,7 @@ def newer_recipe(ground: Ground) -> Words:
 
 
 @adapter_case(
-    "its recipe makes a billion slots where there are weights for 16",
-    REFUSED,
-    "graph.position.num_slots: given 1000000000",
+    "its recipe makes a billion slots where there are weights for 16", REFUSED, "graph.position.num_slots: given 1000000000"
 )
 def slots(ground: Ground) -> Words:
     def change(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -191,9 +189,7 @@ def width(ground: Ground) -> Words:
     return on_decoder(ground, hidden_size=64)
 
 
-@adapter_case(
-    "for another revision of its decoder: the same sizes, other weights", REFUSED, "other weights than the adapter"
-)
+@adapter_case("for another revision of its decoder: the same sizes, other weights", REFUSED, "other weights than the adapter")
 def revision(ground: Ground) -> Words:
     return on_decoder(ground, seed=5)
 

@@ -116,11 +116,7 @@ def talks(ground: Ground) -> Words:
 
 @case("a conversation of one turn", REFUSED, "wants `conversations`, turns of human and gpt in pairs")
 def turn(ground: Ground) -> Words:
-    return [
-        "prepare",
-        "--json",
-        ground.write("talks.json", '[{"conversations": [{"from": "human", "value": "what ?"}]}]'),
-    ]
+    return ["prepare", "--json", ground.write("talks.json", '[{"conversations": [{"from": "human", "value": "what ?"}]}]')]
 
 
 @case("ScienceQA whose hint is a list", REFUSED, "hint is no text")
@@ -189,9 +185,7 @@ def two_images(ground: Ground) -> Words:
     return shard(ground, members({"a.png": b"", "a.jpg": b""}))
 
 
-@case(
-    "a shard whose sample has a depth map alone", REFUSED, "has the images .depth.png; name one by data.columns.image"
-)
+@case("a shard whose sample has a depth map alone", REFUSED, "has the images .depth.png; name one by data.columns.image")
 def depth_shard(ground: Ground) -> Words:
     return shard(ground, members({"a.depth.png": b""}))
 

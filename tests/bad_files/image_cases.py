@@ -97,18 +97,12 @@ def half_jpeg(ground: Ground) -> Words:
     return ground.ask(ground.write("image.jpg", file.read_bytes()[: file.stat().st_size // 2]))
 
 
-@case(
-    "a decompression bomb: a few bytes that say 60,000 x 60,000 pixels", REFUSED, "it has more than 89,478,485 pixels"
-)
+@case("a decompression bomb: a few bytes that say 60,000 x 60,000 pixels", REFUSED, "it has more than 89,478,485 pixels")
 def bomb(ground: Ground) -> Words:
     return ground.ask(ground.write("image.png", png(60_000, 60_000)))
 
 
-@case(
-    "10,000 x 10,000 pixels, where Pillow only warns",
-    REFUSED,
-    "it has 10,000 x 10,000 pixels; 89,478,485 are read at most",
-)
+@case("10,000 x 10,000 pixels, where Pillow only warns", REFUSED, "it has 10,000 x 10,000 pixels; 89,478,485 are read at most")
 def large(ground: Ground) -> Words:
     return ground.ask(ground.write("image.png", png(10_000, 10_000)))
 
@@ -162,12 +156,7 @@ def animated(ground: Ground) -> Words:
     return ground.ask(ground.folder / "image.gif")
 
 
-@case(
-    "a palette with a transparent colour",
-    HANDLED,
-    "",
-    becomes(lambda: np.full((SIDE, SIDE, 3), (30, 180, 60), np.uint8)),
-)
+@case("a palette with a transparent colour", HANDLED, "", becomes(lambda: np.full((SIDE, SIDE, 3), (30, 180, 60), np.uint8)))
 def palette(ground: Ground) -> Words:
     """Transparency is dropped, the colours below it are kept."""
     made = Image.new("P", (SIDE, SIDE), 0)

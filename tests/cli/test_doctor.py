@@ -47,12 +47,7 @@ def test_a_folder_and_json(command: Command, llama: Path, tmp_path: Path) -> Non
     ended = command("doctor", llama, folder, "--json")
     found = json.loads(ended.out)
     assert (ended.code, found["ok"]) == (0, True)
-    assert found["decoder"]["sites"][0] == {
-        "layer_idx": 0,
-        "path": "model.layers.0.mlp",
-        "activation": "silu",
-        "hidden_size": 32,
-    }
+    assert found["decoder"]["sites"][0] == {"layer_idx": 0, "path": "model.layers.0.mlp", "activation": "silu", "hidden_size": 32}
     vision = found["vision"]
     assert (vision["num_layers"], vision["num_patches"], vision["hidden_size"]) == (8, 16, 24)
     assert (vision["global_token"], vision["final_norm"]) == ("class token", "LayerNorm")
@@ -77,9 +72,7 @@ def test_a_broken_item_gives_one(command: Command, llama: Path, monkeypatch: pyt
         ([], "holds a list; a config.json holds one object"),
     ],
 )
-def test_what_has_no_place_for_memory_is_refused(
-    command: Command, tmp_path: Path, config: object, message: str
-) -> None:
+def test_what_has_no_place_for_memory_is_refused(command: Command, tmp_path: Path, config: object, message: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     ended = command("doctor", file)

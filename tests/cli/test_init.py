@@ -63,10 +63,7 @@ def test_it_never_overwrites(command: Command, models: Path) -> None:
         (["--decoder", "./decoder", "--vision", "./vision", "--data", "jsonll"], "did you mean 'jsonl'?"),
         (["--decoder", "./decoder", "--vision", "./vision", "--data", "jsonl"], "data"),
         (["--decoder", "./decoder", "--vision", "./vision"], "say --data"),
-        (
-            ["--decoder", "./decoder", "--vision", "./vision", "--data", "none", "graph.fuser.type=x"],
-            "graph.fuser.type",
-        ),
+        (["--decoder", "./decoder", "--vision", "./vision", "--data", "none", "graph.fuser.type=x"], "graph.fuser.type"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(command: Command, models: Path, words: list[str], says: str) -> None:

@@ -17,19 +17,7 @@ from dehvf_kit.errors import DehvfError
 
 VERBS = [
     *("check", "show", "list", "doctor", "build", "prepare", "data", "cache", "train", "eval", "verify", "score"),
-    *(
-        "compare",
-        "plan",
-        "reproduce",
-        "generate",
-        "import-memvp",
-        "demo",
-        "graph",
-        "report",
-        "chat",
-        "init",
-        "new-plugin",
-    ),
+    *("compare", "plan", "reproduce", "generate", "import-memvp", "demo", "graph", "report", "chat", "init", "new-plugin"),
 ]
 HEAVY = ["torch", "transformers", "numpy", "yaml"]
 HELP = """
@@ -47,9 +35,7 @@ print(json.dumps({"ended": ended, "loaded": [name for name in json.loads(sys.arg
 
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     words = json.dumps([["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)])
-    ended = subprocess.run(
-        [sys.executable, "-c", HELP, words, json.dumps(HEAVY)], capture_output=True, text=True, check=True
-    )
+    ended = subprocess.run([sys.executable, "-c", HELP, words, json.dumps(HEAVY)], capture_output=True, text=True, check=True)
     report = json.loads(ended.stdout.splitlines()[-1])
     assert report == {"ended": [0] * (len(VERBS) + 2), "loaded": []}
     assert f"dehvf-kit {dehvf_kit.__version__}" in ended.stdout
@@ -58,9 +44,7 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, dehvf_kit; print([name for name in sys.argv[1:] if name in sys.modules])"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *HEAVY, "pydantic", "pluggy"], capture_output=True, text=True, check=True
-    )
+    ended = subprocess.run([sys.executable, "-c", code, *HEAVY, "pydantic", "pluggy"], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
 
 

@@ -14,9 +14,7 @@ from cli.commands import Command
 from dehvf_kit.cli.new_plugin import KINDS
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "vision" else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [kind if kind == "vision" else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS])
 def test_its_tests_pass_at_once(command: Command, tmp_path: Path, kind: str) -> None:
     ended = command("new-plugin", "my-own", "--kind", kind, "-o", tmp_path, "--json")
     assert ended.code == 0, ended.err

@@ -52,22 +52,12 @@ def adapter(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", PATHS)
 @pytest.mark.parametrize("case", COMMANDS)
-def test_a_path_where_nobody_can_look(
-    case: str,
-    kind: str,
-    world: Path,
-    adapter: Path,
-    tmp_path: Path,
-    command: Command,
-) -> None:
+def test_a_path_where_nobody_can_look(case: str, kind: str, world: Path, adapter: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     words = {"RECIPE": world / "tiny.yaml", "ADAPTER": adapter, "IMAGE": world / "test0.png", "NEW": tmp_path / "new"}
     path = PATHS[kind](tmp_path)
-    given = [
-        str(words.get(word, word)).replace("PATH", str(path)) if word != "PATH" else str(path)
-        for word in COMMANDS[case]
-    ]
+    given = [str(words.get(word, word)).replace("PATH", str(path)) if word != "PATH" else str(path) for word in COMMANDS[case]]
     ended = command(*given)
     assert ended.code in (1, 2) and ended.err.strip(), ended.out
     assert "Traceback" not in ended.err

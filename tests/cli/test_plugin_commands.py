@@ -69,9 +69,7 @@ def test_a_plugin_without_commands_is_not_imported(command: Command, install) ->
         ("Check!", "'Check!' cannot name a command"),
     ],
 )
-def test_what_cannot_be_registered_is_reported_and_the_rest_works(
-    command: Command, install, name: str, says: str
-) -> None:
+def test_what_cannot_be_registered_is_reported_and_the_rest_works(command: Command, install, name: str, says: str) -> None:
     install("plug_taken", HOOK.format(name=name, module="plug_taken"))
     install("plug_whole", HOOK.format(name="whole", module="plug_whole"))
     ended = command("--help")

@@ -52,9 +52,7 @@ def test_a_broken_decoder_is_named_with_the_items_that_do_not_hold():
         model.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output * 0 + torch.rand(()))
         return model
 
-    with pytest.raises(
-        Broken, match="(?s)LlamaForCausalLM: .* of 1 items of the contract do not hold.token by token: "
-    ):
+    with pytest.raises(Broken, match="(?s)LlamaForCausalLM: .* of 1 items of the contract do not hold.token by token: "):
         check_decoder(make, ["token by token"])
 
 

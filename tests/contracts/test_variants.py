@@ -19,10 +19,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
 @pytest.mark.parametrize(
     ("model_type", "settings"),
     [
-        (
-            "gemma4_text",
-            (("enable_moe_block", True), ("num_experts", 4), ("top_k_experts", 2), ("moe_intermediate_size", 24)),
-        ),
+        ("gemma4_text", (("enable_moe_block", True), ("num_experts", 4), ("top_k_experts", 2), ("moe_intermediate_size", 24))),
         ("falcon", (("new_decoder_architecture", True), ("num_kv_heads", 2))),
         ("opt", (("do_layer_norm_before", False), ("word_embed_proj_dim", 16))),
         ("jamba", (("num_hidden_layers", 4),)),
@@ -70,10 +67,7 @@ def test_mixture_beside_shared_mlp_is_one_site():
 
 def test_two_ffns_a_layer_are_two_sites_and_branches_are_one():
     sites = ffn_sites(tiny_decoder("longcat_flash"))
-    assert [(site.layer_idx, site.path) for site in sites[:2]] == [
-        (0, "model.layers.0.mlps.0"),
-        (0, "model.layers.0.mlps.1"),
-    ]
+    assert [(site.layer_idx, site.path) for site in sites[:2]] == [(0, "model.layers.0.mlps.0"), (0, "model.layers.0.mlps.1")]
 
 
 def test_only_layers_with_an_ffn_have_a_site():

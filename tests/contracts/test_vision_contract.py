@@ -47,9 +47,7 @@ DOZEN = [
 QUICK = {"clip_vision_model", "dinov2_with_registers", "vitdet", "pixtral", "qwen2_5_vl_vision", "mllama_vision_model"}
 
 
-@pytest.mark.parametrize(
-    "model_type", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in DOZEN]
-)
+@pytest.mark.parametrize("model_type", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in DOZEN])
 def test_contract(model_type: str) -> None:
     check_vision(lambda: tiny_vision(model_type))
 
@@ -92,9 +90,7 @@ class Plain(nn.Module):
         (lambda tokens: tokens[:, 0, :5], "not run", "what the model hands out, (3, 5), is not one state a token"),
     ],
 )
-def test_a_tensor_alone_is_compared_with_the_last_block(
-    after: Callable[[Tensor], Tensor], status: str, reason: str
-) -> None:
+def test_a_tensor_alone_is_compared_with_the_last_block(after: Callable[[Tensor], Tensor], status: str, reason: str) -> None:
     (result,) = check_vision(lambda: Plain(after), (24, 24), items=["post norm"])
     assert result.status == status and reason in result.reason
 
@@ -133,8 +129,7 @@ def test_the_page_is_not_stale() -> None:
 
 def test_the_command_writes_the_page_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "tools.support.vision_matrix.image_encoder_types",
-        lambda: ["clip_vision_model", "vilt", "llama4_vision_model"],
+        "tools.support.vision_matrix.image_encoder_types", lambda: ["clip_vision_model", "vilt", "llama4_vision_model"]
     )
     page = tmp_path / "vision.md"
     assert main(["clip_vision_model", "vilt", "llama4_vision_model", "--output", str(page)]) == 0
@@ -142,9 +137,7 @@ def test_the_command_writes_the_page_and_its_data(tmp_path: Path, monkeypatch: p
     assert "**2 of 2 pass the whole contract**" in text and not is_stale(text)
     assert "| clip_vision_model | class token first, patches from 1; patches in rows | LayerNorm | yes |" in text
     assert "| llama4_vision_model | class token last; patches in rows |" in text
-    assert [entry["status"] for entry in json.loads(page.with_suffix(".json").read_text())][1].startswith(
-        "no image-only encoder"
-    )
+    assert [entry["status"] for entry in json.loads(page.with_suffix(".json").read_text())][1].startswith("no image-only encoder")
     with pytest.raises(DehvfError, match="no image encoder type is named 'clip'"):
         main(["clip"])
     assert list(VISION_CONTRACT)[0] == "features" and "Nothing." in vision_page([])

@@ -7,19 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    DINOV2,
-    LAYERS,
-    PATCHES,
-    VIT,
-    pixels,
-    raw_recipe,
-    tiny_decoder,
-    tiny_model,
-    tiny_vision,
-    tokens,
-    worst,
-)
+from helpers import DINOV2, LAYERS, PATCHES, VIT, pixels, raw_recipe, tiny_decoder, tiny_model, tiny_vision, tokens, worst
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -117,8 +105,7 @@ def test_an_encoder_without_a_config_is_counted_by_running_it(device: str, dtype
 
 
 @pytest.mark.parametrize(
-    ("model_type", "tokens"),
-    [("dinov2_with_registers", 5), ("siglip_vision_model", 0), ("deit", 2), ("qwen2_vl_vision", 0)],
+    ("model_type", "tokens"), [("dinov2_with_registers", 5), ("siglip_vision_model", 0), ("deit", 2), ("qwen2_vl_vision", 0)]
 )
 def test_prefix_tokens_are_those_the_blocks_see(model_type: str, tokens: int) -> None:
     model = vision_models.tiny_vision(model_type)
@@ -159,15 +146,11 @@ def test_every_component_costs_what_the_counter_sees(name: str) -> None:
     towers = {"clip": tiny_vision("clip"), "dino": tiny_vision("dinov2")} if name == "two_encoders" else tiny_vision()
     sections = TWO if name == "two_encoders" else {"graph": GRAPHS[name]}
     model = dehvf_kit.build(dehvf_kit.parse_recipe(raw_recipe(**sections)), decoder=tiny_decoder(), vision=towers)
-    assert_costs_are_what_the_counter_sees(
-        model, {tower: pixels(1) for tower in towers} if name == "two_encoders" else pixels(1)
-    )
+    assert_costs_are_what_the_counter_sees(model, {tower: pixels(1) for tower in towers} if name == "two_encoders" else pixels(1))
 
 
 @pytest.mark.parametrize("name", ["dehvf", "mean"])
-def test_a_shallow_decoder_has_its_patches_mixed_before_they_are_projected(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shallow_decoder_has_its_patches_mixed_before_they_are_projected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its one layer mixes twice at most where the projector would run on eight vision layers."""
     graph = {**GRAPHS[name], "grouper": {"num_groups": 1}}
     model = tiny_model(decoder=tiny_decoder(num_hidden_layers=1), graph=graph)
@@ -175,9 +158,7 @@ def test_a_shallow_decoder_has_its_patches_mixed_before_they_are_projected(
     features = model.vision_features(pixels(2))
     fused = model.run_graph(2, vision_features=features)["fuser"][0]
     model.nodes["projector"].mix_first = False
-    assert (
-        worst(fused, model.run_graph(2, vision_features=features)["fuser"][0]) < 1e-5
-    )  # two orders of one float32 sum
+    assert worst(fused, model.run_graph(2, vision_features=features)["fuser"][0]) < 1e-5  # two orders of one float32 sum
     model.nodes["projector"].mix_first = True
     with monkeypatch.context() as patch:  # as for a fuser that knows nothing of it
         patch.setattr(type(model.graph.nodes["fuser"].config), "takes_unprojected", False)

@@ -68,8 +68,6 @@ def coco(folder: Path) -> Path:
         picture(folder / place / f"{number}.jpg", name)
         said = ["a {} square", "the square is {}", "a {} picture", "one {} square.", "a square that is {}\n"]
         sentences = [{"raw": text.format(name), "sentid": 10 * number + n} for n, text in enumerate(said)]
-        rows.append(
-            {"cocoid": number, "split": split, "filepath": place, "filename": f"{number}.jpg", "sentences": sentences}
-        )
+        rows.append({"cocoid": number, "split": split, "filepath": place, "filename": f"{number}.jpg", "sentences": sentences})
     (folder / "dataset_coco.json").write_text(json.dumps({"images": rows, "dataset": "coco"}))
     return folder

@@ -48,10 +48,7 @@ def test_answer_without_room_is_refused(model: DehvfModel) -> None:
 
 
 def test_batch_is_padded_right_and_names_the_loss_positions(model: DehvfModel, world: Path) -> None:
-    samples = [
-        Sample("a", "what colour is it ?", "red", world / "train0.png"),
-        Sample("b", "what ?", "blue"),
-    ]
+    samples = [Sample("a", "what colour is it ?", "red", world / "train0.png"), Sample("b", "what ?", "blue")]
     encoded = EncodedSamples(samples, model.processor, PROMPT, 16)
     batch = Collator(0)([encoded[0], encoded[1]])
     assert batch["attention_mask"].sum(1).tolist() == [7, 4]

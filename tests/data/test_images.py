@@ -29,18 +29,7 @@ def saved(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
 def tiff(pixels: np.ndarray, bits: int = 16, photometric: int = 1, kind: int = 1, data: bytes = b"") -> bytes:
     """A grey TIFF (TIFF 6.0, sections 3 and 19). photometric: 0 where 0 is white; kind: 1 whole, 2 signed, 3 fractions."""
     data, (height, width) = data or pixels.tobytes(), pixels.shape
-    tags = {
-        256: width,
-        257: height,
-        258: bits,
-        259: 1,
-        262: photometric,
-        273: 134,
-        277: 1,
-        278: height,
-        279: len(data),
-        339: kind,
-    }
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: height, 279: len(data), 339: kind}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
 
@@ -90,9 +79,7 @@ def test_decoded_images_and_arrays_are_as_files(tmp_path: Path) -> None:
         assert np.asarray(read_any(image))[..., 0].tolist() == UPPER
 
 
-BOMB = (
-    b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 9_000, 10_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
-)
+BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 9_000, 10_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
 REFUSED = {
     "too many pixels": (BOMB, "89,478,485 are read at most"),
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "it is EPS, which is not read"),

@@ -40,10 +40,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
 
 GOOD = '{"question": "a", "answer": "b", "id": "1"}'
 FAULTY = {
-    "not JSON": (
-        [GOOD, "{half"],
-        r"a\.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2",
-    ),
+    "not JSON": ([GOOD, "{half"], r"a\.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2"),
     "not an object": (["[1]"], r"a\.jsonl:1: a line must be a JSON object, this one is list"),
     "no answer": (
         ['{"question": "a"}'],
@@ -64,10 +61,7 @@ FAULTY = {
         ['{"question": "a", "answer": "b", "id": 2}', '{"question": "a", "answer": "b"}'],
         "id '2' appears twice",
     ),
-    "latin-1": (
-        [GOOD, b'{"question": "\xe9", "answer": "b"}'],
-        r"a\.jsonl:2: not UTF-8: invalid continuation byte at byte 14",
-    ),
+    "latin-1": ([GOOD, b'{"question": "\xe9", "answer": "b"}'], r"a\.jsonl:2: not UTF-8: invalid continuation byte at byte 14"),
 }
 
 

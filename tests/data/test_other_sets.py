@@ -17,9 +17,7 @@ from dehvf_kit.errors import DataError
 
 
 def coco_config(folder: Path, **settings) -> CocoCaptionsDataConfig:
-    return CocoCaptionsDataConfig(
-        **{"annotations": folder / "dataset_coco.json", "images": folder, "restval": True, **settings}
-    )
+    return CocoCaptionsDataConfig(**{"annotations": folder / "dataset_coco.json", "images": folder, "restval": True, **settings})
 
 
 def test_coco_trains_on_every_caption_and_tests_on_every_picture(tmp_path: Path) -> None:
@@ -80,9 +78,7 @@ def talks(folder: Path, *rows: object, lines: bool = False) -> Path:
 
 @pytest.mark.parametrize("lines", [False, True])
 def test_a_conversation_is_a_sample_for_each_answer(tmp_path: Path, lines: bool) -> None:
-    file = talks(
-        tmp_path, {"id": "a", "image": "a.png", "conversations": TALK}, {"conversations": TALK[2:]}, lines=lines
-    )
+    file = talks(tmp_path, {"id": "a", "image": "a.png", "conversations": TALK}, {"conversations": TALK[2:]}, lines=lines)
     assert LlavaDataConfig(train=file).samples("train") == [
         Sample("a/0", "What is it?", "A square.", tmp_path / "a.png"),
         Sample("a/1", "What is it?\nA square.\nWhich colour?", "Red.", tmp_path / "a.png"),
@@ -122,11 +118,7 @@ def test_a_tag_in_a_conversation_is_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "kind"),
-    [
-        ({"images": ["a.png", "b.png"]}, "several images"),
-        ({"video": "a.mp4"}, "video"),
-        ({}, "placeholder without an image"),
-    ],
+    [({"images": ["a.png", "b.png"]}, "several images"), ({"video": "a.mp4"}, "video"), ({}, "placeholder without an image")],
 )
 def test_conversations_that_cannot_be_used_are_named(tmp_path: Path, fields: dict, kind: str) -> None:
     (issue,) = LlavaDataConfig(train=talks(tmp_path, {"conversations": TALK, **fields})).read("train").issues
@@ -166,9 +158,7 @@ def test_a_parquet_table_with_paths_and_with_pictures_inside(tmp_path: Path, mon
     datasets.Dataset.from_list(inside).to_parquet(str(file))
     first, second = TableDataConfig(train=str(file), columns=COLUMNS).samples("train")
     assert first.image.read_bytes() == data and second.image is None and str(first.image).endswith("a.parquet[0].file")
-    with pytest.raises(
-        DataError, match=r"missing column: question \(no row has it.* about, answers, ask, file, question_id; set"
-    ):
+    with pytest.raises(DataError, match=r"missing column: question \(no row has it.* about, answers, ask, file, question_id; set"):
         TableDataConfig(train=str(file)).samples("train")
 
 

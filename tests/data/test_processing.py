@@ -19,26 +19,8 @@ from dehvf_kit.backbones.vision.config import MEAN_STD, ImageConfig
 from dehvf_kit.data.processing import DehvfProcessor, SeveralImageProcessor, build_image_processor
 from dehvf_kit.errors import DataError
 
-WORDS = [
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<unk>",
-    "what",
-    "colour",
-    "is",
-    "it",
-    "?",
-    "Question",
-    "Answer",
-    ":",
-    "user",
-    "assistant",
-]
-CHAT = (
-    "{% for message in messages %}user {{ message['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}assistant{% endif %}"
-)
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "what", "colour", "is", "it", "?", "Question", "Answer", ":", "user", "assistant"]
+CHAT = "{% for message in messages %}user {{ message['content'] }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
 PROMPT = {"question": "Question: {question}\nAnswer:", "answer": " {answer}", "chat": False}
 
 
@@ -128,14 +110,7 @@ def test_a_conversation_asks_its_last_question_about_its_picture():
 
 @pytest.mark.parametrize(
     "conversation",
-    [
-        [],
-        "what ?",
-        [{"content": "what ?"}],
-        [{"role": "user"}],
-        [{"role": "user", "content": [{"type": "image"}]}],
-        [3],
-    ],
+    [[], "what ?", [{"content": "what ?"}], [{"role": "user"}], [{"role": "user", "content": [{"type": "image"}]}], [3]],
 )
 def test_a_conversation_that_is_none(conversation):
     with pytest.raises(DataError, match="a conversation is a list of messages with `role` and `content`"):
@@ -169,9 +144,7 @@ def test_pixels_are_resized_scaled_and_normalised(name):
 def test_crop_keeps_the_middle():
     image = Image.new("RGB", (30, 10), "black")
     image.paste("white", (10, 0, 20, 10))
-    crop = ImageConfig(size=10, resize="crop", normalisation="half").processor()(image, return_tensors="pt")[
-        "pixel_values"
-    ]
+    crop = ImageConfig(size=10, resize="crop", normalisation="half").processor()(image, return_tensors="pt")["pixel_values"]
     squash = ImageConfig(size=10, normalisation="half").processor()(image, return_tensors="pt")["pixel_values"]
     assert (crop == 1).all() and not (squash == 1).all()
 
@@ -180,10 +153,7 @@ def test_several_encoders_get_a_picture_each(tmp_path):
     made = build_image_processor({"clip": ImageConfig(size=8), "dino": ImageConfig(size=6, normalisation="half")})
     assert isinstance(made, SeveralImageProcessor)
     pixels = made([picture(), picture()])["pixel_values"]
-    assert {name: tuple(tensor.shape) for name, tensor in pixels.items()} == {
-        "clip": (2, 3, 8, 8),
-        "dino": (2, 3, 6, 6),
-    }
+    assert {name: tuple(tensor.shape) for name, tensor in pixels.items()} == {"clip": (2, 3, 8, 8), "dino": (2, 3, 6, 6)}
     made.save_pretrained(tmp_path)
     again = SeveralImageProcessor.from_pretrained(tmp_path)([picture()])["pixel_values"]
     assert all(torch.equal(again[name], pixels[name][:1]) for name in pixels)

@@ -78,9 +78,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, fields: dict[str, Any], ki
 
 
 def test_a_placeholder_is_removed_and_a_tag_is_text(tmp_path: Path) -> None:
-    file = json_lines(
-        tmp_path / "a.jsonl", row(question="<image>\nwhat ?"), row(image=None, question="What is <image> in SVG?")
-    )
+    file = json_lines(tmp_path / "a.jsonl", row(question="<image>\nwhat ?"), row(image=None, question="What is <image> in SVG?"))
     reading = read(file)
     assert [one.question for one in reading.samples] == ["what ?", "What is <image> in SVG?"]
     assert [issue.kind for issue in reading.issues] == ["<image> inside a text, kept as text"]
@@ -144,9 +142,7 @@ def test_typed_answers_are_the_same_from_a_file_a_folder_a_table_and_a_stream(
         "label": (pa.array([1, 0], pa.int64()), ["dog", "cat"]),
         "labels": (pa.array([[1], [0, 1]], pa.list_(pa.int64())), ["dog", "cat"]),
     }
-    table = datasets.Dataset(
-        pa.table({"question": ["a", "b"], **{name: cells for name, (cells, _) in columns.items()}})
-    )
+    table = datasets.Dataset(pa.table({"question": ["a", "b"], **{name: cells for name, (cells, _) in columns.items()}}))
     table = table.cast_column("label", labels).cast_column("labels", datasets.List(labels))
     (tmp_path / "folder").mkdir()
     table.to_parquet(str(tmp_path / "folder/train.parquet"))

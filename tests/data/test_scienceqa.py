@@ -81,9 +81,7 @@ def test_a_datasets_folder_reads_alike(tmp_path: Path, saved: str, monkeypatch: 
         for split, table in tables.items():
             (target / "data").mkdir(parents=True, exist_ok=True)
             table = table.map(lambda row: row, load_from_cache_file=False)
-            embedded = table.with_format("arrow").map(
-                datasets.table.embed_table_storage, batched=True, load_from_cache_file=False
-            )
+            embedded = table.with_format("arrow").map(datasets.table.embed_table_storage, batched=True, load_from_cache_file=False)
             embedded.with_format(None).to_parquet(str(target / f"data/{split}-00000-of-00001.parquet"))
     for split in ("train", "val", "test"):
         one, other = config(folder).read(split).samples, config(target).read(split).samples
@@ -101,9 +99,7 @@ def test_a_hub_id_is_not_fetched_unasked(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ScienceQaDataConfig(path="derek-thomas/ScienceQA").samples("train")
 
 
-WHOLE = Problem(
-    "1", "Why?", ("one", "two"), 1, "A hint.", "A caption.", "Some\nlecture.", "Some  solution.", "natural science", 3
-)
+WHOLE = Problem("1", "Why?", ("one", "two"), 1, "A hint.", "A caption.", "Some\nlecture.", "Some  solution.", "natural science", 3)
 BARE = Problem("2", "Why?", ("one", "two"), 0)
 QUESTION, OPTIONS = "Question: Why?", "Options: (A) one (B) two"
 
@@ -144,9 +140,7 @@ def test_what_is_empty_leaves_no_trace() -> None:
     assert reply(BARE, "QCM-ALE") == reply(BARE, "QCM-LEA") == "The answer is A."
 
 
-@pytest.mark.parametrize(
-    "format", ["", "QCM", "QCM-", "-A", "QCM-L", "QQM-A", "qcm-a", "QCM-AA", "CM-A", "QCMA-A", "QCM-A-L"]
-)
+@pytest.mark.parametrize("format", ["", "QCM", "QCM-", "-A", "QCM-L", "QQM-A", "qcm-a", "QCM-AA", "CM-A", "QCMA-A", "QCM-A-L"])
 def test_what_is_no_format(format: str) -> None:
     with pytest.raises(ValidationError, match="wants input parts, a hyphen, output parts"):
         ScienceQaDataConfig(format=format)

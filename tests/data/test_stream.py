@@ -79,9 +79,7 @@ def test_a_pass_is_shuffled_by_seed_and_turn(kinds: dict[str, list[str]]) -> Non
     orders = {key: [one.id for one in stream.shuffled(*key)] for key in ((0, 0), (0, 1), (1, 0))}
     assert len(set(map(tuple, orders.values()))) == 3 and len(set(map(frozenset, orders.values()))) == 1
     assert orders[0, 0] == [one.id for one in stream.shuffled(0, 0)]
-    assert [one.id for one in SampleStream(config(kinds["jsonl"], shuffle=1), "train").shuffled(0, 0)] == [
-        one.id for one in stream
-    ]
+    assert [one.id for one in SampleStream(config(kinds["jsonl"], shuffle=1), "train").shuffled(0, 0)] == [one.id for one in stream]
 
 
 def outside(name: str, **fields: Any) -> Callable[[Path], None]:

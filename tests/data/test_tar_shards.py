@@ -39,13 +39,10 @@ def sample(key: str, **fields: bytes) -> list[tuple[str, bytes]]:
     return [(f"{key}.{name}", content) for name, content in {"json": ROW, "png": picture("red"), **fields}.items()]
 
 
-def read(
-    path: Path, issues: list[Issue] | None = None, **settings: str
-) -> dict[str, tuple[dict[str, Any], bytes | None]]:
+def read(path: Path, issues: list[Issue] | None = None, **settings: str) -> dict[str, tuple[dict[str, Any], bytes | None]]:
     """Rows and image bytes by key."""
     return {
-        row.pop("__key__"): (row, image.read_bytes() if image else None)
-        for _, row, image in tar_rows(path, issues, **settings)
+        row.pop("__key__"): (row, image.read_bytes() if image else None) for _, row, image in tar_rows(path, issues, **settings)
     }
 
 
@@ -162,6 +159,4 @@ def test_a_damaged_shard_is_named_or_skipped(tmp_path: Path, case: str) -> None:
     assert keys == [str(key) for key in range(len(keys) - 1)] + ["11"], "what is whole is read, and the next shard"
     assert len(keys) == 10 or "joined" not in case
     assert all(one.image is not None for one in reading.samples), "none of which half is missing"
-    assert [(issue.kind, issue.place, issue.fatal) for issue in reading.issues] == [
-        ("damaged shard", str(tmp_path / name), True)
-    ]
+    assert [(issue.kind, issue.place, issue.fatal) for issue in reading.issues] == [("damaged shard", str(tmp_path / name), True)]

@@ -45,11 +45,7 @@ def test_a_file_and_a_folder_of_it(tmp_path: Path, name: str, delimiter: str, en
 def test_texts_stay_as_they_are(tmp_path: Path) -> None:
     """A column with one cell that is no float as Python prints it is text."""
     (tmp_path / "a.csv").write_text("question,answer\na,3.0\nb,007\nc,NA\n")
-    assert [one.answer for one in TableDataConfig(train=str(tmp_path / "a.csv")).samples("train")] == [
-        "3.0",
-        "007",
-        "NA",
-    ]
+    assert [one.answer for one in TableDataConfig(train=str(tmp_path / "a.csv")).samples("train")] == ["3.0", "007", "NA"]
 
 
 def test_a_json_list_of_rows(tmp_path: Path) -> None:

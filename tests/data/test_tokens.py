@@ -23,23 +23,7 @@ from dehvf_kit.evaluation.answers import answer, prompts
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.training.run import train
 
-WORDS = [
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<unk>",
-    "what",
-    "colour",
-    "is",
-    "it",
-    "?",
-    "red",
-    "white",
-    "blue",
-    "The",
-    "answer",
-    "a",
-]
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "what", "colour", "is", "it", "?", "red", "white", "blue", "The", "answer", "a"]
 ADDED = {
     "nothing": "$A",
     "start": "<s> $A",

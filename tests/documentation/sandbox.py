@@ -40,9 +40,7 @@ class Sandbox:
         self.folder = folder
         self.names: dict[str, Any] = {"__name__": "page"}
         shutil.copytree(ROOT / "recipes", folder / "recipes")
-        shutil.copytree(
-            ROOT / "plugins", folder / "plugins", ignore=shutil.ignore_patterns("tests", "__pycache__", "*.egg-info")
-        )
+        shutil.copytree(ROOT / "plugins", folder / "plugins", ignore=shutil.ignore_patterns("tests", "__pycache__", "*.egg-info"))
         (folder / "docs").symlink_to(ROOT / "docs")
         (folder / "data").mkdir()
         scienceqa(folder / "data" / "scienceqa")

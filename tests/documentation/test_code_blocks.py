@@ -23,7 +23,7 @@ SILENT = ("text", "json")
 # Blocks whose names come from the text around them: what a reader would have by then.
 GIVEN = {
     "README.md": "from dehvf_kit.testing import tiny_decoder\nimport torch\ndecoder = tiny_decoder('llama')\n"
-    "keys = values = [torch.zeros(1, 2, s.hidden_size) for s in __import__('dehvf_kit').ffn_sites(decoder)]\n",
+    "keys = values = [torch.zeros(1, 2, s.hidden_size) for s in __import__('dehvf_kit').ffn_sites(decoder)]\n"
 }
 # What a reader of a page has done before.
 BEFORE = {"docs/report.md": ["train", "recipes/smollm2_dinov2_easyvqa.yaml", "--output", "runs/mine"]}
@@ -69,9 +69,7 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.demo
 @pytest.mark.usefixtures("own_plugins")
 @pytest.mark.parametrize(
-    "page",
-    [page for page in pages() if any(block.demo for block in blocks(page))],
-    ids=lambda p: str(p.relative_to(ROOT)),
+    "page", [page for page in pages() if any(block.demo for block in blocks(page))], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_blocks_run_with_the_demos_models(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, tmp_path, True, monkeypatch)
@@ -97,9 +95,7 @@ def test_commands_exist(block: Block) -> None:
         command = loaded(verb)
         if hasattr(command, "commands"):
             command = command.commands[rest[0]]
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
-            "--help"
-        }
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         assert {word for word in rest if re.match(r"--?[a-z]", word)} <= known, f"{block}: {words}"
         files = [word for word in rest if word.startswith(("recipes/", "plugins/", "docs/"))]
         assert all((ROOT / file).exists() for file in files), f"{block}: {files}"
@@ -117,9 +113,7 @@ def test_marks_are_known_and_say_why() -> None:
         assert block.mark != "runs" or block.note == "demo", block
         assert not block.mark or block.note, block
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages())
-    assert len(re.findall(r"^ *<!-- (?:runs|not run|fails):", text, re.MULTILINE)) == sum(
-        bool(block.mark) for block in ALL
-    )
+    assert len(re.findall(r"^ *<!-- (?:runs|not run|fails):", text, re.MULTILINE)) == sum(bool(block.mark) for block in ALL)
 
 
 def test_toml_can_be_read() -> None:

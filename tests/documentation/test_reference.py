@@ -100,11 +100,7 @@ def test_what_is_missing_or_left_over_is_told(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [
-        ("…: is a file; name a folder", "is a file; name a folder"),
-        ("…:…: not JSON: …", "not JSON:"),
-        ("……  a\n b", "… a b"),
-    ],
+    [("…: is a file; name a folder", "is a file; name a folder"), ("…:…: not JSON: …", "not JSON:"), ("……  a\n b", "… a b")],
 )
 def test_normal_form(text: str, key: str) -> None:
     assert normal(text) == key

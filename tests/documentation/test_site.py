@@ -12,9 +12,7 @@ import pytest
 pytestmark = pytest.mark.nightly
 
 ROOT = Path(__file__).parents[2]
-FETCHED = re.compile(
-    r"<(?:link|script|img|iframe|source)\b[^>]*?\b(?:href|src)=[\"']?(https?:)?//[^\s>]*", re.IGNORECASE
-)
+FETCHED = re.compile(r"<(?:link|script|img|iframe|source)\b[^>]*?\b(?:href|src)=[\"']?(https?:)?//[^\s>]*", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from dehvf_kit.evaluation.answers import Prediction, accuracy, share, tidy
 
 
 @pytest.mark.parametrize(
-    ("text", "tidied"),
-    [(" Red.\nand more", "red"), ("yes!", "yes"), ("", ""), ("\n", ""), ("  two words ", "two words")],
+    ("text", "tidied"), [(" Red.\nand more", "red"), ("yes!", "yes"), ("", ""), ("\n", ""), ("  two words ", "two words")]
 )
 def test_tidy(text: str, tidied: str) -> None:
     assert tidy(text) == tidied

@@ -122,8 +122,7 @@ def test_in_a_chat_template_the_answer_stands_in_the_models_turn(base: Path, tmp
     found = dehvf_kit.load_recipe(recipe(base, data.replace("'}}", "', answer: '{answer}'}}")))
     model = dehvf_kit.build(found)
     model.processor.tokenizer.chat_template = (
-        "{% for m in messages %}Question {{ m['content'] }} {% endfor %}"
-        "{% if add_generation_prompt %}Response : {% endif %}"
+        "{% for m in messages %}Question {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}Response : {% endif %}"
     )
     samples = found.data.samples("train")[:2]
     trained = EncodedSamples(samples, model.processor, found.data.prompt, 512, images=False).tokens

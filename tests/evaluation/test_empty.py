@@ -24,9 +24,7 @@ def data(world: Path, tmp_path: Path) -> str:
     return f"{tmp_path}/rows.jsonl"
 
 
-def test_empty_questions_end_a_run_and_name_themselves(
-    data: str, world: Path, tmp_path: Path, command: Command
-) -> None:
+def test_empty_questions_end_a_run_and_name_themselves(data: str, world: Path, tmp_path: Path, command: Command) -> None:
     words = [f"data.train={data}", "--output", tmp_path / "run"]
     ended = command("train", world / "tiny.yaml", *words)
     assert ended.code == 1 and "data.train: empty question:" in ended.err and "rows.jsonl:2" in ended.err

@@ -34,9 +34,7 @@ def overflowing(world: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_eval_generate_and_verify_name_the_sample(
-    overflowing: Path, world: Path, tmp_path: Path, command: Command
-) -> None:
+def test_eval_generate_and_verify_name_the_sample(overflowing: Path, world: Path, tmp_path: Path, command: Command) -> None:
     before = {file.name: file.read_bytes() for file in overflowing.iterdir()}
     asks = {
         ("eval", overflowing, "--output", tmp_path / "out.jsonl", "--results", tmp_path / "r.json", "--store"): "test0",

@@ -142,11 +142,7 @@ def test_a_killed_eval_without_output_goes_on_too(adapter: Path, tmp_path: Path)
     environment = {**os.environ, "DEHVF_KIT_CACHE": str(tmp_path)}
     first, second = (
         subprocess.run(
-            [sys.executable, "-c", code, word, str(adapter)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            [sys.executable, "-c", code, word, str(adapter)], env=environment, capture_output=True, text=True, check=False
         )
         for word in ("die", "live")
     )

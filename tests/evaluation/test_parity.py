@@ -143,9 +143,7 @@ def test_push_says_what_went_wrong(adapter: Path, tmp_path: Path) -> None:
 def test_the_card_names_licences_and_parents(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "decoder", tmp_path / "decoder")
     (tmp_path / "decoder" / "README.md").write_text("---\nlicense: llama2\n---\n# Base\n")
-    (tmp_path / "mine.yaml").write_text(
-        f"extends: {world}/tiny.yaml\nname: mine\ndecoder: {{model: {tmp_path}/decoder}}\n"
-    )
+    (tmp_path / "mine.yaml").write_text(f"extends: {world}/tiny.yaml\nname: mine\ndecoder: {{model: {tmp_path}/decoder}}\n")
     dehvf_kit.build(dehvf_kit.load_recipe(tmp_path / "mine.yaml")).save_pretrained(tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert f"- decoder: {tmp_path}/decoder; licence: llama2" in card

@@ -30,9 +30,7 @@ def place(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a GPT-2 of 16 positions, whose table ends there, and a recipe with two long questions."""
     folder = tmp_path_factory.mktemp("positions")
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=4, vocab_size=12, eos_token_id=1, bos_token_id=1
-    )
+    config = GPT2Config(n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=4, vocab_size=12, eos_token_id=1, bos_token_id=1)
     GPT2LMHeadModel(config).save_pretrained(folder / "decoder")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(world / "decoder" / file, folder / "decoder")
@@ -49,13 +47,7 @@ def place(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_limit_is_read_from_the_config() -> None:
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 32,
-        "vocab_size": 12,
-    }
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 12}
     roberta = RobertaForCausalLM(RobertaConfig(**small, max_position_embeddings=20, pad_token_id=1, is_decoder=True))
     assert max_positions(roberta) == 18
     ids = torch.full((1, 18), 5)
@@ -74,18 +66,13 @@ def test_check_train_eval_and_generate_agree(
     with caplog.at_level(logging.WARNING):
         trained = command("train", recipe, "training.max_steps=2", "--output", tmp_path / "run")
     assert trained.code == 0, trained.err
-    assert (
-        "2 of 6 prompts are longer than 16 tokens with their answers and lose their beginning: train2, train4"
-        in caplog.text
-    )
+    assert "2 of 6 prompts are longer than 16 tokens with their answers and lose their beginning: train2, train4" in caplog.text
     adapter = tmp_path / "run/adapter"
     scored = command("eval", adapter, "--output", tmp_path / "out.jsonl", "--json")
     assert scored.code == 0, scored.err
     assert json.loads(scored.out)["cut"] == ["train2", "train4"]
     rows = {row["id"]: row["cut"] for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
-    assert (
-        rows["train2"] == 100 - (POSITIONS - 3) and rows["train4"] == 100_000 - (POSITIONS - 3) and rows["train0"] == 0
-    )
+    assert rows["train2"] == 100 - (POSITIONS - 3) and rows["train4"] == 100_000 - (POSITIONS - 3) and rows["train0"] == 0
     assert "lost their beginning: 2 (train2, train4)" in command("eval", adapter).out
     image = json.loads((place / "rows.jsonl").read_text().splitlines()[0])["image"]
     said = command("generate", image, LONG, "--adapter", adapter)
@@ -98,17 +85,13 @@ def test_check_train_eval_and_generate_agree(
     assert refused.code == 1 and "generation.max_new_tokens" in refused.err
 
 
-def test_a_prompt_is_cut_as_in_training_and_costs_its_own_row_only(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_is_cut_as_in_training_and_costs_its_own_row_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = dehvf_kit.build(dehvf_kit.load_recipe(place / "gpt2.yaml", ["training.max_length=12"]))
     randomise(model.nodes)
     samples = model.recipe.data.samples("test")
     alone = answer(model, [samples[0]])
     shapes, generate = [], model.generate
-    monkeypatch.setattr(
-        model, "generate", lambda **given: (shapes.append(tuple(given["input_ids"].shape)), generate(**given))[1]
-    )
+    monkeypatch.setattr(model, "generate", lambda **given: (shapes.append(tuple(given["input_ids"].shape)), generate(**given))[1])
     together = answer(model, samples)
     assert shapes == [(6, 12)] and together[0] == alone[0]
     (row,) = prompt_rows(model.processor, [samples[4]], 9)

@@ -46,9 +46,7 @@ SNIPPETS = [b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\t", b"\r", b"\n", b": ", b"
 CUTS = ("insert", "delete", "truncate", "line twice", "overwrite", "as utf-16")
 TEXT_CHANGES = st.one_of(
     st.just([]),
-    st.lists(
-        st.tuples(st.sampled_from(CUTS), st.integers(0, 10**6), st.sampled_from(SNIPPETS)), min_size=1, max_size=2
-    ),
+    st.lists(st.tuples(st.sampled_from(CUTS), st.integers(0, 10**6), st.sampled_from(SNIPPETS)), min_size=1, max_size=2),
 )
 """Changes of bytes, in every second file: (what, where, with what)."""
 
@@ -92,9 +90,7 @@ def _change(step: str, holder: Any, key: Any, value: Any, other: tuple[Any, Any]
         known = holder[key]
         holder[key] = str(known) if not isinstance(known, str) else len(known)
     elif step == "nudge" and isinstance(holder[key], (int, float)):
-        holder[key] = {0: holder[key] + 1, 1: holder[key] - 1, 2: holder[key] * 2, 3: holder[key] // 2}[
-            len(str(value)) % 4
-        ]
+        holder[key] = {0: holder[key] + 1, 1: holder[key] - 1, 2: holder[key] * 2, 3: holder[key] // 2}[len(str(value)) % 4]
     elif step == "wrap":
         holder[key] = [holder[key]] if not isinstance(value, dict) else {"type": holder[key]}
     elif step == "add":

@@ -114,9 +114,7 @@ def towers_once() -> Iterator[None]:
 def small(tree: Any) -> Any:
     """A recipe with fewer layers in its towers."""
     if isinstance(tree, dict):
-        return {
-            key: LAYERS.get(value, value) if key == "num_hidden_layers" else small(value) for key, value in tree.items()
-        }
+        return {key: LAYERS.get(value, value) if key == "num_hidden_layers" else small(value) for key, value in tree.items()}
     return tree
 
 
@@ -153,10 +151,7 @@ PATHS = st.sampled_from(
 
 
 @share(0.05)
-@given(
-    path=PATHS,
-    value=st.one_of(ODD.map(str), st.text(max_size=12), st.sampled_from(["[", "*a", "{a: 1}", "!!x", "9" * 5000])),
-)
+@given(path=PATHS, value=st.one_of(ODD.map(str), st.text(max_size=12), st.sampled_from(["[", "*a", "{a: 1}", "!!x", "9" * 5000])))
 @pytest.mark.usefixtures("towers_once")
 def test_overrides(tmp_path_factory, path, value):
     file = place(tmp_path_factory) / "sound.yaml"

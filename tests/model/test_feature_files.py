@@ -77,9 +77,7 @@ def changed_norm(model: DehvfModel) -> None:
 
 
 @pytest.mark.parametrize("change", [changed_weight, changed_size, changed_normalisation, changed_layers, changed_norm])
-def test_whatever_decides_the_features_makes_a_miss(
-    change, model: DehvfModel, samples: list[Sample], tmp_path: Path
-) -> None:
+def test_whatever_decides_the_features_makes_a_miss(change, model: DehvfModel, samples: list[Sample], tmp_path: Path) -> None:
     FeatureFiles(model, folder=tmp_path / "cache").fill(samples)
     change(model)
     other = FeatureFiles(model, folder=tmp_path / "cache")
@@ -124,9 +122,7 @@ def test_the_longest_unused_make_room(model: DehvfModel, samples: list[Sample], 
     assert first.file(samples[1]).exists(), "what this run needs stays"
 
 
-def test_what_a_kill_left_behind_is_taken_away_in_time(
-    model: DehvfModel, samples: list[Sample], tmp_path: Path
-) -> None:
+def test_what_a_kill_left_behind_is_taken_away_in_time(model: DehvfModel, samples: list[Sample], tmp_path: Path) -> None:
     store = FeatureFiles(model, folder=tmp_path / "cache")
     store.fill(samples)
     old, new = (store.file(samples[0]).with_name(f"{name}{TEMPORARY}") for name in ("old", "new"))
@@ -152,9 +148,7 @@ def many(tmp_path: Path) -> list[Sample]:
     return found
 
 
-def test_two_processes_fill_one_folder_and_a_kill_leaves_it_whole(
-    model: DehvfModel, many: list[Sample], tmp_path: Path
-) -> None:
+def test_two_processes_fill_one_folder_and_a_kill_leaves_it_whole(model: DehvfModel, many: list[Sample], tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     workers = [fork.Process(target=fill, args=(model, many, tmp_path / "cache")) for _ in range(2)]
     for worker in workers:

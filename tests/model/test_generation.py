@@ -121,9 +121,7 @@ def test_sampling_settings_of_the_base_model_do_not_leak_into_greedy(tmp_path):
     model = tiny_model(decoder)
     assert not model.generation_config.do_sample
     model.save_pretrained(tmp_path)
-    first, second = (
-        model.generate(tokens(), pixel_values=pixels(), max_new_tokens=4, pad_token_id=0) for _ in range(2)
-    )
+    first, second = (model.generate(tokens(), pixel_values=pixels(), max_new_tokens=4, pad_token_id=0) for _ in range(2))
     assert torch.equal(first, second)
 
 

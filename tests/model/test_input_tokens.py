@@ -19,12 +19,7 @@ SECOND = InputTokens(
     torch.tensor([[1, 1], [1, 0], [0, 0], [0, 0]]),
 )
 # Each row by hand: what stands in it from the left, its padding as 0.
-ROWS = [
-    [1, 50, 51, 60, 61, 11, 12, 13],
-    [0, 0, 0, 1, 51, 62, 21, 22],
-    [0, 0, 0, 0, 31, 32, 33, 0],
-    [0, 0, 0, 0, 0, 0, 50, 41],
-]
+ROWS = [[1, 50, 51, 60, 61, 11, 12, 13], [0, 0, 0, 1, 51, 62, 21, 22], [0, 0, 0, 0, 31, 32, 33, 0], [0, 0, 0, 0, 0, 0, 50, 41]]
 
 
 class Numbers(nn.Module):

@@ -52,9 +52,7 @@ def test_equals_the_literal_reference_forward_and_gradients(variant, kind):
     expected = literal_logits(model, tiny_decoder(), input_ids, [features[0], None, features[2]])
 
     assert worst(logits, expected) < 1e-6
-    assert worst(expected, tiny_decoder()(input_ids=input_ids).logits) > 0.1, (
-        "the memory must matter for this to say anything"
-    )
+    assert worst(expected, tiny_decoder()(input_ids=input_ids).logits) > 0.1, "the memory must matter for this to say anything"
 
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
     trained = model.named_trainable_parameters()
@@ -108,9 +106,7 @@ def test_detach_gives_the_untouched_towers_back():
     assert torch.equal(decoder(input_ids=input_ids).logits, before)
     assert torch.equal(vision(pixel_values).last_hidden_state, seen)
     assert _hooks(decoder) + _hooks(vision) == hooks
-    assert all(
-        torch.equal(weights[name], tensor) for name, tensor in (decoder.state_dict() | vision.state_dict()).items()
-    )
+    assert all(torch.equal(weights[name], tensor) for name, tensor in (decoder.state_dict() | vision.state_dict()).items())
     with pytest.raises(DehvfError, match="this model was detached from its decoder; build or load it again"):
         model(input_ids)
 
@@ -183,9 +179,7 @@ def test_pictures_for_flagged_rows_equal_pictures_for_all():
     input_ids, pixel_values = tokens(), pixels()
     everywhere = model(input_ids, pixel_values=pixel_values, has_image=MIXED).logits
     flagged = model(input_ids, pixel_values=pixel_values[MIXED], has_image=MIXED).logits
-    by_features = model(
-        input_ids, vision_features=model.vision_features(pixel_values)[MIXED], has_image=[1, 0, 1]
-    ).logits
+    by_features = model(input_ids, vision_features=model.vision_features(pixel_values)[MIXED], has_image=[1, 0, 1]).logits
 
     assert worst(everywhere, flagged) < 2e-6
     assert worst(everywhere, by_features) < 2e-6
@@ -199,9 +193,7 @@ def test_vision_features_stand_for_the_pictures():
     features = model.vision_features(pixel_values)
 
     assert features.shape == (3, VISION_LAYERS, 1 + PATCHES, VISION_HIDDEN)
-    assert torch.equal(
-        model(input_ids, vision_features=features).logits, model(input_ids, pixel_values=pixel_values).logits
-    )
+    assert torch.equal(model(input_ids, vision_features=features).logits, model(input_ids, pixel_values=pixel_values).logits)
 
 
 def test_text_alone_keeps_the_position_tables():
@@ -240,30 +232,18 @@ REFUSED = {
         lambda: {"pixel_values": pixels(), "has_image": MIXED[:2]},
         r"has_image is \(2,\); wants one flag for each of 3 rows",
     ),
-    "flags without pictures": (
-        lambda: {"has_image": MIXED},
-        "has_image flags 2 of 3 rows, but no images were given",
-    ),
+    "flags without pictures": (lambda: {"has_image": MIXED}, "has_image flags 2 of 3 rows, but no images were given"),
     "grey pictures": (
         lambda: {"pixel_values": pixels()[:, :1]},
         r"pixel_values is \(3, 1, 32, 32\); wants \[images, 3, height, width\]",
     ),
-    "a list of pictures": (
-        lambda: {"pixel_values": [pixels()]},
-        "pixel_values is a list; give a tensor, or a mapping with vision",
-    ),
-    "another encoder": (
-        lambda: {"pixel_values": {"clip": pixels()}},
-        r"pixel_values: given for \['clip'\]; wants \['vision'\]",
-    ),
+    "a list of pictures": (lambda: {"pixel_values": [pixels()]}, "pixel_values is a list; give a tensor, or a mapping with vision"),
+    "another encoder": (lambda: {"pixel_values": {"clip": pixels()}}, r"pixel_values: given for \['clip'\]; wants \['vision'\]"),
     "features of another width": (
         lambda: {"vision_features": torch.zeros(3, 8, 17, 23)},
         r"vision_features of 'vision' is \(3, 8, 17, 23\); wants \[images, 8, 1 \+ patches, 24\]",
     ),
-    "features of too few layers": (
-        lambda: {"vision_features": torch.zeros(3, 7, 17, 24)},
-        r"wants \[images, 8, 1 \+ patches",
-    ),
+    "features of too few layers": (lambda: {"vision_features": torch.zeros(3, 7, 17, 24)}, r"wants \[images, 8, 1 \+ patches"),
     "more patches than slots": (
         lambda: {"vision_features": torch.zeros(3, 8, 26, 24)},
         "25 patches do not fit into 20 memory slots",

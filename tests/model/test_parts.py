@@ -7,17 +7,7 @@ import inspect
 
 import pytest
 import torch
-from helpers import (
-    MIXED,
-    pixels,
-    randomise,
-    raw_recipe,
-    tiny_decoder,
-    tiny_model,
-    tiny_vision,
-    tokens,
-    worst,
-)
+from helpers import MIXED, pixels, randomise, raw_recipe, tiny_decoder, tiny_model, tiny_vision, tokens, worst
 
 import dehvf_kit
 from dehvf_kit.errors import DehvfError, ShapeError
@@ -34,19 +24,14 @@ def test_two_encoders_of_other_width_and_grid_run_end_to_end():
 
     assert model.graph.layers == {"clip": tuple(range(8)), "dino": (0, 2)}
     features = model.vision_features(pictures)
-    assert {name: tuple(tensor.shape) for name, tensor in features.items()} == {
-        "clip": (3, 8, 17, 24),
-        "dino": (3, 2, 5, 16),
-    }
+    assert {name: tuple(tensor.shape) for name, tensor in features.items()} == {"clip": (3, 8, 17, 24), "dino": (3, 2, 5, 16)}
     assert torch.equal(model(input_ids, vision_features=features).logits, output.logits)
     for name, size in (("clip", 32), ("dino", 28)):
         changed = {**pictures, name: torch.cat([pictures[name][:2], pixels(1, seed=40, size=size)])}
         logits = model(input_ids, pixel_values=changed).logits
         assert torch.equal(logits[:2], output.logits[:2]) and worst(logits[2], output.logits[2]) > 1e-4, name
     assert [name for name, p in model.named_trainable_parameters().items() if p.grad is None or not p.grad.any()] == []
-    mixed = model(
-        input_ids, pixel_values={name: value[MIXED] for name, value in pictures.items()}, has_image=MIXED
-    ).logits
+    mixed = model(input_ids, pixel_values={name: value[MIXED] for name, value in pictures.items()}, has_image=MIXED).logits
     assert worst(mixed[MIXED], output.logits[MIXED]) < 2e-6, "worst measured: 9.0e-8"
 
 

@@ -6,18 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers import (
-    MIXED,
-    pixels,
-    randomise,
-    reference_groups,
-    tiny_decoder,
-    tiny_model,
-    tiny_recipe,
-    tiny_vision,
-    tokens,
-    worst,
-)
+from helpers import MIXED, pixels, randomise, reference_groups, tiny_decoder, tiny_model, tiny_recipe, tiny_vision, tokens, worst
 from torch import Tensor
 
 import dehvf_kit
@@ -31,13 +20,7 @@ def test_every_node_is_trained_and_no_tower_is():
     model(input_ids, labels=input_ids, pixel_values=pixels(), has_image=MIXED).loss.backward()
 
     trained = model.named_trainable_parameters()
-    assert {name.split(".")[0] for name in trained} == {
-        "vision_adapter",
-        "layer_query",
-        "projector",
-        "fuser",
-        "position",
-    }
+    assert {name.split(".")[0] for name in trained} == {"vision_adapter", "layer_query", "projector", "fuser", "position"}
     assert all(parameter.requires_grad for parameter in trained.values())
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
     inside = {name for name, _ in model.named_parameters() if name.startswith("nodes.")}
@@ -79,9 +62,7 @@ def test_fuser_weights_sum_to_one_and_differ_by_image_role_and_layer():
     assert (weights >= 0).all()
     sizes = [len(group) for group in reference_groups(8, 3)]
     assert sizes == [4, 4, 3]
-    assert (weights[:, 3, :, 3] == 0).all() and (weights[:, :3] > 0).all(), (
-        "the short group's missing place weighs nothing"
-    )
+    assert (weights[:, 3, :, 3] == 0).all() and (weights[:, :3] > 0).all(), "the short group's missing place weighs nothing"
     for axis in range(3):
         assert (weights.select(axis, 0) - weights.select(axis, 1)).abs().max() > 1e-4
 
@@ -89,9 +70,7 @@ def test_fuser_weights_sum_to_one_and_differ_by_image_role_and_layer():
 def test_dropout_works_in_training_only():
     model = tiny_model(graph={"injector": {"dropout": 0.5}, "vision_adapter": {"dropout": 0.5}})
     input_ids, pixel_values = tokens(), pixels()
-    assert torch.equal(
-        model(input_ids, pixel_values=pixel_values).logits, model(input_ids, pixel_values=pixel_values).logits
-    )
+    assert torch.equal(model(input_ids, pixel_values=pixel_values).logits, model(input_ids, pixel_values=pixel_values).logits)
     model.train()
     assert not torch.equal(model(input_ids).logits, model(input_ids).logits), "in the memory"
     assert not torch.equal(model.vision_features(pixel_values), model.vision_features(pixel_values)), "in the adapter"

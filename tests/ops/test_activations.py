@@ -10,14 +10,7 @@ from transformers.activations import ACT2FN
 
 from dehvf_kit.ops.activations import ACTIVATIONS, ActivationName
 
-THEIRS = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_pytorch_tanh",
-    "relu": "relu",
-    "tanh": "tanh",
-    "identity": "linear",
-}
+THEIRS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "tanh": "tanh", "identity": "linear"}
 
 
 @pytest.mark.parametrize("name", get_args(ActivationName))

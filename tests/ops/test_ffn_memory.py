@@ -10,14 +10,7 @@ from helpers import worst
 from torch import Tensor
 from torch.nn import functional as F
 
-from dehvf_kit.ops.ffn_memory import (
-    LayerMemory,
-    build_keys_values,
-    built_memory,
-    choose_form,
-    factored_memory,
-    literal_ffn,
-)
+from dehvf_kit.ops.ffn_memory import LayerMemory, build_keys_values, built_memory, choose_form, factored_memory, literal_ffn
 
 BATCH, TOKENS, HIDDEN, CODE, PATCHES, SLOTS = 3, 5, 12, 4, 6, 9
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -69,9 +62,7 @@ def test_factored_and_built_equal_slot_by_slot(case):
     """Forward and gradients. Worst errors measured: outputs 5.8e-6, gradients 5.8e-6."""
     held = memory(**case)
     x = torch.randn(BATCH, TOKENS, HIDDEN, generator=torch.Generator().manual_seed(9))
-    expected = torch.stack(
-        [0.7 * F.silu(x[row] @ tables(held, row)[0].T) @ tables(held, row)[1] for row in range(BATCH)]
-    )
+    expected = torch.stack([0.7 * F.silu(x[row] @ tables(held, row)[0].T) @ tables(held, row)[1] for row in range(BATCH)])
     factored = factored_memory(x, held, F.silu, 0.7)
     built = built_memory(x, *build_keys_values(held), F.silu, 0.7)
 
@@ -111,9 +102,7 @@ def test_literal_ffn_is_the_ffn_plus_its_memory(gated, name):
 
 
 def test_a_memory_of_nothing_adds_nothing():
-    assert (
-        factored_memory(torch.randn(1, 2, HIDDEN), LayerMemory(None, None, None, None, None, None), F.silu, 0.7) is None
-    )
+    assert factored_memory(torch.randn(1, 2, HIDDEN), LayerMemory(None, None, None, None, None, None), F.silu, 0.7) is None
 
 
 def test_dropout_acts_on_slots_and_keeps_the_mean():

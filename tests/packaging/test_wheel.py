@@ -60,18 +60,14 @@ def test_names_and_licence(built: Path) -> None:
 
 def test_every_recipe_is_in_the_wheel(installed: Path) -> None:
     recipes = {file.relative_to(ROOT) for file in (ROOT / "recipes").rglob("*") if file.is_file()}
-    assert {
-        file.relative_to(installed / "dehvf_kit") for file in (installed / "dehvf_kit/recipes").rglob("*.*")
-    } == recipes
+    assert {file.relative_to(installed / "dehvf_kit") for file in (installed / "dehvf_kit/recipes").rglob("*.*")} == recipes
 
 
 def test_it_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert "train" in kit(installed, tmp_path, "--help")
     (tmp_path / "mine.yaml").write_text("extends: recipes/llama7b_clip.yaml\nname: mine\n")
     where = "import dehvf_kit; print(dehvf_kit.__file__)"
-    assert run("-c", where, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}).stdout.startswith(
-        str(installed)
-    )
+    assert run("-c", where, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}).stdout.startswith(str(installed))
     listed = json.loads(kit(installed, tmp_path, "list", "--json"))
     assert {"cross_attention", "contiguous", "scienceqa"} <= {entry["type"] for entry in listed["components"]}
     assert "4,163,328 trained parameters" in kit(installed, tmp_path, "check", "recipes/llama7b_clip.yaml")

@@ -30,42 +30,18 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no decoder": ({"decoder": GONE}, MISSING[1:2]),
     "no graph": ({"graph": {}}, MISSING[2:]),
     "nothing at all": ({"vision": GONE, "decoder": GONE, "graph": GONE}, MISSING),
-    "vision as a text": (
-        {"vision": "clip"},
-        ["vision: given 'clip'…`model:`"],
-    ),
+    "vision as a text": ({"vision": "clip"}, ["vision: given 'clip'…`model:`"]),
     "decoder as a text": ({"decoder": "llama"}, ["decoder: given 'llama'…`model:`"]),
     "graph as a list": ({"graph": ["fuser"]}, ["graph: given ['fuser']"]),
     "training as a list": ({"training": []}, ["training: given []"]),
     "number as name": ({"name": 3}, ["name: given 3"]),
-    "extends without a file": (
-        {"extends": "a.yaml"},
-        ["extends: only a recipe in a file can name a parent, on its own top level"],
-    ),
-    "unknown field of the encoder": (
-        {"vision.modle": "x"},
-        ["vision.modle: unknown field…'model'"],
-    ),
-    "unknown field of the image": (
-        {"vision.image.sise": 32},
-        ["vision.image.sise: unknown field…'size'"],
-    ),
-    "unknown field of the decoder": (
-        {"decoder.modle": "x"},
-        ["decoder.modle: unknown field…'model'"],
-    ),
-    "unknown field of a node": (
-        {"graph.fuser.num_head": 2},
-        ["graph.fuser.num_head: unknown field…'num_heads'"],
-    ),
-    "unknown field of generation": (
-        {"generation": {"beams": 2}},
-        ["generation.beams: unknown field…'num_beams'"],
-    ),
-    "unknown field of published": (
-        {"published": {"parameters": "4M", "unused": 1}},
-        ["published.unused: unknown field"],
-    ),
+    "extends without a file": ({"extends": "a.yaml"}, ["extends: only a recipe in a file can name a parent, on its own top level"]),
+    "unknown field of the encoder": ({"vision.modle": "x"}, ["vision.modle: unknown field…'model'"]),
+    "unknown field of the image": ({"vision.image.sise": 32}, ["vision.image.sise: unknown field…'size'"]),
+    "unknown field of the decoder": ({"decoder.modle": "x"}, ["decoder.modle: unknown field…'model'"]),
+    "unknown field of a node": ({"graph.fuser.num_head": 2}, ["graph.fuser.num_head: unknown field…'num_heads'"]),
+    "unknown field of generation": ({"generation": {"beams": 2}}, ["generation.beams: unknown field…'num_beams'"]),
+    "unknown field of published": ({"published": {"parameters": "4M", "unused": 1}}, ["published.unused: unknown field"]),
     "published without its figure": ({"published": {"source": "Table 1"}}, ["published.parameters: missing"]),
     "unknown field of the prompt": (
         {"data": {"type": "jsonl", "prompt": {"questions": "{question}"}}},
@@ -80,28 +56,13 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"graph.fuser.type": "crossattention"},
         ["graph.fuser.type: no fuser is named 'crossattention'…'cross_attention'"],
     ),
-    "type far from any": (
-        {"graph.position.type": "rotary"},
-        ["graph.position.type: no position is named 'rotary'"],
-    ),
+    "type far from any": ({"graph.position.type": "rotary"}, ["graph.position.type: no position is named 'rotary'"]),
     "type missing": ({"graph.fuser.type": GONE}, ["graph.fuser.type: missing"]),
-    "type as a list": (
-        {"graph.fuser.type": ["mean"]},
-        ["graph.fuser.type: given ['mean']"],
-    ),
-    "node named after no role": (
-        {"graph.fusr": {"type": "mean"}},
-        ["graph.fusr: 'fusr' is no role…'fuser'…`role:`"],
-    ),
-    "role as a list": (
-        {"graph.extra": {"role": [], "type": "mean"}},
-        ["graph.extra: role is [], which is none…`role:`"],
-    ),
+    "type as a list": ({"graph.fuser.type": ["mean"]}, ["graph.fuser.type: given ['mean']"]),
+    "node named after no role": ({"graph.fusr": {"type": "mean"}}, ["graph.fusr: 'fusr' is no role…'fuser'…`role:`"]),
+    "role as a list": ({"graph.extra": {"role": [], "type": "mean"}}, ["graph.extra: role is [], which is none…`role:`"]),
     "node as a text": ({"graph.fuser": "mean"}, ["graph.fuser: given 'mean'…`type:`"]),
-    "node name with a dot": (
-        {"graph": {"a.b": {"role": "position", "type": "learned"}}},
-        ["graph.a.b: 'a.b' is no name"],
-    ),
+    "node name with a dot": ({"graph": {"a.b": {"role": "position", "type": "learned"}}}, ["graph.a.b: 'a.b' is no name"]),
     "node name that torch needs": (
         {"graph.values": {"role": "position", "type": "learned"}},
         ["graph.values: 'values' means something to torch modules"],
@@ -114,20 +75,11 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"vision": {"batch": {"config": {"model_type": "clip_vision_model", **VIT}, "image": {"size": 32}}}},
         ["vision.batch: 'batch' is a reserved name"],
     ),
-    "text for a number": (
-        {"graph.fuser.num_heads": "two"},
-        ["graph.fuser.num_heads: given 'two'"],
-    ),
-    "fraction for a number": (
-        {"graph.fuser.num_heads": 2.5},
-        ["graph.fuser.num_heads: given 2.5"],
-    ),
+    "text for a number": ({"graph.fuser.num_heads": "two"}, ["graph.fuser.num_heads: given 'two'"]),
+    "fraction for a number": ({"graph.fuser.num_heads": 2.5}, ["graph.fuser.num_heads: given 2.5"]),
     "yes for a number": ({"graph.fuser.num_heads": True}, ["graph.fuser.num_heads: given True"]),
     "null for a number": ({"graph.fuser.num_heads": None}, ["graph.fuser.num_heads: given None"]),
-    "number for a choice": (
-        {"graph.injector.form": 1},
-        ["graph.injector.form: given 1"],
-    ),
+    "number for a choice": ({"graph.injector.form": 1}, ["graph.injector.form: given 1"]),
     "choice with a near name": (
         {"vision.image.normalisation": "imagnet"},
         ["vision.image.normalisation: given 'imagnet'…'imagenet'"],
@@ -145,19 +97,10 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "zero scale": ({"graph.injector.output_scale": 0}, ["graph.injector.output_scale: given 0"]),
     "probability above one": ({"generation": {"top_p": 1.5}}, ["generation.top_p: given 1.5"]),
     "infinite": ({"training": {"epochs": "inf"}}, ["training.epochs: given 'inf'"]),
-    "too many betas": (
-        {"training": {"betas": [0.9, 0.9, 0.9]}},
-        ["training.betas: given [0.9, 0.9, 0.9]"],
-    ),
+    "too many betas": ({"training": {"betas": [0.9, 0.9, 0.9]}}, ["training.betas: given [0.9, 0.9, 0.9]"]),
     "beta out of range": ({"training": {"betas": [0.9, 1.0]}}, ["training.betas.1: given 1.0"]),
-    "all warm-up": (
-        {"training": {"epochs": 2, "warmup_epochs": 2}},
-        ["training: warmup_epochs (2) must be less than epochs (2)"],
-    ),
-    "more groups than vision layers": (
-        {"graph.grouper.num_groups": 9},
-        ["graph.grouper.num_groups: 9 groups for 8 vision layers"],
-    ),
+    "all warm-up": ({"training": {"epochs": 2, "warmup_epochs": 2}}, ["training: warmup_epochs (2) must be less than epochs (2)"]),
+    "more groups than vision layers": ({"graph.grouper.num_groups": 9}, ["graph.grouper.num_groups: 9 groups for 8 vision layers"]),
     "more groups than decoder layers": (
         {"graph.grouper.num_groups": 5},
         ["graph.grouper.num_groups: 5 groups for 4 decoder layers"],
@@ -166,18 +109,9 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"graph.grouper": {"type": "listed", "groups": [[0], [8]]}},
         ["graph.grouper.groups: group 1 names vision layer 8 of 8"],
     ),
-    "empty group": (
-        {"graph.grouper": {"type": "listed", "groups": [[]]}},
-        ["graph.grouper.groups: group 0 is empty"],
-    ),
-    "more patches than slots": (
-        {"graph.position.num_slots": 15},
-        ["graph.injector: 16 patches do not fit into 15 slots"],
-    ),
-    "heads that do not divide": (
-        {"graph.fuser.num_heads": 3},
-        ["graph.fuser.num_heads: 3 heads do not divide hidden_size 8"],
-    ),
+    "empty group": ({"graph.grouper": {"type": "listed", "groups": [[]]}}, ["graph.grouper.groups: group 0 is empty"]),
+    "more patches than slots": ({"graph.position.num_slots": 15}, ["graph.injector: 16 patches do not fit into 15 slots"]),
+    "heads that do not divide": ({"graph.fuser.num_heads": 3}, ["graph.fuser.num_heads: 3 heads do not divide hidden_size 8"]),
     "queries of another size": (
         {"graph.layer_query.query_size": 16},
         ["graph.fuser.hidden_size: hidden_size is 8 but the queries it is wired to have 16"],
@@ -186,10 +120,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"graph.position": GONE, "graph.injector.visual_in": ["key"]},
         ["graph.injector.visual_in: without position tables the one not named is zero and the memory adds nothing"],
     ),
-    "nothing to inject": (
-        {"graph": {"injector": {"type": "ffn_memory"}}},
-        ["graph.injector.inputs: has nothing to inject"],
-    ),
+    "nothing to inject": ({"graph": {"injector": {"type": "ffn_memory"}}}, ["graph.injector.inputs: has nothing to inject"]),
     "required port unconnected": (
         {"graph.layer_query": GONE},
         ["graph.fuser.inputs.queries: nothing gives queries [decoder_layer kv query]…`inputs:`"],
@@ -220,22 +151,14 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "incompatible ports": (
         {"graph.fuser.inputs": {"queries": "grouper.levels"}},
-        [
-            "graph.fuser.inputs.queries: grouper.levels gives [group member], which does not fit queries [decoder_layer kv query]"
-        ],
+        ["graph.fuser.inputs.queries: grouper.levels gives [group member], which does not fit queries [decoder_layer kv query]"],
     ),
     "two wires for one": (
         {"graph.fuser.inputs": {"queries": ["layer_query", "layer_query"]}},
         ["graph.fuser.inputs.queries: takes one wire, 2 were given: layer_query, layer_query"],
     ),
-    "no wire": (
-        {"graph.fuser.inputs": {"queries": []}},
-        ["graph.fuser.inputs.queries: given []"],
-    ),
-    "inputs as a text": (
-        {"graph.fuser.inputs": "grouper"},
-        ["graph.fuser.inputs: given 'grouper'…`port: node`…`port: node.port`"],
-    ),
+    "no wire": ({"graph.fuser.inputs": {"queries": []}}, ["graph.fuser.inputs.queries: given []"]),
+    "inputs as a text": ({"graph.fuser.inputs": "grouper"}, ["graph.fuser.inputs: given 'grouper'…`port: node`…`port: node.port`"]),
     "circle": (
         {
             "graph.one": {"role": "merger", "type": "concat_levels", "inputs": dict.fromkeys(MERGED, "two")},
@@ -256,10 +179,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"decoder.config": {**LLAMA, "model_type": "lama"}},
         ["decoder: transformers has no model_type 'lama'…'llama'"],
     ),
-    "config without model_type": (
-        {"decoder.config": LLAMA},
-        ["decoder: a config needs `model_type`"],
-    ),
+    "config without model_type": ({"decoder.config": LLAMA}, ["decoder: a config needs `model_type`"]),
     "config that transformers refuses": (
         {"decoder.config": {**LLAMA, "model_type": "llama", "num_attention_heads": "x"}},
         ["decoder: transformers refuses this config of model_type 'llama': …"],
@@ -276,15 +196,10 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"vision.image.size": 4},
         ["vision: an image of 4 pixels is smaller than a patch of (8, 8) pixels"],
     ),
-    "no model named": (
-        {"decoder": {}},
-        ["decoder: no model is named…`model:`…`dehvf-kit list`"],
-    ),
+    "no model named": ({"decoder": {}}, ["decoder: no model is named…`model:`…`dehvf-kit list`"]),
     "wires are checked where sizes are not known": (
         {"decoder": {"model": "nobody/nothing"}, "graph.fuser.inputs": {"queries": "grouper.levels"}},
-        [
-            "graph.fuser.inputs.queries: grouper.levels gives [group member], which does not fit queries [decoder_layer kv query]"
-        ],
+        ["graph.fuser.inputs.queries: grouper.levels gives [group member], which does not fit queries [decoder_layer kv query]"],
     ),
     "many at once": (
         {
@@ -308,9 +223,6 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a faulty field makes no second fault downstream": (
         {"graph.layer_query.query_size": -8, "graph.position.num_slots": 2.5},
-        [
-            "graph.layer_query.query_size: given -8",
-            "graph.position.num_slots: given 2.5",
-        ],
+        ["graph.layer_query.query_size: given -8", "graph.position.num_slots: given 2.5"],
     ),
 }

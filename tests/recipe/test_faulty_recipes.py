@@ -28,27 +28,12 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
         "graph:\n  fuser: {type: mean}\n  fuser: {type: mean}\n",
         ["line 3, column 3: not valid YAML: key 'fuser' stands twice, first on line 2"],
     ),
-    "alias": (
-        "graph: &all {}\ntraining: *all\n",
-        ["line 2, column 11: not valid YAML: alias '*all'…`extends:`"],
-    ),
-    "merge key": (
-        "graph:\n  <<: {fuser: {type: mean}}\n",
-        ["line 2, column 3: not valid YAML: merge key `<<`…`extends:`"],
-    ),
+    "alias": ("graph: &all {}\ntraining: *all\n", ["line 2, column 11: not valid YAML: alias '*all'…`extends:`"]),
+    "merge key": ("graph:\n  <<: {fuser: {type: mean}}\n", ["line 2, column 3: not valid YAML: merge key `<<`…`extends:`"]),
     "tab": ("graph:\n\tfuser: {type: mean}\n", ["line 2, column 1: not valid YAML: a tab"]),
-    "open bracket": (
-        "graph: {fuser: [1\n",
-        ["line 2, column 1: not valid YAML: the text ends inside a bracket or a quote"],
-    ),
-    "two documents": (
-        "name: a\n---\nname: b\n",
-        ["line 2, column 1: not valid YAML: a second document begins here"],
-    ),
-    "Python object": (
-        "name: !!python/object/apply:os.getcwd []\n",
-        ["line 1, column 7: not valid YAML: a tag such as `!name`"],
-    ),
+    "open bracket": ("graph: {fuser: [1\n", ["line 2, column 1: not valid YAML: the text ends inside a bracket or a quote"]),
+    "two documents": ("name: a\n---\nname: b\n", ["line 2, column 1: not valid YAML: a second document begins here"]),
+    "Python object": ("name: !!python/object/apply:os.getcwd []\n", ["line 1, column 7: not valid YAML: a tag such as `!name`"]),
     "number as key": ("1: a\n", ["line 1, column 1: not valid YAML: key 1 is no text"]),
     "empty key": ("'': 1\n", ["line 1, column 1: not valid YAML: an empty key"]),
     "list as key": ("? [a]\n: 1\n", ["line 1, column 3: not valid YAML: key ['a'] is no text"]),
@@ -56,23 +41,11 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
     "empty": ("# nothing yet\n", ["is empty…`decoder`…`vision`…`graph`"]),
     "list on top": ("- graph\n", ["holds a list"]),
     "text on top": ("llama\n", ["holds a text"]),
-    "date and NaN": (
-        "name: 2026-01-31\ntraining: {epochs: .nan}\n",
-        ["name: 2026-01-31 is a date", "training.epochs: given nan"],
-    ),
+    "date and NaN": ("name: 2026-01-31\ntraining: {epochs: .nan}\n", ["name: 2026-01-31 is a date", "training.epochs: given nan"]),
     "missing sections": ("name: a\n", MISSING),
-    "parent missing": (
-        "extends: llama.yaml\n",
-        ["extends: there is no recipe 'llama.yaml'…'llama7b.yaml'"],
-    ),
-    "parent of itself": (
-        "extends: recipe.yaml\n",
-        ["extends: recipes extend each other in a circle: recipe.yaml -> recipe.yaml"],
-    ),
-    "parents as a list": (
-        "extends: [llama7b.yaml]\n",
-        ["extends: given ['llama7b.yaml']"],
-    ),
+    "parent missing": ("extends: llama.yaml\n", ["extends: there is no recipe 'llama.yaml'…'llama7b.yaml'"]),
+    "parent of itself": ("extends: recipe.yaml\n", ["extends: recipes extend each other in a circle: recipe.yaml -> recipe.yaml"]),
+    "parents as a list": ("extends: [llama7b.yaml]\n", ["extends: given ['llama7b.yaml']"]),
     "parent without a name": ("extends: ''\n", ["extends: given ''"]),
     "removes what the parent has not": (
         "extends: llama7b.yaml\ngraph: {fusser: null}\n",
@@ -81,15 +54,9 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
 }
 
 OVERRIDES: dict[str, tuple[str, str]] = {
-    "no value": (
-        "training.batch_size",
-        "override: training.batch_size: an override is written key=value",
-    ),
+    "no value": ("training.batch_size", "override: training.batch_size: an override is written key=value"),
     "no key": ("=3", "override: =3: an override is written key=value"),
-    "empty step": (
-        "graph..type=mean",
-        "override: graph..type=mean: an override is written key=value",
-    ),
+    "empty step": ("graph..type=mean", "override: graph..type=mean: an override is written key=value"),
     "below a value": ("name.first=a", "override name.first=a: name: is 'tiny', which has no field 'first'"),
     "not YAML": (
         "graph.fuser.num_heads=[2",
@@ -101,18 +68,12 @@ OVERRIDES: dict[str, tuple[str, str]] = {
         "'<scalar>'\noverride data.prompt.question=Q: {question} A:: data.prompt.question: if a text is meant, quote it: "
         "'data.prompt.question=\"Q: {question} A:\"'",
     ),
-    "wrong type": (
-        "graph.fuser.num_heads=two",
-        "recipe.yaml: graph.fuser.num_heads: given 'two'",
-    ),
+    "wrong type": ("graph.fuser.num_heads=two", "recipe.yaml: graph.fuser.num_heads: given 'two'"),
     "removes what is not there": (
         "graph.fusr=null",
         "override graph.fusr=null: graph.fusr: null removes a node, but none is named so…'fuser'",
     ),
-    "another parent": (
-        "extends=a.yaml",
-        "recipe.yaml: extends: only a recipe in a file can name a parent, on its own top level",
-    ),
+    "another parent": ("extends=a.yaml", "recipe.yaml: extends: only a recipe in a file can name a parent, on its own top level"),
 }
 
 
@@ -237,9 +198,7 @@ ODD = st.one_of(
     st.booleans(),
     st.integers(-9, 99),
     st.floats(),
-    st.sampled_from(
-        ["", "x", "vision", "batch", "decoder", "mean", "fuser.fused", "vision.patches", "../x", "a b", "\0"]
-    ),
+    st.sampled_from(["", "x", "vision", "batch", "decoder", "mean", "fuser.fused", "vision.patches", "../x", "a b", "\0"]),
     st.sampled_from([[], {}, [[]], [{}], [None], ["vision", "vision"], {"a": {"b": []}}, {"type": None}, {"model": 3}]),
 )
 

@@ -26,9 +26,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A folder with `decoder`, `vision`, `train.jsonl`, `test.jsonl` and the recipe `tiny.yaml`."""
     folder = tmp_path_factory.mktemp("world")
-    tiny_decoder(vocab_size=len(WORDS), initializer_range=0.3, eos_token_id=1, pad_token_id=0).save_pretrained(
-        folder / "decoder"
-    )
+    tiny_decoder(vocab_size=len(WORDS), initializer_range=0.3, eos_token_id=1, pad_token_id=0).save_pretrained(folder / "decoder")
     tokenizer.save_pretrained(folder / "decoder")
     tiny_vision("clip").save_pretrained(folder / "vision")
     for split, count in (("train", 24), ("test", 8)):

@@ -116,14 +116,7 @@ def main(recipe_file: str, root: str, kills: int, *overrides: str) -> None:
         same = status == 0 and (folder / "adapter" / WEIGHTS).read_bytes() == wanted
         left = [str(path) for path in folder.rglob(f"{UNFINISHED}*")]
         rows.append(
-            {
-                "inside_a_save": inside,
-                "checkpoints": steps,
-                "unreadable": damaged,
-                "status": status,
-                "same": same,
-                "left": left,
-            }
+            {"inside_a_save": inside, "checkpoints": steps, "unreadable": damaged, "status": status, "same": same, "left": left}
         )
     print(json.dumps({"seconds": seconds, "runs": rows}))
 

@@ -55,12 +55,7 @@ def test_train_and_eval_skip_count_and_list(spoilt: Path, command: Command, tmp_
     assert f"skipped 4 samples, listed in {tmp_path / 'run' / 'skipped.jsonl'}:" in ended.out
     rows = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert [row["sample"].rpartition("/")[2] for row in rows] == ["train.jsonl:1", "train5", "train7", "train3"]
-    reasons = [
-        "faulty line: not JSON",
-        "broken picture: ",
-        "missing picture: ",
-        "its answer has 21 tokens, max_length is 8",
-    ]
+    reasons = ["faulty line: not JSON", "broken picture: ", "missing picture: ", "its answer has 21 tokens, max_length is 8"]
     assert all(reason in row["reason"] for reason, row in zip(reasons, rows, strict=True))
 
     asked = command("eval", tmp_path / "run" / "adapter", "--json", "--output", tmp_path / "answers.jsonl")
@@ -100,9 +95,7 @@ def test_a_split_of_nothing_else_is_refused(world: Path, command: Command, tmp_p
     (tmp_path / "a.jsonl").write_text('{"question": "what ?", "answer": "red", "image": "gone.png"}\n')
     words = ["train", world / "tiny.yaml", *SHORT, SKIP, f"data.train={tmp_path}/a.jsonl", "--output", tmp_path / "run"]
     ended = command(*words)
-    assert (
-        ended.code == 1 and "data.train: not one of 1 samples can be read; the first: 1: missing picture" in ended.err
-    )
+    assert ended.code == 1 and "data.train: not one of 1 samples can be read; the first: 1: missing picture" in ended.err
 
 
 def test_a_big_set_skips_without_stopping(world: Path, tmp_path: Path) -> None:

@@ -60,10 +60,7 @@ def test_generate_answers(run: Path, world: Path) -> None:
         (["eval", "{run}/adapter", "data.test=nowhere.jsonl"], "data.test: there is no file 'nowhere.jsonl'"),
         (["eval", "{run}/adapter", "data.tset=x"], "data.tset: unknown field; did you mean 'test'?"),
         (["train", "{world}/tiny.yaml", "--output", "{run}"], "holds a run already"),
-        (
-            ["train", "{world}/tiny.yaml", "--resume", "--output", "nowhere"],
-            "nowhere: holds no checkpoint to resume from",
-        ),
+        (["train", "{world}/tiny.yaml", "--resume", "--output", "nowhere"], "nowhere: holds no checkpoint to resume from"),
     ],
 )
 def test_mistakes_get_a_message_and_no_traceback(run: Path, world: Path, words: list[str], message: str) -> None:
@@ -81,10 +78,7 @@ def test_pipeline_of_transformers_answers_from_the_folder(run: Path, world: Path
     chat = [
         {
             "role": "user",
-            "content": [
-                {"type": "image", "path": str(world / "test0.png")},
-                {"type": "text", "text": "what colour is it ?"},
-            ],
+            "content": [{"type": "image", "path": str(world / "test0.png")}, {"type": "text", "text": "what colour is it ?"}],
         }
     ]
     (found,) = ask(text=chat, max_new_tokens=3, return_full_text=False)

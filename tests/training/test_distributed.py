@@ -51,9 +51,7 @@ def together(
     environment = {**os.environ, **environment, "DEHVF_KIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "dehvf_kit", "train", world / "tiny.yaml", *SETTINGS, *settings, "--output", folder / "run"]
-    ended = subprocess.run(
-        [*launcher, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    ended = subprocess.run([*launcher, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder, ended
 
@@ -81,22 +79,14 @@ def test_losses_and_weights_are_those_of_one_process(alone: Path, together: tupl
     steps = sum(row["learning_rate"] for row in logged(alone) if "learning_rate" in row)
     for name, weight in before.items():
         tolerance = 2 * steps if name.endswith("to_key.bias") else 1e-6
-        torch.testing.assert_close(
-            weight, after[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(weight, after[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.nightly
 def test_only_rank_0_writes_and_prints(together: tuple) -> None:
     folder, ended = together
     assert ended.stdout.count("adapter in") == 1 and ended.stdout.count("12 steps") == 1
-    assert {file.name for file in (folder / "run").iterdir()} == {
-        ".lock",
-        "adapter",
-        "checkpoints",
-        "log.jsonl",
-        "run.json",
-    }
+    assert {file.name for file in (folder / "run").iterdir()} == {".lock", "adapter", "checkpoints", "log.jsonl", "run.json"}
     assert not [file for file in folder.rglob("*") if file.name.startswith(UNFINISHED) or file.suffix == ".part"]
     assert ended.stderr.count("training: 12/12") == 1
 

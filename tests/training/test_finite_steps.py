@@ -144,8 +144,7 @@ def test_the_first_place_is_found(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precision"),
-    [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16")],
+    ("dtype", "precision"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16")]
 )
 def test_what_is_trained_stays_float32(world: Path, tmp_path: Path, dtype: str, precision: str) -> None:
     recipe = dehvf_kit.load_recipe(

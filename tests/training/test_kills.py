@@ -16,12 +16,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("kill_runs.py")
 KILLS = int(os.environ.get("DEHVF_KIT_KILLS", "5"))
 # Three steps an epoch, of two batches each: every other checkpoint lies inside an epoch.
-HARD = [
-    "training.gradient_accumulation=2",
-    "training.group_by_length=true",
-    "training.save_steps=2",
-    "graph.injector.dropout=0.1",
-]
+HARD = ["training.gradient_accumulation=2", "training.group_by_length=true", "training.save_steps=2", "graph.injector.dropout=0.1"]
 
 
 @pytest.mark.scaled

@@ -114,9 +114,7 @@ def test_training_on_it_learns_and_the_adapter_comes_back(world: Path, tmp_path:
 
 def test_the_missing_library_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more))
     with pytest.raises(DehvfError, match=r"needs bitsandbytes; pip install 'dehvf-kit\[quantization\]'"):
         built(world, "decoder.quantization=int8")
 

@@ -45,9 +45,7 @@ def test_another_number_of_processes_is_refused_with_what_would_do(world: Path, 
         (1, [], []),
     ],
 )
-def test_the_same_effective_batch_goes_on(
-    world: Path, begun: Path, processes: int, settings: list, notes: list
-) -> None:
+def test_the_same_effective_batch_goes_on(world: Path, begun: Path, processes: int, settings: list, notes: list) -> None:
     assert compare_records(begun, resumed(world, processes, *settings)) == notes
 
 

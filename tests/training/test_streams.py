@@ -17,9 +17,7 @@ from dehvf_kit.errors import DataError, RecipeError
 from dehvf_kit.training.run import TrainResult, train
 
 
-def recipe_file(
-    world: Path, folder: Path, train: list[str], data: dict[str, Any] | None = None, **training: Any
-) -> Path:
+def recipe_file(world: Path, folder: Path, train: list[str], data: dict[str, Any] | None = None, **training: Any) -> Path:
     raw = yaml.safe_load((world / "tiny.yaml").read_text())
     raw["data"] = {"type": "stream", "train": train, "size": 24, "shuffle": 8, "prompt": raw["data"]["prompt"]}
     raw["data"] |= data or {}

@@ -84,9 +84,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_alike(
     train(recipe, tmp_path / "whole")
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     # Step 10 is inside an epoch, and no step at which the recipe saves.
-    message = (
-        f"stopped by {name} after step 10 of 24; saved in .*checkpoint-10; go on with the same command and --resume"
-    )
+    message = f"stopped by {name} after step 10 of 24; saved in .*checkpoint-10; go on with the same command and --resume"
     with pytest.raises(Stopped, match=message) as stopped:
         train(recipe, tmp_path / "cut", progress=at_step(10, lambda: os.kill(os.getpid(), number)))
     assert stopped.value.exit_status == status
@@ -158,17 +156,13 @@ def test_a_damaged_checkpoint_is_put_aside(world: Path, whole: Path, tmp_path: P
     shutil.rmtree(run / "adapter")
     (run / "checkpoints/checkpoint-24/optimizer.pt").write_bytes(b"")
     train(recipe_of(world), run, resume=True)
-    assert (
-        "checkpoint-24 is damaged ('optimizer.pt' was altered or cut short); going on from checkpoint-18" in caplog.text
-    )
+    assert "checkpoint-24 is damaged ('optimizer.pt' was altered or cut short); going on from checkpoint-18" in caplog.text
     assert (run / "checkpoints/damaged-checkpoint-24").is_dir() and weights(run) == weights(whole)
 
 
 def test_a_run_of_damaged_checkpoints_alone_is_refused(world: Path, cut: Path) -> None:
     (cut / "checkpoints/checkpoint-18" / "optimizer.pt").unlink()
-    with pytest.raises(
-        TrainingError, match=r"every checkpoint is damaged \(checkpoint-18: 'optimizer.pt' is missing\)"
-    ):
+    with pytest.raises(TrainingError, match=r"every checkpoint is damaged \(checkpoint-18: 'optimizer.pt' is missing\)"):
         train(recipe_of(world), cut, resume=True)
     assert (cut / "checkpoints/checkpoint-18").is_dir()
 
@@ -265,9 +259,7 @@ def test_a_read_only_folder_is_refused(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("part", ["optimiser", "weights", "flush"])
-def test_a_full_disk_leaves_the_last_checkpoint(
-    world: Path, whole: Path, tmp_path: Path, monkeypatch, part: str
-) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(world: Path, whole: Path, tmp_path: Path, monkeypatch, part: str) -> None:
     """Writes that the system itself refuses, each reported in other words: by torch, by safetensors, by Python."""
     import resource
 
@@ -297,9 +289,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         train(recipe_of(world), tmp_path / "run", progress=at_step(9, fill))
     monkeypatch.undo()
     assert unfinished(tmp_path / "run") == []
-    assert [(place.name, fault(place)) for place in checkpoints(tmp_path / "run/checkpoints")] == [
-        ("checkpoint-6", None)
-    ]
+    assert [(place.name, fault(place)) for place in checkpoints(tmp_path / "run/checkpoints")] == [("checkpoint-6", None)]
     train(recipe_of(world), tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(whole)
 
@@ -347,9 +337,7 @@ def test_a_workers_own_error_comes_without_its_traceback(world: Path, tmp_path: 
 def test_no_pickle_is_read_back(world: Path, cut: Path, monkeypatch) -> None:
     asked = []
     real = torch.load
-    monkeypatch.setattr(
-        torch, "load", lambda *given, **how: asked.append(how.get("weights_only")) or real(*given, **how)
-    )
+    monkeypatch.setattr(torch, "load", lambda *given, **how: asked.append(how.get("weights_only")) or real(*given, **how))
     train(recipe_of(world), cut, resume=True)
     assert len(asked) >= 3 and all(asked)
 

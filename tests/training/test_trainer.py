@@ -63,9 +63,7 @@ def test_weight_decay_spares_biases_and_norms(world: Path, tmp_path: Path) -> No
     trainer.create_optimizer()
     decayed, spared = trainer.optimizer.param_groups
     assert decayed["weight_decay"] == 0.02 and spared["weight_decay"] == 0
-    assert all(parameter.ndim > 1 for parameter in decayed["params"]) and all(
-        parameter.ndim == 1 for parameter in spared["params"]
-    )
+    assert all(parameter.ndim > 1 for parameter in decayed["params"]) and all(parameter.ndim == 1 for parameter in spared["params"])
     assert len(decayed["params"]) + len(spared["params"]) == len(model.named_trainable_parameters())
 
 
@@ -75,9 +73,7 @@ def test_a_node_may_learn_at_a_rate_of_its_own(world: Path, tmp_path: Path) -> N
     args = training_arguments(recipe.training, tmp_path, 24)
     trainer = DehvfTrainer(model, args, recipe.data.samples("train"), [], recipe.training.node_rates)
     trainer.create_optimizer()
-    trainer.create_optimizer_and_scheduler(
-        args.max_steps
-    )  # asks for the optimizer again, which must not scale it twice
+    trainer.create_optimizer_and_scheduler(args.max_steps)  # asks for the optimizer again, which must not scale it twice
     rates = {
         parameter: (group["initial_lr"], group["weight_decay"])
         for group in trainer.optimizer.param_groups
@@ -87,9 +83,7 @@ def test_a_node_may_learn_at_a_rate_of_its_own(world: Path, tmp_path: Path) -> N
     assert trainer.lr_scheduler.base_lrs[0] == args.learning_rate, "transformers logs the first group's"
     for name, parameter in model.named_trainable_parameters().items():
         factor = 0.1 if name.startswith("fuser.") else 0.5 if name.startswith("layer_query.") else 1.0
-        assert rates[parameter] == (pytest.approx(factor * args.learning_rate), 0.02 if parameter.ndim > 1 else 0.0), (
-            name
-        )
+        assert rates[parameter] == (pytest.approx(factor * args.learning_rate), 0.02 if parameter.ndim > 1 else 0.0), name
 
 
 def test_loss_of_answer_positions_equals_the_decoders_own() -> None:
@@ -113,9 +107,7 @@ def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> N
 
     recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.epochs=50", "graph.injector.dropout=0"])
     seen: list[tuple[str, int, int]] = []
-    result = train(
-        recipe, tmp_path / "run", progress=lambda stage, done, total, note: seen.append((stage, done, total))
-    )
+    result = train(recipe, tmp_path / "run", progress=lambda stage, done, total, note: seen.append((stage, done, total)))
     assert result.steps == 300 and result.samples == 1200 and ("training", 300, 300) in seen
     losses = [row["loss"] for row in result.log if "loss" in row]
     assert losses[-1] < losses[0] / 2
@@ -147,9 +139,7 @@ def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, setti
 
 
 def test_run_in_place_of_another_is_refused(world: Path, tmp_path: Path) -> None:
-    recipe = dehvf_kit.load_recipe(
-        world / "tiny.yaml", ["training.max_steps=1", "training.epochs=1", "training.warmup_epochs=0"]
-    )
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.max_steps=1", "training.epochs=1", "training.warmup_epochs=0"])
     with pytest.raises(DehvfError, match="no checkpoint to resume from"):
         train(recipe, tmp_path / "run", resume=True)
     train(recipe, tmp_path / "run")
@@ -165,9 +155,7 @@ def test_cached_features_train_like_fresh_ones(world: Path, tmp_path: Path) -> N
 
 
 def test_features_of_a_trained_encoder_are_not_cached(world: Path, tmp_path: Path) -> None:
-    recipe = dehvf_kit.load_recipe(
-        world / "tiny.yaml", ["graph.vision_adapter={type: parallel}", "training.cache_features=true"]
-    )
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["graph.vision_adapter={type: parallel}", "training.cache_features=true"])
     with pytest.raises(DataError, match="vision adapter is trained"):
         train(recipe, tmp_path / "run")
 
@@ -191,6 +179,5 @@ def test_gradient_checkpointing_and_bfloat16_train(world: Path, tmp_path: Path) 
     result = train(dehvf_kit.load_recipe(world / "tiny.yaml", settings), tmp_path / "run")
     assert result.steps == 2
     assert all(
-        parameter.dtype == torch.float32
-        for parameter in dehvf_kit.load(result.adapter).named_trainable_parameters().values()
+        parameter.dtype == torch.float32 for parameter in dehvf_kit.load(result.adapter).named_trainable_parameters().values()
     )

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from dehvf_kit_baselines.reproduction.tables import published, table
 
-BETWEEN = re.compile(
-    r"(?<=<!-- hours: written by `python -m tools.reference` -->\n).*?(?=<!-- end of hours -->)", re.DOTALL
-)
+BETWEEN = re.compile(r"(?<=<!-- hours: written by `python -m tools.reference` -->\n).*?(?=<!-- end of hours -->)", re.DOTALL)
 HEAD = (
     "| table | method | recipe | parameters, published | ours, counted as published | hours of one A100 |\n"
     "|---|---|---|---|---:|---:|\n"

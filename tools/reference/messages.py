@@ -120,13 +120,9 @@ def _in_file(name: str, tree: ast.Module, errors: set[str], elsewhere: Elsewhere
             if argument is None:
                 continue
             place = f"{name}:{function.name}"
-            texts = list(
-                dict.fromkeys(_texts(argument) or [*_gathered(argument, function), *_followed(argument, elsewhere)])
-            )
+            texts = list(dict.fromkeys(_texts(argument) or [*_gathered(argument, function), *_followed(argument, elsewhere)]))
             if not texts and not _passes_on(argument) and place not in RELAYS:
-                raise LookupError(
-                    f"{name}:{call.lineno}: cannot tell this message's text; give it here, or add {place} to RELAYS"
-                )
+                raise LookupError(f"{name}:{call.lineno}: cannot tell this message's text; give it here, or add {place} to RELAYS")
             yield from (Message(text, place) for text in texts)
 
 
@@ -164,9 +160,7 @@ def _message_of(call: ast.Call, errors: set[str], owner: str) -> ast.expr | None
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name in CALLS:
         index = CALLS[name]
-    elif name in errors or (
-        name == "ValueError" and any(word in owner for word in ("Settings", "Config", "BaseModel"))
-    ):
+    elif name in errors or (name == "ValueError" and any(word in owner for word in ("Settings", "Config", "BaseModel"))):
         index = 0
     else:
         return None

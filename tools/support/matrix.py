@@ -51,9 +51,7 @@ def _run_with_progress(model_types: Sequence[str], processes: int) -> list[Famil
         def say(result: FamilyResult) -> None:
             broken = "; ".join(str(item) for item in result.items if item.status == "broken")
             seconds = sum(item.seconds for item in result.items)
-            print(
-                f"{result.model_type}: {result.note or broken or 'pass'} ({seconds:.0f} s)", file=sys.stderr, flush=True
-            )
+            print(f"{result.model_type}: {result.note or broken or 'pass'} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
         return run_matrix(model_types, processes, say)
     with Progress(console=console) as progress:

@@ -66,9 +66,7 @@ def support_page(results: Sequence[FamilyResult]) -> str:
     lines += _section("What fails in the unmodified models", [_limits(result) for result in ran])
     lines += _section("Models with an override", [f"- {r.model_type}: {r.overridden}" for r in ran if r.overridden])
     lines += _section("Broken", [_reasons(result, "broken") for result in ran])
-    lines += _section(
-        "Not in the table", [f"- {result.model_type}: {result.note}" for result in results if result.note]
-    )
+    lines += _section("Not in the table", [f"- {result.model_type}: {result.note}" for result in results if result.note])
     return "\n".join(lines) + "\n"
 
 

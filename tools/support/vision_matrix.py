@@ -23,14 +23,10 @@ from tools.support.vision_page import vision_page
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: run, show progress, write the page and its data. Returns 1 if an encoder breaks the contract."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.support.vision_matrix", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.support.vision_matrix", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("types", nargs="*", help="transformers model types; all image encoder types if none is given")
     parser.add_argument(
-        "--output",
-        default="docs/support_vision.md",
-        help="the page to write, its data beside it; - for standard output",
+        "--output", default="docs/support_vision.md", help="the page to write, its data beside it; - for standard output"
     )
     given = parser.parse_args(arguments)
     with quiet():

@@ -67,9 +67,7 @@ def vision_page(results: Sequence[EncoderResult]) -> str:
     lines += _section("Models with an override", [f"- {r.model_type}: {r.described}" for r in ran if r.described])
     lines += _section("Broken", [_reasons(result, "broken") for result in ran])
     for kind in sorted({result.kind for result in others}):
-        lines += _section(
-            f"Not supported: {kind}", [f"- {r.model_type}: {_short(r.note)}" for r in others if r.kind == kind]
-        )
+        lines += _section(f"Not supported: {kind}", [f"- {r.model_type}: {_short(r.note)}" for r in others if r.kind == kind])
     return "\n".join(lines) + "\n"
 
 

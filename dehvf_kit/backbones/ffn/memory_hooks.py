@@ -101,9 +101,7 @@ def _check_memory(decoder: str, sites: Sequence[FfnSite], keys: Sequence[Tensor]
             )
         batches.update((key.shape[0], value.shape[0]))
     if len(batches - {1}) > 1:
-        raise ShapeError(
-            f"attach_memory: the tensors have batches {sorted(batches)}; all must have one batch size, or 1"
-        )
+        raise ShapeError(f"attach_memory: the tensors have batches {sorted(batches)}; all must have one batch size, or 1")
 
 
 class FfnHooks:
@@ -208,9 +206,7 @@ def _hook_site(model: nn.Module, site: FfnSite, index: int, delta: Delta) -> lis
 
 
 def _overwrites(entry: nn.Module) -> bool:
-    return any(
-        overwrites_input(type(part)) for part in entry.modules() if not type(part).__module__.startswith("torch")
-    )
+    return any(overwrites_input(type(part)) for part in entry.modules() if not type(part).__module__.startswith("torch"))
 
 
 def _first(args: tuple, kwargs: dict[str, Any], names: Sequence[str] = ()) -> Tensor:

@@ -191,8 +191,7 @@ def _needed(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     return sorted(
         name
         for name in missing
-        if (name.startswith(blocks) or "embed" in name)
-        and not any(word in name for word in ("pool", "head", "mask_token"))
+        if (name.startswith(blocks) or "embed" in name) and not any(word in name for word in ("pool", "head", "mask_token"))
     )
 
 

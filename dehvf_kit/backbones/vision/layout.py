@@ -75,12 +75,7 @@ def token_rows(states: Any, images: int, width: int, tokens_first: bool = False)
 
 @torch.no_grad()
 def find_layout(
-    run: Callable[[Tensor], None],
-    first_block: nn.Module,
-    width: int,
-    like: Tensor,
-    patch_size: tuple[int, int],
-    name: str,
+    run: Callable[[Tensor], None], first_block: nn.Module, width: int, like: Tensor, patch_size: tuple[int, int], name: str
 ) -> TokenLayout:
     """Run an encoder on images that differ in known patches, up to its first block, and read who changed.
 
@@ -127,8 +122,7 @@ def find_layout(
                 f"which is whose cannot be told; mix patches in blocks alone, all of them in one nn.ModuleList; {READABLE}"
             )
         raise VisionError(
-            f"{name}: {len(places)} of {len(reacts)} tokens show pixels, for a grid of {rows} x {columns} patches; "
-            f"{READABLE}"
+            f"{name}: {len(places)} of {len(reacts)} tokens show pixels, for a grid of {rows} x {columns} patches; {READABLE}"
         )
     others = (~reacts).nonzero().squeeze(1).tolist()
     return TokenLayout(places[found.argsort()].cpu(), others[0] if others else None, tokens_first)

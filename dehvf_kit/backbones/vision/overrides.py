@@ -68,16 +68,12 @@ _MINICPM = VisionOverride(
 )
 VISION_OVERRIDES: dict[str, VisionOverride] = {
     "vit_mae": VisionOverride(
-        arguments=_keep_every_patch,
-        settings={"mask_ratio": 0.0},
-        reason="drops and shuffles patches, also in evaluation",
+        arguments=_keep_every_patch, settings={"mask_ratio": 0.0}, reason="drops and shuffles patches, also in evaluation"
     ),
     "gemma4_vision": VisionOverride(merge=1, reason="rows in image order, whatever the pooling"),
     "hunyuan_vl_vision": VisionOverride(merge=1, reason="rows in image order, though merged later"),
     "kimi_k25_vision": VisionOverride("(image block mr mc) c h w", merge=1, reason="patches as small images"),
-    "paddleocr_vl_vision": VisionOverride(
-        "1 (image block mr mc) c h w", merge=1, reason="patches as small images, in image order"
-    ),
+    "paddleocr_vl_vision": VisionOverride("1 (image block mr mc) c h w", merge=1, reason="patches as small images, in image order"),
     "molmo2_vision": VisionOverride("image (block mr mc) (h w c)", reason="takes patches, not images"),
     "muse_glimmer_vision": VisionOverride("(image block mr mc) (t c h w)", reason="frames before channels in a row"),
     "muse_spark_vision": VisionOverride("(image block mr mc) (t c h w)", reason="frames before channels in a row"),

@@ -140,9 +140,7 @@ class VisionTower(nn.Module):
         if size not in self._layouts:
             name = type(self.model).__name__
             with in_evaluation(self.model):
-                found = find_layout(
-                    self._pass, self.blocks[0], self.spec.hidden_size, pixels[:1], self.patch_size, name
-                )
+                found = find_layout(self._pass, self.blocks[0], self.spec.hidden_size, pixels[:1], self.patch_size, name)
             self._layouts[size] = found
         return self._layouts[size]
 
@@ -303,9 +301,7 @@ def check_size(model: nn.Module, size: tuple[int, int], patch_size: tuple[int, i
         )
 
 
-def model_arguments(
-    model: nn.Module, pixels: Tensor, patch_size: tuple[int, int], override: VisionOverride
-) -> dict[str, Any]:
+def model_arguments(model: nn.Module, pixels: Tensor, patch_size: tuple[int, int], override: VisionOverride) -> dict[str, Any]:
     """The keywords of an encoder's forward for images [image, 3, height, width].
 
     Raises: VisionError where the forward needs something the kit does not know of, or the size does not fit.

@@ -39,9 +39,7 @@ class CrossAttentionFuserConfig(FuserConfig):
     )
     takes_unprojected: ClassVar[bool] = True
     type: Literal["cross_attention"] = "cross_attention"
-    hidden_size: int = Field(
-        64, ge=1, le=MAX_SIZE, description="width r of the queries and of the projected global tokens"
-    )
+    hidden_size: int = Field(64, ge=1, le=MAX_SIZE, description="width r of the queries and of the projected global tokens")
     num_blocks: int = Field(4, ge=1, le=MAX_LAYERS, description="cross-attention blocks k")
     num_heads: int = Field(4, ge=1, le=MAX_SIZE, description="attention heads; must divide hidden_size")
     intermediate_size: int = Field(256, ge=1, le=MAX_SIZE, description="width of the blocks' feed-forward networks")
@@ -58,8 +56,7 @@ class CrossAttentionFuserConfig(FuserConfig):
         query = context.axes.get("query")
         if query is not None and query != self.hidden_size:
             raise ConfigMismatchError(
-                f"hidden_size is {self.hidden_size} but the queries it is wired to have {query}; make them equal",
-                "hidden_size",
+                f"hidden_size is {self.hidden_size} but the queries it is wired to have {query}; make them equal", "hidden_size"
             )
         return {}
 
@@ -119,9 +116,7 @@ class CrossAttentionFuser(Fuser):
             for _ in range(num_blocks)
         )
 
-    def forward(
-        self, members: Tensor, levels: GroupLayers, queries: Tensor, codes: Tensor | Unprojected
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, members: Tensor, levels: GroupLayers, queries: Tensor, codes: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
         weights = self.weigh(members, levels, queries)
         return self.mix(weights, codes, levels), weights
 
@@ -151,10 +146,7 @@ class CrossAttentionFuser(Fuser):
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, :], -math.inf)
         weights = rearrange(
-            scores.softmax(-1),
-            "(batch group) (place kv) member -> batch (group place) kv member",
-            batch=batch,
-            kv=num_kv,
+            scores.softmax(-1), "(batch group) (place kv) member -> batch (group place) kv member", batch=batch, kv=num_kv
         )
         return weights[:, levels.place]
 
@@ -165,15 +157,11 @@ class CrossAttentionBlock(nn.Module):
     Shapes: q [row, place, r], keys [row, member, r], mask [row, member] or None -> [row, place, r].
     """
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, intermediate_size: int, activation_name: str, backend: Backend
-    ) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, activation_name: str, backend: Backend) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.backend: Backend = backend
-        self.to_query, self.to_key, self.to_value, self.to_output = (
-            nn.Linear(hidden_size, hidden_size) for _ in range(4)
-        )
+        self.to_query, self.to_key, self.to_value, self.to_output = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
@@ -185,8 +173,6 @@ class CrossAttentionBlock(nn.Module):
             rearrange(tensor, "row place (head width) -> row place head width", head=self.num_heads)
             for tensor in (self.to_query(q), self.to_key(keys), self.to_value(keys))
         ]
-        attended = rearrange(
-            attention(*heads, mask=mask, backend=self.backend), "row place head width -> row place (head width)"
-        )
+        attended = rearrange(attention(*heads, mask=mask, backend=self.backend), "row place head width -> row place (head width)")
         q = self.attention_norm(q + self.to_output(attended))
         return self.ffn_norm(q + self.fc2(self.activation(self.fc1(q))))

@@ -29,12 +29,9 @@ class ListedGrouperConfig(GrouperConfig):
             for layer in group:
                 if not -num_layers <= layer < num_layers:
                     raise ConfigMismatchError(
-                        f"group {number} names vision layer {layer} of {num_layers}; "
-                        f"use {-num_layers} to {num_layers - 1}",
+                        f"group {number} names vision layer {layer} of {num_layers}; use {-num_layers} to {num_layers - 1}",
                         "groups",
                     )
         if len(self.groups) > context.decoder.num_layers:
             most = context.decoder.num_layers
-            raise ConfigMismatchError(
-                f"{len(self.groups)} groups for {most} decoder layers; use at most {most}", "groups"
-            )
+            raise ConfigMismatchError(f"{len(self.groups)} groups for {most} decoder layers; use at most {most}", "groups")

@@ -62,9 +62,7 @@ class FfnMemoryInjectorConfig(ComponentConfig):
         if "fused" in wired and "readout" not in wired:
             raise ConfigMismatchError("has fused codes but no readout; wire a projector's readout to it", "inputs")
         if "readout" in wired and "fused" not in wired:
-            raise ConfigMismatchError(
-                "has a readout but no fused codes; wire a fuser to it, or remove the projector", "inputs"
-            )
+            raise ConfigMismatchError("has a readout but no fused codes; wire a fuser to it, or remove the projector", "inputs")
         if ("position_keys" in wired) != ("position_values" in wired):
             raise ConfigMismatchError("needs both position_keys and position_values, or neither", "inputs")
         if not wired & {"fused", "position_keys"}:

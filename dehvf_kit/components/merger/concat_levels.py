@@ -49,15 +49,12 @@ class ConcatLevelsMergerConfig(ComponentConfig):
         orders = {port: [" and ".join(names) for names in found] for port, found in context.encoders.items()}
         if len({tuple(names) for names in orders.values()}) > 1:
             given = "; ".join(f"{port} from {', '.join(names)}" for port, names in orders.items())
-            raise ConfigMismatchError(
-                f"ports name the encoders in different orders: {given}; list them in one order", "inputs"
-            )
+            raise ConfigMismatchError(f"ports name the encoders in different orders: {given}; list them in one order", "inputs")
         for members, levels in zip(context.wires["members"], context.wires["levels"], strict=True):
             sizes = [(wire["group"], wire["member"]) for wire in (members, levels)]
             if sizes[0] != sizes[1]:
                 raise ConfigMismatchError(
-                    f"members come in groups and members {sizes[0]} but levels in {sizes[1]}; wire both to one grouper",
-                    "inputs",
+                    f"members come in groups and members {sizes[0]} but levels in {sizes[1]}; wire both to one grouper", "inputs"
                 )
         groups = {wire["group"] for wire in context.wires["levels"]}
         if len(groups) > 1:
@@ -67,9 +64,7 @@ class ConcatLevelsMergerConfig(ComponentConfig):
         for wire in context.wires["patches"]:
             patches = wire["patch"]
             if patches is None or math.isqrt(patches) ** 2 != patches:
-                raise ConfigMismatchError(
-                    f"needs square patch grids of known size; one encoder yields {patches} patches", "inputs"
-                )
+                raise ConfigMismatchError(f"needs square patch grids of known size; one encoder yields {patches} patches", "inputs")
         return {
             "layer": sum(wire["layer"] or 0 for wire in context.wires["patches"]),
             "patch": max(wire["patch"] or 0 for wire in context.wires["patches"]),
@@ -85,17 +80,13 @@ class ConcatLevelsMergerConfig(ComponentConfig):
     def cost(self, context: BuildContext) -> Cost:
         per_image = 0
         for patches, members in zip(context.wires["patches"], context.wires["members"], strict=True):
-            tokens = (patches["layer"] or 0) * (patches["patch"] or 0) + (members["group"] or 0) * (
-                members["member"] or 0
-            )
+            tokens = (patches["layer"] or 0) * (patches["patch"] or 0) + (members["group"] or 0) * (members["member"] or 0)
             per_image += 2 * tokens * (patches["vision_hidden"] or 0) * self.hidden_size
         return Cost(per_image=per_image)
 
     def build(self, context: BuildContext) -> ConcatLevelsMerger:
         patches = [wire["patch"] or 0 for wire in context.wires["patches"]]
-        return ConcatLevelsMerger(
-            [wire["vision_hidden"] or 0 for wire in context.wires["patches"]], self.hidden_size, max(patches)
-        )
+        return ConcatLevelsMerger([wire["vision_hidden"] or 0 for wire in context.wires["patches"]], self.hidden_size, max(patches))
 
 
 class ConcatLevelsMerger(nn.Module):
@@ -115,12 +106,9 @@ class ConcatLevelsMerger(nn.Module):
     ) -> tuple[Tensor, Tensor, GroupLayers]:
         dtype = product_dtype(self.maps[0].weight)
         merged = torch.cat(
-            [self._resample(project(tensor.to(dtype))) for project, tensor in zip(self.maps, patches, strict=True)],
-            dim=1,
+            [self._resample(project(tensor.to(dtype))) for project, tensor in zip(self.maps, patches, strict=True)], dim=1
         )
-        tokens = torch.cat(
-            [project(tensor.to(dtype)) for project, tensor in zip(self.maps, members, strict=True)], dim=2
-        )
+        tokens = torch.cat([project(tensor.to(dtype)) for project, tensor in zip(self.maps, members, strict=True)], dim=2)
         offsets = [0]
         for tensor in patches[:-1]:
             offsets.append(offsets[-1] + tensor.shape[1])
@@ -143,6 +131,4 @@ class ConcatLevelsMerger(nn.Module):
             raise ShapeError(f"merger: {patch} patches are no square grid; give square images")
         grid = rearrange(patches, "batch layer (row column) hidden -> (batch layer) hidden row column", row=side)
         grid = nn.functional.interpolate(grid, size=(target, target), mode="bilinear", align_corners=False)
-        return rearrange(
-            grid, "(batch layer) hidden row column -> batch layer (row column) hidden", batch=batch, layer=layer
-        )
+        return rearrange(grid, "(batch layer) hidden row column -> batch layer (row column) hidden", batch=batch, layer=layer)

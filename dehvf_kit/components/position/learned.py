@@ -20,9 +20,7 @@ class LearnedPositionConfig(ComponentConfig):
     role: ClassVar[str] = "position"
     gives: ClassVar[tuple[str, ...]] = ("position_keys: slot decoder_hidden", "position_values: slot decoder_hidden")
     type: Literal["learned"] = "learned"
-    num_slots: int = Field(
-        320, ge=1, le=MAX_SIZE, description="memory slots S in every FFN; at least the number of patches"
-    )
+    num_slots: int = Field(320, ge=1, le=MAX_SIZE, description="memory slots S in every FFN; at least the number of patches")
     key_std: float = Field(0.02, ge=0, description="standard deviation of the initial p_K")
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:

@@ -38,10 +38,7 @@ class BottleneckMlpProjectorConfig(ComponentConfig):
 
     def num_params(self, context: BuildContext) -> dict[str, int]:
         vision, hidden = context.size("vision_hidden"), context.decoder.hidden_size
-        return {
-            "fc1": vision * self.bottleneck_size + self.bottleneck_size,
-            "fc2": self.bottleneck_size * hidden + hidden,
-        }
+        return {"fc1": vision * self.bottleneck_size + self.bottleneck_size, "fc2": self.bottleneck_size * hidden + hidden}
 
     def cost(self, context: BuildContext) -> Cost:
         patches = context.axes.get("patch") or 0

@@ -38,9 +38,7 @@ class ParallelVisionAdapterConfig(ComponentConfig):
         if context.vision is None:
             return Cost()
         tokens = (context.vision.num_patches or 0) + 1
-        return Cost(
-            per_image=4 * context.vision.num_layers * tokens * context.vision.hidden_size * self.bottleneck_size
-        )
+        return Cost(per_image=4 * context.vision.num_layers * tokens * context.vision.hidden_size * self.bottleneck_size)
 
     def build(self, context: BuildContext) -> ParallelVisionAdapter:
         if context.vision is None:

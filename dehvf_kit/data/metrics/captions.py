@@ -53,11 +53,7 @@ def score(references: Captions, captions: Mapping[str, str]) -> Scores:
     return Scores(
         scores,
         "CIDEr",
-        {
-            "metrics": {one.name: one.row() for one in scores},
-            "empty_captions": empty,
-            "tokeniser": "PTB (pycocoevalcap)",
-        },
+        {"metrics": {one.name: one.row() for one in scores}, "empty_captions": empty, "tokeniser": "PTB (pycocoevalcap)"},
         [{"image_id": int(key) if key.isdecimal() else key, "caption": captions[key]} for key in ids],
         [*([f"{NO_CAPTION}: {empty:,}"] if empty else []), *([ONE_IMAGE] if len(ids) == 1 else [])],
     )
@@ -87,9 +83,7 @@ def _tokenise(captions: Mapping[str, Any]) -> dict[str, list[str]]:
 
     tokens = PTBTokenizer().tokenize({**captions, LAST: [{"caption": LAST}]})
     last = tokens.pop(LAST, None)
-    if last != [LAST] or {key: len(texts) for key, texts in tokens.items()} != {
-        key: len(texts) for key, texts in captions.items()
-    }:
+    if last != [LAST] or {key: len(texts) for key, texts in tokens.items()} != {key: len(texts) for key, texts in captions.items()}:
         raise DataError("captions: the PTB tokeniser did not return a line for each caption; does `java -version` run?")
     return tokens
 

@@ -39,9 +39,7 @@ def score(problems: Sequence[Problem], results: Mapping[str, int]) -> Scores:
     none = sum(results.get(problem.id, UNANSWERED) == UNANSWERED for problem in problems)
     beyond = sum(not UNANSWERED <= results.get(problem.id, UNANSWERED) < len(problem.choices) for problem in problems)
     notes = [f"answers that name no choice, counted as wrong: {none:,}"] if none else []
-    notes += (
-        [f"answers that name a choice their question does not have, counted as wrong: {beyond:,}"] if beyond else []
-    )
+    notes += [f"answers that name a choice their question does not have, counted as wrong: {beyond:,}"] if beyond else []
     facts = {score.name: score.row() for score in scores}
     return Scores(
         scores,

@@ -26,11 +26,7 @@ class GatedPrefixConfig(ComponentConfig):
     """attention(x) + scale * tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers, the picture's token added to P."""
 
     role: ClassVar[str] = "decoder_adapter"
-    takes: ClassVar[tuple[str, ...]] = (
-        "codes?: batch layer patch code",
-        "readout?: code decoder_hidden",
-        "has_image?: batch",
-    )
+    takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "readout?: code decoder_hidden", "has_image?: batch")
     attaches: ClassVar[str] = "decoder"
     strength: ClassVar[str] = "scale"
     counts_positions: ClassVar[bool] = True  # queries are rotated, the prompts' keys are not
@@ -47,9 +43,7 @@ class GatedPrefixConfig(ComponentConfig):
         needs_llama_attention(context.decoder)
         if self.top(context) > context.decoder.num_layers:
             most = context.decoder.num_layers
-            raise ConfigMismatchError(
-                f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers"
-            )
+            raise ConfigMismatchError(f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers")
         if "codes" in context.wires and context.axes.get("patch") not in (None, 1):
             raise ConfigMismatchError(
                 f"adds one image token to its prompts, but {context.axes['patch']} are wired to it; use a reader of "
@@ -90,9 +84,7 @@ class GatedPrefix(nn.Module):
     Raises: ShapeError for rows that are no multiple of the batch.
     """
 
-    def __init__(
-        self, num_layers: int, top: int, num_prompts: int, hidden_size: int, num_heads: int, scale: float = 1.0
-    ) -> None:
+    def __init__(self, num_layers: int, top: int, num_prompts: int, hidden_size: int, num_heads: int, scale: float = 1.0) -> None:
         super().__init__()
         self.prompts = nn.Parameter(torch.randn(top, num_prompts, hidden_size))
         self.gates = nn.Parameter(torch.zeros(top, num_heads))
@@ -116,18 +108,14 @@ class GatedPrefix(nn.Module):
             attention.remove()
         self._attention, self.memory = {}, None
 
-    def forward(
-        self, codes: Tensor | None = None, readout: Readout | None = None, has_image: Tensor | None = None
-    ) -> Prefix:
+    def forward(self, codes: Tensor | None = None, readout: Readout | None = None, has_image: Tensor | None = None) -> Prefix:
         prompts = self.prompts[:, None]
         if codes is not None and readout is not None:
             token = F.linear(readout.activation(codes), readout.weight, readout.bias).flatten(1, 2)
             if has_image is not None:
                 token = token * has_image.to(token)[:, None, None]
             prompts = prompts + token[None]
-        return Prefix(
-            {layer: attention.keys_values(prompts[layer - self.first]) for layer, attention in self._attention.items()}
-        )
+        return Prefix({layer: attention.keys_values(prompts[layer - self.first]) for layer, attention in self._attention.items()})
 
     @contextmanager
     def holding(self, memory: Prefix | None) -> Iterator[None]:

@@ -12,9 +12,7 @@ from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waitin
 
 
 def import_memvp(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An official MemVP .pth file.", show_default=False)
-    ],
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="An official MemVP .pth file.", show_default=False)],
     recipe: Annotated[Path, typer.Option("--recipe", "-r", metavar="RECIPE", help="A MemVP recipe of the same sizes.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The adapter's folder.")],
     overrides: Overrides = None,

@@ -24,9 +24,7 @@ def needs_llama_attention(decoder: DecoderSpec) -> None:
 def before_attention(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Pass the hidden states [rows, token, hidden] on their way into an attention module through `change` (None: as is)."""
 
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         named = "hidden_states" in kwargs
         changed = change(kwargs["hidden_states"] if named else args[0])
         if changed is None:

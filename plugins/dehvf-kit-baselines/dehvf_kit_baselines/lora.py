@@ -54,12 +54,7 @@ def projection_sizes(context: BuildContext) -> dict[str, tuple[int, int]]:
     spec = context.decoder
     hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
     shared = spec.num_key_value_heads * spec.head_dim
-    return {
-        "q_proj": (hidden, heads),
-        "k_proj": (hidden, shared),
-        "v_proj": (hidden, shared),
-        "o_proj": (heads, hidden),
-    }
+    return {"q_proj": (hidden, heads), "k_proj": (hidden, shared), "v_proj": (hidden, shared), "o_proj": (heads, hidden)}
 
 
 class Lora(nn.Module):

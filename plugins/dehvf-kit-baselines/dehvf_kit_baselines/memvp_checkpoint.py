@@ -56,14 +56,10 @@ def read_entries(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise AdapterError(f"{file}: there is no such file")
     try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # the run's arguments, which stand beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the run's arguments, which stand beside the weights
             data = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise AdapterError(
-            f"{file}: holds Python objects besides tensors, which could run code; it is not read"
-        ) from error
+        raise AdapterError(f"{file}: holds Python objects besides tensors, which could run code; it is not read") from error
     except Exception as error:  # whatever half a file or another one makes torch stumble over
         raise AdapterError(f"{file}: not a checkpoint that torch can read: {first_line(error)}") from error
     entries = data.get("model") if isinstance(data, Mapping) else None
@@ -109,10 +105,7 @@ def translate(
 def expected_entries(model: DehvfModel, nodes: Mapping[str, str]) -> dict[str, torch.Size]:
     """Names and shapes that the official checkpoint of this recipe has, without the table that nothing reads."""
     position, projector, adapter = (model.nodes[nodes[role]] for role in ("position", "projector", "vision_adapter"))
-    shapes = {
-        "adapter_emb1": torch.Size([1, *position.keys.shape]),
-        "adapter_emb2": torch.Size([1, *position.values.shape]),
-    }
+    shapes = {"adapter_emb1": torch.Size([1, *position.keys.shape]), "adapter_emb2": torch.Size([1, *position.values.shape])}
     shapes |= {f"adapter_proj.{name}": tensor.shape for name, tensor in projector.named_parameters()}
     for block in range(len(adapter.down)):
         for half, name in HALVES.items():
@@ -132,9 +125,7 @@ def _memvp_nodes(model: DehvfModel) -> dict[str, str]:
         for name, node in model.graph.nodes.items()
         if ROLES.get(node.config.role) == node.config.type and name in trained
     }
-    groups = [
-        getattr(node.config, "groups", None) for node in model.graph.nodes.values() if node.config.role == "grouper"
-    ]
+    groups = [getattr(node.config, "groups", None) for node in model.graph.nodes.values() if node.config.role == "grouper"]
     if set(found) != set(ROLES) or trained != set(found.values()) or groups != [[[-2]]]:
         raise AdapterError(
             f"{model.recipe.source}: not a MemVP recipe: it trains {listing(trained)}; wants {listing(ROLES)} alone, and a "

@@ -66,9 +66,7 @@ def method_table(files: Iterable[str | Path]) -> list[MethodRow]:
     rows = []
     for file in files:
         recipe = load_recipe(file)
-        rows.append(
-            MethodRow(recipe.name, recipe.description, str(file), parameter_table(recipe.check(), recipe.published))
-        )
+        rows.append(MethodRow(recipe.name, recipe.description, str(file), parameter_table(recipe.check(), recipe.published)))
     return rows
 
 

@@ -36,9 +36,7 @@ class MixtureAdapter(nn.Module):
     2 * hidden biases, less where groups share.
     """
 
-    def __init__(
-        self, hidden_size: int, width: int, groups: int, temperature: float, scale: float, dropout: float
-    ) -> None:
+    def __init__(self, hidden_size: int, width: int, groups: int, temperature: float, scale: float, dropout: float) -> None:
         super().__init__()
         self.groups, self.temperature, self.scale, self.dropout = groups, temperature, scale, dropout
         self.router = nn.Linear(hidden_size, EXPERTS)
@@ -83,6 +81,4 @@ def check_groups(hidden_size: int, width: int, groups: int) -> None:
     from dehvf_kit.api import ConfigMismatchError
 
     if width % groups or hidden_size % groups:
-        raise ConfigMismatchError(
-            f"{groups} groups do not divide a width of {width} and a hidden size of {hidden_size}", "groups"
-        )
+        raise ConfigMismatchError(f"{groups} groups do not divide a width of {width} and a hidden size of {hidden_size}", "groups")

@@ -48,9 +48,7 @@ class MixtureVisionAdapterConfig(MixtureConfig):
             raise VisionError("a vision adapter needs a vision encoder to attach to")
         return MixtureVisionAdapter(
             [
-                MixtureAdapter(
-                    context.vision.hidden_size, self.width, self.groups, self.temperature, self.scale, self.dropout
-                )
+                MixtureAdapter(context.vision.hidden_size, self.width, self.groups, self.temperature, self.scale, self.dropout)
                 for _ in range(context.vision.num_layers)
             ]
         )

@@ -49,8 +49,7 @@ class GlobalTokensReaderConfig(ComponentConfig):
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if context.vision is not None and self.num_tokens > context.vision.num_layers:
             raise ConfigMismatchError(
-                f"{self.num_tokens} tokens from {context.vision.num_layers} vision layers; use as many at most",
-                "num_tokens",
+                f"{self.num_tokens} tokens from {context.vision.num_layers} vision layers; use as many at most", "num_tokens"
             )
         return {"layer": 1, "patch": self.num_tokens}
 

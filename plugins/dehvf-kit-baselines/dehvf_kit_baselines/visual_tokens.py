@@ -20,11 +20,7 @@ class VisualTokensConfig(ComponentConfig):
     """The projected tokens of a picture in the decoder's input, without loss on them; no parameters of its own."""
 
     role: ClassVar[str] = "visual_tokens"
-    takes: ClassVar[tuple[str, ...]] = (
-        "codes?: batch layer patch code",
-        "readout?: code decoder_hidden",
-        "has_image?: batch",
-    )
+    takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "readout?: code decoder_hidden", "has_image?: batch")
     attaches: ClassVar[str] = "input"
     type: Literal["visual_tokens"] = "visual_tokens"
     words_before: str = Field("", description="text before a picture's tokens")

@@ -38,13 +38,7 @@ LLAMA = {
     "max_position_embeddings": 128,
     "initializer_range": 0.15,
 }
-VIT = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": BLOCKS,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
+VIT = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 GRAPHS: dict[str, dict[str, Any]] = {
     "memvp": {
         "vision_adapter": {"type": "parallel", "bottleneck_size": 3, "dropout": 0.0},
@@ -83,9 +77,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def decoder(seed: int = 0, **settings: Any) -> LlamaForCausalLM:

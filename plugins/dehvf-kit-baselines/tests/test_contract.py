@@ -64,9 +64,7 @@ def padded(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of several lengths with padding on the left, and their mask."""
     longest = max(map(len, rows))
     both = [(torch.cat([torch.full((longest - len(row),), PAD), row]), len(row)) for row in rows]
-    return torch.stack([row for row, _ in both]), torch.stack(
-        [(torch.arange(longest) >= longest - n).long() for _, n in both]
-    )
+    return torch.stack([row for row, _ in both]), torch.stack([(torch.arange(longest) >= longest - n).long() for _, n in both])
 
 
 ROWS = [ids(1, 9, 4)[0], ids(1, 5, 5)[0], ids(1, 7, 6)[0]]
@@ -233,20 +231,12 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["lavin", "llama_adapter", "llava_lora"])
 def test_a_decoder_without_such_attention_is_refused(kind: str) -> None:
     base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB))
-    with pytest.raises(
-        RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"
-    ):
+    with pytest.raises(RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"):
         baseline(kind, base=base)
 
 
 def test_prompts_refuse_queries_that_are_normed() -> None:
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "head_dim": 8,
-    }
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8}
     base = Qwen3ForCausalLM(Qwen3Config(**sizes, num_key_value_heads=2, vocab_size=VOCAB))
     with pytest.raises(DecoderError, match="it has k_norm, q_norm besides"):
         baseline("llama_adapter", base=base)

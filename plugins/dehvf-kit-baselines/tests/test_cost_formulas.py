@@ -44,9 +44,4 @@ def test_lavins_adapter_by_hand() -> None:
 
 def test_the_planner_is_given_the_formulas() -> None:
     rows = baseline_rows(dehvf_kit.load_recipe(ABLATION), Workload(tokens=100))
-    assert {row["name"]: row["sequence"] for row in rows} == {
-        "MemVP": 100,
-        "LaVIN": 107,
-        "LLaMA-Adapter": 100,
-        "LLaVA-LoRA": 356,
-    }
+    assert {row["name"]: row["sequence"] for row in rows} == {"MemVP": 100, "LaVIN": 107, "LLaMA-Adapter": 100, "LLaVA-LoRA": 356}

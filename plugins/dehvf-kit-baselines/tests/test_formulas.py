@@ -32,9 +32,7 @@ IMAGE, COLON, NOT, SLASH, AVAILABLE = 4, 5, 6, 7, 8  # ids of the words in "Imag
 LOGITS, GRADIENTS = 2e-5, 2e-4
 
 
-def picture_states(
-    vision, pixel: Tensor, adapt=lambda block, n1, n2: (n1, 0.0), post_norm: bool = True
-) -> list[Tensor]:
+def picture_states(vision, pixel: Tensor, adapt=lambda block, n1, n2: (n1, 0.0), post_norm: bool = True) -> list[Tensor]:
     """Outputs of CLIP's blocks for one picture [1 + patch, hidden], written out."""
     config = vision.config
     emb = vision.embeddings
@@ -111,11 +109,7 @@ def lavin(model, base, vision, row: Tensor, pixel: Tensor | None) -> Tensor:
     """The sequence as LaVIN has it, modality token in front, which sees itself alone and is seen by itself alone."""
     nodes, embed = model.nodes, base.model.embed_tokens
     words = [IMAGE, COLON] if pixel is not None else [IMAGE, COLON, NOT, SLASH, AVAILABLE]
-    tokens = [
-        nodes.decoder_adapter.modality.weight[int(pixel is not None)][None],
-        embed(row[:1]),
-        embed(torch.tensor(words)),
-    ]
+    tokens = [nodes.decoder_adapter.modality.weight[int(pixel is not None)][None], embed(row[:1]), embed(torch.tensor(words))]
     if pixel is not None:
 
         def adapt(block, n1, n2):
@@ -126,12 +120,7 @@ def lavin(model, base, vision, row: Tensor, pixel: Tensor | None) -> Tensor:
     embeds = torch.cat([*tokens, embed(row[1:])])
     visible = torch.ones(len(embeds), len(embeds), dtype=torch.bool).tril()
     visible[1:, 0] = False
-    logits = literal_llama(
-        base,
-        embeds,
-        visible,
-        before=lambda layer, x: mixture(nodes.decoder_adapter.layers[layer], x, x[0]),
-    )
+    logits = literal_llama(base, embeds, visible, before=lambda layer, x: mixture(nodes.decoder_adapter.layers[layer], x, x[0]))
     return logits[-len(row) :]
 
 

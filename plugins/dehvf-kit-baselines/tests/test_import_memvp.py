@@ -57,10 +57,7 @@ def entries() -> dict[str, Tensor]:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     raw = {
-        "vision": {
-            "config": {"model_type": "clip_vision_model", **VIT, "intermediate_size": 48},
-            "image": {"size": 32},
-        },
+        "vision": {"config": {"model_type": "clip_vision_model", **VIT, "intermediate_size": 48}, "image": {"size": 32}},
         "decoder": {"config": {"model_type": "llama", **LLAMA}},
         "graph": {**GRAPHS["memvp"], "injector": {"type": "ffn_memory", "visual_scale": 0.01, "output_scale": 0.1}},
     }
@@ -172,7 +169,5 @@ def test_another_methods_recipe_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "good.pth"
     torch.save({"model": entries()}, file)
     recipe = dehvf_kit.load_recipe(Path(__file__).parents[3] / "recipes" / "llama7b_clip.yaml")
-    with pytest.raises(
-        AdapterError, match="not a MemVP recipe: it trains fuser, layer_query, position, projector, vision_adapter"
-    ):
+    with pytest.raises(AdapterError, match="not a MemVP recipe: it trains fuser, layer_query, position, projector, vision_adapter"):
         import_memvp(file, recipe, tmp_path / "adapter")

@@ -122,12 +122,8 @@ def test_figure2_says_what_the_paper_says(points: list) -> None:
     assert points[-1].share == pytest.approx(0.06, abs=0.01)
     shares = [point.share for point in points]
     assert shares == sorted(shares, reverse=True)
-    steps = [
-        (b.dehvf - a.dehvf) / (b.visual_tokens - a.visual_tokens) for a, b in zip(points, points[1:], strict=False)
-    ]
-    assert max(steps[2:]) == pytest.approx(
-        min(steps[2:]), rel=0.01
-    )  # with few slots another form of the product is cheaper
+    steps = [(b.dehvf - a.dehvf) / (b.visual_tokens - a.visual_tokens) for a, b in zip(points, points[1:], strict=False)]
+    assert max(steps[2:]) == pytest.approx(min(steps[2:]), rel=0.01)  # with few slots another form of the product is cheaper
 
 
 def test_figures_3_and_4_from_an_adapter(adapter: Path) -> None:
@@ -169,9 +165,7 @@ def test_the_command_prints_a_table(command: Command, tmp_path: Path) -> None:
     assert found["columns"] == ["BLEU-4", "CIDEr"] and found["rows"][-1]["published"] == [37.1, 128.9]
 
 
-def test_figure2_as_json_with_its_picture(
-    command: Command, tmp_path: Path, points: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figure2_as_json_with_its_picture(command: Command, tmp_path: Path, points: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dehvf_kit_baselines.reproduction.figures.figure2", lambda: points)
     ended = command("reproduce", "figure2", "--picture", tmp_path / "figure2.png", "--json")
     assert [point["visual_tokens"] for point in json.loads(ended.out)["points"]][-1] == 576

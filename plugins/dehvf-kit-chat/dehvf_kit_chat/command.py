@@ -22,9 +22,7 @@ def chat(
         ),
     ],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0: any free port.")] = 7860,
-    max_upload_mb: Annotated[
-        float, typer.Option("--max-upload-mb", min=0.01, max=1000, help="Largest image file, in MiB.")
-    ] = 20,
+    max_upload_mb: Annotated[float, typer.Option("--max-upload-mb", min=0.01, max=1000, help="Largest image file, in MiB.")] = 20,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser too.")] = False,
 ) -> None:
     """Load the adapters, serve the page and print its address.

@@ -8,9 +8,7 @@ from dehvf_kit_report.sections import weight_maps
 from dehvf_kit_chat.answering import Turn
 
 TITLE = "<h3>Vision layers read for this image</h3>"
-NOTE = (
-    "Each row sums to one; a stronger colour is more. Framed cells are the vision layers that a decoder layer may read."
-)
+NOTE = "Each row sums to one; a stronger colour is more. Framed cells are the vision layers that a decoder layer may read."
 
 
 def depth_panel(turn: Turn) -> str:

@@ -78,9 +78,7 @@ def application(page: gr.Blocks, uploads: Uploads) -> Guard:
         theme=theme(),
         css=CSS,
     )
-    return Guard(
-        app, uploads, {number: [_takes(part) for part in function.inputs] for number, function in page.fns.items()}
-    )
+    return Guard(app, uploads, {number: [_takes(part) for part in function.inputs] for number, function in page.fns.items()})
 
 
 def _takes(part: Any) -> Takes:

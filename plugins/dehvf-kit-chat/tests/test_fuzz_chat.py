@@ -80,11 +80,7 @@ def test_calls(path: str, function: str, file: bool, changes: list, text_changes
 
 
 @share(0.25)
-@given(
-    st.sampled_from(METHODS),
-    st.lists(st.sampled_from(PATHS), max_size=5),
-    st.binary(max_size=40),
-)
+@given(st.sampled_from(METHODS), st.lists(st.sampled_from(PATHS), max_size=5), st.binary(max_size=40))
 def test_addresses(method: str, parts: list[str], body: bytes) -> None:
     _, browser, _ = page()
     answer = browser.http.build_request(method, "/" + "/".join(parts), content=body)
@@ -92,9 +88,7 @@ def test_addresses(method: str, parts: list[str], body: bytes) -> None:
 
 
 @share(0.25)
-@given(
-    st.sampled_from(["host", "origin", "cookie", "content-type", "x-forwarded-host"]), st.sampled_from(TEXTS), st.text()
-)
+@given(st.sampled_from(["host", "origin", "cookie", "content-type", "x-forwarded-host"]), st.sampled_from(TEXTS), st.text())
 def test_headers_and_names(header: str, value: str, name: str) -> None:
     made, browser, id = page()
     plain = value.encode("ascii", "ignore").decode().translate({0: None, 10: None}).strip()

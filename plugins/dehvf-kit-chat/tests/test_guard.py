@@ -56,22 +56,11 @@ def test_an_uploaded_image_reaches_the_answer_and_the_preview(page: Page) -> Non
 def names(secret: Path) -> list[str]:
     """Texts that a client may send in place of an id."""
     data = "data:image/png;base64," + base64.b64encode(secret.read_bytes()).decode()
-    return [
-        str(secret),
-        secret.as_uri(),
-        secret.name,
-        f"./{secret.name}",
-        "http://127.0.0.1:9/a.png",
-        data,
-        "x" * 43,
-        " ",
-    ]
+    return [str(secret), secret.as_uri(), secret.name, f"./{secret.name}", "http://127.0.0.1:9/a.png", data, "x" * 43, " "]
 
 
 @pytest.mark.parametrize("function", ["reply", "look"])
-def test_a_text_that_is_no_id_opens_nothing(
-    page: Page, secret: Path, monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
+def test_a_text_that_is_no_id_opens_nothing(page: Page, secret: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     monkeypatch.chdir(secret.parent)
     browser = page.browser()
     browser.upload(png("red"))
@@ -113,31 +102,9 @@ def test_an_id_is_good_for_its_session_alone(page: Page) -> None:
 def test_addresses_that_gradio_would_serve_are_closed(page: Page, secret: Path, prefix: str) -> None:
     browser = page.browser()
     file = str(secret)
-    gets = [
-        f"/file={file}",
-        f"/file/{file}",
-        f"/proxy={page.url}",
-        "/info",
-        "/config",
-        "/openapi.json",
-        "/runs",
-        "/token",
-    ]
-    gets += [
-        "/monitoring",
-        "/deep_link",
-        "/upload_progress?upload_id=a",
-        "/app_id",
-        "/dev/reload",
-        "/vibe-code",
-        "/mcp",
-    ]
-    gets += [
-        "/custom_component/0/client/component/index.js",
-        "/queue/status",
-        "/call/reply/0",
-        "/stream/a/0/0/playlist.m3u8",
-    ]
+    gets = [f"/file={file}", f"/file/{file}", f"/proxy={page.url}", "/info", "/config", "/openapi.json", "/runs", "/token"]
+    gets += ["/monitoring", "/deep_link", "/upload_progress?upload_id=a", "/app_id", "/dev/reload", "/vibe-code", "/mcp"]
+    gets += ["/custom_component/0/client/component/index.js", "/queue/status", "/call/reply/0", "/stream/a/0/0/playlist.m3u8"]
     gets += [f"/static/{file}", "/static/../../secret.png", "/assets//secret.png", "/file%3Dsecret.png"]
     for path in gets:
         assert browser.http.get(prefix + path).status_code == 404, path

@@ -21,9 +21,7 @@ FIGURE = "comparison.png"
 
 def compare(
     words: Words,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of runs and table.")] = Path(
-        "runs/compare"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of runs and table.")] = Path("runs/compare"),
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs per recipe, with seeds 0, 1, ...")] = 3,
     tune: Annotated[
         bool, typer.Option("--tune", help="Tune each recipe's learning rate first, by the same tuning protocol.")
@@ -47,13 +45,10 @@ def compare(
         float, typer.Option("--tune-fraction", min=0.001, max=1, help="Share of the steps that a tuning run makes.")
     ] = 0.2,
     validation: Annotated[
-        float,
-        typer.Option("--validation", min=0.001, max=0.9, help="Share of training images that tuning is scored on."),
+        float, typer.Option("--validation", min=0.001, max=0.9, help="Share of training images that tuning is scored on.")
     ] = 0.1,
     side_by_side: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads per run.", show_default="cores / jobs")
-    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads per run.", show_default="cores / jobs")] = None,
     allow: Annotated[
         list[str] | None, typer.Option("--allow", metavar="FIELD", help="Let a field differ between the recipes.")
     ] = None,

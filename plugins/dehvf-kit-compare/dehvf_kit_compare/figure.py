@@ -50,18 +50,9 @@ def _accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str
     for place, row in enumerate(rows):
         value = row["accuracy"]
         axes.errorbar(
-            100 * value["mean"],
-            place,
-            xerr=100 * (value["half"] or 0),
-            fmt="o",
-            color=INK,
-            capsize=4,
-            markersize=6,
-            zorder=3,
+            100 * value["mean"], place, xerr=100 * (value["half"] or 0), fmt="o", color=INK, capsize=4, markersize=6, zorder=3
         )
-        axes.scatter(
-            [100 * one for one in value["values"]], [place] * value["count"], s=14, color=INK, alpha=0.35, zorder=2
-        )
+        axes.scatter([100 * one for one in value["values"]], [place] * value["count"], s=14, color=INK, alpha=0.35, zorder=2)
         axes.annotate(
             f"{100 * value['mean']:.1f}", (100 * value["mean"], place), textcoords="offset points", xytext=(0, 8), ha="center",
             fontsize=8, color=INK,
@@ -80,15 +71,7 @@ def _accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str
 def _bars(axes: Axes, values: Sequence[float], title: str) -> None:
     axes.barh(range(len(values)), values, color=PALETTE[0], height=0.55)
     for place, value in enumerate(values):
-        axes.annotate(
-            f"{value:.3g}",
-            (value, place),
-            textcoords="offset points",
-            xytext=(3, 0),
-            va="center",
-            fontsize=8,
-            color=INK,
-        )
+        axes.annotate(f"{value:.3g}", (value, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=8, color=INK)
     axes.set_xlim(0, 1.3 * max([*values, 1e-9]))
     axes.set_title(title, fontsize=8, loc="left", color=INK)
     axes.tick_params(labelleft=False, left=False)

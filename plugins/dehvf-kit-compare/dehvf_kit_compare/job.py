@@ -88,12 +88,8 @@ def finished_result(job: Job, output: Path) -> dict[str, Any] | None:
     if before != now:
         found, wanted = dict(flat(before)), dict(flat(now))
         keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        lines = [
-            f"{key.removeprefix('recipe.')}: {shown(found.get(key))}, now {shown(wanted.get(key))}" for key in keys
-        ]
-        raise DehvfError(
-            f"{folder}: holds a run with other settings; name another --output, or remove it\n  " + "\n  ".join(lines)
-        )
+        lines = [f"{key.removeprefix('recipe.')}: {shown(found.get(key))}, now {shown(wanted.get(key))}" for key in keys]
+        raise DehvfError(f"{folder}: holds a run with other settings; name another --output, or remove it\n  " + "\n  ".join(lines))
     return read_json(folder / RESULT)
 
 

@@ -114,9 +114,7 @@ def require_identical_budget(recipes: Sequence[Recipe], allowed: Sequence[str] =
         theirs = _shared(other)
         for key in {**shared, **theirs}:
             if shared.get(key) != theirs.get(key) and not any(_within(key, name) for name in allowed):
-                faults.append(
-                    f"{other.source}: {key} is {shown(theirs.get(key))}, in {first.source} {shown(shared.get(key))}"
-                )
+                faults.append(f"{other.source}: {key} is {shown(theirs.get(key))}, in {first.source} {shown(shared.get(key))}")
     if faults:
         faults.append(
             "compared recipes have identical data, prompt, images, decoder and steps: set the field for all of them by KEY=VALUE, "

@@ -61,11 +61,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
         asked = SampleFilter(recipe.data, "test").samples
     progress("loading the base models", 0, 1, "")
     model = build(recipe)
-    to_learn, to_ask, wanted = (
-        SampleFilter(recipe.data, "train", learned),
-        SampleFilter(recipe.data, "test", asked),
-        asked,
-    )
+    to_learn, to_ask, wanted = (SampleFilter(recipe.data, "train", learned), SampleFilter(recipe.data, "test", asked), asked)
     if model.reads_images:
         learned, asked = to_learn.readable(), to_ask.readable()
     features = _features(model, config, [*learned, *asked], progress)
@@ -116,9 +112,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
     return finished
 
 
-def _features(
-    model: DehvfModel, config: TrainingConfig, samples: Sequence[Sample], progress: Progress
-) -> FeatureStore | None:
+def _features(model: DehvfModel, config: TrainingConfig, samples: Sequence[Sample], progress: Progress) -> FeatureStore | None:
     """Frozen features of every image in bfloat16, where the recipe caches them and no adapter changes them; runs share them."""
     if not config.cache_features or not model.reads_images or model.image_is_trained:
         return None

@@ -68,9 +68,7 @@ def _row(method: MethodRuns, first: MethodRuns, kinds: Sequence[str]) -> dict[st
     if not results:
         return row
     row["accuracy"] = _mean([result["scores"]["all"]["accuracy"] for result in results])
-    row["accuracy_by_kind"] = {
-        kind: _mean([result["scores"]["by_kind"][kind]["accuracy"] for result in results]) for kind in kinds
-    }
+    row["accuracy_by_kind"] = {kind: _mean([result["scores"]["by_kind"][kind]["accuracy"] for result in results]) for kind in kinds}
     row["difference_to_first"] = _difference(results, first.results) if method is not first else None
     row["trained_parameters"] = results[0]["trained_parameters"]
     row["flops"] = results[0]["flops"]
@@ -83,9 +81,7 @@ def _row(method: MethodRuns, first: MethodRuns, kinds: Sequence[str]) -> dict[st
 def _difference(results: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Accuracy less the first recipe's, seed by seed: equal seeds see the examples in the same order."""
     theirs = {result["seed"]: result["scores"]["all"]["accuracy"] for result in first}
-    pairs = [
-        result["scores"]["all"]["accuracy"] - theirs[result["seed"]] for result in results if result["seed"] in theirs
-    ]
+    pairs = [result["scores"]["all"]["accuracy"] - theirs[result["seed"]] for result in results if result["seed"] in theirs]
     return _mean(pairs) if pairs else None
 
 
@@ -112,17 +108,7 @@ def percent(value: Mapping[str, Any] | None, sign: bool = False) -> str:
 
 def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows as texts, for terminals and Markdown."""
-    head = [
-        "method",
-        "accuracy",
-        *found["kinds"],
-        "vs first",
-        "seeds",
-        "trained",
-        "FLOPs per question",
-        "per image",
-        "per step",
-    ]
+    head = ["method", "accuracy", *found["kinds"], "vs first", "seeds", "trained", "FLOPs per question", "per image", "per step"]
     head += ["s per step", "ms per question", "step memory", "peak memory", "base learning rate"]
     scaled = any(row["scales_tried"] for row in found["rows"])
     if scaled:
@@ -168,16 +154,7 @@ def _bytes(value: Mapping[str, Any] | None) -> str:
 def markdown(found: Mapping[str, Any], title: str = "Comparison") -> str:
     """The table, the scores of tuning, and how the figures were measured."""
     head, rows = cells(found)
-    lines = [
-        f"# {title}",
-        "",
-        _line(head),
-        _line(["---"] + ["---:"] * (len(head) - 1)),
-        *map(_line, rows),
-        "",
-        NOTES,
-        "",
-    ]
+    lines = [f"# {title}", "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, rows), "", NOTES, ""]
     if found["steps"]:
         lines += [
             f"{found['training_questions']:,} training questions, {found['steps']:,} steps of {found['batch']}; "

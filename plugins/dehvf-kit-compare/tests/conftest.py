@@ -15,7 +15,5 @@ def recipes(world: Path) -> list[Path]:  # noqa: F811
     shorter = "training: {epochs: 2, warmup_epochs: 0.5, cache_features: true}\n"
     files = [world / "dehvf.yaml", world / "mean.yaml"]
     files[0].write_text(f"extends: tiny.yaml\nname: dehvf\n{shorter}")
-    files[1].write_text(
-        f"extends: tiny.yaml\nname: mean\n{shorter}graph: {{layer_query: null, fuser: {{type: mean}}}}\n"
-    )
+    files[1].write_text(f"extends: tiny.yaml\nname: mean\n{shorter}graph: {{layer_query: null, fuser: {{type: mean}}}}\n")
     return files

@@ -118,15 +118,9 @@ def test_strengths_are_tuned_at_the_best_rate(recipes: list[Path], tmp_path: Pat
     result = say(*recipes, "--seeds", 1, "--rates", "0.3,0.4,0.5", "--strengths", "0.5,1,2", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     ran = [line for line in order(tmp_path) if line.startswith("mean ")]
-    assert ran == [
-        "mean rate0.3",
-        "mean rate0.4",
-        "mean rate0.5",
-        "mean scale0.5",
-        "mean scale2",
-        "mean scale4",
-        "mean scale8",
-    ] + ["mean seed0"]
+    assert ran == ["mean rate0.3", "mean rate0.4", "mean rate0.5", "mean scale0.5", "mean scale2", "mean scale4", "mean scale8"] + [
+        "mean seed0"
+    ]
     for label, scale in (("rate0.4", 1), ("scale4", 4), ("seed0", 8)):
         recipe = json.loads((tmp_path / "runs" / "mean" / label / "job.json").read_text())["recipe"]
         assert recipe["graph"]["injector"]["output_scale"] == scale
@@ -147,8 +141,7 @@ def test_strengths_that_are_no_numbers_are_refused(recipes: list[Path], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("way", "says"),
-    [(FAULTY, "picture 'a.png' cannot be read"), (KILLED, "killed by signal 9"), (SILENT, "ended with status 3")],
+    ("way", "says"), [(FAULTY, "picture 'a.png' cannot be read"), (KILLED, "killed by signal 9"), (SILENT, "ended with status 3")]
 )
 def test_a_run_that_fails_ends_alone(recipes: list[Path], tmp_path: Path, way: float, says: str) -> None:
     failing = tmp_path / "failing.yaml"
@@ -189,9 +182,7 @@ def test_runs_side_by_side_give_the_same(recipes: list[Path], tmp_path: Path) ->
         (["{dehvf}", "--output", "{dehvf}"], "cannot be written"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_before_anything_runs(
-    recipes: list[Path], tmp_path: Path, words: list[str], says: str
-) -> None:
+def test_mistakes_are_told_before_anything_runs(recipes: list[Path], tmp_path: Path, words: list[str], says: str) -> None:
     names = {"dehvf": recipes[0], "mean": recipes[1]}
     result = say("--output", tmp_path / "out", *(word.format(**names) for word in words))
     assert result.exit_code == 1 and says in result.stderr, result.output
@@ -199,20 +190,14 @@ def test_mistakes_are_told_before_anything_runs(
 
 
 def test_a_folder_serves_one_comparison_at_a_time(recipes: list[Path], tmp_path: Path) -> None:
-    with (
-        locked(tmp_path),
-        pytest.raises(DehvfError, match="another comparison, or a run of one, is at work"),
-        locked(tmp_path),
-    ):
+    with locked(tmp_path), pytest.raises(DehvfError, match="another comparison, or a run of one, is at work"), locked(tmp_path):
         pass  # fmt: skip
     with locked(tmp_path):
         result = say(recipes[0], "--output", tmp_path)
     assert result.exit_code == 1 and "is at work in it" in result.stderr
 
 
-def test_without_matplotlib_the_table_is_there(
-    recipes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_the_table_is_there(recipes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)

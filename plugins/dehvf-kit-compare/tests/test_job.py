@@ -7,14 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dehvf_kit_compare.job import (
-    HoldOut,
-    Job,
-    finished_result,
-    read_job,
-    write_job,
-    write_json,
-)
+from dehvf_kit_compare.job import HoldOut, Job, finished_result, read_job, write_job, write_json
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.utils.atomic import write_output

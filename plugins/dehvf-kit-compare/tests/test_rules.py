@@ -87,9 +87,7 @@ def test_samples_without_a_picture_are_held_out_one_by_one() -> None:
     assert (len(rest), len(part)) == (7, 3)
 
 
-@pytest.mark.parametrize(
-    ("pictures", "part"), [(1, HoldOut(0.9, 500)), (20, HoldOut(0.01, 500)), (20, HoldOut(0.5, 2))]
-)
+@pytest.mark.parametrize(("pictures", "part"), [(1, HoldOut(0.9, 500)), (20, HoldOut(0.01, 500)), (20, HoldOut(0.5, 2))])
 def test_a_part_that_leaves_nothing_is_refused(pictures: int, part: HoldOut) -> None:
     with pytest.raises(DehvfError, match="change --validation"):
         hold_out(samples(pictures, 3), part)

@@ -69,9 +69,7 @@ def test_equal_jobs_give_equal_adapters_and_another_seed_another(recipes: list[P
 
 
 def test_a_vision_adapter_and_no_pictures_run_too(recipes: list[Path], world: Path, tmp_path: Path) -> None:  # noqa: F811
-    adapted = job_of(
-        recipes[0], "graph.vision_adapter.type=parallel", "training.cache_features=false", "training.max_steps=2"
-    )
+    adapted = job_of(recipes[0], "graph.vision_adapter.type=parallel", "training.cache_features=false", "training.max_steps=2")
     assert run(adapted, tmp_path)["flops"]["encoder"] > 0
     none = [f"graph.{node}=null" for node in ("grouper", "layer_query", "projector", "fuser")]
     blind = run(replace(job_of(recipes[0], *none, "training.max_steps=2"), name="blind"), tmp_path)
@@ -85,9 +83,7 @@ def test_a_job_elsewhere_is_refused(recipes: list[Path], tmp_path: Path) -> None
 
 def test_the_command_trains_in_a_process_of_its_own(recipes: list[Path], tmp_path: Path) -> None:
     """The one real process of the suite; what it leaves equals what this process makes of the same job."""
-    result = CliRunner().invoke(
-        app, ["compare", str(recipes[0]), "--seeds", "1", "--threads", "1", "--output", str(tmp_path)]
-    )
+    result = CliRunner().invoke(app, ["compare", str(recipes[0]), "--seeds", "1", "--threads", "1", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     there = json.loads((tmp_path / "runs" / "dehvf" / "seed0" / "result.json").read_text())
     here = run(job_of(recipes[0]), tmp_path / "here")

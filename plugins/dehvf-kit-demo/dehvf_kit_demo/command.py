@@ -13,9 +13,7 @@ from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reportin
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The demo's folder.")] = Path(
-        "runs/demo"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The demo's folder.")] = Path("runs/demo"),
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Most minutes of training DEHVF.")] = 7.0,
     as_json: Json = False,
 ) -> None:
@@ -31,22 +29,12 @@ def demo(
         print_json({**summary, "adapter": str(result.adapter), "page": str(result.page)})
         return
     table = grid("left", "right", "right", "right")
-    table.add_row(
-        "",
-        "[bold]questions about unseen images[/]",
-        "[bold]count[/]",
-        "[bold]DEHVF[/]",
-        "[bold]without images[/]",
-    )
+    table.add_row("", "[bold]questions about unseen images[/]", "[bold]count[/]", "[bold]DEHVF[/]", "[bold]without images[/]")
     scores, blind = summary["scores"], summary["blind_scores"]
     for name in ["all", *scores["by_kind"]]:
-        row, other = (
-            (scores["all"], blind["all"]) if name == "all" else (scores["by_kind"][name], blind["by_kind"][name])
-        )
+        row, other = (scores["all"], blind["all"]) if name == "all" else (scores["by_kind"][name], blind["by_kind"][name])
         table.add_row("", name, f"{row['questions']:,}", f"{row['accuracy']:.1%}", f"{other['accuracy']:.1%}")
     stdout().print(table)
-    print(
-        f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without images)"
-    )
+    print(f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without images)")
     print(f"adapter: {result.adapter}\nsummary: {output / 'summary.json'}\npage:    {result.page}")
     print(f'ask it:  dehvf-kit generate IMAGE "what color is the shape?" --adapter {result.adapter}')

@@ -63,9 +63,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
         f"{len(test_samples):,} test questions"
     )
     features = FeatureStore(model, torch.bfloat16)
-    features.fill(
-        train_samples + test_samples, progress=lambda done, total: progress("reading images", done, total, "")
-    )
+    features.fill(train_samples + test_samples, progress=lambda done, total: progress("reading images", done, total, ""))
     steps, wanted = affordable_steps(recipe, model, train_samples, features, minutes)
     if steps < wanted:
         say(f"this machine makes {steps} of {wanted} steps in {minutes:g} minutes; training that long")
@@ -82,9 +80,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     blind_recipe = demo_recipe(BLIND, overrides)
     say(f"training the same recipe without images: {steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
-    blind_result = train(
-        blind_recipe, output / BLIND_RUN, blind, progress=_renamed(progress, "training without images")
-    )
+    blind_result = train(blind_recipe, output / BLIND_RUN, blind, progress=_renamed(progress, "training without images"))
     blind_predictions = _ask(blind, test_samples, None, progress)
 
     seconds = time.perf_counter() - started
@@ -100,9 +96,7 @@ def demo_recipe(name: str, overrides: list[str]) -> Recipe:
     """A recipe of the demo. Raises: DehvfError where the repository's recipes are not there."""
     path = RECIPES / name
     if not path.is_file():
-        raise DehvfError(
-            f"the demo needs the repository's recipes/{name}; clone the repository and run `make demo` in it"
-        )
+        raise DehvfError(f"the demo needs the repository's recipes/{name}; clone the repository and run `make demo` in it")
     return load_recipe(path, overrides)
 
 
@@ -133,9 +127,7 @@ def _renamed(progress: Progress, stage: str) -> Progress:
     return lambda _, done, total, note: progress(stage, done, total, note)
 
 
-def _ask(
-    model: DehvfModel, samples: list[Sample], features: FeatureStore | None, progress: Progress
-) -> list[Prediction]:
+def _ask(model: DehvfModel, samples: list[Sample], features: FeatureStore | None, progress: Progress) -> list[Prediction]:
     stage = "answering with DEHVF" if features is not None else "answering without images"
     return answer(model, samples, SCORING_BATCH, features, lambda done, total: progress(stage, done, total, ""))
 

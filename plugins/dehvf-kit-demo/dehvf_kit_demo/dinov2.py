@@ -146,9 +146,7 @@ def _weights(model: ModelProto, onnx_file: Path) -> dict[str, np.ndarray]:
     from onnx import numpy_helper
 
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    weights = {
-        name.removeprefix("backbone."): values for name, values in tensors.items() if name.startswith("backbone.")
-    }
+    weights = {name.removeprefix("backbone."): values for name, values in tensors.items() if name.startswith("backbone.")}
     addends = {name: node.input for node in model.graph.node if node.op_type == "Add" for name in node.input}
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in tensors:

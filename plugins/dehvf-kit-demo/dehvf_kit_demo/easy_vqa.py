@@ -66,8 +66,7 @@ def subset(
     """
     if num_questions < 1 or questions_per_image < 1:
         raise DataError(
-            "easy_vqa: num_questions and questions_per_image must be 1 or more, "
-            f"not {num_questions} and {questions_per_image}"
+            f"easy_vqa: num_questions and questions_per_image must be 1 or more, not {num_questions} and {questions_per_image}"
         )
     by_image: dict[Path, list[EasyVqaRecord]] = {}
     for record in records:

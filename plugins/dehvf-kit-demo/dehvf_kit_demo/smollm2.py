@@ -169,11 +169,7 @@ def _tokenizer(reader: GGUFReader) -> Tokenizer:
     control = 3  # llama.cpp's token type of <|im_start|> and its like
     types = _field(reader, "tokenizer.ggml.token_type")
     tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind == control
-        ]
+        [AddedToken(token, special=True, normalized=False) for token, kind in zip(tokens, types, strict=True) if kind == control]
     )
     return tokenizer
 

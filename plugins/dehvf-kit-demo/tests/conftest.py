@@ -16,10 +16,7 @@ from dehvf_kit_demo import sources, wheels
 @pytest.fixture(scope="session")
 def cache_folder() -> Iterator[Path]:
     """`DEHVF_KIT_CACHE` for the rest of the session."""
-    with (
-        tempfile.TemporaryDirectory(prefix="dehvf-kit-demo-") as folder,
-        mock.patch.dict(os.environ, {"DEHVF_KIT_CACHE": folder}),
-    ):
+    with tempfile.TemporaryDirectory(prefix="dehvf-kit-demo-") as folder, mock.patch.dict(os.environ, {"DEHVF_KIT_CACHE": folder}):
         yield Path(folder)
 
 

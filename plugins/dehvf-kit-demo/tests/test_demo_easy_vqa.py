@@ -57,9 +57,7 @@ def test_unknown_split() -> None:
         load_easy_vqa("validation")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("num_questions", "questions_per_image"), [(1, 1), (20, 1), (30, 3), (48, 3), (60, 5), (60, 99)]
-)
+@pytest.mark.parametrize(("num_questions", "questions_per_image"), [(1, 1), (20, 1), (30, 3), (48, 3), (60, 5), (60, 99)])
 def test_subset_bounds_the_images(records: list[EasyVqaRecord], num_questions: int, questions_per_image: int) -> None:
     chosen = subset(records, num_questions, questions_per_image=questions_per_image)
     assert len(chosen) == len(set(chosen)) == num_questions and set(chosen) <= set(records)
@@ -80,9 +78,7 @@ def test_subset_is_deterministic(records: list[EasyVqaRecord]) -> None:
     ("num_questions", "questions_per_image", "message"),
     [(0, 1, "must be 1 or more"), (1, 0, "must be 1 or more"), (21, 1, "20 images with up to 1 each have 20")],
 )
-def test_subset_refuses(
-    records: list[EasyVqaRecord], num_questions: int, questions_per_image: int, message: str
-) -> None:
+def test_subset_refuses(records: list[EasyVqaRecord], num_questions: int, questions_per_image: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         subset(records, num_questions, questions_per_image=questions_per_image)
 
@@ -91,7 +87,5 @@ def test_subset_of_the_real_split_keeps_the_mix(easy_vqa_wheel: None) -> None:
     records = load_easy_vqa("test")
     chosen = subset(records, 1500, questions_per_image=4, seed=0)
     assert len({record.image for record in chosen}) <= 420
-    share, expected = (
-        Counter(record.question_type for record in some)["yes/no"] / len(some) for some in (chosen, records)
-    )
+    share, expected = (Counter(record.question_type for record in some)["yes/no"] / len(some) for some in (chosen, records))
     assert abs(share - expected) < 0.05

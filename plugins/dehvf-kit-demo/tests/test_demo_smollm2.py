@@ -54,12 +54,7 @@ def test_weights_are_bit_identical_to_transformers_own_reading(smollm2_folder: P
 def test_tokenizer(tokenizer: Any) -> None:
     as_read = AutoTokenizer.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_NAME)
     assert tokenizer.get_vocab() == as_read.get_vocab()
-    for text in (
-        "Is there a blue shape?",
-        "It's naïve,  isn't it?\n\n\tyes",
-        "<|im_start|>user\nhi<|im_end|>",
-        "2+2=4",
-    ):
+    for text in ("Is there a blue shape?", "It's naïve,  isn't it?\n\n\tyes", "<|im_start|>user\nhi<|im_end|>", "2+2=4"):
         ids = tokenizer(text)["input_ids"]
         assert ids == as_read(text)["input_ids"], text
         assert tokenizer.decode(ids) == text

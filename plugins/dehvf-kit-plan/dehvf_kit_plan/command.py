@@ -31,29 +31,22 @@ def plan(
     ] = "a100-80gb",
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs.")] = 1,
     gpu_memory: Annotated[
-        float | None,
-        typer.Option("--gpu-memory", min=0.1, help="Memory of one GPU, in GB.", show_default="the table's"),
+        float | None, typer.Option("--gpu-memory", min=0.1, help="Memory of one GPU, in GB.", show_default="the table's")
     ] = None,
     gpu_tflops: Annotated[
         float | None, typer.Option("--gpu-tflops", min=0.1, help="Dense bfloat16 TFLOPS.", show_default="the table's")
     ] = None,
     gpu_bandwidth: Annotated[
-        float | None,
-        typer.Option("--gpu-bandwidth", min=1, help="Memory bandwidth, in GB/s.", show_default="the table's"),
+        float | None, typer.Option("--gpu-bandwidth", min=1, help="Memory bandwidth, in GB/s.", show_default="the table's")
     ] = None,
     utilisation: Annotated[
-        float,
-        typer.Option("--utilisation", min=0.01, max=1, help="Share of the TFLOPS that is reached; an assumption."),
+        float, typer.Option("--utilisation", min=0.01, max=1, help="Share of the TFLOPS that is reached; an assumption.")
     ] = 0.3,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens per sample, prompt and answer.")] = 200,
     answer: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens among them.")] = 8,
-    decode_batch: Annotated[
-        int, typer.Option("--decode-batch", min=1, help="Questions per batch when answering.")
-    ] = 32,
+    decode_batch: Annotated[int, typer.Option("--decode-batch", min=1, help="Questions per batch when answering.")] = 32,
     shard: Annotated[bool, typer.Option("--shard", help="Split the frozen decoder over the GPUs (FSDP2).")] = False,
-    samples: Annotated[
-        int | None, typer.Option("--samples", min=1, help="Training samples.", show_default="the data's")
-    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Training samples.", show_default="the data's")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Explain how each figure is computed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -101,9 +94,7 @@ def _show(console: Any, description: str, plan: Plan, gpu: Gpu, work: Workload) 
     count, decode = plan.train, plan.decode
     table.add_row("", "trained parameters", f"{plan.trained_parameters:,}", "")
     table.add_row("", "[bold]training[/]", "", f"{work.gpus} GPU, {plan.batch} samples of {work.tokens} tokens per GPU")
-    table.add_row(
-        "", "FLOPs per step", si(count.forward + count.backward, ""), f"{si(count.forward, '')} of them forward"
-    )
+    table.add_row("", "FLOPs per step", si(count.forward + count.backward, ""), f"{si(count.forward, '')} of them forward")
     split = "on each GPU, the decoder split, with two gathered layers" if work.shard and work.gpus > 1 else ""
     table.add_row("", "frozen weights", si(plan.weights, "B"), split)
     kept = f"gradients {si(plan.gradients, 'B')}, AdamW {si(plan.optimiser, 'B')}"
@@ -115,14 +106,9 @@ def _show(console: Any, description: str, plan: Plan, gpu: Gpu, work: Workload) 
         table.add_row("", "", "", f"would fit: {line}")
     if not plan.fits_train and not plan.would_fit:
         table.add_row(
-            "",
-            "",
-            "",
-            "neither checkpointing, a batch of 1 nor a 4-bit decoder would be enough; take a larger GPU or --shard",
+            "", "", "", "neither checkpointing, a batch of 1 nor a 4-bit decoder would be enough; take a larger GPU or --shard"
         )
-    table.add_row(
-        "", "time", f"{plan.train_seconds:.3f} s", f"per step, at {work.utilisation:.0%} utilisation (assumed)"
-    )
+    table.add_row("", "time", f"{plan.train_seconds:.3f} s", f"per step, at {work.utilisation:.0%} utilisation (assumed)")
     source = f"{plan.steps:,} steps, {plan.samples:,} samples ({plan.samples_from})"
     table.add_row("", "GPU hours", f"[bold]{plan.gpu_hours:.1f}[/]", source)
     if work.gpus > 1:

@@ -35,9 +35,7 @@ GPUS = {
 }
 
 
-def find_gpu(
-    name: str, memory_gb: float | None = None, tflops: float | None = None, bandwidth_gbs: float | None = None
-) -> Gpu:
+def find_gpu(name: str, memory_gb: float | None = None, tflops: float | None = None, bandwidth_gbs: float | None = None) -> Gpu:
     """A GPU of the table, or one described whole. Raises: DehvfError for an unknown name that is not described."""
     known = GPUS.get(name.lower())
     if known is None and (memory_gb is None or tflops is None):

@@ -175,8 +175,7 @@ def feature_bytes(model: Any) -> int | None:
     if None in counts:
         return None
     return sum(
-        len(tower.layers) * (1 + tower.spec.num_patches) * tower.spec.hidden_size * FEATURE_BYTES
-        for tower in model.towers.values()
+        len(tower.layers) * (1 + tower.spec.num_patches) * tower.spec.hidden_size * FEATURE_BYTES for tower in model.towers.values()
     )
 
 

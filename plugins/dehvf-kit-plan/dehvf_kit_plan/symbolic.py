@@ -162,12 +162,7 @@ def _training_inputs(recipe: Recipe, batch: int, tokens: int, answer: int) -> tu
     model = symbolic_model(recipe).train()
     ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
     keep = torch.zeros(answer, dtype=torch.long, device="meta")
-    inputs: dict[str, Any] = {
-        "input_ids": ids,
-        "labels": ids,
-        "logits_to_keep": keep,
-        "attention_mask": torch.ones_like(ids),
-    }
+    inputs: dict[str, Any] = {"input_ids": ids, "labels": ids, "logits_to_keep": keep, "attention_mask": torch.ones_like(ids)}
     if model.reads_images:
         pixels = _pixels(model, batch)
         if recipe.training.cache_features and not model.image_is_trained:

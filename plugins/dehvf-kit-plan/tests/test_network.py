@@ -29,9 +29,7 @@ def test_a_split_decoder_by_hand() -> None:
 
 def test_splitting_changes_weights_and_traffic_alone() -> None:
     recipe = tiny_recipe()
-    whole, split = (
-        make_plan(recipe, GPU, Workload(tokens=20, answer=2, gpus=8, shard=shard)) for shard in (False, True)
-    )
+    whole, split = (make_plan(recipe, GPU, Workload(tokens=20, answer=2, gpus=8, shard=shard)) for shard in (False, True))
     assert split.weights < whole.weights and split.traffic > whole.traffic > 0
     assert whole.train_bytes - split.train_bytes == whole.weights - split.weights
     assert (whole.train, whole.steps, whole.decode_bytes) == (split.train, split.steps, split.decode_bytes)

@@ -48,9 +48,7 @@ def test_the_plan_adds_up() -> None:
     ("epochs", "batch", "accumulation", "gpus", "samples", "steps"),
     [(0.25, 16, 1, 1, 160, 3), (1.3, 16, 1, 1, 104, 10), (0.01, 4, 1, 1, 100, 1), (2, 3, 2, 2, 25, 6)],
 )
-def test_incomplete_steps_count_whole(
-    epochs: float, batch: int, accumulation: int, gpus: int, samples: int, steps: int
-) -> None:
+def test_incomplete_steps_count_whole(epochs: float, batch: int, accumulation: int, gpus: int, samples: int, steps: int) -> None:
     training = {"epochs": epochs, "warmup_epochs": 0, "batch_size": batch, "gradient_accumulation": accumulation}
     assert planned_steps(training, Workload(tokens=9, answer=2, gpus=gpus, samples=samples)) == steps
 
@@ -142,13 +140,7 @@ def test_an_unknown_gpu_lists_the_known() -> None:
 def test_the_command_prints_and_explains(command: Command, recipe: Path) -> None:
     ended = command("plan", recipe, "--tokens", 20, "--gpus", 8, "--samples", 1000, "--explain")
     assert ended.code == 0
-    for words in (
-        "tiny",
-        "fits 80 GB",
-        "GPU hours",
-        "at 30% utilisation (assumed)",
-        "How this is counted",
-    ):
+    for words in ("tiny", "fits 80 GB", "GPU hours", "at 30% utilisation (assumed)", "How this is counted"):
         assert words in ended.out, words
     for name in ("--utilisation", "--gpu-memory"):
         assert name not in ended.out
@@ -181,8 +173,6 @@ def test_mistakes_are_told(command: Command, recipe: Path, words: list, says: st
     assert ended.code == 1 and says in ended.err and "Traceback" not in ended.err
 
 
-def test_without_the_baselines_the_plan_names_their_plugin(
-    builtins_alone: None, command: Command, recipe: Path
-) -> None:
+def test_without_the_baselines_the_plan_names_their_plugin(builtins_alone: None, command: Command, recipe: Path) -> None:
     ended = command("plan", recipe, "--tokens", 20, "--samples", 10)
     assert ended.code == 0 and "dehvf-kit-baselines" in ended.out and "LaVIN" not in ended.out

@@ -221,9 +221,7 @@ def test_an_answer_has_room(answer: int) -> None:
 def test_words_are_counted_where_there_is_no_tokenizer() -> None:
     from dehvf_kit_plan.symbolic import WordCounter
 
-    counted = [
-        len(WordCounter()(text, add_special_tokens=False)["input_ids"]) for text in ("", "Image: ", "Image: N/A")
-    ]
+    counted = [len(WordCounter()(text, add_special_tokens=False)["input_ids"]) for text in ("", "Image: ", "Image: N/A")]
     assert counted == [0, 2, 5]
 
 

@@ -10,13 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 import dehvf_kit
 from dehvf_kit.recipe.plugin_manager import plugins
 
-LLAMA = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 31,
-}
+LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 31}
 CLIP = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -60,13 +54,9 @@ def test_runs_in_a_graph_with_a_quarter_of_the_slots() -> None:
     )
     outputs = model.run_graph(2, pixel_values=torch.randn(2, 3, 32, 32))
     assert outputs["fuser"][0].shape == (2, 2, 1, 4, 4)
-    assert torch.isfinite(
-        model(input_ids=torch.tensor([[1, 2], [3, 4]]), pixel_values=torch.randn(2, 3, 32, 32)).logits
-    ).all()
+    assert torch.isfinite(model(input_ids=torch.tensor([[1, 2], [3, 4]]), pixel_values=torch.randn(2, 3, 32, 32)).logits).all()
 
 
 def test_window_that_does_not_tile_is_refused() -> None:
-    with pytest.raises(
-        dehvf_kit.RecipeError, match="graph.pooler.window: windows of 3 x 3 do not tile a grid of 16 patches"
-    ):
+    with pytest.raises(dehvf_kit.RecipeError, match="graph.pooler.window: windows of 3 x 3 do not tile a grid of 16 patches"):
         recipe(window=3)

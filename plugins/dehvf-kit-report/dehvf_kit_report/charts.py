@@ -90,9 +90,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], 
     return "".join([*parts, "</svg>"])
 
 
-def heat_map(
-    values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str, x_name: str
-) -> str:
+def heat_map(values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str, x_name: str) -> str:
     """Framed cells of values from 0 to 1, stronger for more, each saying its value; nothing is drawn for None."""
     long = max((len(column) for column in columns), default=0)
     wide = max(CELL_X, 7.4 * long + 6)

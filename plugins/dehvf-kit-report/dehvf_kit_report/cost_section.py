@@ -22,9 +22,7 @@ def cost_section(model: DehvfModel) -> Section:
         memory = memory_usage(model.graph, model.decoder, model.towers, recipe.decoder.dtype, dtypes)
     left = "<h3>Trained parameters</h3>" + _parameters(parameter_table(model.graph, recipe.published))
     right = "<h3>Memory</h3>" + table(["", "", "bytes"], _figures_last(memory.rows()), words=2)
-    samples = table(
-        ["text tokens", "text alone", "in memory", "", "as tokens", ""], [sample.cells() for sample in flops.samples]
-    )
+    samples = table(["text tokens", "text alone", "in memory", "", "as tokens", ""], [sample.cells() for sample in flops.samples])
     flop = "<h3>Forward FLOPs</h3>" + table(["", "", "FLOPs"], _figures_last(flops.rows()), words=2)
     flop += "<h3>One sample through the decoder</h3>" + samples
     body = f"<div class='pair'><div>{left}{right}</div><div>{flop}</div></div>"

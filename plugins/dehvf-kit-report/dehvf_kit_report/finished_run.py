@@ -61,18 +61,10 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
     recipe = adapter_recipe(config, adapter, overrides)
     found = predictions or folder / PREDICTIONS
     answers = read_predictions(found) if predictions is not None or is_file(found) else None
-    baselines = {
-        file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))
-    }
+    baselines = {file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))}
     log = read_rows(folder / LOG) if is_file(folder / LOG) else []
     return FinishedRun(
-        folder=folder,
-        adapter=adapter,
-        config=config,
-        recipe=recipe,
-        log=log,
-        predictions=answers,
-        baselines=baselines,
+        folder=folder, adapter=adapter, config=config, recipe=recipe, log=log, predictions=answers, baselines=baselines
     )
 
 
@@ -81,9 +73,7 @@ def read_predictions(file: Path) -> list[Prediction]:
     found = []
     for number, row in enumerate(read_rows(file), start=1):
         if not all(isinstance(row.get(name), str) for name in FIELDS):
-            raise DataError(
-                f"{file}:{number}: no answer as `dehvf-kit eval --output` keeps it; its fields are {', '.join(FIELDS)}"
-            )
+            raise DataError(f"{file}:{number}: no answer as `dehvf-kit eval --output` keeps it; its fields are {', '.join(FIELDS)}")
         found.append(Prediction(**{name: row[name] for name in FIELDS}))
     if not found:
         raise DataError(f"{file}: holds no answers")

@@ -71,9 +71,7 @@ def _data(one: MemoryMap, answer: Prediction | None) -> dict[str, Any]:
     shares = (written / most.clamp(min=1e-30)[:, None] * 255).round().byte()
     said = f"correct: {one.sample.answer}"
     if answer is not None:
-        said = f"predicted: {answer.prediction or '(nothing)'}" + (
-            "" if answer.right else f"; correct: {answer.answer}"
-        )
+        said = f"predicted: {answer.prediction or '(nothing)'}" + ("" if answer.right else f"; correct: {answer.answer}")
     return {
         "source": inline_image(one.image, 260),
         "question": one.sample.question,

@@ -20,15 +20,10 @@ def report(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            "--predictions",
-            metavar="FILE",
-            help="Answers that eval --output wrote.",
-            show_default="RUN/predictions.jsonl",
+            "--predictions", metavar="FILE", help="Answers that eval --output wrote.", show_default="RUN/predictions.jsonl"
         ),
     ] = None,
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Images over which the fuser's weights are averaged.")
-    ] = 64,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Images over which the fuser's weights are averaged.")] = 64,
     maps: Annotated[int, typer.Option("--maps", min=1, help="Images whose memory contributions are mapped.")] = 6,
     as_json: Json = False,
 ) -> None:

@@ -50,10 +50,7 @@ def curves_section(run: FinishedRun) -> Section:
         drawn = lines(points, "step", names[name], logarithmic="loss" in name, smooth=name != "learning_rate")
         charts += [f"<figure>{drawn}</figure>"] if drawn else []
     if not charts:
-        why, command = (
-            "The run has no log.jsonl with several steps.",
-            f"dehvf-kit train RECIPE --output {quote(str(run.folder))}",
-        )
+        why, command = ("The run has no log.jsonl with several steps.", f"dehvf-kit train RECIPE --output {quote(str(run.folder))}")
         return Section("curves", "Training curves", missing(why, command))
     last = next((row for row in reversed(run.log) if "train_runtime" in row), None)
     note = "Thin: as logged; bold: its running mean. Losses on a logarithmic axis."
@@ -95,9 +92,7 @@ def scores_section(run: FinishedRun, name: str, main: Scores | DehvfError | None
             chart.append((score.name, [_interval(one) for one in values]))
     notes = "".join(f"<p class='note'>{text(note)}</p>" for note in main.notes)
     body = f"{table(head, rows)}<figure>{intervals(chart, list(models)) if chart else ''}"
-    key = ", ".join(
-        f"<b style='color:var(--{'abcd'[number % 4]})'>{text(model)}</b>" for number, model in enumerate(models)
-    )
+    key = ", ".join(f"<b style='color:var(--{'abcd'[number % 4]})'>{text(model)}</b>" for number, model in enumerate(models))
     body += f"<figcaption>{key}; bars: 95% intervals, per cent</figcaption></figure>{notes}"
     note = "On the test split, whose images are not in the training split; the interval belongs to the first column of figures."
     return Section("scores", "Scores", body, note)

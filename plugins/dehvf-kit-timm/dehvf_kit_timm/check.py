@@ -72,9 +72,7 @@ def off_timm(subject: VisionSubject) -> float | None:
     tower = subject.build(apply_post_norm=False)
     ours = tower(subject.pixels)[:, :, 1:]
     try:
-        own: list[Tensor] = tower.model.forward_intermediates(
-            subject.pixels, output_fmt="NLC", intermediates_only=True, norm=False
-        )
+        own: list[Tensor] = tower.model.forward_intermediates(subject.pixels, output_fmt="NLC", intermediates_only=True, norm=False)
     except (AttributeError, AssertionError, TypeError, NotImplementedError):
         return None
     return float((ours - torch.stack(own, dim=1)).abs().max())
@@ -93,10 +91,7 @@ def check(names: Sequence[str], on_name: Callable[[str, list[str]], None] | None
 def main(names: Sequence[str]) -> int:
     """The command: a line a name, then the count. Returns 1 if something does not hold."""
     torch.set_num_threads(1)
-    results = check(
-        names or family_names(),
-        lambda name, broken: print(f"{name}: {'; '.join(broken) or 'pass'}", flush=True),
-    )
+    results = check(names or family_names(), lambda name, broken: print(f"{name}: {'; '.join(broken) or 'pass'}", flush=True))
     passed = sum(not broken for broken in results.values())
     print(f"{passed} of {len(results)} pass (timm {timm.__version__})")
     return 0 if passed == len(results) else 1

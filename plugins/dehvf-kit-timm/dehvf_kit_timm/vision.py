@@ -37,9 +37,7 @@ class TimmVisionConfig(TowerConfig):
 
     role: ClassVar[str] = "vision"
     type: Literal["timm"] = "timm"
-    model: str = Field(
-        "", description="timm's name, for example vit_base_patch16_224 or vit_small_patch14_dinov2.lvd142m"
-    )
+    model: str = Field("", description="timm's name, for example vit_base_patch16_224 or vit_small_patch14_dinov2.lvd142m")
     checkpoint: str | None = Field(None, description="a local file with the weights (safetensors, or a state dict)")
     settings: dict[str, Any] = Field(default_factory=dict, description="further keywords of timm.create_model")
     image: ImageConfig = Field(default_factory=ImageConfig, description="size and normalisation of its pictures")
@@ -86,9 +84,7 @@ class TimmVisionConfig(TowerConfig):
             known = timm.list_models()
             raise DehvfError(f"timm has no model '{self.model}'{did_you_mean(name, known)} timm.list_models() has all")
         try:
-            model = timm.create_model(
-                self.model, **{"num_classes": 0, "img_size": self.image.size, **self.settings, **keywords}
-            )
+            model = timm.create_model(self.model, **{"num_classes": 0, "img_size": self.image.size, **self.settings, **keywords})
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise DehvfError(f"timm cannot build '{self.model}': {first_line(error)}") from error
         return described(model, self.model)

@@ -50,9 +50,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 QUICK = {"vit_base_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "beit_base_patch16_224"}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in DOZEN]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in DOZEN])
 def test_contract(name: str) -> None:
     assert faults(name) == []
 
@@ -108,9 +106,7 @@ def test_other_structures_are_refused_with_the_reason() -> None:
     for name in ("swin_tiny_patch4_window7_224", "convnext_tiny"):
         with pytest.raises((VisionError, DehvfError), match="is no plain vision transformer|cannot build"):
             TimmVisionConfig(model=name).spec({})
-    with pytest.raises(
-        DehvfError, match="timm has no model 'vit_bse_patch16_224'; did you mean 'vit_base_patch16_224'"
-    ):
+    with pytest.raises(DehvfError, match="timm has no model 'vit_bse_patch16_224'; did you mean 'vit_base_patch16_224'"):
         TimmVisionConfig(model="vit_bse_patch16_224").spec({})
     with pytest.raises(ValueError, match="means nothing to a timm model"):
         TimmVisionConfig(model="vit_base_patch16_224", revision="main")

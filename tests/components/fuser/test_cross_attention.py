@@ -17,9 +17,7 @@ EVEN, UNEVEN = [[0, 1, 6], [4, 5, 6]], [[0, 1, 6], [4, 6], [7]]
 
 def fuser(**settings) -> CrossAttentionFuser:
     torch.manual_seed(0)
-    module = CrossAttentionFuser(
-        24, **{"hidden_size": 8, "num_blocks": 2, "num_heads": 2, "intermediate_size": 16, **settings}
-    )
+    module = CrossAttentionFuser(24, **{"hidden_size": 8, "num_blocks": 2, "num_heads": 2, "intermediate_size": 16, **settings})
     randomise(module)
     return module
 
@@ -80,9 +78,7 @@ def test_what_stands_in_masked_places_does_not_matter():
 
 
 @pytest.mark.parametrize("axes", [{}, {"kv": 1}, {"vision_hidden": 7}])
-@pytest.mark.parametrize(
-    "settings", [{}, {"num_blocks": 1, "intermediate_size": 5}, {"hidden_size": 12, "num_heads": 3}]
-)
+@pytest.mark.parametrize("settings", [{}, {"num_blocks": 1, "intermediate_size": 5}, {"hidden_size": 12, "num_heads": 3}])
 def test_num_params_equals_built(settings, axes):
     config = CrossAttentionFuserConfig(**settings)
     wired = context(axes={"query": config.hidden_size, **axes})
@@ -111,12 +107,7 @@ def test_cost_equals_counted_flops():
     ("settings", "axes", "field", "message"),
     [
         ({"num_heads": 3}, {}, "num_heads", "3 heads do not divide hidden_size 64"),
-        (
-            {},
-            {"query": 32},
-            "hidden_size",
-            "hidden_size is 64 but the queries it is wired to have 32; make them equal",
-        ),
+        ({}, {"query": 32}, "hidden_size", "hidden_size is 64 but the queries it is wired to have 32; make them equal"),
     ],
 )
 def test_refused_when_wired(settings, axes, field, message):

@@ -35,9 +35,7 @@ def test_the_papers_groups():
     assert levels.group_of_layer.tolist() == [group for group in range(4) for _ in range(8)]
 
 
-@pytest.mark.parametrize(
-    ("vision", "decoder", "groups"), [(8, 4, 2), (7, 5, 3), (7, 5, 2), (5, 5, 5), (2, 1, 1), (12, 30, 5)]
-)
+@pytest.mark.parametrize(("vision", "decoder", "groups"), [(8, 4, 2), (7, 5, 3), (7, 5, 2), (5, 5, 5), (2, 1, 1), (12, 30, 5)])
 def test_members_equal_the_formula(vision, decoder, groups):
     config = ContiguousGrouperConfig(num_groups=groups)
     torch.manual_seed(0)

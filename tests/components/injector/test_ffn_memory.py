@@ -120,29 +120,11 @@ def test_cost_equals_counted_flops(visual_in):
 @pytest.mark.parametrize(
     ("wires", "settings", "axes", "field", "message"),
     [
-        (
-            ("fused", "position_keys", "position_values"),
-            {},
-            {},
-            "inputs",
-            "has fused codes but no readout; wire a projector",
-        ),
-        (
-            ("readout", "position_keys", "position_values"),
-            {},
-            {},
-            "inputs",
-            "has a readout but no fused codes; wire a fuser",
-        ),
+        (("fused", "position_keys", "position_values"), {}, {}, "inputs", "has fused codes but no readout; wire a projector"),
+        (("readout", "position_keys", "position_values"), {}, {}, "inputs", "has a readout but no fused codes; wire a fuser"),
         (("position_keys",), {}, {}, "inputs", "needs both position_keys and position_values, or neither"),
         (("has_image",), {}, {}, "inputs", "has nothing to inject; wire a fuser, a position table, or both"),
-        (
-            WIRES,
-            {},
-            {"patch": 21},
-            "",
-            "21 patches do not fit into 20 slots; set the position table's num_slots to 21 or more",
-        ),
+        (WIRES, {}, {"patch": 21}, "", "21 patches do not fit into 20 slots; set the position table's num_slots to 21 or more"),
         (WIRES[:2], {"visual_in": ("key",)}, {}, "visual_in", "without position tables the one not named is zero"),
     ],
 )

@@ -42,8 +42,7 @@ def test_equals_the_formula():
 
     assert merged.shape == (2, 7, 16, 6) and tokens.shape == (2, 2, 5, 6)
     first, second = (
-        [tensor @ m.weight.T + m.bias for tensor in (p, t)]
-        for m, p, t in zip(module.maps, patches, members, strict=True)
+        [tensor @ m.weight.T + m.bias for tensor in (p, t)] for m, p, t in zip(module.maps, patches, members, strict=True)
     )
     assert worst(merged[:, :5], first[0]) < 2e-6
     for image in range(2):

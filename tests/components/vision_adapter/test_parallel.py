@@ -80,8 +80,6 @@ def test_cost_equals_counted_flops():
 @pytest.mark.parametrize(("layers", "width"), [(7, 24), (8, 23)])
 def test_another_tower_is_refused(layers, width):
     tower = tiny_vision()
-    with pytest.raises(
-        VisionError, match=f"vision adapter built for {layers} blocks of width {width}, but the tower has 8"
-    ):
+    with pytest.raises(VisionError, match=f"vision adapter built for {layers} blocks of width {width}, but the tower has 8"):
         ParallelVisionAdapter(layers, width).attach(tower)
     assert not any(part._forward_hooks for part in tower.modules())

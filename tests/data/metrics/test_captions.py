@@ -16,13 +16,7 @@ from dehvf_kit.data.metrics import captions
 from dehvf_kit.errors import DataError
 
 REFERENCES = {
-    "1": [
-        "a man riding a wave",
-        "A surfer rides a large wave.",
-        "man on a surf board",
-        "someone surfing",
-        "the surfer",
-    ],
+    "1": ["a man riding a wave", "A surfer rides a large wave.", "man on a surf board", "someone surfing", "the surfer"],
     "2": ["a cat on a mat", "the cat sits", "a cat", "cat sleeping on a mat", "a grey cat"],
     "3": ["two dogs run", "dogs running over grass", "a pair of dogs", "dogs outside", "two dogs playing on grass"],
 }
@@ -83,12 +77,7 @@ def test_references_from_either_file(tmp_path: Path) -> None:
 def test_ids_that_do_not_match_are_named_at_once(command: Command, tmp_path: Path) -> None:
     folder = coco(tmp_path / "coco")
     file = tmp_path / "captions.json"
-    rows = [
-        {"image_id": 1, "caption": "a"},
-        {"image_id": 7, "caption": "a"},
-        {"image_id": 7, "caption": "b"},
-        {"image_id": 8},
-    ]
+    rows = [{"image_id": 1, "caption": "a"}, {"image_id": 7, "caption": "a"}, {"image_id": 7, "caption": "b"}, {"image_id": 8}]
     file.write_text(json.dumps(rows))
     ended = command("score", "coco", "--predictions", file, "--references", folder / "dataset_coco.json")
     assert ended.code == 1
@@ -104,9 +93,7 @@ def test_ids_that_do_not_match_are_named_at_once(command: Command, tmp_path: Pat
 def test_without_java_nothing_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocoevalcap", reason="needs the extra `eval`")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(
-        DataError, match="need Java for the PTB tokeniser and METEOR; install it, for example by apt-get"
-    ):
+    with pytest.raises(DataError, match="need Java for the PTB tokeniser and METEOR; install it, for example by apt-get"):
         captions.score(REFERENCES, {})
 
 

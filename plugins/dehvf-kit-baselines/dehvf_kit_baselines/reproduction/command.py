@@ -16,10 +16,7 @@ from dehvf_kit.utils.units import si
 
 TABLES = ("table1", "table2", "table3", "table4")
 FIGURES = ("figure2", "figure3", "figure4")
-HOURS = (
-    "hours of one A100 for training, estimated: samples x epochs x FLOPs of a sample (counted) / "
-    "(312 TFLOPS x 30%, assumed)"
-)
+HOURS = "hours of one A100 for training, estimated: samples x epochs x FLOPs of a sample (counted) / (312 TFLOPS x 30%, assumed)"
 
 
 def reproduce(
@@ -40,8 +37,7 @@ def reproduce(
         int | None, typer.Option("--limit", min=1, help="Questions whose images are averaged.", show_default=False)
     ] = None,
     image: Annotated[
-        Path | None,
-        typer.Option("--image", metavar="FILE", help="Draw a figure (.png, .svg, .pdf).", show_default=False),
+        Path | None, typer.Option("--image", metavar="FILE", help="Draw a figure (.png, .svg, .pdf).", show_default=False)
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", hidden=True, help="The former name of --image.")] = None,
     as_json: Json = False,
@@ -154,7 +150,5 @@ def _weights(facts: dict[str, Any]) -> None:
         else:
             console.print(f"  [bold]decoder layer {row['decoder_layer']}[/]")
         for role, values in row["weights"].items():
-            pairs = [
-                f"{layer}: {value:.3f}" for layer, value in zip(row["vision_layers"], values, strict=True) if value
-            ]
+            pairs = [f"{layer}: {value:.3f}" for layer, value in zip(row["vision_layers"], values, strict=True) if value]
             console.print(f"    {role}  " + "  ".join(pairs))

@@ -114,9 +114,7 @@ def draw_figure3(found: ReadLayers, file: Path) -> Path:
     """One panel per group: mean weights of its vision layers, by their numbers."""
     plt = pyplot()
     rows = found.by_group()
-    figure, panels = plt.subplots(
-        1, len(rows), figsize=(2.9 * len(rows), 3.1), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, panels = plt.subplots(1, len(rows), figsize=(2.9 * len(rows), 3.1), sharey=True, squeeze=False, layout="constrained")
     for axes, row in zip(panels[0], rows, strict=True):
         places = range(len(row["vision_layers"]))
         width = 0.8 / len(row["weights"])

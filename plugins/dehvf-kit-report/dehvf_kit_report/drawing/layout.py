@@ -154,9 +154,7 @@ def _place(rows: Sequence[Sequence[str]], items: Mapping[str, _Item]) -> dict[st
                 pulls = [place[other] + theirs - mine for other, theirs, mine in near]
                 wanted.append(sum(pulls) / len(pulls) if pulls else place[key])
                 weights.append(4.0 if key.startswith("\0") else 1.0)
-            apart = [
-                (items[one].width + items[other].width) / 2 + GAP_X for one, other in zip(row, row[1:], strict=False)
-            ]
+            apart = [(items[one].width + items[other].width) / 2 + GAP_X for one, other in zip(row, row[1:], strict=False)]
             place |= dict(zip(row, spread(wanted, weights, apart), strict=True))
     return place
 

@@ -145,9 +145,7 @@ def _wire(edge: Edge, way: Sequence[tuple[float, float]]) -> str:
         middle = (y + down) / 2
         straight = abs(right - x) < 0.5
         path.append(
-            f"L{right:.1f},{down:.1f}"
-            if straight
-            else f"C{x:.1f},{middle:.1f} {right:.1f},{middle:.1f} {right:.1f},{down:.1f}"
+            f"L{right:.1f},{down:.1f}" if straight else f"C{x:.1f},{middle:.1f} {right:.1f},{middle:.1f} {right:.1f},{down:.1f}"
         )
         x, y = right, down
     kind, tip = ("hook", "hooktip") if edge.attaches or edge.loop else ("wire", "tip")

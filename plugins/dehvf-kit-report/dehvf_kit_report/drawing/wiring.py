@@ -89,9 +89,7 @@ def draw_graph(graph: Graph, recipe: Recipe, towers: Mapping[str, VisionSpec]) -
     return Drawing(recipe.description or recipe.name, tuple(boxes), edges)
 
 
-def _tower(
-    graph: Graph, name: str, spec: VisionSpec, model: str, takes: tuple[str, ...], used: set[tuple[str, str]]
-) -> Box:
+def _tower(graph: Graph, name: str, spec: VisionSpec, model: str, takes: tuple[str, ...], used: set[tuple[str, str]]) -> Box:
     read = len(graph.layers[name])
     lines = (model or spec.model_type, f"frozen, {spec.num_layers} layers of {spec.hidden_size}, {read} read")
     return Box(name, "tower", lines, takes, _tower_ports(graph, name, used), spec.num_layers)
@@ -114,9 +112,7 @@ def _node(graph: Graph, name: str) -> Box:
 
 def _tower_ports(graph: Graph, name: str, used: set[tuple[str, str]]) -> tuple[PortLabel, ...]:
     ports = (BATCH_PORTS if name == BATCH else TOWER_PORTS).values()
-    return tuple(
-        PortLabel(port.name, _axes(graph, name, port.name, port.axes)) for port in ports if (name, port.name) in used
-    )
+    return tuple(PortLabel(port.name, _axes(graph, name, port.name, port.axes)) for port in ports if (name, port.name) in used)
 
 
 def _axes(graph: Graph, node: str, port: str, axes: tuple[str, ...]) -> tuple[str, ...]:

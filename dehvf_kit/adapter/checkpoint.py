@@ -34,8 +34,7 @@ from dehvf_kit.adapter.identity import (
 from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, override
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
-from dehvf_kit.utils.atomic import files_replaced, sha256, whole_folder, write_file, write_text
-from dehvf_kit.utils.places import exists, is_file, is_folder
+from dehvf_kit.utils.atomic import exists, files_replaced, is_file, is_folder, sha256, whole_folder, write_file, write_text
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel

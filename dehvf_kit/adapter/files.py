@@ -11,8 +11,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from dehvf_kit.errors import AdapterError, shown
-from dehvf_kit.utils.atomic import finish_replacing
-from dehvf_kit.utils.places import is_file, is_folder
+from dehvf_kit.utils.atomic import finish_replacing, is_file, is_folder
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

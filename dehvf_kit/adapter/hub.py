@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dehvf_kit.adapter.checkpoint import save
 from dehvf_kit.adapter.files import WEIGHTS, read_config
 from dehvf_kit.errors import AdapterError
-from dehvf_kit.utils.places import is_file
+from dehvf_kit.utils.atomic import is_file
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel

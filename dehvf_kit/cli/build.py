@@ -14,7 +14,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import AdapterError, DehvfError
-from dehvf_kit.utils.places import exists
+from dehvf_kit.utils.atomic import exists
 from dehvf_kit.utils.units import si
 
 if TYPE_CHECKING:

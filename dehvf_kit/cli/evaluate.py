@@ -18,7 +18,7 @@ from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
 from dehvf_kit.cli.score import show
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils import atomic
-from dehvf_kit.utils.places import check_new_files
+from dehvf_kit.utils.atomic import check_new_files
 
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.exact_match import Prediction

@@ -12,7 +12,7 @@ import typer
 from dehvf_kit.cli.arguments import Json, Overrides
 from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.utils.places import exists
+from dehvf_kit.utils.atomic import exists
 
 
 def init(

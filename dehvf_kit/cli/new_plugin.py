@@ -15,7 +15,7 @@ from dehvf_kit._version import __version__
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import print_json
 from dehvf_kit.errors import DehvfError, did_you_mean
-from dehvf_kit.utils.places import exists
+from dehvf_kit.utils.atomic import exists
 
 TEMPLATES = Path(__file__).parent / "plugin_templates"
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")

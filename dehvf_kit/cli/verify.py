@@ -10,7 +10,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, section, stdout
 from dehvf_kit.errors import DataError
-from dehvf_kit.utils.places import check_new_files
+from dehvf_kit.utils.atomic import check_new_files
 
 if TYPE_CHECKING:
     from dehvf_kit.evaluation.parity import Parity

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dehvf_kit.data.images import open_image
-from dehvf_kit.data.processing import DehvfProcessor
+from dehvf_kit.data.processing import DehvfProcessor, open_ended
 from dehvf_kit.data.samples import PromptConfig, Sample
-from dehvf_kit.data.tokens import open_ended
 from dehvf_kit.errors import DataError
 
 IGNORED = -100

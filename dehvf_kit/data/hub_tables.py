@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from dehvf_kit.errors import DataError, listing
-from dehvf_kit.utils.places import exists, is_file
+from dehvf_kit.utils.atomic import exists, is_file
 
 ALIASES = {"val": "validation", "validation": "val", "dev": "validation"}
 

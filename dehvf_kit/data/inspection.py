@@ -13,7 +13,7 @@ from dehvf_kit.data.issues import PREPARE, Issue, grouped
 from dehvf_kit.data.sample_filter import image_issues, no_images
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
 from dehvf_kit.errors import DataError, PluginError
-from dehvf_kit.utils.places import exists
+from dehvf_kit.utils.atomic import exists
 
 Progress = Callable[[str, int, int], None]
 UNREADABLE = "cannot be read"

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.file_splits import FileSplitsConfig
 from dehvf_kit.data.issues import Issue, looked_in, note
-from dehvf_kit.data.rows import RowReader, TableColumns, read_rows
+from dehvf_kit.data.rows import FileSplitsConfig, RowReader, TableColumns, read_rows
 from dehvf_kit.data.samples import Reading, Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.utils.places import is_file
+from dehvf_kit.utils.atomic import is_file
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
 FIELDS = ("id", "image", "question", "answer", "kind")

@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.file_splits import FileSplitsConfig
 from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.jsonl import holds_conversations, json_lines
-from dehvf_kit.data.rows import PLACEHOLDER, RowFaultError, RowReader, TableColumns, named
+from dehvf_kit.data.rows import PLACEHOLDER, FileSplitsConfig, RowFaultError, RowReader, TableColumns, named
 from dehvf_kit.data.samples import Reading, Sample
 from dehvf_kit.errors import DataError, shown
-from dehvf_kit.utils.places import is_file
+from dehvf_kit.utils.atomic import is_file
 from dehvf_kit.utils.strict_json import read_json
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}

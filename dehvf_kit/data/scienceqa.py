@@ -21,7 +21,7 @@ from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.data.scienceqa_prompt import LETTERS, Problem, check_format, choice_of, prompt, reply, reply_start
 from dehvf_kit.errors import DataError, listing, shown
-from dehvf_kit.utils.places import is_file, is_folder
+from dehvf_kit.utils.atomic import is_file, is_folder
 from dehvf_kit.utils.strict_json import read_json
 
 if TYPE_CHECKING:

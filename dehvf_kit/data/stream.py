@@ -22,7 +22,7 @@ from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
 from dehvf_kit.data.tar_shards import HeldImage, tar_rows
 from dehvf_kit.errors import DataError
-from dehvf_kit.utils.places import is_file
+from dehvf_kit.utils.atomic import is_file
 
 ENDINGS = (".jsonl", ".parquet", ".tar", ".tar.gz", ".tgz")
 

@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.file_splits import FileSplitsConfig
 from dehvf_kit.data.hub_tables import TableImage, open_table, plain_rows
 from dehvf_kit.data.issues import Issue, looked_in
 from dehvf_kit.data.jsonl import holds_conversations
-from dehvf_kit.data.rows import RowReader, TableColumns, read_rows
+from dehvf_kit.data.rows import FileSplitsConfig, RowReader, TableColumns, read_rows
 from dehvf_kit.data.samples import Reading
 from dehvf_kit.data.text_tables import TEXT_ENDINGS, files_of_split, split_files, text_files, text_rows
 from dehvf_kit.errors import DataError
-from dehvf_kit.utils.places import is_file, is_folder
+from dehvf_kit.utils.atomic import is_file, is_folder
 
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
 FOLDER_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import Fault, RecipeError, did_you_mean, listing, shown
-from dehvf_kit.recipe.data_paths import beside_recipe
 from dehvf_kit.utils.shipped import HOME
 from dehvf_kit.utils.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 
@@ -192,3 +192,31 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
+
+
+PLACES = ("path", "images", "annotations")
+FILES = ("train", "test")
+"""Files of a data set, or the names of its splits where `path` is set."""
+
+
+def beside_recipe(raw: dict[str, Any], folder: Path, parent: Mapping[str, Any]) -> None:
+    """Make those relative data paths absolute that are found in a recipe's folder; in the current folder they stay as written.
+
+    raw: a recipe file's own data; parent: its parents', which may name the `path` that its splits belong to.
+    """
+    data, above = raw.get("data"), parent.get("data")
+    if not isinstance(data, dict) or os.path.abspath(folder) == os.getcwd():
+        return
+    has_path = bool(data.get("path") or (isinstance(above, Mapping) and above.get("path")))
+    for field in PLACES if has_path else (*PLACES, *FILES):
+        if isinstance(data.get(field), str):
+            data[field] = _found(data[field], folder)
+        elif isinstance(data.get(field), list):
+            data[field] = [_found(one, folder) if isinstance(one, str) else one for one in data[field]]
+
+
+def _found(text: str, folder: Path) -> str:
+    place = os.path.abspath(folder / text)
+    if not text or "\0" in text or os.path.isabs(text) or not (os.path.exists(place) or glob.glob(place)):
+        return text
+    return place

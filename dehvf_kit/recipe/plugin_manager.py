@@ -22,7 +22,7 @@ from dehvf_kit.api.hookspecs import PROJECT
 from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.utils.places import is_file
+from dehvf_kit.utils.atomic import is_file
 
 FILE_MODULE = "dehvf_kit_plugin_"
 HOOKS = (

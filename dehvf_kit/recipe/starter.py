@@ -11,7 +11,7 @@ from dehvf_kit.errors import DataError, DehvfError, did_you_mean, listing
 from dehvf_kit.recipe.files import override
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
-from dehvf_kit.utils.places import exists
+from dehvf_kit.utils.atomic import exists
 from dehvf_kit.utils.yaml_files import to_yaml
 
 NO_DATA = "none"

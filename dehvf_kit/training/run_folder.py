@@ -28,7 +28,7 @@ from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.utils import atomic
-from dehvf_kit.utils.places import exists
+from dehvf_kit.utils.atomic import exists
 
 try:
     import fcntl

@@ -13,7 +13,7 @@ from dehvf_kit.adapter.files import CONFIG, read_config
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.training.run import ADAPTER
-from dehvf_kit.utils.places import exists, is_file, is_folder
+from dehvf_kit.utils.atomic import exists, is_file, is_folder
 
 if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe

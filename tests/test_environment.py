@@ -65,6 +65,7 @@ def test_models_are_looked_for_in_hf_home(tmp_path: Path) -> None:
     assert elsewhere.returncode == 1 and "'nobody/tiny'" in elsewhere.stderr and "Traceback" not in elsewhere.stderr
 
 
+@pytest.mark.nightly
 def test_offline_asks_nobody(tmp_path: Path, hub: tuple[str, list[str]]) -> None:
     url, asked = hub
     refused = check(tmp_path, HF_HOME=str(tmp_path), HF_ENDPOINT=url, HF_HUB_OFFLINE="1")

@@ -30,6 +30,7 @@ def test_a_stale_page_is_told_and_written(tmp_path: Path, capsys: pytest.Capture
     assert reference.main(["--check", "--docs", str(tmp_path)]) == 1
 
 
+@pytest.mark.nightly
 def test_every_type_and_field_is_on_a_page() -> None:
     pages = reference.pages()
     for (role, kind), config in schema.builtin_registry().configs.items():

@@ -84,6 +84,7 @@ def test_speed_comes_from_a_comparison(tmp_path: Path) -> None:
         table("table2", tmp_path)
 
 
+@pytest.mark.nightly
 def test_hours_by_the_formula(tmp_path: Path) -> None:
     from dehvf_kit_plan.symbolic import training_flops
 
@@ -104,6 +105,7 @@ def points() -> list:
     return figure2()
 
 
+@pytest.mark.nightly
 def test_figure2_counts_as_the_closed_formulas(points: list) -> None:
     """The paper's round form takes a feed-forward network of 4 h and two matrices; LLaMA's three of 2.69 h are 0.8% more.
 

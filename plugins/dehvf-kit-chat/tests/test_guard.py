@@ -234,7 +234,10 @@ serve(chat_page([Pixels()], uploads), bound, uploads)
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+LATER = [pytest.param(end, marks=pytest.mark.nightly) for end in (signal.SIGINT, signal.SIGHUP, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, *LATER])
 def test_nothing_is_written_to_disk(tmp_path: Path, end: signal.Signals) -> None:
     """However the server ends; its temporary files would be in the folder that TMPDIR names."""
     path = [str(Path(__file__).parent), *sys.path]

@@ -81,6 +81,7 @@ def test_a_job_elsewhere_is_refused(recipes: list[Path], tmp_path: Path) -> None
         run_job(write_job(job_of(recipes[0]), tmp_path))
 
 
+@pytest.mark.nightly
 def test_the_command_trains_in_a_process_of_its_own(recipes: list[Path], tmp_path: Path) -> None:
     """The one real process of the suite; what it leaves equals what this process makes of the same job."""
     result = CliRunner().invoke(app, ["compare", str(recipes[0]), "--seeds", "1", "--threads", "1", "--output", str(tmp_path)])

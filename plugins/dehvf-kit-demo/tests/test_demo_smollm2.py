@@ -26,6 +26,7 @@ def tokenizer(smollm2_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(smollm2_folder, local_files_only=True)
 
 
+@pytest.mark.nightly
 def test_static_config_is_the_folders_and_the_gguf_files(smollm2_folder: Path) -> None:
     static = LlamaConfig(**sources.smollm2_config()).to_diff_dict()
     assert AutoConfig.from_pretrained(smollm2_folder).to_diff_dict() == static

@@ -49,6 +49,7 @@ def test_quantising_leaves_the_counts_alone() -> None:
     assert make_plan(small, GPU, work, counts).weights < make_plan(plain, GPU, work, counts).weights
 
 
+@pytest.mark.nightly
 def test_the_page_shows_what_is_planned_now() -> None:
     """The 7B rows; the others are written by the same code."""
     page = (ROOT / "docs/scale.md").read_text()

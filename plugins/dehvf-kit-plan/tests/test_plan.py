@@ -107,6 +107,7 @@ def test_a_pictures_kept_features_are_the_stores() -> None:
     assert feature_bytes(tiny_model(graph={**blind, "vision_adapter": None})) is None
 
 
+@pytest.mark.nightly
 def test_what_does_not_fit_says_what_would() -> None:
     """A card with room for checkpointing but not for the plain step."""
     recipe = dehvf_kit.parse_recipe(raw_recipe(training={"batch_size": 16}))
@@ -146,6 +147,7 @@ def test_the_command_prints_and_explains(command: Command, recipe: Path) -> None
         assert name not in ended.out
 
 
+@pytest.mark.nightly
 def test_the_command_as_json_for_several_recipes(command: Command, recipe: Path) -> None:
     other = Path("mean.yaml")
     other.write_text(yaml.safe_dump(raw_recipe(name="mean", graph={"layer_query": None, "fuser": {"type": "mean"}})))

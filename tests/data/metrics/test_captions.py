@@ -107,6 +107,7 @@ def test_a_caption_is_one_line_whatever_ends_its_lines(end: str) -> None:
 
 
 @pytest.mark.usefixtures("java")
+@pytest.mark.nightly
 def test_line_separators_shift_no_other_caption() -> None:
     plain = {"1": "a man riding a wave", "2": "a cat on a mat", "3": "two dogs run"}
     broken = {**plain, "1": "\r".join(["a", "man", "riding", "a", "wave"]) + "".join(LINE_ENDS[:-1])}
@@ -129,6 +130,7 @@ def test_lines_that_do_not_match_captions_are_noticed(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("java")
+@pytest.mark.nightly
 def test_one_image_has_no_cider() -> None:
     scores = captions.score({"1": REFERENCES["1"]}, {"1": "a man riding a wave"})
     assert scores.headline.value == 0 and captions.ONE_IMAGE in scores.notes

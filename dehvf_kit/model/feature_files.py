@@ -9,10 +9,12 @@ therefore has another name, and a file that is there is the right one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 import zlib
@@ -73,7 +75,9 @@ class FeatureFiles(FeatureStore):
     limit: bytes the folder may hold in all, 0 for any number; the images longest unused make room, but
     none that a running process needs. A file is written
     under another name and renamed when whole, so a kill leaves none half-written; its checksum is compared when a process
-    first reads it. Raises: DataError where a vision adapter is trained, or the processor's settings cannot be told.
+    first reads it. A folder that cannot be written serves what it holds.
+
+    Raises: DataError where a vision adapter is trained, or the processor's settings cannot be told.
     """
 
     def __init__(self, model: DehvfModel, dtype: torch.dtype | None = None, folder: Path | None = None, limit: int = 0) -> None:
@@ -105,13 +109,13 @@ class FeatureFiles(FeatureStore):
         for sample in samples:
             if sample.image:
                 found.setdefault(self.file(sample), sample)
-        return [sample for file, sample in found.items() if not os.path.exists(file)]
+        return [sample for file, sample in found.items() if not os.access(file, os.R_OK)]
 
     def need(self, samples: Iterable[Sample]) -> Need:
         """What `fill` would write, before anything is computed."""
         samples = list({one.image: one for one in samples if one.image}.values())
         distinct = {self.file(sample) for sample in samples}
-        missing = sum(not os.path.exists(file) for file in distinct)
+        missing = sum(not os.access(file, os.R_OK) for file in distinct)
         return Need(len(distinct), missing, self._bytes_per_image(samples[0]) if samples else 0)
 
     def fill(self, samples: Iterable[Sample], batch_size: int = 32, progress: Any = None, share: tuple[int, int] = (0, 1)) -> int:
@@ -120,15 +124,18 @@ class FeatureFiles(FeatureStore):
         share: (rank, processes); each process takes its part of the images, whatever is missing of it.
         """
         samples = list({one.image: one for one in samples if one.image}.values())
+        need = self.need(samples)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if need.missing:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.folder).close()
             with one_at_a_time(self.root):
-                self._make_room(samples)
+                self._make_room(samples, need)
             return super().fill(samples[share[0] :: share[1]], batch_size, progress)
         except OSError as error:
             raise DataError(
-                f"{self.root}: the feature cache cannot be written: {error.strerror or error}; "
-                "name another folder by training.cache_folder, or set training.cache_features=false"
+                f"{self.root}: the feature cache cannot be written: {error.strerror or error}; images whose features are missing "
+                f"there: {need.missing:,}; name another folder by training.cache_folder, or set training.cache_features=false"
             ) from error
 
     def _keep(self, sample: Sample, features: Any) -> None:
@@ -167,7 +174,13 @@ class FeatureFiles(FeatureStore):
         return found["features"] if "features" in found else {name.partition(".")[2]: t for name, t in found.items()}
 
     def _damaged(self, file: Path, sample: Sample) -> DataError:
-        file.unlink(missing_ok=True)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            return DataError(
+                f"sample '{sample.id}': the cached features of '{sample.image}' are damaged and cannot be removed ({file}: "
+                f"{error.strerror}); let their owner do it, or name another folder by training.cache_folder"
+            )
         return DataError(
             f"sample '{sample.id}': the cached features of '{sample.image}' were damaged and have been removed ({file}); "
             "start again, and they are computed anew"
@@ -187,23 +200,23 @@ class FeatureFiles(FeatureStore):
             total += len(tower.layers) * (1 + tower.spec.num_patches) * tower.spec.hidden_size * dtype.itemsize
         return total
 
-    def _make_room(self, samples: list[Sample]) -> None:
-        need = self.need(samples)
+    def _make_room(self, samples: list[Sample], need: Need) -> None:
         mine = {self.file(sample) for sample in samples}
         for file in mine:
-            if os.path.exists(file):
+            with contextlib.suppress(OSError):  # not there yet, or in a folder that others share to be read
                 os.utime(file)
         kept = sorted(_files(self.root), key=lambda entry: entry[1])
-        if self.limit:
-            self._remove_unused(kept, need, mine)
-        free = shutil.disk_usage(self.folder).free
-        if need.bytes + SPARE_BYTES > free and need.missing:
-            raise DataError(
-                f"{self.root}: {need.missing:,} images' features take {shown_bytes(need.bytes)}, the disk "
-                f"has {shown_bytes(free)} free; "
-                "name another folder by training.cache_folder, set training.cache_dtype=bfloat16, or "
-                "training.cache_features=false"
-            )
+        if need.missing:
+            if self.limit:
+                self._remove_unused(kept, need, mine)
+            free = shutil.disk_usage(self.folder).free
+            if need.bytes + SPARE_BYTES > free:
+                raise DataError(
+                    f"{self.root}: {need.missing:,} images' features take {shown_bytes(need.bytes)}, the disk "
+                    f"has {shown_bytes(free)} free; "
+                    "name another folder by training.cache_folder, set training.cache_dtype=bfloat16, or "
+                    "training.cache_features=false"
+                )
         mark(self.root, mine, self)
 
     def _remove_unused(self, kept: list[tuple[Path, float, int]], need: Need, mine: set[Path]) -> None:
@@ -294,7 +307,7 @@ def _files(root: Path) -> Iterator[tuple[Path, float, int]]:
                 yield file, facts.st_mtime, facts.st_size
             elif file.suffix == TEMPORARY and time.time() - facts.st_mtime > STALE_SECONDS:
                 file.unlink(missing_ok=True)
-        except FileNotFoundError:  # another process was faster
+        except OSError:  # another process was faster, or the folder is shared read-only
             continue
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +29,16 @@ from dehvf_kit.model.feature_files import TEMPORARY, FeatureFiles
 from dehvf_kit.model.model import DehvfModel
 
 
-@pytest.fixture
-def model() -> DehvfModel:
+def make_model() -> DehvfModel:
     found = tiny_model(graph={"vision_adapter": None})
     found.processor = DehvfProcessor.__new__(DehvfProcessor)
     found.processor.image_processor = build_image_processor({"vision": ImageConfig(size=32)})
     return found
+
+
+@pytest.fixture
+def model() -> DehvfModel:
+    return make_model()
 
 
 @pytest.fixture
@@ -172,6 +184,74 @@ def test_a_folder_that_cannot_be_written_is_said(model: DehvfModel, samples: lis
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(DataError, match="training.cache_folder"):
         FeatureFiles(model, folder=tmp_path / "cache").fill(samples)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As a folder of a file system that is mounted read-only; permissions would not stop root."""
+    refused = OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def guarded(function, writes):
+        def call(path, *arguments, **options):
+            if not isinstance(path, int) and Path(path).is_relative_to(folder) and writes(*arguments):
+                raise refused
+            return function(path, *arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("utime", "unlink", "replace", "rename", "mkdir"):
+            patch.setattr(os, name, guarded(getattr(os, name), lambda *_: True))
+        patch.setattr(os, "open", guarded(os.open, lambda flags, *_: flags & (os.O_WRONLY | os.O_RDWR)))
+        patch.setattr(io, "open", guarded(io.open, lambda mode="r", *_: set(mode) & set("wax+")))
+        yield
+
+
+def test_a_read_only_folder_serves_what_it_holds(model, samples, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "cache"
+    filled = FeatureFiles(model, folder=folder)
+    filled.fill(samples[:2])
+    size = filled.file(samples[0]).stat().st_size
+    before = sorted(os.listdir(folder))
+    with read_only(folder, monkeypatch):
+        store = FeatureFiles(model, folder=folder, limit=size)  # a limit below what is there: nothing will be written
+        assert store.fill(samples[:2]) == 0
+        assert torch.equal(store.read(samples[1]), filled.read(samples[1]))
+        monkeypatch.setattr(type(store), "_row", None)  # computing features would fail
+        with pytest.raises(DataError, match="cannot be written: Read-only .* missing there: 1; name another folder"):
+            store.fill(samples)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_a_damaged_file_in_a_read_only_folder_is_said(model, samples, tmp_path: Path, monkeypatch) -> None:
+    store = FeatureFiles(model, folder=tmp_path / "cache")
+    store.fill(samples[:1])
+    store.file(samples[0]).write_bytes(b"cut")
+    with read_only(tmp_path / "cache", monkeypatch), pytest.raises(DataError, match="damaged and cannot be removed .*Read-only"):
+        store.read(samples[0])
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare, which mounts for one process")
+def test_a_folder_that_is_mounted_read_only_serves(model, samples, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    FeatureFiles(model, folder=folder).fill(samples[:2])
+    mount = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this user may not mount anything")
+    here = Path(__file__)
+    code = f"""
+import sys, pathlib
+sys.path[:0] = [{str(here.parent)!r}, {str(here.parents[1])!r}]
+import test_feature_files as own
+samples = [own.Sample(str(n), "q", "a", pathlib.Path({str(tmp_path)!r}) / f"{{n}}.png") for n in range(3)]
+store = own.FeatureFiles(own.make_model(), folder=pathlib.Path({str(folder)!r}))
+assert store.fill(samples[:2]) == 0 and store.read(samples[0]).isfinite().all()
+store.fill(samples)
+"""
+    command = ["unshare", "-rm", "sh", "-c", f"{mount} && exec {sys.executable} -c {shlex.quote(code)}"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "DataError" in result.stderr and "cannot be written: Read-only file system; images" in result.stderr
 
 
 def test_a_trained_encoder_is_refused(samples: list[Sample], tmp_path: Path) -> None:

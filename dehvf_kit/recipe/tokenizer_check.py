@@ -35,5 +35,9 @@ def _in_hub_cache(name: str) -> bool:
     if os.path.isdir(name) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return False
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
+    try:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
+    except HFValidationError:  # no name that the hub allows
+        return False

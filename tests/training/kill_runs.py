@@ -36,6 +36,7 @@ def forked(work: Callable[[], Any]) -> int:
     if child:
         return child
     try:
+        torch.set_num_threads(1)  # renews the thread pool of the fork before several threads can find it gone
         work()
         sys.stdout.flush()
         os._exit(0)

@@ -78,7 +78,9 @@ def application(page: gr.Blocks, uploads: Uploads) -> Guard:
         theme=theme(),
         css=CSS,
     )
-    return Guard(app, uploads, {number: [_takes(part) for part in function.inputs] for number, function in page.fns.items()})
+    # A function of the page's scripts alone, without one of Python, is nothing to call.
+    called = {number: function for number, function in page.fns.items() if function.fn is not None}
+    return Guard(app, uploads, {number: [_takes(part) for part in function.inputs] for number, function in called.items()})
 
 
 def _takes(part: Any) -> Takes:

@@ -106,7 +106,11 @@ class Guard:
             await send(message)
 
         try:
-            answer = foreign(Headers(scope=scope)) or await self._answer(scope, receive, with_headers)
+            answer = foreign(Headers(scope=scope))
+            if answer is not None:
+                await _read_away(receive)
+            else:
+                answer = await self._answer(scope, receive, with_headers)
         except _Gone:
             return
         if answer is not None:
@@ -121,6 +125,7 @@ class Guard:
         if scope["method"] == "GET" and GET.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return None
+        await _read_away(receive)
         return refusal("the page has no such address", 404)
 
     def _taken(self, call: Join) -> bool:
@@ -192,6 +197,15 @@ async def _chunks(receive: Any) -> AsyncIterator[bytes]:
             raise _Gone
         yield message.get("body", b"")
         if not message.get("more_body", False):
+            return
+
+
+async def _read_away(receive: Any) -> None:
+    """Read a body that nobody wants: a connection closed with bytes unread may lose the answer on its way to the client."""
+    size = 0
+    async for chunk in _chunks(receive):
+        size += len(chunk)
+        if size > MAX_BODY:
             return
 
 

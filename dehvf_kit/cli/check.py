@@ -20,7 +20,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     with waiting(f"Checking {recipe}", plain=True):
         from dehvf_kit.api.config import MAX_PARAMETERS, too_many
         from dehvf_kit.costs.parameters import parameter_table
-        from dehvf_kit.data.inspection import faults_at_hand
+        from dehvf_kit.data.inspection import training_data_at_hand
         from dehvf_kit.data.processing import longest_prompt, longest_sample
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
@@ -31,8 +31,10 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             graph = loaded.check()
             decoder = graph.contexts[graph.order[0]].decoder
             faults = check_tokenizer_of(loaded, decoder.vocab_size)
+            size = 0
             if loaded.data is not None:
-                faults += [Fault("data", str(fault)) for fault in faults_at_hand(loaded.data, loaded.reads_images)]
+                size, found = training_data_at_hand(loaded.data, loaded.reads_images)
+                faults += [Fault("data", str(fault)) for fault in found]
             longest = longest_sample(loaded.training.max_length, graph)
             try:
                 longest_prompt(None, graph, loaded.generation.max_new_tokens)
@@ -49,9 +51,14 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             print_json({"recipe": str(recipe), "sound": False, "faults": [asdict(fault) for fault in error.faults]})
             raise typer.Exit(1) from error
         towers = loaded.vision_specs([])
+    notes = [loaded.training.cut_warmup(size)] if size else []
+    if loaded.data is not None and longest < loaded.training.max_length:
+        notes.append(f"the decoder has positions for {longest} tokens of text: longer samples lose their beginning")
+    notes = [note for note in notes if note]
     if as_json:
         facts = {"recipe": str(recipe), "sound": True, "faults": [], "components": list(graph.order)}
         facts["max_length"] = longest
+        facts["notes"] = notes
         facts["vision"] = {name: asdict(spec) for name, spec in towers.items()}
         print_json({**facts, "decoder": asdict(decoder), "trainable_parameters": table.trainable})
         return
@@ -60,6 +67,5 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         f"{recipe}: ok: {len(graph.order)} components join {encoders} to {decoder.model_type} ({decoder.num_layers} x "
         f"{decoder.hidden_size}); {table.trainable:,} trained parameters"
     )
-    if loaded.data is not None and longest < loaded.training.max_length:
-        note = f"note: the decoder has positions for {longest} tokens of text: longer samples lose their beginning"
-        print(note, file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.issues import PREPARE, Issue, refuse
+from dehvf_kit.data.issues import PREPARE, Issue, refuse, require_file
 from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
@@ -100,6 +100,7 @@ class CocoCaptionsDataConfig(DataConfig):
 
     def _rows(self, wanted: set[str], issues: list[Issue]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """(place, row) of each usable picture of these splits."""
+        require_file(self.annotations, "data.annotations")
         found = read_json(self.annotations)
         rows = found.get("images") if isinstance(found, dict) else None
         if not isinstance(rows, list):

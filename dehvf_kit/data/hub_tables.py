@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from dehvf_kit.data.issues import looked_in
 from dehvf_kit.errors import DataError, listing
 from dehvf_kit.utils.atomic import exists, is_file
 
@@ -110,15 +111,15 @@ def _snapshot(source: str, download: bool, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise DataError(f"there is no folder '{source}'")
+        raise DataError(f"there is no folder '{source}'{looked_in(source)}")
     try:
         found = snapshot_download(source, repo_type="dataset", revision=revision, local_files_only=not download)
     except Exception as error:  # no network, no such repository, not in the cache
         if download:
             raise DataError(f"{source}: cannot be fetched from the hub: {str(error).strip().splitlines()[0]}") from error
         raise DataError(
-            f"there is no folder '{source}', and no data set of that name in the hub's cache; name a folder, or allow the "
-            "download by `download: true`"
+            f"there is no folder '{source}', and no data set of that name in the hub's cache{looked_in(source)}; name a folder, or "
+            "allow the download by `download: true`"
         ) from error
     return Path(found)
 

@@ -12,6 +12,7 @@ from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.data.issues import PREPARE, Issue, grouped
 from dehvf_kit.data.sample_filter import image_issues, no_images
 from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
+from dehvf_kit.data.stream import LOOKED_AT, SampleStream
 from dehvf_kit.errors import DataError, PluginError
 from dehvf_kit.utils.atomic import exists
 
@@ -133,21 +134,24 @@ def recognise(place: Path, configs: Sequence[type[DataConfig]]) -> dict[str, Any
     )
 
 
-def faults_at_hand(config: DataConfig, reads_images: bool | None) -> list[str]:
-    """What would stop training, of a training split that is on this machine; images are not opened.
+def training_data_at_hand(config: DataConfig, reads_images: bool | None) -> tuple[int, list[str]]:
+    """Size and faults of a training split that is on this machine, of a stream those of its first rows; images are not opened.
 
-    Empty for a stream, for a data set that may be downloaded, and where the data are not here.
+    The size is 0 for a data set that may be downloaded, and where the data are not here.
     """
-    if config.stream("train") is not None or getattr(config, "download", False):
-        return []
+    stream = config.stream("train")
+    size = len(stream) if isinstance(stream, SampleStream) else 0
+    if getattr(config, "download", False):
+        return size, []
     try:
         with plugin_code(config, "data"):
-            reading = config.read(config.part_of("train"))
+            reading = stream.reading(LOOKED_AT) if size else config.read(config.part_of("train"))
     except (DataError, PluginError):
-        return []
+        return size, []
     blind = no_images(config, "train", reading.samples, reads_images)
     issues = [*reading.issues, *([blind] if blind is not None else [])]
     if config.on_bad_sample == "skip":
         issues = [issue for issue in issues if issue is blind]
     groups = grouped(issue for issue in issues if issue.fatal)
-    return [f"{len(group):,} x {kind}, the first: {group[0]}; {PREPARE}" for kind, group in groups.items()]
+    faults = [f"{len(group):,} x {kind}, the first: {group[0]}; {PREPARE}" for kind, group in groups.items()]
+    return size or len(reading.samples), faults

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dehvf_kit.errors import DataError
+from dehvf_kit.utils.atomic import is_file
 
 SHOWN = 3
 PREPARE = "dehvf-kit prepare lists all of it"
@@ -45,6 +46,12 @@ def refuse(source: str, issues: Sequence[Issue], advice: str = "") -> None:
         lines.append(f"{source}: {kind}: {places}{more}")
     if lines:
         raise DataError("\n".join([*lines, f"{source}: {advice}"] if advice else lines))
+
+
+def require_file(file: str | Path, field: str, advice: str = "") -> None:
+    """Raises: DataError where a file that the recipe's `field` names is not there, with the places where it was looked for."""
+    if not is_file(Path(file)):
+        raise DataError(f"{field}: there is no file '{file}'{looked_in(file)}{advice}")
 
 
 def looked_in(path: str | Path) -> str:

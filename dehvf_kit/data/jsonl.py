@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.issues import Issue, looked_in, note
-from dehvf_kit.data.rows import FileSplitsConfig, RowReader, TableColumns, read_rows
+from dehvf_kit.data.issues import Issue, note, require_file
+from dehvf_kit.data.rows import FileSplitsConfig, Row, RowReader, TableColumns, read_rows, reading_of
 from dehvf_kit.data.samples import Reading, Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils.atomic import is_file
@@ -37,28 +37,22 @@ class JsonlDataConfig(FileSplitsConfig):
         file = self.train if part == "train" else self.test
         if file is None:
             raise DataError(f"data.{part} is not set; name a .jsonl file")
-        if not is_file(file):
-            raise DataError(f"data.{part}: there is no file '{file}'{looked_in(file)}")
+        require_file(file, f"data.{part}")
         issues: list[Issue] = []
-        numbered: set[str] = set()
-        samples = list(read_jsonl(file, issues, numbered))
-        return Reading(samples, issues, numbered=numbered)
+        return reading_of(_rows(file, issues), _reader(issues), issues)
 
 
-def read_jsonl(file: Path, issues: list[Issue] | None = None, numbered: set[str] | None = None) -> Iterator[Sample]:
-    """Samples of a JSON-lines file.
+def read_jsonl(file: Path) -> Iterator[Sample]:
+    """Samples of a JSON-lines file. Raises: DataError naming the line, for what is no object, lacks a field or repeats an id."""
+    return read_rows(_rows(file), _reader(), None)
 
-    Args:
-        file: the file.
-        issues: where given, faulty lines and notes are added to it, and faulty lines are excluded.
-        numbered: gains the ids that are line numbers.
 
-    Raises:
-        DataError: naming the line, for what is no object, lacks a field or repeats an id.
-    """
-    reader = RowReader(TableColumns(), issues, f"fields: {', '.join(FIELDS)}")
-    rows = ((number, f"{file}:{number}", row) for number, row in json_lines(file, issues))
-    return read_rows(rows, reader, file.parent, issues, numbered)
+def _reader(issues: list[Issue] | None = None) -> RowReader:
+    return RowReader(TableColumns(), issues, f"fields: {', '.join(FIELDS)}")
+
+
+def _rows(file: Path, issues: list[Issue] | None = None) -> Iterator[Row]:
+    return ((number, f"{file}:{number}", row, file.parent) for number, row in json_lines(file, issues))
 
 
 def holds_conversations(file: Path) -> bool:
@@ -72,8 +66,6 @@ def json_lines(file: Path, issues: list[Issue] | None = None) -> Iterator[tuple[
 
     issues: where given, such lines are added to it and left out.
     """
-    if not is_file(file):
-        raise DataError(f"there is no file '{file}'{looked_in(file)}")
     try:
         with file.open("rb") as lines:
             for number, data in enumerate(iter(lambda: lines.readline(MAX_LINE + 1), b""), start=1):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.issues import Issue, note
+from dehvf_kit.data.issues import Issue, note, require_file
 from dehvf_kit.data.jsonl import holds_conversations, json_lines
 from dehvf_kit.data.rows import PLACEHOLDER, FileSplitsConfig, RowFaultError, RowReader, TableColumns, named
 from dehvf_kit.data.samples import Reading, Sample
@@ -43,6 +43,7 @@ class LlavaDataConfig(FileSplitsConfig):
         file = self.train if part == "train" else self.test
         if file is None:
             raise DataError(f"data.{part} is not set; name a .json or .jsonl file of conversations")
+        require_file(file, f"data.{part}")
         issues: list[Issue] = []
         rows = [row for _, row in json_lines(file, issues)] if file.suffix == ".jsonl" else read_json(file)
         if not isinstance(rows, list):

@@ -33,6 +33,8 @@ INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__", "__key__", "__url__")
 """Columns that pandas and webdataset add by themselves."""
 IMAGE_ENDING = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|ppm|jp2)$", re.IGNORECASE)
 EXACT_INTEGERS = 2**53
+Row = tuple[Any, str, Mapping[str, Any], Path]
+"""(number, place, row, folder): its key where it has no id, its name in messages, the folder its image paths are relative to."""
 
 
 class TableColumns(Settings):
@@ -65,6 +67,7 @@ class RowReader:
     def __init__(self, columns: TableColumns, notes: list[Issue] | None = None, advice: str = "") -> None:
         self.columns, self.notes, self.advice = columns, notes, advice
         self.seen: Counter[str] = Counter()
+        self.has_images = False
         self._images: set[str] = set()
 
     def sample(self, row: Mapping[str, Any], place: str, folder: Path, key: Any = None) -> Sample:
@@ -95,6 +98,7 @@ class RowReader:
         except DataError as error:
             raise self._fault(place, str(error), columns.answer, row.get(columns.answer)) from None
         image = self.image(row, place, folder)
+        self.has_images = self.has_images or image is not None
         question = self.question(question, place, image is not None)
         if remark:
             self.note(remark, place)
@@ -118,7 +122,14 @@ class RowReader:
         if self.notes is not None:
             self.notes.append(Issue(kind, place, detail, fatal=False))
 
-    def missing_columns(self) -> Iterator[tuple[str, Issue]]:
+    def report(self, issues: list[Issue]) -> None:
+        """Add what the rows have in common to their `issues`: a missing column, in place of each row's fault; unread columns."""
+        kinds = {issue.kind for issue in issues}
+        missing = {kind: issue for kind, issue in self._missing_columns() if kind in kinds}
+        issues[:] = [issue for issue in issues if issue.kind not in missing]
+        issues += [*missing.values(), *self._unread()]
+
+    def _missing_columns(self) -> Iterator[tuple[str, Issue]]:
         """A fault for a column of questions or answers that no row has, and the kind of the rows' own faults that it explains."""
         for field, kind in (("question", "empty question"), ("answer", "answer is missing")):
             column = getattr(self.columns, field)
@@ -127,8 +138,8 @@ class RowReader:
                 detail = f"no row has it{near} Columns: {listing(self.seen)}; {self.advice}"
                 yield kind, Issue("missing column", column, detail)
 
-    def unread(self, has_images: bool) -> Iterator[Issue]:
-        """Columns that no field reads. has_images: False where no sample has an image; a column of images is then a fault."""
+    def _unread(self) -> Iterator[Issue]:
+        """Columns that no field reads; one of images is a fault where no sample has an image."""
         fields = self.columns.model_dump()
         known = {*fields.values(), *INDEX_COLUMNS, *((PLURAL,) if fields["image"] == "image" else ())}
         free = [field for field, column in fields.items() if column not in self.seen]
@@ -136,7 +147,7 @@ class RowReader:
             if column in known:
                 continue
             near = did_you_mean(column, free).rstrip(".")
-            if column in self._images and not has_images:
+            if column in self._images and not self.has_images:
                 yield Issue("images in a column that is not read", column, f"set data.columns.image={column}")
             else:
                 yield Issue("column that is not read", column, f"{count:,} rows{near}", fatal=False)
@@ -267,19 +278,22 @@ def named(value: Any, default: Any) -> str | None:
 
 
 def read_rows(
-    rows: Iterable[tuple[int, str, Mapping[str, Any]]],
-    reader: RowReader,
-    folder: Path,
-    issues: list[Issue] | None,
-    numbered: set[str] | None = None,
+    rows: Iterable[Row], reader: RowReader, issues: list[Issue] | None, numbered: set[str] | None = None, distinct: bool = True
 ) -> Iterator[Sample]:
-    """Samples of rows, given as (number, place, row). Rows that cannot be used are added to `issues`; None: they are raised.
+    """Samples of rows. Rows that cannot be used are added to `issues`; None: they are raised.
 
-    Raises: DataError for the first faulty row, where `issues` is None.
+    Args:
+        rows: the rows, each with its place and the folder of its images.
+        reader: makes samples of them.
+        issues: gains the faulty rows.
+        numbered: gains the ids that are row numbers.
+        distinct: whether an id that appears twice is a fault.
+
+    Raises:
+        DataError: for the first faulty row, where `issues` is None.
     """
     seen: set[str] = set()
-    has_images = False
-    for number, place, row in rows:
+    for number, place, row, folder in rows:
         try:
             sample = reader.sample(row, place, folder, number)
             if sample.id in seen:
@@ -287,16 +301,19 @@ def read_rows(
         except RowFaultError as error:
             note(issues, Issue(error.kind, place), error)
             continue
-        seen.add(sample.id)
+        if distinct:
+            seen.add(sample.id)
         if numbered is not None and is_missing(row.get(reader.columns.id)):
             numbered.add(sample.id)
-        has_images = has_images or sample.image is not None
         yield sample
-    if issues is not None:
-        kinds = {issue.kind for issue in issues}
-        missing = {kind: issue for kind, issue in reader.missing_columns() if kind in kinds}
-        issues[:] = [issue for issue in issues if issue.kind not in missing]
-        issues += [*missing.values(), *reader.unread(has_images)]
+
+
+def reading_of(rows: Iterable[Row], reader: RowReader, issues: list[Issue], distinct: bool = True) -> Reading:
+    """All samples of rows, with everything wrong with them. issues: the list that `reader` and whoever yields the rows add to."""
+    numbered: set[str] = set()
+    samples = list(read_rows(rows, reader, issues, numbered, distinct))
+    reader.report(issues)
+    return Reading(samples, issues, numbered=numbered if distinct else ())
 
 
 log = logging.getLogger(__name__)

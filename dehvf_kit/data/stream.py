@@ -1,11 +1,12 @@
 """Data sets too large to be listed: read from front to back, shuffled within a window, never held whole.
 
-JSON lines, WebDataset tar shards, Parquet files, or a data set of the hub (the last two by the `datasets` library's streaming).
+JSON lines, CSV, WebDataset tar shards, Parquet files, or a data set of the hub (the last two by streaming of `datasets`).
 """
 
 from __future__ import annotations
 
 import glob
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ from pydantic import Field, model_validator
 
 from dehvf_kit.api.config import MAX_COUNT
 from dehvf_kit.data.hub_tables import library, plain_rows
-from dehvf_kit.data.issues import Issue, note
-from dehvf_kit.data.jsonl import json_lines
-from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns
+from dehvf_kit.data.issues import Issue, require_file
+from dehvf_kit.data.rows import Row, RowReader, TableColumns, read_rows, reading_of
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
-from dehvf_kit.data.tar_shards import HeldImage, tar_rows
+from dehvf_kit.data.tar_shards import tar_rows
+from dehvf_kit.data.text_tables import text_rows
 from dehvf_kit.errors import DataError
-from dehvf_kit.utils.atomic import is_file
 
-ENDINGS = (".jsonl", ".parquet", ".tar", ".tar.gz", ".tgz")
+TEXT_ENDINGS = (".jsonl", ".csv", ".tsv")
+ENDINGS = (*TEXT_ENDINGS, ".parquet", ".tar", ".tar.gz", ".tgz")
+LOOKED_AT = 1000
+"""Rows at the beginning of a stream that are looked at before a run."""
 
 
 class StreamDataConfig(DataConfig):
@@ -32,7 +35,7 @@ class StreamDataConfig(DataConfig):
 
     type: Literal["stream"] = "stream"
     train: str | list[str] = Field(
-        "", description="training files (.jsonl, .parquet, .tar; `*` allowed), or splits of `path`, read in order"
+        "", description="training files (.jsonl, .csv, .parquet, .tar; `*` allowed), or splits of `path`, read in order"
     )
     test: str | list[str] = Field("", description="test files, or splits of `path`")
     path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
@@ -46,7 +49,7 @@ class StreamDataConfig(DataConfig):
     @model_validator(mode="after")
     def _named(self) -> StreamDataConfig:
         if not self.train:
-            raise ValueError("`train` names no file; give .jsonl, .parquet or .tar files, or a split of `path`")
+            raise ValueError("`train` names no file; give .jsonl, .csv, .parquet or .tar files, or a split of `path`")
         if self.revision is not None and not self.path:
             raise ValueError("`revision` names a version of a hub data set; set `path`, or leave it out")
         return self
@@ -59,8 +62,7 @@ class StreamDataConfig(DataConfig):
         return list(SampleStream(self, split))
 
     def read(self, part: str) -> Reading:
-        issues: list[Issue] = []
-        return Reading(list(SampleStream(self, part).read(issues)), issues)
+        return SampleStream(self, part).reading()
 
     def stream(self, split: Split) -> SampleStream:
         return SampleStream(self, split)
@@ -87,25 +89,22 @@ class SampleStream:
 
     def read(self, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass in the order of the files. issues: where given, faulty rows are added to it and excluded."""
-        columns = self.config.columns
-        reader = RowReader(columns, issues, "set data.columns")
-        for place, row, image in self._rows(issues):
-            folder = self.config.images or image if isinstance(image, Path) else Path()
-            if isinstance(image, HeldImage):
-                row = {**row, columns.image: image}
-            try:
-                sample = reader.sample(row, place, folder, row.get("__key__"))
-            except RowFaultError as error:
-                note(issues, Issue("faulty row", place), error)
-                continue
-            yield sample
+        return read_rows(self._rows(issues), self._reader(issues), issues, distinct=False)
+
+    def reading(self, rows: int | None = None) -> Reading:
+        """The samples of the first `rows`, of all of them where None, with everything wrong with them."""
+        issues: list[Issue] = []
+        return reading_of(itertools.islice(self._rows(issues), rows), self._reader(issues), issues, distinct=False)
+
+    def _reader(self, issues: list[Issue] | None) -> RowReader:
+        return RowReader(self.config.columns, issues, "set data.columns")
 
     def shuffled(self, seed: int, turn: int, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass, each sample drawn from a window of `shuffle`; the order follows the seed and the number of the pass."""
         return draw(self.read(issues), self.config.shuffle, random.Random(f"{seed}:{turn}"))
 
-    def _rows(self, issues: list[Issue] | None) -> Iterator[tuple[str, dict[str, Any], HeldImage | Path | None]]:
-        """(place, row, image) of every row; for an image named by the row, the folder its path is relative to."""
+    def _rows(self, issues: list[Issue] | None) -> Iterator[Row]:
+        """Every row; a row without an id is called by its key in the shard, or by its place."""
         config = self.config
         named = config.train if self.split == "train" else config.test
         if not named:
@@ -115,14 +114,14 @@ class SampleStream:
                 yield from self._table_rows(self._hub_table(split), f"{config.path}:{split}", Path(config.path).parent)
             return
         for file in files(named, self.split):
-            if file.suffix == ".jsonl":
-                for number, row in json_lines(file, issues):
-                    yield f"{file}:{number}", row, file.parent
+            if file.suffix in TEXT_ENDINGS:
+                yield from ((place, place, row, config.images or file.parent) for place, row in text_rows(file, issues))
             elif file.suffix == ".parquet":
                 table = library().load_dataset("parquet", data_files=str(file), split="train", streaming=True)
                 yield from self._table_rows(table, str(file), file.parent)
             else:
-                yield from tar_rows(file, issues, config.columns.image)
+                for place, row, image in tar_rows(file, issues, config.columns.image):
+                    yield row["__key__"], place, row if image is None else {**row, config.columns.image: image}, Path()
 
     def _hub_table(self, split: str) -> Any:
         config = self.config
@@ -134,7 +133,7 @@ class SampleStream:
         except Exception as error:  # no network, no such data set, no such split
             raise DataError(f"{config.path}: cannot be read from the hub: {str(error).strip()[:300]}") from error
 
-    def _table_rows(self, table: Any, name: str, folder: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
+    def _table_rows(self, table: Any, name: str, folder: Path) -> Iterator[Row]:
         datasets = library()
         for column, feature in (table.features or {}).items():
             if isinstance(feature, datasets.Image):
@@ -147,7 +146,8 @@ class SampleStream:
                 return
             except Exception as error:  # whatever the file holds
                 raise DataError(f"{name}: cannot be read: {str(error).strip()[:300]}") from error
-            yield f"{name}[{number}]", row, folder
+            place = f"{name}[{number}]"
+            yield place, place, row, self.config.images or folder
 
 
 def files(named: str | list[str], part: str) -> list[Path]:
@@ -155,10 +155,9 @@ def files(named: str | list[str], part: str) -> list[Path]:
     found: list[Path] = []
     for pattern in [named] if isinstance(named, str) else named:
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        missing = [name for name in matches if not is_file(Path(name))]
-        if not matches or missing:
-            raise DataError(f"data.{part}: there is no file '{(missing or [pattern])[0]}'")
-        found += map(Path, matches)
+        for name in matches or [pattern]:
+            require_file(name, f"data.{part}")
+            found.append(Path(name))
     for file in found:
         if not file.name.endswith(ENDINGS):
             raise DataError(f"data.{part}: '{file}' is of no known kind; a stream reads {', '.join(ENDINGS)}")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from dehvf_kit.data.hub_tables import TableImage, open_table, plain_rows
-from dehvf_kit.data.issues import Issue, looked_in
+from dehvf_kit.data.issues import Issue, require_file
 from dehvf_kit.data.jsonl import holds_conversations
-from dehvf_kit.data.rows import FileSplitsConfig, RowReader, TableColumns, read_rows
+from dehvf_kit.data.rows import FileSplitsConfig, Row, RowReader, TableColumns, reading_of
 from dehvf_kit.data.samples import Reading
 from dehvf_kit.data.text_tables import TEXT_ENDINGS, files_of_split, split_files, text_files, text_rows
-from dehvf_kit.errors import DataError
 from dehvf_kit.utils.atomic import is_file, is_folder
 
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
@@ -50,36 +50,30 @@ class TableDataConfig(FileSplitsConfig):
 
     def read_file(self, part: str) -> Reading:
         issues: list[Issue] = []
-        numbered: set[str] = set()
-        reader = RowReader(self.columns, issues, "set data.columns")
-        rows = self._rows(part, issues)
-        return Reading(list(read_rows(rows, reader, self._folder(part), issues, numbered)), issues, numbered=numbered)
+        return reading_of(self._rows(part, issues), RowReader(self.columns, issues, "set data.columns"), issues)
 
-    def _folder(self, part: str) -> Path:
-        """Where image paths begin."""
-        source = Path(self.path or getattr(self, part))
-        return self.images or (source if is_folder(source) else source.parent)
-
-    def _rows(self, part: str, issues: list[Issue]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-        """(number, place, row) of every row that can be read; others are added to `issues`."""
+    def _rows(self, part: str, issues: list[Issue]) -> Iterator[Row]:
+        """Every row that can be read; others are added to `issues`."""
         name = self.train if part == "train" else self.test
-        if not self.path and not is_file(Path(name)):
-            kinds = ", ".join(ENDINGS)
-            raise DataError(f"data.{part}: there is no file '{name}'{looked_in(name)}; name a file ({kinds}), or set data.path")
-        files = split_files(Path(self.path), name) if self.path else [Path(name)]
-        if any(file.suffix in TEXT_ENDINGS for file in files):
-            yield from text_rows(files, issues)
-        else:
-            yield from self._table_rows(self.path or name, name)
+        if not self.path:
+            require_file(name, f"data.{part}", f"; name a file ({', '.join(ENDINGS)}), or set data.path")
+        source = Path(self.path or name)
+        files = split_files(source, name) if self.path else [source]
+        folder = self.images or (source if is_folder(source) else source.parent)
+        if not any(file.suffix in TEXT_ENDINGS for file in files):
+            yield from self._table_rows(self.path or name, name, folder)
+            return
+        rows = itertools.chain.from_iterable(text_rows(file, issues) for file in files)
+        yield from ((number, place, row, folder) for number, (place, row) in enumerate(rows))
 
-    def _table_rows(self, source: str, split: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    def _table_rows(self, source: str, split: str, folder: Path) -> Iterator[Row]:
         table = open_table(source, split, self.download, self.revision)
         name = f"{source}:{split}" if self.path else source
         held = {column: list(_without_bytes(table, column)) for column in image_columns(table)}
         plain = plain_rows(table.remove_columns(list(held)) if held else table)
         for number, row in enumerate(plain if table.num_columns > len(held) else [{}] * len(table)):
             cells = {column: _lazy(cells[number], source, number, column, table) for column, cells in held.items()}
-            yield number, f"{name}[{number}]", {**row, **cells}
+            yield number, f"{name}[{number}]", {**row, **cells}, folder
 
 
 def _lazy(cell: Any, source: str, number: int, column: str, table: Any) -> Any:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dehvf_kit.data.hub_tables import ALIASES
-from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.jsonl import MAX_LINE, json_lines
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.strict_json import read_json
 
 TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
-DELIMITERS = {".tsv": "\t", ".csv": ",;\t|"}
+DELIMITERS = {".tsv": "\t,;|", ".csv": ",;\t|"}
+"""The likeliest first."""
+SNIFFED = 20
+"""Lines by which the delimiter is told."""
 DATASETS_FILES = ("dataset_dict.json", "state.json", "dataset_info.json", "dataset_infos.json")
 ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-Row = tuple[int, str, Mapping[str, Any]]
+BLANK = frozenset(["", "nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "\\N"])
+"""How tools write a missing number into text."""
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -60,23 +64,17 @@ def files_of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path
     return [file for file in files if not names(file, "train|test|val|validation|dev")] if split == "train" else []
 
 
-def text_rows(files: Sequence[Path], issues: list[Issue]) -> Iterator[Row]:
-    """(number, place, row) of the files' rows, numbered on from file to file; faulty ones are added to `issues`."""
-    number = 0
-    rows: Iterator[tuple[str, Mapping[str, Any]]]
-    for file in files:
-        if file.suffix == ".jsonl":
-            rows = ((f"{file}:{line}", row) for line, row in json_lines(file, issues))
-        elif file.suffix == ".json":
-            rows = json_rows(file, issues)
-        else:
-            rows = csv_rows(file, issues)
-        for place, row in rows:
-            yield number, place, row
-            number += 1
+def text_rows(file: Path, issues: list[Issue] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, row) of a file's rows; faulty ones are added to `issues`; None: they are raised.
+
+    Raises: DataError for a file that cannot be read at all.
+    """
+    if file.suffix == ".jsonl":
+        return ((f"{file}:{line}", row) for line, row in json_lines(file, issues))
+    return json_rows(file, issues) if file.suffix == ".json" else csv_rows(file, issues)
 
 
-def json_rows(file: Path, issues: list[Issue]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_rows(file: Path, issues: list[Issue] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows of a JSON file that is a list of objects."""
     found = read_json(file)
     if not isinstance(found, list):
@@ -85,67 +83,87 @@ def json_rows(file: Path, issues: list[Issue]) -> Iterator[tuple[str, Mapping[st
         if isinstance(row, Mapping):
             yield f"{file}[{number}]", row
         else:
-            issues.append(Issue("faulty line", f"{file}[{number}]", f"a row must be an object, given {shown(row)}"))
+            place = f"{file}[{number}]"
+            note(issues, Issue("faulty line", place), DataError(f"{place}: a row must be an object, given {shown(row)}"))
 
 
-def csv_rows(file: Path, issues: list[Issue]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a CSV or TSV file with a line of column names; an empty cell is a missing value.
+def csv_rows(file: Path, issues: list[Issue] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a CSV or TSV file with a line of column names; an empty cell is a missing value. The file is read twice.
 
     Numbers that pandas wrote with a point (`3.0`) are whole numbers again, where every cell of their column is a number so
     written. Raises: DataError for a file without column names, of another encoding than UTF-8 or UTF-16, or wrongly quoted.
     """
+    header, floats = _columns(file)
+    for line, cells in itertools.islice(_csv_lines(file), 1, None):
+        if len(cells) == len(header):
+            values = (_value(cell, column in floats) for column, cell in enumerate(cells))
+            yield f"{file}:{line}", dict(zip(header, values, strict=True))
+        elif cells:
+            given = f"{len(cells)} cells, the file has {len(header)} columns; quote cells that hold the delimiter"
+            note(issues, Issue("faulty line", f"{file}:{line}"), DataError(f"{file}:{line}: {given}"))
+
+
+def _csv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of each line that is not blank."""
+    csv.field_size_limit(MAX_LINE)
+    line = 0
     try:
-        data = file.read_bytes()
-        text = data.decode(ENCODINGS.get(data[:2], "utf-8-sig"))
+        with file.open("rb") as binary:
+            encoding = ENCODINGS.get(binary.read(2), "utf-8-sig")
+        with file.open(encoding=encoding, newline="") as text:
+            delimiter = delimiter_of(list(itertools.islice(text, SNIFFED)), file.suffix)
+            text.seek(0)
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
+            for cells in reader:
+                line = reader.line_num
+                if cells:
+                    yield line, cells
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from error
+        raise DataError(f"{file}:{line + 1}: not UTF-8: {error.reason}, here or below; save it as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{file}:{line + 1}: {error}; quote a cell that holds quotes, and double them") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text, file.suffix), strict=True)
-    rows: list[tuple[str, list[str]]] = []
-    header: list[str] = []
-    try:
-        for cells in reader:
-            if not header:
-                header = _header(cells, file)
-            elif len(cells) == len(header):
-                rows.append((f"{file}:{reader.line_num}", cells))
-            elif cells:
-                given = f"{len(cells)} cells, the file has {len(header)} columns; quote cells that hold the delimiter"
-                issues.append(Issue("faulty line", f"{file}:{reader.line_num}", given))
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: {error}; quote a cell that holds quotes, and double them") from error
-    if not header:
+
+
+def delimiter_of(lines: Sequence[str], ending: str) -> str:
+    """The delimiter that makes as many columns of each of a file's first lines; of several such, the one that makes the most."""
+
+    def fit(delimiter: str) -> tuple[bool, int]:
+        widths = [len(cells) for cells in csv.reader(lines, delimiter=delimiter) if cells] or [0]
+        whole = widths[:-1] or widths  # the last cell's closing quote may be further below
+        return whole[0] > 1 and len(set(whole)) == 1, whole[0]
+
+    return max(DELIMITERS[ending], key=fit)
+
+
+def _columns(file: Path) -> tuple[list[str], set[int]]:
+    """The names of the columns, and the places of those whose cells are all floats as Python writes them."""
+    lines = _csv_lines(file)
+    names = [cell.strip() for cell in next(lines, (0, []))[1]]
+    if not names:
         raise DataError(f"{file}: is empty; wants a line of column names")
-    numbers = [_are_floats([cells[column] for _, cells in rows]) for column in range(len(header))]
-    for place, cells in rows:
-        values = (float(cell) if number and cell else cell or None for number, cell in zip(numbers, cells, strict=True))
-        yield place, dict(zip(header, values, strict=True))
-
-
-def delimiter_of(text: str, ending: str) -> str:
-    """The delimiter that makes the most columns of the first line."""
-    lines = io.StringIO(text, newline="")
-
-    def columns(delimiter: str) -> int:
-        lines.seek(0)
-        return len(next(csv.reader(lines, delimiter=delimiter), []))
-
-    return max(DELIMITERS[ending], key=columns)
-
-
-def _header(cells: list[str], file: Path) -> list[str]:
-    names = [cell.strip() for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{file}: two columns are named '{twice}'; rename one")
-    return names
+    filled, floats = set(), set(range(len(names)))
+    for _, cells in lines:
+        for column, cell in enumerate(cells[: len(names)]):
+            if cell not in BLANK:
+                filled.add(column)
+                if column in floats and not _is_float(cell):
+                    floats.remove(column)
+    return names, floats & filled
 
 
-def _are_floats(cells: Sequence[str]) -> bool:
-    """Whether every cell that is not empty is a float as Python writes it."""
+def _value(cell: str, is_float: bool) -> Any:
+    if is_float:
+        return None if cell in BLANK else float(cell)
+    return cell or None
+
+
+def _is_float(cell: str) -> bool:
     try:
-        return any(cells) and all(cell == repr(float(cell)) for cell in cells if cell)
+        return cell == repr(float(cell))
     except ValueError:
         return False

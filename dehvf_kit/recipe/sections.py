@@ -36,7 +36,7 @@ class TrainingConfig(Settings):
         2.0,
         ge=0,
         le=MAX_EPOCHS,
-        description="epochs of linear warm-up before the half-cycle cosine to zero; at most half of max_steps",
+        description="epochs of linear warm-up before the half-cycle cosine to zero; half of a run that max_steps ends earlier",
     )
     max_grad_norm: float = Field(0.0, ge=0, description="clip gradients to this norm; 0: never")
     max_length: int = Field(
@@ -90,9 +90,19 @@ class TrainingConfig(Settings):
 
     def num_warmup_steps(self, samples: int, processes: int = 1) -> int:
         """Steps of linear warm-up: `warmup_epochs`, or half of a run that `max_steps` ends before its rate has reached the peak."""
-        steps_per_epoch = math.ceil(samples / self.samples_per_step(processes))
-        wanted, steps = round(steps_per_epoch * self.warmup_epochs), self.num_steps(samples, processes)
+        wanted, steps = self._wanted_warmup(samples, processes), self.num_steps(samples, processes)
         return wanted if wanted < steps else steps // 2
+
+    def cut_warmup(self, samples: int, processes: int = 1) -> str:
+        """What to say where the run ends before `warmup_epochs` do; an empty text where it does not."""
+        wanted, steps = self._wanted_warmup(samples, processes), self.num_steps(samples, processes)
+        return "" if wanted < steps or steps == 1 else (
+            f"training.warmup_epochs={self.warmup_epochs:g} makes {wanted:,} steps and the run has {steps:,}, so the warm-up ends "
+            f"after {steps // 2:,}; set training.warmup_epochs to suit training.max_steps"
+        )  # fmt: skip
+
+    def _wanted_warmup(self, samples: int, processes: int) -> int:
+        return round(math.ceil(samples / self.samples_per_step(processes)) * self.warmup_epochs)
 
     def learning_rate(self, processes: int = 1) -> float:
         """The peak learning rate: `base_learning_rate` scaled by the effective batch over 256, as LaVIN does."""

@@ -31,7 +31,15 @@ from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model
 from dehvf_kit.training.run_folder import ADAPTER, CHECKPOINTS, RunFolder, compare_records, record_of, training_errors, write_record
 from dehvf_kit.training.trainer import DehvfTrainer, trackers, training_arguments
-from dehvf_kit.training.training_set import Progress, StreamedSamples, TrainingSet, read_samples, skipped_samples, training_set
+from dehvf_kit.training.training_set import (
+    Progress,
+    StreamedSamples,
+    TrainingSet,
+    log_noted,
+    read_samples,
+    skipped_samples,
+    training_set,
+)
 
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
 log = logging.getLogger(__name__)
@@ -180,6 +188,7 @@ def _take_steps(
     model.eval()
     if folder.writes and isinstance(data.dataset, StreamedSamples):
         write_skipped(folder.place / SKIPPED, skipped_samples(trainer.state.log_history))
+        log_noted(trainer.state.log_history)
     step = trainer.state.global_step
     if stopping.number is not None and step < args.max_steps:
         place = newest(folder.checkpoints, put_aside=False)

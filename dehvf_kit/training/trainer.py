@@ -20,10 +20,9 @@ from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.sections import Tracker, TrainingConfig
 from dehvf_kit.training.callbacks import EpochOrder, FiniteSteps
 from dehvf_kit.training.checkpoints import CheckpointingTrainer
-from dehvf_kit.training.training_set import SKIPPED, has_answer, no_answer
+from dehvf_kit.training.training_set import IDS, NOTED, SKIPPED, has_answer, no_answer
 
 log = logging.getLogger(__name__)
-IDS = "sample_ids"
 INSTALL = {"tensorboard": "pip install 'dehvf-kit[train]'", "wandb": "pip install wandb"}
 
 
@@ -40,9 +39,8 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
         DehvfError: where `report_to` names a tracker that is not installed.
     """
     steps, warmup = config.num_steps(samples, processes), config.num_warmup_steps(samples, processes)
-    if 2 * warmup >= steps > 1 and config.max_steps:
-        log.warning("training.warmup_epochs=%g lasts %d of this run's %d steps (never more than half of them); "
-                    "set training.warmup_epochs to suit training.max_steps", config.warmup_epochs, warmup, steps)  # fmt: skip
+    if cut := config.cut_warmup(samples, processes):
+        log.warning("%s", cut)
     return TrainingArguments(
         output_dir=str(output),
         max_steps=steps,
@@ -150,6 +148,7 @@ class DehvfTrainer(CheckpointingTrainer):
         """One forward and backward. Raises: DataError where the very first batch has no token to learn."""
         ids = inputs.pop(IDS, [])
         self._note_skipped(inputs.pop(SKIPPED, []))
+        self._count(inputs.pop(NOTED, {}))
         if self.state.global_step == 0 and not any(has_answer(row) for row in inputs["labels"].tolist()):
             row = inputs["input_ids"][0][inputs["attention_mask"][0].bool()]
             raise DataError(no_answer(ids[0] if ids else "?", row.tolist(), self.tokenizer))
@@ -165,6 +164,16 @@ class DehvfTrainer(CheckpointingTrainer):
             if row not in known:
                 known.append(row)
                 self.state.log_history.append({SKIPPED: row})
+
+    def _count(self, noted: Mapping[str, Sequence[str]]) -> None:
+        """Count a stream's noted samples in the state, which checkpoints hold, and name the first."""
+        if noted and not any(NOTED in row for row in self.state.log_history):
+            self.state.log_history.append({NOTED: {}})
+        for what, ids in noted.items():
+            counts = next(row[NOTED] for row in self.state.log_history if NOTED in row)
+            if what not in counts:
+                log.warning("sample '%s': %s; such samples are counted at the end of the run", ids[0], what)
+            counts[what] = [counts.get(what, [0])[0] + len(ids), counts.get(what, [0, ids[0]])[1]]
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         super().log(self.finite_steps.clean(logs), start_time)

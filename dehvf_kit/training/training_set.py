@@ -13,9 +13,10 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.processing import DehvfProcessor, embedded_tokens, longest_sample, require_tokenizer
+from dehvf_kit.data.rows import log_notes
 from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue, no_images
 from dehvf_kit.data.samples import PromptConfig, Sample
-from dehvf_kit.data.stream import SampleStream
+from dehvf_kit.data.stream import LOOKED_AT, SampleStream
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
@@ -23,11 +24,14 @@ from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.distributed import Processes
 
-LOOKED_AT = 1000
-"""Samples of a stream among which an image is looked for."""
 NAMED = 5
+IDS = "sample_ids"
 SKIPPED = "skipped_sample"
 """Key of a stream's skipped samples in a batch and in the log."""
+NOTED = "noted_samples"
+"""Key of what a stream's samples lose, or do not teach: in a batch the samples' ids by what it is, in the log their number."""
+CUT = "prompts are longer than {longest} tokens with their answers and lose their beginning"
+BLANK = "answers are empty, so the model learns to say nothing there"
 Progress = Callable[[str, int, int, str], None]
 log = logging.getLogger(__name__)
 
@@ -56,7 +60,11 @@ def read_samples(recipe: Recipe, samples: Sequence[Sample] | None, reads_images:
     reads_images = recipe.reads_images if reads_images is None else reads_images
     stream = recipe.data.stream("train") if samples is None else samples
     if isinstance(stream, SampleStream):
-        _refuse_blind(recipe, list(itertools.islice(stream.read([]), LOOKED_AT)), reads_images)
+        head = stream.reading(LOOKED_AT)
+        log_notes("data.train", head)
+        _refuse_blind(recipe, head.samples, reads_images)
+        if recipe.data.on_bad_sample == "error":
+            refuse("data.train", head.issues, PREPARE)
         return stream
     sample_filter = SampleFilter(recipe.data, "train", samples)
     if not sample_filter.samples:
@@ -113,8 +121,8 @@ def training_set(
     encoded = EncodedSamples(samples, model.processor, prompt, longest, reads, kept, skip)
     if not len(encoded):
         raise DataError(f"{recipe.source}: every training sample was skipped; the first: {given.skipped[0].reason}")
-    _warn(encoded.cut, f"prompts are longer than {longest} tokens with their answers and lose their beginning", encoded)
-    _warn(encoded.blank, "answers are empty, so the model learns to say nothing there", encoded)
+    _warn(encoded.cut, CUT.format(longest=longest), encoded)
+    _warn(encoded.blank, BLANK, encoded)
     left_out = exclude_unanswered(encoded)
     return TrainingSet(encoded, len(encoded), left_out, tuple(given.skipped))
 
@@ -232,6 +240,7 @@ class StreamedSamples(IterableDataset):
 class StreamCollator:
     """Samples -> a padded batch: what `EncodedSamples` and `Collator` make of them.
 
+    A batch names its samples under the key `IDS`, those whose prompt is cut or whose answer is empty under `NOTED`.
     skipped: samples skipped since the last batch; they go into the next one under the key `SKIPPED`, as plain data.
     """
 
@@ -243,6 +252,10 @@ class StreamCollator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         encoded = EncodedSamples(samples, self.processor, self.prompt, self.max_length, self.images)
         batch = self.collate([encoded[place] for place in range(len(encoded))])
+        batch[IDS] = [sample.id for sample in samples]
+        if encoded.cut or encoded.blank:
+            noted = {CUT.format(longest=self.max_length): encoded.cut, BLANK: encoded.blank}
+            batch[NOTED] = {what: ids for what, ids in noted.items() if ids}
         if self.skipped:
             batch[SKIPPED] = [one.row() for one in self.skipped]
             self.skipped.clear()
@@ -258,6 +271,12 @@ class StreamCollator:
         except DataError as error:
             return str(error)
         return ""
+
+
+def log_noted(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say of how many samples of a stream's passes something holds, by a run's log."""
+    for what, (count, first) in next((row[NOTED] for row in rows if NOTED in row), {}).items():
+        log.warning("%d times in this run's passes: %s: the first: %s", count, what, first)
 
 
 def skipped_samples(rows: Sequence[Mapping[str, Any]]) -> list[Skipped]:

@@ -24,6 +24,17 @@ def test_check_says_what_a_good_recipe_makes(command: Command, recipe: Path) -> 
     assert len(ended.out.splitlines()) == 1
 
 
+def test_check_notes_a_warmup_longer_than_the_run(command: Command, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "question": "q", "answer": "a"}\n' * 40)
+    given = (f"data.train={tmp_path}/a.jsonl", "training.batch_size=4", "training.warmup_epochs=2", "training.max_steps=10")
+    ended = command("check", recipe, "data.type=jsonl", *given)
+    assert ended.code == 0 and "note: training.warmup_epochs=2 makes 20 steps and the run has 10" in ended.err
+    facts = json.loads(command("check", recipe, "data.type=stream", "data.size=400", *given, "--json").out)
+    assert "makes 200 steps" in facts["notes"][0]
+    ended = command("check", recipe, "data.type=stream", "data.size=400", *given, "data.columns.image=img")
+    assert ended.code == 1 and "1 x no sample has an image" in ended.err, "the beginning of a stream is read"
+
+
 def test_check_lists_every_fault_at_once(command: Command, recipe: Path) -> None:
     ended = command("check", recipe, "graph.fuser.type=crossattention", "graph.grouper.num_groups=0", "traning.seed=1")
     _, *lines = ended.err.splitlines()

@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from dehvf_kit.data.stream import SampleStream, StreamDataConfig
+from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
 
 
@@ -74,6 +75,30 @@ def test_every_kind_gives_the_same_samples(world: Path, kinds: dict[str, list[st
     assert len({one.id for one in found}) == 24
 
 
+def test_csv_is_read_as_a_table_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('image;question;answer\nx.png;"what; and ?";3.0\n;none ?;\n')
+    config = StreamDataConfig(train=str(tmp_path / "*.csv"), size=2)
+    table = TableDataConfig(train=str(tmp_path / "a.csv"), test="").read("train")
+    found = config.read("train")
+    for reading in (table, found):
+        (sample,) = reading.samples
+        assert (sample.question, sample.answer, sample.image) == ("what; and ?", "3", tmp_path / "x.png")
+        assert [issue.kind for issue in reading.issues] == [
+            "whole number given as a decimal, read as a whole number",
+            "answer is missing",
+        ]
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"img": "x.png", "question": "q", "answer": "a", "licence": "CC0"}\n')
+    found = {issue.place: issue for issue in StreamDataConfig(train=str(tmp_path / "a.jsonl"), size=1).read("train").issues}
+    assert found["img"].fatal and "data.columns.image=img" in found["img"].detail
+    assert not found["licence"].fatal
+    (tmp_path / "b.jsonl").write_text('{"question": "q", "label": "a"}\n' * 3)
+    (issue,) = [one for one in StreamDataConfig(train=str(tmp_path / "b.jsonl"), size=1).read("train").issues if one.fatal]
+    assert (issue.kind, issue.place) == ("missing column", "answer")
+
+
 def test_a_pass_is_shuffled_by_seed_and_turn(kinds: dict[str, list[str]]) -> None:
     stream = SampleStream(config(kinds["jsonl"], shuffle=8), "train")
     orders = {key: [one.id for one in stream.shuffled(*key)] for key in ((0, 0), (0, 1), (1, 0))}
@@ -119,7 +144,7 @@ def test_a_shard_cut_short_is_named(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train": "nowhere-*.tar"}, "there is no file 'nowhere-"),
+        ({"train": "nowhere-*.tar"}, "there is no file 'nowhere-.*looked beside the recipe and in"),
         ({"train": "x.csv"}, "there is no file 'x.csv'"),
         ({"train": "train", "path": "me/data"}, "allow it by data.download=true"),
     ],
@@ -167,8 +192,11 @@ def test_faulty_rows_are_noted_and_the_others_read(world: Path, tmp_path: Path, 
             add(archive, "part/bad.json", b"{")
             add(archive, "part/bad.png", b"")
         places = [f"{file}:part/train1", f"{file}:part/train4", f"{file}:part/bad"]
+    kinds = {"jsonl": "faulty line", "tar": "faulty member"}
     found = config([str(file)], on_bad_sample="skip").usable("train")
     assert [one.answer for one in found.samples] == [every[place]["answer"] for place in (0, 2, 3, 5)]
     assert [issue.place for issue in found.issues] == places and all(issue.fatal for issue in found.issues)
+    expected = ["empty question", "answer is missing", *([kinds[kind]] if kind in kinds else [])]
+    assert [issue.kind for issue in found.issues] == expected
     with pytest.raises(DataError, match="'question' must be a text"):
         config([str(file)]).usable("train")

@@ -6,6 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
+from dehvf_kit.data.jsonl import JsonlDataConfig
+from dehvf_kit.data.llava import LlavaDataConfig
+from dehvf_kit.data.samples import DataConfig
+from dehvf_kit.data.scienceqa import ScienceQaDataConfig
+from dehvf_kit.data.stream import StreamDataConfig
+from dehvf_kit.data.table import TableDataConfig
+from dehvf_kit.errors import DataError
 from dehvf_kit.recipe.files import read_with_parents
 
 
@@ -26,3 +34,23 @@ def test_paths_beside_the_recipe_and_in_the_current_folder(tmp_path: Path, monke
     assert read_with_parents(there / "hub.yaml", "x")["data"]["train"] == "shards", "the name of a split"
     monkeypatch.chdir(there)
     assert read_with_parents(Path("parent.yaml"), "x")["data"]["train"] == "a.csv"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        JsonlDataConfig(train=Path("nowhere/a.jsonl")),
+        LlavaDataConfig(train=Path("nowhere/a.json")),
+        TableDataConfig(train="nowhere/a.csv"),
+        TableDataConfig(path="nowhere"),
+        TableDataConfig(path="nowhere/a"),
+        StreamDataConfig(train="nowhere/a.tar", size=1),
+        StreamDataConfig(train="nowhere/*.tar", size=1),
+        CocoCaptionsDataConfig(annotations=Path("nowhere/dataset_coco.json"), restval=True),
+        ScienceQaDataConfig(path="nowhere"),
+    ],
+    ids=lambda config: config.type,
+)
+def test_every_data_set_says_where_it_looked(config: DataConfig) -> None:
+    with pytest.raises(DataError, match="'nowhere.*looked beside the recipe and in '"):
+        config.read("train")

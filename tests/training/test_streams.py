@@ -91,7 +91,7 @@ def test_bad_samples_are_skipped_listed_once_and_never_trained_on(world: Path, t
     assert [one.row() for one in result.skipped_samples] == listed
     assert [(row["sample"].rpartition("/")[2], row["reason"].partition(":")[0]) for row in listed] == [
         ("spoilt.jsonl:2", "faulty line"),
-        ("spoilt.jsonl:6", "faulty row"),
+        ("spoilt.jsonl:6", "empty question"),
         ("train7", "broken picture"),
         ("train12", "missing picture"),
         ("train20", "sample 'train20'"),
@@ -112,6 +112,25 @@ def test_a_resumed_run_skips_and_lists_the_same(world: Path, tmp_path: Path, wor
     assert len(whole.skipped_samples) == len(BAD) and resumed.skipped_samples == whole.skipped_samples
     assert (tmp_path / "cut" / "skipped.jsonl").read_text() == (tmp_path / "whole" / "skipped.jsonl").read_text()
     assert train(recipe, tmp_path / "cut", resume=True).skipped_samples == whole.skipped_samples, "finished"
+
+
+def test_cut_prompts_and_empty_answers_are_counted(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In two passes each is met twice; a resumed run counts on."""
+    every = [row | {"image": str(world / row["image"])} for row in rows(world)]
+    every[3]["question"] = "what colour " * 20
+    every[17]["answer"] = ""
+    every[18]["answer"] = " "
+    every[0]["licence"] = "CC0"
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in every))
+    cut_and_resume(
+        dehvf_kit.load_recipe(recipe_file(world, tmp_path, [str(file)], epochs=2, max_length=16, save_steps=5)), tmp_path
+    )
+    end = [record.getMessage() for record in caplog.records if "times in this run's passes" in record.getMessage()]
+    assert len(end) == 4 and set(end[2:]) == set(end[:2]), "the whole run, and the resumed one"
+    assert any("2 times" in line and "lose their beginning" in line and "train3" in line for line in end)
+    assert any("4 times" in line and "answers are empty" in line for line in end)
+    assert "data.train: 1 x column that is not read, the first: licence" in caplog.text
 
 
 def test_without_skip_a_bad_sample_ends_the_run(world: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def test_steps_and_warm_up_count_epochs() -> None:
     assert (config.num_steps(12_726, 8), config.num_warmup_steps(12_726, 8)) == (20 * 398, 2 * 398)
     short = TrainingConfig(epochs=1, warmup_epochs=0.5, batch_size=4, max_steps=3)
     assert (short.num_steps(100), short.num_warmup_steps(100)) == (3, 1), "a run reaches its peak"
+    assert "makes 12 steps and the run has 3, so the warm-up ends after 1" in short.cut_warmup(100)
+    assert config.cut_warmup(12_726) == short.model_copy(update={"max_steps": 13}).cut_warmup(100) == ""
 
 
 def test_schedule_is_half_a_cosine_after_linear_warm_up(world: Path, tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dehvf_kit.backbones.ffn.routing import attends
+
 # What only a module that lets tokens see one another takes as an argument, calls, or contains.
 MIXING_ARGUMENTS = ("attention_mask", "past_key_value", "past_key_values", "cache_params", "position_embeddings")
-MIXING_CALLS = ("attention", "cumsum", "conv1d", "scan", "delta_rule")
+MIXING_CALLS = ("attention", "conv1d", "scan", "delta_rule")
 MIXING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase, nn.MultiheadAttention)
 FUNCTIONAL_ACTIVATIONS = ("silu", "gelu", "relu", "swish", "sigmoid", "tanh")
 NAMED_ACTIVATIONS = ("gelu", "silu", "swish", "relu", "mish", "activation")
@@ -46,12 +48,9 @@ def mixes_tokens(cls: type) -> bool:
         return True
     if any(name in MIXING_ARGUMENTS for name in forward_arguments(cls)):
         return True
-    calls = called_names(cls)
-    # A router calls softmax too; only attention multiplies two activations as well.
-    attends = "softmax" in calls and calls & {"matmul", "bmm", "einsum", "baddbmm"}
-    if attends or {"q", "k", "v"} <= called_keywords(cls) or {"query", "key", "value"} <= called_keywords(cls):
+    if {"q", "k", "v"} <= called_keywords(cls) or {"query", "key", "value"} <= called_keywords(cls):
         return True
-    return any(mixer in name for name in calls for mixer in MIXING_CALLS)
+    return any(mixer in name for name in called_names(cls) for mixer in MIXING_CALLS) or attends(cls, class_tree(cls))
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

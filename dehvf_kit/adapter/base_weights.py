@@ -1,38 +1,49 @@
 """The record of a base model's weights: a digest of every tensor, so that any single changed weight shows.
 
-A line for each tensor, by its name: `bfloat16=0d1e2f3a4b5c6d7e values=0.1,0.2,0.3,0.4`, or `skipped: Params4bit` where its storage
-cannot be compared. A tensor is digested as it is stored and, where that is a wider dtype, also as rounded to narrower ones;
+A line for each tensor, by its name: `bfloat16=0d1e2f3a4b5c6d7e values=0.1,0.2,0.3,0.4`, or `skipped: Packed` where its storage
+cannot be read. A tensor is digested as it is stored and, where that is a wider dtype, also as rounded to narrower ones;
 rounding is repeatable, so that a base loaded in another dtype is compared to the last bit too. Only between float16 and
 bfloat16, neither of which holds the other, a few values of each tensor are compared with a tolerance.
+
+A quantised tensor is digested as its library dequantises it, and the tensor of its name in the checkpoint that the model was
+loaded from beside it: `Params4bit_0d1e2f3a=... float32=... values=0.1,0.2,0.3,0.4 within=0.02`. Where two records share neither,
+a few values are compared within the error of quantisation, which can tell another base, and not the same one.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from dehvf_kit.adapter.base_tensors import checkpoint_files, dtype_name, loaded, named_places, quantisation, readable, stored
 
 NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat16", "float16"), "bfloat16": (), "float16": ()}
 """What each dtype may be rounded to; other dtypes are compared with themselves alone."""
-PACKED = ("int8", "uint8", "int16", "int32")
-"""Dtypes in which quantised weights are stored, several in a number."""
 HALF_TOLERANCE = 2 * 2.0**-8
 """Relative, between float16 and bfloat16: twice half a unit in the last place of the coarser."""
+QUANTISED = {"8": 1 / 16, "4": 1 / 5, "": 1 / 3}
+"""Error of a quantised weight relative to the largest of its tensor, at most, by a digit in its class's name.
+
+8 bits: half a unit in the last place of float8 e4m3, int8 errs less. 4 bits: FP4's widest gap, from 2/3 to 1, is halved to 1/6, and
+scales are rounded too.
+"""
 CHUNK = 1 << 22
 """Values that are rounded or brought to the CPU at once."""
 THREADS, PROBED_VALUES, DIGITS = 4, 4, 16
 SKIPPED, RANDOM = "skipped: ", "random"
 """`skipped: random`: a weight that the checkpoint lacks and no feature depends on, such as a pooler's."""
-WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|base_layer|original_module)(?=\.)")
-"""Modules that torch.compile and peft put into names."""
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[-+]?\d{1,3})?"
-LINE = re.compile(rf"(?:\w+=[0-9a-f]{{16}} )+values=(?:{_NUMBER}(?:,{_NUMBER})*)?|skipped: \w+")
+LINE = re.compile(rf"(?:\w+=[0-9a-f]{{16}} )+values=(?:{_NUMBER}(?:,{_NUMBER})*)?(?: within={_NUMBER})?|skipped: \w+")
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,29 @@ class Difference:
 
 
 def record(model: nn.Module) -> dict[str, str] | None:
-    """The record of a model; None where all its weights are on the meta device. Reads every weight once."""
-    held = dict(_tensors(model))
-    if all(tensor.device.type == "meta" for tensor in held.values()):
-        return None
-    unloaded = getattr(model, "unloaded_weights", ())
+    """The record of a model; None where all its weights are on the meta device.
+
+    Reads every weight once. Of a model that is sharded over processes, each of them must call this.
+    """
+    places, checkpoint = named_places(model), functools.cache(checkpoint_files)
+    owners: dict[nn.Module, list[str]] = {}
+    for name, (module, _) in places.items():
+        owners.setdefault(module, []).append(name)
+
+    def lines(module: nn.Module) -> dict[str, str]:
+        with loaded(module):
+            return {name: _line(model, name, *places[name], checkpoint) for name in owners[module]}
+
+    sharded = {module for module, key in places.values() if isinstance(getattr(module, key), DTensor)}
+    found: dict[str, str] = {}
+    for module in (one for one in owners if one in sharded):  # gathered one by one, in the same order in every process
+        found |= lines(module)
     with ThreadPoolExecutor(THREADS) as pool:
-        lines = pool.map(lambda name: f"{SKIPPED}{RANDOM}" if name in unloaded else _line(held[name]), held)
-        return dict(zip(held, lines, strict=True))
+        for some in pool.map(lines, [one for one in owners if one not in sharded]):
+            found |= some
+    if all(line == f"{SKIPPED}meta" for line in found.values()):
+        return None
+    return {name: found[name] for name in places}
 
 
 def is_record(found: object) -> bool:
@@ -64,9 +90,12 @@ def is_record(found: object) -> bool:
 def compare(then: Mapping[str, str], now: Mapping[str, str]) -> Difference:
     """Compare two records."""
     # A quantised layer holds other tensors than a plain one.
-    packed = {_module(name) for one in (then, now) for name, line in one.items() if line.startswith((SKIPPED, *PACKED))}
+    packed = {_module(name) for one in (then, now) for name, line in one.items() if not line.startswith(tuple(NARROWER))}
     without = f"{SKIPPED}{RANDOM}"
     names = [name for name in dict.fromkeys([*then, *now]) if without not in (then.get(name), now.get(name))]
+    # Tied weights have two names where they are offloaded, and one elsewhere.
+    tied = {name for one, other in ((then, now), (now, then)) for name in one if name not in other and _has_twin(name, one, other)}
+    names = [name for name in names if name not in tied]
     same = {name: _same(then[name], now[name]) for name in names if name in then and name in now}
     missing = [name for name in names if name not in now and _module(name) not in packed]
     compared = sum(verdict is not None for verdict in same.values())
@@ -80,49 +109,40 @@ def compare(then: Mapping[str, str], now: Mapping[str, str]) -> Difference:
 
 def all_names(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a model by the names that a record uses."""
-    return dict(_tensors(model))
+    return {name: getattr(module, key) for name, (module, key) in named_places(model).items()}
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and buffers that are saved and hold fractions; not those that are computed anew (RoPE)."""
-    for name, parameter in model.named_parameters():
-        yield _plain(name), parameter
-    for path, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            kept = name not in module._non_persistent_buffers_set and name != "inv_freq"
-            if kept and (buffer.is_floating_point() or _name(buffer.dtype) in PACKED):
-                yield _plain(f"{path}.{name}" if path else name), buffer
-
-
-def _plain(name: str) -> str:
-    """A tensor's name without what wrappers add to it."""
-    return WRAPPERS.sub("", name).removeprefix(".").removeprefix("base_model.model.")
+def _has_twin(name: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether another tensor, which is in both records, has the same line."""
+    return any(line == one[name] for twin, line in one.items() if twin != name and twin in other)
 
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _why_not(tensor: Tensor) -> str:
-    """Why a tensor's bytes cannot be compared: its device, its class or its dtype; empty where they can."""
-    if tensor.device.type == "meta":
-        return "meta"
-    if type(tensor) not in (Tensor, nn.Parameter):
-        return type(tensor).__name__
-    return _name(tensor.dtype) if tensor.is_complex() else ""
+def _line(model: nn.Module, name: str, module: nn.Module, key: str, files: Callable[[nn.Module], dict[str, Path]]) -> str:
+    if name in getattr(model, "unloaded_weights", ()):
+        return f"{SKIPPED}{RANDOM}"
+    held = getattr(module, key)
+    tensor = readable(module, held)
+    if tensor is None:
+        return f"{SKIPPED}{'meta' if held.device.type == 'meta' else type(held).__name__}"
+    if type(held) in (Tensor, nn.Parameter) or isinstance(held, DTensor):
+        return f"{_digests(tensor)} values={_shown(_values(tensor))}"
+    kind = type(held).__name__
+    settings = hashlib.sha256(quantisation(model, held).encode()).hexdigest()[:8]
+    error = next(part for bits, part in QUANTISED.items() if bits in kind) * tensor.abs().max().item()
+    before, values = stored(files(model).get(name), name), _values(tensor)
+    whole = before is not None and before.shape == tensor.shape and dtype_name(before.dtype) in NARROWER
+    exact = f" {_digests(before)}" if whole and _near(_values(before), values, error) else ""
+    own = _digest(tensor, dtype_name(tensor.dtype))
+    return f"{kind}_{settings}={own}{exact} values={_shown(values)} within={error:.7g}"
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _line(tensor: Tensor) -> str:
-    reason = _why_not(tensor)
-    if reason:
-        return f"{SKIPPED}{reason}"
-    own = _name(tensor.dtype)
-    digests = [f"{name}={_digest(tensor, name)}" for name in (own, *NARROWER.get(own, ()))]
-    return f"{' '.join(digests)} values={','.join(f'{value:.7g}' for value in _values(tensor))}"
+def _digests(tensor: Tensor) -> str:
+    own = dtype_name(tensor.dtype)
+    return " ".join(f"{name}={_digest(tensor, name)}" for name in (own, *NARROWER.get(own, ())))
 
 
 def _digest(tensor: Tensor, dtype: str) -> str:
@@ -133,6 +153,10 @@ def _digest(tensor: Tensor, dtype: str) -> str:
         piece = flat[start : start + CHUNK].to(getattr(torch, dtype)).cpu()
         digest.update(memoryview(piece.view(torch.uint8).numpy()))
     return digest.hexdigest()[:DIGITS]
+
+
+def _shown(values: list[float]) -> str:
+    return ",".join(f"{value:.7g}" for value in values)
 
 
 def _values(tensor: Tensor) -> list[float]:
@@ -149,19 +173,35 @@ def _same(then: str, now: str) -> bool | None:
     """Whether two lines are of the same tensor; None where that cannot be told."""
     if then.startswith(SKIPPED) or now.startswith(SKIPPED):
         return None
-    (before, values_then), (after, values_now) = _parts(then), _parts(now)
-    own_then, own_now = next(iter(before)), next(iter(after))
-    if own_now in before:
-        return before[own_now] == after[own_now]
-    if own_then in after:
-        return before[own_then] == after[own_then]
+    (before, values_then, error_then), (after, values_now, error_now) = _parts(then), _parts(now)
+    quantised = [name for name in before if name in after and not _is_dtype(name)]
+    if any(before[name] == after[name] for name in quantised):
+        return True
+    own_then, own_now = (next(filter(_is_dtype, one), "") for one in (before, after))
+    for own in (own_now, own_then):
+        if own in before and own in after:
+            return before[own] == after[own]
+    if quantised:
+        return False
+    if error_then or error_now:
+        return None if _near(values_then, values_now, error_then + error_now) else False
     if {own_then, own_now} != {"float16", "bfloat16"} or not values_then or len(values_then) != len(values_now):
         return None
     pairs = zip(values_then, values_now, strict=True)
     return all(abs(one - other) <= HALF_TOLERANCE * max(abs(one), 2.0**-14) for one, other in pairs)
 
 
-def _parts(line: str) -> tuple[dict[str, str], list[float]]:
-    """A line's digests by dtype, the tensor's own first, and its values."""
-    *digests, values = line.split()
-    return dict(entry.split("=") for entry in digests), [float(one) for one in values[len("values=") :].split(",") if one]
+def _is_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def _near(then: list[float], now: list[float], error: float) -> bool:
+    """Whether values are the same but for an error of quantisation; also where there are none."""
+    return len(then) != len(now) or all(abs(one - other) <= error for one, other in zip(then, now, strict=True))
+
+
+def _parts(line: str) -> tuple[dict[str, str], list[float], float]:
+    """A line's digests by name, the tensor's own first, its values, and the error that they may have."""
+    facts = dict(entry.split("=") for entry in line.split())
+    values, error = facts.pop("values"), facts.pop("within", "0")
+    return facts, [float(one) for one in values.split(",") if one], float(error)

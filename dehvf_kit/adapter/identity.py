@@ -113,7 +113,8 @@ def _is_values(values: Any) -> bool:
 def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> None:
     """Raises: AdapterError where a base model is not the one an adapter was trained on.
 
-    Weights whose storage cannot be compared (quantised, split over processes, offloaded) are counted in a warning.
+    Weights that cannot be compared, or were added since, are counted in a warning. Of a model that is sharded over processes, each
+    of them must call this.
     """
     found = _architecture(model)
     wanted = saved.get("architecture", {})
@@ -123,12 +124,13 @@ def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> Non
                 f"{what}: the adapter was trained on {_called(saved)} with {key} {wanted[key]}; "
                 f"this one has {key} {found['architecture'].get(key)}"
             )
-    if all(parameter.device.type == "meta" for parameter in model.parameters()):
-        return
     if saved.get(WEIGHTS) is None:
         _check_probe(saved, model, what, found["dtype"])
         return
-    difference = compare(saved[WEIGHTS], record(model) or {})
+    now = record(model)
+    if now is None:
+        return
+    difference = compare(saved[WEIGHTS], now)
     if difference.missing:
         raise AdapterError(_has_none(saved, what, difference.missing[0]))
     if difference.other:
@@ -140,8 +142,8 @@ def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> Non
         )
     if difference.uncompared:
         log.warning(
-            "%s: %d weights could not be compared with those the adapter was trained on (quantised, offloaded, split over "
-            "processes, or added since); %d are the same",
+            "%s: %d weights could not be compared with those the adapter was trained on (quantised in memory, unreadable, or added "
+            "since); %d are the same",
             what,
             difference.uncompared,
             difference.compared,

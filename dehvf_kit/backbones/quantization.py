@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.errors import DecoderError, DehvfError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 Quantization = Literal["int8", "int4"]
+REPACKS = "support_avx512bf16_for_cpu"
 BLOCK = 64
 """Weights that share one 4-byte scale in NF4."""
 
@@ -35,6 +36,36 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]
     if dtype == "auto":
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def keep_differentiable(model: nn.Module) -> list[nn.Module]:
+    """Keep bitsandbytes' 4-bit layers from repacking their weights, which they do in evaluation on some CPUs.
+
+    The repacked form has no backward and rounds the scales, and nothing restores it. Gives the layers, for `release`.
+    Raises: DecoderError where that has happened already.
+    """
+    layers = [module for module in model.modules() if hasattr(module, REPACKS)]
+    for layer in layers:
+        if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise DecoderError(
+                f"{type(model).__name__}: bitsandbytes has repacked its 4-bit weights for inference on this CPU, which rounds them "
+                "and leaves them without gradients; load the decoder again and give it to the kit before its first pass"
+            )
+    for layer in layers:
+        layer._kept_differentiable = getattr(layer, "_kept_differentiable", 0) + 1
+        layer.__dict__.setdefault("_repacked_before", getattr(layer, REPACKS))
+        setattr(layer, REPACKS, False)
+    return layers
+
+
+def release(layers: list[nn.Module]) -> None:
+    """Undo one `keep_differentiable`; the last one lets the layers repack again."""
+    while layers:
+        layer = layers.pop()
+        layer._kept_differentiable -= 1
+        if not layer._kept_differentiable:
+            setattr(layer, REPACKS, layer.__dict__.pop("_repacked_before"))
+            del layer._kept_differentiable
 
 
 def weight_bytes(decoder: nn.Module, width: int, kind: Quantization | None) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
+from dehvf_kit.backbones.quantization import keep_differentiable, release
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.config import DehvfConfig
@@ -72,6 +73,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         self._was_trainable = [p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad]
         inner = (decoder, *(tower.model for tower in self.towers.values()))
         self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
+        self._differentiable = [part for tower in (decoder, *self.towers.values()) for part in keep_differentiable(tower)]
         self._checkpointing = False
         self._compared: set[str] = set()
         self.attached = False
@@ -140,6 +142,7 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         self._disable_hooks()
         if self._checkpointing:
             self.activation_checkpointing_disable()
+        release(self._differentiable)
         for parameter in self._was_trainable:
             parameter.requires_grad_(True)
         for module, training in self._was_training:

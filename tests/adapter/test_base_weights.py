@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from helpers import tiny_decoder, tiny_model, tiny_vision
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -181,3 +182,50 @@ def test_a_garbled_record_is_refused(saved, tmp_path, line):
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterError, match="bases: 'vision' has a garbled 'weights'"):
         dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
+
+
+def offloaded(decoder: nn.Module) -> nn.Module:
+    return cpu_offload(decoder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"tie_word_embeddings": True}], ids=["apart", "tied"])
+def test_an_offloaded_base_is_the_same_and_another_one_is_not(settings):
+    """`cpu_offload` leaves every parameter on the meta device, and gives tied weights two names."""
+    plain, held = record(tiny_decoder(**settings)), record(offloaded(tiny_decoder(**settings)))
+    for then, now in ((plain, held), (held, plain)):
+        found = compare(then, now)
+        assert (found.other, found.missing, found.uncompared) == ([], [], 0) and found.compared == len(plain)
+    other = record(tiny_decoder(seed=5, **settings))
+    assert compare(held, other).other and compare(other, held).other
+
+
+def test_an_offloaded_base_is_checked_on_loading(saved):
+    dehvf_kit.load(saved, decoder=offloaded(uneven(tiny_decoder())), vision=uneven(tiny_vision()))
+    with pytest.raises(AdapterError, match="decoder: other weights than the adapter was trained on"):
+        dehvf_kit.load(saved, decoder=offloaded(uneven(tiny_decoder(seed=5))), vision=uneven(tiny_vision()))
+
+
+def in_bits(decoder: nn.Module, bits: int) -> nn.Module:
+    """One linear map in bitsandbytes' form, made in memory: there is no checkpoint to compare with."""
+    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    mlp = decoder.model.layers[1].mlp
+    kind = bnb.nn.Linear4bit(32, 64, False, quant_type="nf4") if bits == 4 else bnb.nn.Linear8bitLt(32, 64, False, False)
+    kind.load_state_dict({"weight": mlp.up_proj.weight})
+    mlp.up_proj = kind.to("cpu")
+    return decoder
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_base_quantised_in_memory(bits):
+    name = "model.layers.1.mlp.up_proj.weight"
+    plain, held = record(uneven(tiny_decoder())), record(in_bits(uneven(tiny_decoder()), bits))
+    for then, now in ((plain, held), (held, plain)):
+        found = compare(then, now)
+        assert (found.other, found.missing, found.uncompared) == ([], [], 1), "within the error of quantisation; no more is known"
+    assert compare(held, record(in_bits(uneven(tiny_decoder()), bits))) == compare(held, held)
+    other = uneven(tiny_decoder())
+    other.model.layers[1].mlp.up_proj.weight.data.mul_(-1)
+    assert compare(held, record(other)).other == compare(record(other), held).other == [name]
+    near = in_bits(uneven(tiny_decoder()), bits)
+    near.model.layers[1].mlp.up_proj.weight.data.view(-1)[5] += 1
+    assert compare(held, record(near)).other == [name], "quantised alike, so compared to the last bit"

@@ -15,7 +15,7 @@ from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.backbones.quantization import weight_bytes
 from dehvf_kit.data.encoding import Collator, EncodedSamples
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.errors import DecoderError, DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.training.run import train
 
@@ -110,6 +110,40 @@ def test_training_on_it_learns_and_the_adapter_comes_back(world: Path, tmp_path:
     assert again.recipe.decoder.quantization == kind
     on_floats = dehvf_kit.load(result.adapter, overrides=["decoder.quantization=null"])
     assert on_floats.decoder.model.layers[0].mlp.down_proj.weight.is_floating_point()
+
+
+def four_bits() -> torch.nn.Module:
+    """A decoder in 4 bits whose layers repack their weights for inference, as on a CPU with AVX512-BF16."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    decoder = tiny_decoder(hidden_size=64, intermediate_size=128)
+    for layer in decoder.model.layers:
+        layer.mlp.up_proj = bitsandbytes.nn.Linear4bit(64, 128, False, quant_type="nf4").to("cpu")
+        layer.mlp.up_proj.support_avx512bf16_for_cpu = True
+    return decoder
+
+
+def repacks(decoder: torch.nn.Module) -> set[bool]:
+    return {layer.mlp.up_proj.support_avx512bf16_for_cpu for layer in decoder.model.layers}
+
+
+def test_nothing_is_repacked_while_any_memory_is_attached() -> None:
+    decoder = four_bits()
+    keys = [torch.zeros(1, 2, 64)] * 4
+    first, second = (dehvf_kit.attach_memory(decoder, keys, keys) for _ in range(2))
+    assert repacks(decoder) == {False}
+    first.detach()
+    assert repacks(decoder) == {False}
+    second.detach()
+    second.detach()
+    assert repacks(decoder) == {True}
+
+
+def test_a_decoder_that_was_repacked_is_refused() -> None:
+    decoder, keys = four_bits(), [torch.zeros(1, 2, 64)] * 4
+    decoder.model.layers[3].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(DecoderError, match="repacked its 4-bit weights .* load the decoder again"):
+        dehvf_kit.attach_memory(decoder, keys, keys)
+    assert repacks(decoder) == {True}
 
 
 def test_the_missing_library_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
 from dehvf_kit.backbones.ffn.structure import forward_arguments, overwrites_input
+from dehvf_kit.backbones.quantization import keep_differentiable, release
 from dehvf_kit.errors import DecoderError, ShapeError
 
 Delta = Callable[[int, Tensor], "Tensor | None"]
@@ -113,6 +114,7 @@ class FfnHooks:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        self._differentiable: list[nn.Module] = []
 
     def remove(self) -> None:
         """Take the hooks away: the model is then what it was before, bit for bit."""
@@ -121,6 +123,7 @@ class FfnHooks:
         while self._replaced:
             parent, name, original = self._replaced.pop()
             parent._modules[name] = original
+        release(self._differentiable)
 
 
 def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHooks:
@@ -131,10 +134,12 @@ def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHo
     tensor returned has x's shape; None leaves the FFN's output object as it is. A site that runs
     several times in a pass is asked each time. A module shared by several sites gets a per-site shallow copy, which holds
     the same parameters, until the hooks are removed.
-    Raises: DecoderError if a site's path is not in the model; in the forward pass ShapeError for another shape.
+    Raises: DecoderError if a site's path is not in the model, or its 4-bit weights were repacked for inference; in the forward pass
+    ShapeError for another shape.
     """
     _check_paths(model, sites)
     hooks = FfnHooks()
+    hooks._differentiable = keep_differentiable(model)
     _copy_shared(model, sites, hooks)
     for index, site in enumerate(sites):
         hooks._handles.extend(_hook_site(model, site, index, delta))

@@ -7,7 +7,7 @@ method's values are made of is followed through its source code, assignment by a
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm", "mm", "addmm", "tensordot"})
 COUNTS = frozenset({"one_hot", "argmax", "argsort", "bincount", "histc"})
@@ -91,10 +91,10 @@ class _Flow:
             return self._product([node.left, node.right])
         if isinstance(node, ast.Call):
             return self._called(node)
-        several = {SEVERAL} if isinstance(node, ast.ListComp | ast.GeneratorExp) else set()
-        if several:
+        if isinstance(node, ast.ListComp | ast.GeneratorExp):
             self._assign(node.generators[0])
-        return self._all(ast.iter_child_nodes(node)) | several
+            return self._made_of(node.elt) | {SEVERAL}
+        return self._all(ast.iter_child_nodes(node))
 
     def _called(self, call: ast.Call) -> set[str]:
         owner = call.func.value if isinstance(call.func, ast.Attribute) else call.func
@@ -124,7 +124,7 @@ class _Flow:
             function = function.value
         return isinstance(function, ast.Name) and function.id in self.names and DATA not in self.names[function.id]
 
-    def _product(self, operands: list[ast.AST]) -> set[str]:
+    def _product(self, operands: Sequence[ast.AST]) -> set[str]:
         made_of = [found for found in map(self._made_of, operands) if DATA in found]
         if len(made_of) < 2:
             return {DATA, PROJECTED, SEVERAL} if made_of else set()

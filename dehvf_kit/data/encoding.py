@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dehvf_kit.data.conversations import generated_parts, learned_parts
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.processing import DehvfProcessor, open_ended
 from dehvf_kit.data.samples import PromptConfig, Sample
@@ -44,35 +45,58 @@ class EncodedSamples(Dataset):
         self.processor, self.images, self.features = processor, images, features
         self.prompt, self.max_length = prompt, max_length
         tokenizer = processor.tokenizer
-        questions = [processor.with_prompt(sample.question) for sample in samples]
-        answers = [prompt.answer.replace("{answer}", sample.answer) for sample in samples]
-        pairs = encode_pairs(tokenizer, questions, answers, special=not prompt.chat)
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.samples: list[Sample] = []
         self.tokens: list[tuple[list[int], list[int]]] = []
         self.cut: list[str] = []
         self.blank = [sample.id for sample in samples if not sample.answer.strip()]
-        for sample, (before, after) in zip(samples, pairs, strict=True):
+
+        def usable(function: Callable[..., Any], sample: Sample, *arguments: Any) -> Any:
+            """What a function makes of a sample; None where it refuses it and bad samples are skipped."""
             try:
-                if not sample.question.strip():
-                    raise DataError(f"sample '{sample.id}': its question is empty; write one, or leave the sample out")
-                self.tokens.append(self._join(sample, before, [*after, *end]))
-                self.samples.append(sample)
+                return function(sample, *arguments)
             except DataError as error:
                 if skip is None:
                     raise
-                skip(sample, str(error))
+                return skip(sample, str(error))
 
-    def _join(self, sample: Sample, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        found = [(sample, usable(self._parts, sample)) for sample in samples]
+        texts = [parts for _, parts in found if parts and isinstance(parts[0], str)]
+        encoded = iter(encode_parts(tokenizer, texts, special=not prompt.chat))
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        for sample, parts in found:
+            if parts and isinstance(parts[0], str):
+                *before, answer = next(encoded)
+                parts = [*before, [*answer, *end]]
+            tokens = usable(self._join, sample, parts) if parts else None
+            if tokens is not None:
+                self.tokens.append(tokens)
+                self.samples.append(sample)
+
+    def _parts(self, sample: Sample) -> Sequence[str] | Sequence[list[int]]:
+        """A sample as parts of text, or of tokens where the chat template marks answers; every second one is learned."""
+        answer = self.prompt.answer.replace("{answer}", sample.answer)
+        if not sample.question.strip():
+            raise DataError(f"sample '{sample.id}': its question is empty; write one, or leave the sample out")
+        tokens = generated_parts(sample, self.prompt, self.processor.tokenizer)
+        if tokens is not None:
+            return tokens
+        if self.prompt.targets == "every" and sample.messages:
+            return [*learned_parts(sample, self.prompt, self.processor.tokenizer), answer]
+        return [self.processor.with_prompt(sample.asked), answer]
+
+    def _join(self, sample: Sample, parts: Sequence[list[int]]) -> tuple[list[int], list[int]]:
+        """Tokens and labels of parts of which every second one is learned, the beginning cut where they are too long."""
+        *before, answer = parts
         room = self.max_length - len(answer)
         if room < 1:
             raise DataError(f"sample '{sample.id}': its answer has {len(answer)} tokens, max_length is {self.max_length}")
+        prompt = [token for part in before for token in part]
         if not prompt:
             raise DataError(f"sample '{sample.id}': its prompt has no token; write a question, or a data.prompt.question")
         if len(prompt) > room:
             self.cut.append(sample.id)
-        prompt = prompt[-room:]
-        return prompt + answer, [IGNORED] * len(prompt) + answer
+        labels = [token if place % 2 else IGNORED for place, part in enumerate(before) for token in part]
+        return prompt[-room:] + answer, labels[-room:] + answer
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -146,21 +170,29 @@ def stack(values: Sequence[Any]) -> Any:
 def encode_pairs(
     tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], special: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each prompt and of the answer that follows it. special: whether prompts get the tokenizer's own marks.
+    """Token ids of each prompt and of the answer that follows it: see `encode_parts`."""
+    rows = [[prompt, answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    return [(prompt, answer) for prompt, answer in encode_parts(tokenizer, rows, special)]
 
-    Both are tokenised as one text, as the official MemVP and LaVIN scripts do, where that text begins with the prompt's
-    own tokens, which are what generation sees; where a token would straddle the border, each is tokenised alone.
+
+def encode_parts(tokenizer: Any, rows: Sequence[Sequence[str]], special: bool) -> list[list[list[int]]]:
+    """Token ids of each part of some texts. special: whether the texts get the tokenizer's own marks.
+
+    The parts are tokenised as one text, as the official MemVP and LaVIN scripts do, where that text begins with the tokens of
+    the parts before, which are what generation sees; where a token would straddle a border, the part behind it is tokenised alone.
     """
-    if not prompts:
+    if not rows:
         return []
-    before = tokenizer(list(prompts), add_special_tokens=special)["input_ids"]
-    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    whole = tokenizer(texts, add_special_tokens=special)["input_ids"]
-    before, whole = open_ended(tokenizer, before, special), open_ended(tokenizer, whole, special)
-    pairs = []
-    for prompt, joined, answer in zip(before, whole, answers, strict=True):
-        if joined[: len(prompt)] == prompt:
-            pairs.append((prompt, joined[len(prompt) :]))
-        else:
-            pairs.append((prompt, tokenizer(answer, add_special_tokens=False)["input_ids"]))
-    return pairs
+    texts = ["".join(row[: count + 1]) for row in rows for count in range(len(row))]
+    found = iter(open_ended(tokenizer, tokenizer(texts, add_special_tokens=special)["input_ids"], special))
+    encoded = []
+    for row in rows:
+        before, parts = list(next(found)), []
+        parts.append(list(before))
+        for text in row[1:]:
+            joined = list(next(found))
+            whole = joined[: len(before)] == before
+            parts.append(joined[len(before) :] if whole else tokenizer(text, add_special_tokens=False)["input_ids"])
+            before += parts[-1]
+        encoded.append(parts)
+    return encoded

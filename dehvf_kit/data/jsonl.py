@@ -55,10 +55,11 @@ def _rows(file: Path, issues: list[Issue] | None = None) -> Iterator[Row]:
     return ((number, f"{file}:{number}", row, file.parent) for number, row in json_lines(file, issues))
 
 
-def holds_conversations(file: Path) -> bool:
-    """Whether a JSON file's beginning looks like conversations rather than like questions and answers."""
+def holds_conversations(file: Path, *keys: bytes) -> bool:
+    """Whether a JSON file's beginning looks like conversations rather than like questions and answers. keys: of which kind."""
     with file.open("rb") as opened:
-        return b'"conversations"' in opened.read(HEAD_BYTES)
+        head = opened.read(HEAD_BYTES)
+    return any(key in head for key in keys or (b'"conversations"', b'"messages"'))
 
 
 def json_lines(file: Path, issues: list[Issue] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

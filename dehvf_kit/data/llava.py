@@ -1,8 +1,9 @@
 """LLaVA's conversation JSON: `[{"id", "image", "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}]`.
 
-A conversation becomes one sample for each answer (`turns: each`): its question is the human's turn before it, the earlier
-turns stand before that as plain text, a line each, and the loss is on that answer alone. `turns: first` keeps the first
-answer only. `<image>` before or after the first question is removed: the image goes into the memory, not into the text.
+A conversation becomes one sample for each answer (`turns: each`): its question is the human's turn before it, after the earlier
+turns, and the loss is on that answer alone. `turns: first` keeps the first answer only; with `prompt.targets: every` a conversation
+is one sample whose every answer is learned. In the decoder's chat template (`prompt.chat`) turns are messages, elsewhere plain
+text, a line each. `<image>` before or after a question is removed: the image goes into the memory, not into the text.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from dehvf_kit.data.conversations import conversation_sample
 from dehvf_kit.data.issues import Issue, note, require_file
 from dehvf_kit.data.jsonl import holds_conversations, json_lines
-from dehvf_kit.data.rows import PLACEHOLDER, FileSplitsConfig, RowFaultError, RowReader, TableColumns, named
-from dehvf_kit.data.samples import Reading, Sample
+from dehvf_kit.data.rows import FileSplitsConfig, RowFaultError, RowReader, TableColumns, named
+from dehvf_kit.data.samples import Message, Reading, Sample
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file
 from dehvf_kit.utils.strict_json import read_json
 
-SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 class LlavaDataConfig(FileSplitsConfig):
@@ -36,7 +38,7 @@ class LlavaDataConfig(FileSplitsConfig):
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
-        known = place.suffix in (".json", ".jsonl") and is_file(place) and holds_conversations(place)
+        known = place.suffix in (".json", ".jsonl") and is_file(place) and holds_conversations(place, b'"conversations"')
         return {"train": str(place)} if known else None
 
     def read_file(self, part: str) -> Reading:
@@ -70,29 +72,26 @@ class LlavaDataConfig(FileSplitsConfig):
 
     def _samples(self, reader: RowReader, key: str, row: Mapping[str, Any], images: Path) -> Iterator[Sample]:
         image = reader.image(row, key, images)
-        turns = [str(turn["value"]) for turn in row["conversations"]]
-        turns[0] = reader.question(turns[0], key, image is not None)
-        if any(PLACEHOLDER in turn for turn in turns[1:]):
-            reader.note(f"{PLACEHOLDER} inside a text, kept as text", key)
-        before: list[str] = []
-        turns = [turn.strip() for turn in turns]
-        for number in range(0, len(turns) if self.turns == "each" else 2, 2):
-            question, answer = turns[number : number + 2]
-            yield Sample(f"{key}/{number // 2}", "\n".join([*before, question]), answer, image)
-            before += [question, answer]
+        turns = [Message(SPEAKERS[turn["from"]], turn["value"].strip()) for turn in row["conversations"]]
+        messages = reader.texts(turns, key, image is not None)
+        answers = [place for place, one in enumerate(messages) if one.role == "assistant"]
+        for number, place in enumerate(answers):
+            if number == 0 if self.turns == "first" else self.prompt.targets == "last" or place == answers[-1]:
+                yield conversation_sample(f"{key}/{number}", messages[:place], messages[place].content, image)
 
 
 def _fault(row: Any) -> str:
     """Why a row is no conversation; an empty text where it is one."""
     turns = row.get("conversations") if isinstance(row, Mapping) else None
-    if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
+    leading = isinstance(turns, list) and bool(turns) and isinstance(turns[0], Mapping) and turns[0].get("from") == "system"
+    if not isinstance(turns, list) or len(turns) < 2 or (len(turns) - leading) % 2:
         return "wants `conversations`, turns of human and gpt in pairs"
     if named(row.get("id"), "") is None:
         return f"'id' must be a text or a number, given {shown(row['id'])}"
     for number, turn in enumerate(turns):
-        wanted = "gpt" if number % 2 else "human"
+        wanted = "system" if leading and not number else "human" if (number - leading) % 2 == 0 else "gpt"
         speaker = turn.get("from") if isinstance(turn, Mapping) else turn
-        if not isinstance(turn, Mapping) or not isinstance(speaker, str) or SPEAKERS.get(speaker) != wanted:
+        if not isinstance(turn, Mapping) or not isinstance(speaker, str) or SPEAKERS.get(speaker) != SPEAKERS[wanted]:
             return f"turn {number} is not from {wanted}: {shown(speaker)}"
         if not isinstance(turn.get("value"), str) or not turn["value"].strip():
             return f"turn {number} is empty"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.backbones.vision.config import ImageConfig
+from dehvf_kit.data.conversations import in_template, marked, messages_of, plain_text
 from dehvf_kit.data.images import read_any
-from dehvf_kit.data.samples import PromptConfig
+from dehvf_kit.data.samples import Message, PromptConfig
 from dehvf_kit.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -103,32 +103,32 @@ class DehvfProcessor(ProcessorMixin):
         data.pop("token_type_ids", None)
         return BatchFeature(data)
 
-    def with_prompt(self, question: str) -> str:
-        """The question in the adapter's prompt; a text that is in it already is left alone."""
-        return format_question(question, PromptConfig(**self.prompt), self.tokenizer) if self.prompt else question
+    def with_prompt(self, asked: str | Sequence[Message]) -> str:
+        """A question, or a conversation up to an answer, in the adapter's prompt; a text that is in it already is left alone."""
+        prompt = PromptConfig(**self.prompt) if self.prompt else None
+        if prompt is not None and prompt.chat and not isinstance(asked, str):
+            return in_template(asked, prompt, self.tokenizer)
+        question = asked if isinstance(asked, str) else plain_text(asked)
+        return question if prompt is None else format_question(question, prompt, self.tokenizer)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """A conversation with images -> model inputs (`tokenize=True`) or text. The last user message is the question.
+        """A conversation with images -> model inputs (`tokenize=True`) or text, as `with_prompt` renders it.
 
         An adapter trained on a plain prompt gets the conversation's text in that prompt, not in a chat template it never saw.
+        Raises: DataError for what is no conversation, does not end with a question, or has parts that nothing carries.
         """
+        several = bool(conversation) and isinstance(conversation, (list, tuple)) and isinstance(conversation[0], (list, tuple))
         texts, images = [], []
-        try:
-            several = isinstance(conversation[0], (list, tuple))
-            for chat in conversation if several else [conversation]:
-                text, found = _flatten(chat)
-                texts.append(text)
-                images += found
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise DataError(
-                "a conversation is a list of messages with `role` and `content`, the content a text or a list of parts "
-                "such as {'type': 'text', 'text': ...} and {'type': 'image', 'image': ...}"
-            ) from error
+        for chat in conversation if several else [conversation]:
+            messages, found = messages_of(chat)
+            if messages[-1].role != "user":
+                raise DataError(f"a conversation ends with the user's question, this one with a message of the {messages[-1].role}")
+            texts.append(self.with_prompt(marked(messages, len(found))))
+            images.append(found)
         if not kwargs.get("tokenize", False):
-            prompts = [self.with_prompt(text) for text in texts]
-            return prompts if several else prompts[0]
+            return texts if several else texts[0]
         extra = kwargs.get("processor_kwargs") or {}
-        return self(images=images or None, text=texts, **extra)
+        return self(images=[one for row in images for one in row] or None, text=texts, apply_prompt=False, **extra)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         return self.tokenizer.batch_decode(*args, **kwargs)
@@ -165,22 +165,6 @@ def _images(images: Any, download: bool = False) -> list[Image]:
     if not isinstance(images, (list, tuple)):
         return [read_any(images, download)]
     return [found for image in images for found in _images(image, download)]
-
-
-def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:
-    """The text of the last user message, and the conversation's images."""
-    images, text = [], ""
-    for message in chat:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        words = [part["text"] for part in parts if part.get("type") == "text"]
-        for part in parts:
-            if part.get("type") == "image":
-                key = next((key for key in ("image", "url", "path", "base64") if key in part), "image")
-                images.append(part[key])
-        if message["role"] == "user" and words:
-            text = "\n".join(words)
-    return text, images
 
 
 PROBE = "What is in the image?"
@@ -222,38 +206,14 @@ def format_question(question: str, prompt: PromptConfig, tokenizer: PreTrainedTo
 
     Raises: DataError for a chat template that is missing, raises, or drops the question.
     """
-    before, _, after = prompt.question.partition("{question}")
-    text = question
-    if not (question.startswith(before) and question.endswith(after) and before + after):
-        text = before + question + after
     if not prompt.chat:
-        return text
-    empty = _in_template("\0", tokenizer)
-    opening, place, _ = empty.partition("\0")
-    if place and opening and question.startswith(opening):
-        return question
-    found = _in_template(text, tokenizer)
-    if found == empty.replace("\0", "") or (not place and found == empty):
-        raise DataError(
-            f"data.prompt.chat: the tokenizer's chat template drops the question {shown(question)}; correct the template, "
-            "or set data.prompt.chat=false"
-        )
-    return found
-
-
-def _in_template(text: str, tokenizer: Any) -> str:
-    if not tokenizer.chat_template:
-        raise DataError(
-            "data.prompt.chat: the tokenizer has no chat template; add one to its folder (chat_template.jinja), or set "
-            "data.prompt.chat=false"
-        )
-    try:
-        return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program: it raises whatever it likes
-        raise DataError(
-            f"data.prompt.chat: the tokenizer's chat template cannot be applied: {first_line(error)}; correct the template, "
-            "or set data.prompt.chat=false"
-        ) from error
+        before, _, after = prompt.question.partition("{question}")
+        within = question.startswith(before) and question.endswith(after) and before + after
+        return question if within else before + question + after
+    found = in_template([Message("user", question)], prompt, tokenizer)
+    bare = PromptConfig(question="{question}", chat=True)
+    opening, place, _ = in_template([Message("user", "\0")], bare, tokenizer).partition("\0")
+    return question if place and opening and question.startswith(opening) else found
 
 
 def text_positions(graph: Any) -> int | None:

@@ -21,12 +21,12 @@ from typing import Any
 from pydantic import Field
 
 from dehvf_kit.api.config import Settings
+from dehvf_kit.data.conversations import PLACEHOLDER, conversation_sample, marked, messages_of
 from dehvf_kit.data.issues import PREPARE, Issue, grouped, note, refuse
-from dehvf_kit.data.samples import DataConfig, ImageFile, Reading, Sample, Split
+from dehvf_kit.data.samples import DataConfig, ImageFile, Message, Reading, Sample, Split
 from dehvf_kit.data.tar_shards import HeldImage
 from dehvf_kit.errors import DataError, did_you_mean, listing, shown
 
-PLACEHOLDER = "<image>"
 PLURAL = "images"
 VIDEOS = ("video", "videos")
 INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__", "__key__", "__url__")
@@ -45,6 +45,7 @@ class TableColumns(Settings):
     question: str = Field("question", description="the question")
     answer: str = Field("answer", description="the answer: a text, a number, or a list whose first text is meant")
     kind: str = Field("kind", description="what groups the scores, such as a question type")
+    messages: str = Field("messages", description="a conversation, in rows that have no question and answer")
 
 
 class RowFaultError(DataError):
@@ -91,6 +92,8 @@ class RowReader:
                     f"'{column}' must be a text or a number, given {shown(row[column])}", place, "id or kind is no text"
                 )
         question = row.get(columns.question)
+        if is_missing(question) and not is_missing(row.get(columns.messages)):
+            return self._conversation(row, place, folder, str(own), str(kind))
         if not isinstance(question, str) or not question.strip():
             raise self._fault(place, "empty question", columns.question, question)
         try:
@@ -98,24 +101,36 @@ class RowReader:
         except DataError as error:
             raise self._fault(place, str(error), columns.answer, row.get(columns.answer)) from None
         image = self.image(row, place, folder)
-        self.has_images = self.has_images or image is not None
-        question = self.question(question, place, image is not None)
+        (asked,) = self.texts([Message("user", question)], place, image is not None)
         if remark:
             self.note(remark, place)
-        return Sample(str(own), question, answer, image, str(kind))
+        return Sample(str(own), asked.content, answer, image, str(kind))
 
-    def question(self, text: str, place: str, has_image: bool) -> str:
-        """A question without the placeholder before or after it. Raises: RowFaultError for one that stands for no image."""
-        count, text = without_placeholders(text)
-        if count and not has_image:
-            raise RowFaultError(f"the text has {PLACEHOLDER}, the row has no image", place, "placeholder without an image")
-        if count > 1:
-            raise RowFaultError(f"{count} x {PLACEHOLDER}; a sample has one image at most", place, "several images")
-        if PLACEHOLDER in text:
+    def _conversation(self, row: Mapping[str, Any], place: str, folder: Path, key: str, kind: str) -> Sample:
+        """The sample of a row's messages. Raises: RowFaultError for what is no conversation, or does not end with an answer."""
+        try:
+            messages, held = messages_of(row[self.columns.messages])
+            if messages[-1].role != "assistant" or len(messages) < 2 or messages[-2].role != "user":
+                raise DataError("its messages must end with a question of the user and the assistant's answer")
+        except DataError as error:
+            raise RowFaultError(str(error), place, "not a conversation") from None
+        named = self.image(row, place, folder)
+        image = named or image_of(held, self.columns.messages, place, folder)
+        before = self.texts(messages[:-1], place, image is not None)
+        return conversation_sample(key, before, messages[-1].content, image, kind)
+
+    def texts(self, messages: Sequence[Message], place: str, has_image: bool) -> list[Message]:
+        """Messages without the placeholder before or after a text. Raises: RowFaultError for one that stands for no image."""
+        self.has_images = self.has_images or has_image
+        try:
+            found = marked(messages, int(has_image))
+        except DataError as error:
+            kind = "empty question" if "no text" in str(error) else "placeholders and images disagree"
+            kind = kind if has_image else "placeholder without an image"
+            raise RowFaultError(str(error), place, kind) from None
+        if any(PLACEHOLDER in one.content for one in found):
             self.note(f"{PLACEHOLDER} inside a text, kept as text", place)
-        if not text.strip():
-            raise RowFaultError(f"there is no text beside {PLACEHOLDER}", place, "empty question")
-        return text
+        return found
 
     def note(self, kind: str, place: str, detail: str = "") -> None:
         """Note something that stops nothing."""
@@ -225,17 +240,6 @@ def looks_like_image(value: Any) -> bool:
     if isinstance(value, str):
         return bool(IMAGE_ENDING.search(value)) or value.startswith("data:image/")
     return isinstance(value, bytes) or hasattr(value, "read_bytes")
-
-
-def without_placeholders(text: str) -> tuple[int, str]:
-    """How many `<image>` stand before and after a text, and the text without them; those inside it are text."""
-    count = 0
-    while True:
-        bare = text.strip().removeprefix(PLACEHOLDER).removesuffix(PLACEHOLDER)
-        if len(bare) == len(text.strip()):
-            return count, text.strip() if count else text
-        count += (len(text.strip()) - len(bare)) // len(PLACEHOLDER)
-        text = bare
 
 
 def answer_of(value: Any) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.plugin_code import plugin_code
@@ -29,10 +29,19 @@ class ImageFile(Hashable, Protocol):
 
 
 @dataclass(frozen=True)
+class Message:
+    """One message of a conversation; its role is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question about one image (`image` is None without one); `kind` groups the scores (a question type).
 
-    answer_start: the beginning of the answer that a model is given when it is asked, such as `The answer is`.
+    answer_start: the beginning of the answer that a model is given when it is asked, such as `The answer is`. messages: the
+    conversation up to the answer, of which `question` is then the text, a line for each; empty where it is the question alone.
     """
 
     id: str
@@ -41,6 +50,12 @@ class Sample:
     image: Path | ImageFile | None = None
     kind: str = ""
     answer_start: str = ""
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def asked(self) -> str | Sequence[Message]:
+        """What the model is asked: the conversation, or the question where that is all of it."""
+        return self.messages or self.question
 
     def __post_init__(self) -> None:
         """A text is taken for a path. Raises: DataError for an image that is neither a path nor answers to its names."""
@@ -79,6 +94,9 @@ class PromptConfig(Settings):
     question: str = Field("Question: {question}\nAnswer:", description="the prompt, without loss")
     answer: str = Field(" {answer}", description="what the model learns to say, followed by the end token")
     chat: bool = Field(False, description="put the prompt into the decoder's chat template")
+    targets: Literal["last", "every"] = Field(
+        "last", description="answers of a conversation that are learned: the last, or every one, which needs `chat`"
+    )
 
     @field_validator("question", "answer")
     @classmethod
@@ -87,6 +105,12 @@ class PromptConfig(Settings):
         if value.count(place) != 1:
             raise ValueError(f"given {shown(value)}; wants `{place}` in it once, where the {info.field_name} goes")
         return value
+
+    @model_validator(mode="after")
+    def _learns_within_a_template(self) -> PromptConfig:
+        if self.targets == "every" and not self.chat:
+            raise ValueError("targets=every needs the chat template, which shows where answers end; set chat=true, or targets=last")
+        return self
 
 
 class DataConfig(Settings):

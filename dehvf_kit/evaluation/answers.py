@@ -175,7 +175,7 @@ def prompt_rows(processor: DehvfProcessor, batch: Sequence[Sample], longest: int
 
     Raises: DataError for a prompt without a single token.
     """
-    texts = [processor.with_prompt(sample.question) for sample in batch]
+    texts = [processor.with_prompt(sample.asked) for sample in batch]
     special = not (processor.prompt and processor.prompt.get("chat"))
     rows = []
     for sample, (prompt, start) in zip(

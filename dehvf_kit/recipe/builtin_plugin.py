@@ -25,6 +25,7 @@ COMPONENTS = {
     ("data", "scienceqa"): "dehvf_kit.data.scienceqa:ScienceQaDataConfig",
     ("data", "coco_captions"): "dehvf_kit.data.coco_captions:CocoCaptionsDataConfig",
     ("data", "llava"): "dehvf_kit.data.llava:LlavaDataConfig",
+    ("data", "messages"): "dehvf_kit.data.messages:MessagesDataConfig",
 }
 """(role, type) -> the place of its config class."""
 

@@ -49,7 +49,7 @@ def _peek(sample: Sample, item: dict[str, Any], length: int, processor: DehvfPro
         "id": sample.id,
         "kind": sample.kind,
         "picture": image,
-        "prompt": processor.with_prompt(sample.question),
+        "prompt": processor.with_prompt(sample.asked),
         "asked_with": sample.answer_start,
         "answer": sample.answer,
         "cut": length - len(tokens),

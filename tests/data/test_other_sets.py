@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
 from dehvf_kit.data.llava import LlavaDataConfig
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Message, Sample
 from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
 
@@ -79,9 +79,10 @@ def talks(folder: Path, *rows: object, lines: bool = False) -> Path:
 @pytest.mark.parametrize("lines", [False, True])
 def test_a_conversation_is_a_sample_for_each_answer(tmp_path: Path, lines: bool) -> None:
     file = talks(tmp_path, {"id": "a", "image": "a.png", "conversations": TALK}, {"conversations": TALK[2:]}, lines=lines)
+    messages = (Message("user", "What is it?"), Message("assistant", "A square."), Message("user", "Which colour?"))
     assert LlavaDataConfig(train=file).samples("train") == [
         Sample("a/0", "What is it?", "A square.", tmp_path / "a.png"),
-        Sample("a/1", "What is it?\nA square.\nWhich colour?", "Red.", tmp_path / "a.png"),
+        Sample("a/1", "What is it?\nA square.\nWhich colour?", "Red.", tmp_path / "a.png", messages=messages),
         Sample("1/0", "Which colour?", "Red."),
     ]
     first = LlavaDataConfig(train=file, turns="first", images=tmp_path / "pictures").samples("train")

@@ -98,22 +98,36 @@ CONVERSATION = [
 ]
 
 
-def test_a_conversation_asks_its_last_question_about_its_picture():
+def test_a_conversation_in_a_plain_prompt_is_a_line_for_each_message():
     made = processor()
-    assert made.apply_chat_template(CONVERSATION) == "Question: what colour ?\nAnswer:"
-    assert made.apply_chat_template([CONVERSATION, CONVERSATION]) == ["Question: what colour ?\nAnswer:"] * 2
+    text = "Question: it ?\nit\nwhat colour ?\nAnswer:"
+    assert made.apply_chat_template(CONVERSATION) == text
+    assert made.apply_chat_template([CONVERSATION, CONVERSATION]) == [text] * 2
     inputs = made.apply_chat_template(CONVERSATION, tokenize=True)
     assert inputs["pixel_values"].shape == (1, 3, 8, 8)
-    assert torch.equal(inputs["input_ids"], made(text="what colour ?")["input_ids"])
+    assert torch.equal(inputs["input_ids"], made(text="it ?\nit\nwhat colour ?")["input_ids"])
     assert "pixel_values" not in made.apply_chat_template(CONVERSATION[1:], tokenize=True)
 
 
-@pytest.mark.parametrize(
-    "conversation",
-    [[], "what ?", [{"content": "what ?"}], [{"role": "user"}], [{"role": "user", "content": [{"type": "image"}]}], [3]],
-)
-def test_a_conversation_that_is_none(conversation):
-    with pytest.raises(DataError, match="a conversation is a list of messages with `role` and `content`"):
+NO_CONVERSATION = {
+    "empty": ([], "a conversation is a list of messages with `role` and `content`"),
+    "a text": ("what ?", "a conversation is a list of messages with `role` and `content`"),
+    "no role": ([{"content": "what ?"}], "message 0: its role must be"),
+    "no content": ([{"role": "user"}], r"message 0 \(user\): is empty"),
+    "an image without one": (
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "it ?"}]}],
+        "there is no image",
+    ),
+    "an image alone": ([{"role": "user", "content": [{"type": "image", "image": picture()}]}], "no text beside <image>"),
+    "a number": ([3], "message 0: its role must be"),
+    "a video": ([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}], "parts of the type text or image"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CONVERSATION)
+def test_a_conversation_that_is_none(case):
+    conversation, message = NO_CONVERSATION[case]
+    with pytest.raises(DataError, match=message):
         processor().apply_chat_template(conversation)
 
 

@@ -63,7 +63,7 @@ def test_an_image_inside_the_row(tmp_path: Path) -> None:
         ({"image": None, "images": ["a.png", "b.png"]}, "several images"),
         ({"image": None, "video": "a.mp4"}, "video"),
         ({"image": None, "question": "<image>\nwhat ?"}, "placeholder without an image"),
-        ({"question": "<image><image>what ?"}, "several images"),
+        ({"question": "<image><image>what ?"}, "placeholders and images disagree"),
         ({"question": "<image>"}, "empty question"),
         ({"image": "https://a.org/a.png"}, "image is an address"),
         ({"image": 7}, "not an image"),

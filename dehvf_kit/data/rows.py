@@ -18,6 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from dehvf_kit.api.config import Settings
@@ -33,6 +34,10 @@ INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__", "__key__", "__url__")
 """Columns that pandas and webdataset add by themselves."""
 IMAGE_ENDING = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|ppm|jp2)$", re.IGNORECASE)
 EXACT_INTEGERS = 2**53
+MISSING_WORDS = frozenset(["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "\\N"])
+"""How tools write a missing value into text."""
+WIDE_DIGITS = 15
+"""Digits that a number of 32 bits has at least where it is written as one of 64."""
 Row = tuple[Any, str, Mapping[str, Any], Path]
 """(number, place, row, folder): its key where it has no id, its name in messages, the folder its image paths are relative to."""
 
@@ -97,13 +102,13 @@ class RowReader:
         if not isinstance(question, str) or not question.strip():
             raise self._fault(place, "empty question", columns.question, question)
         try:
-            answer, remark = answer_of(row.get(columns.answer))
+            answer, remarks = answer_of(row.get(columns.answer))
         except DataError as error:
             raise self._fault(place, str(error), columns.answer, row.get(columns.answer)) from None
         image = self.image(row, place, folder)
         (asked,) = self.texts([Message("user", question)], place, image is not None)
-        if remark:
-            self.note(remark, place)
+        for remark in remarks:
+            self.note(remark, place, shown(answer))
         return Sample(str(own), asked.content, answer, image, str(kind))
 
     def _conversation(self, row: Mapping[str, Any], place: str, folder: Path, key: str, kind: str) -> Sample:
@@ -242,24 +247,42 @@ def looks_like_image(value: Any) -> bool:
     return isinstance(value, bytes) or hasattr(value, "read_bytes")
 
 
-def answer_of(value: Any) -> tuple[str, str]:
+def answer_of(value: Any) -> tuple[str, list[str]]:
     """An answer as text, and what to note of it: a text, a number, or the first of a list.
 
     Raises: DataError for a missing value and for what is neither; its message is the kind of fault.
     """
-    remark = ""
+    remarks = []
     if isinstance(value, (list, tuple)):
         given = [one for one in value if not is_missing(one)]
-        remark = "several answers, the first is read" if len(given) > 1 else ""
+        remarks += ["several answers, the first is read"] if len(given) > 1 else []
         value = given[0] if given else None
     if is_missing(value):
         raise DataError("answer is missing")
     if isinstance(value, float) and value.is_integer():
-        remark = remark or "whole number given as a decimal, read as a whole number"
+        remarks.append("whole number given as a decimal, read as a whole number")
+    elif isinstance(value, float) and (short := of_32_bits(value)) != value:
+        remarks.append("number of 32 bits written with more digits than it has, read without them")
+        value = short
     text = named(value, None)
     if text is None:
         raise DataError("answer is no text")
-    return text, remark
+    if isinstance(value, str) and text.strip() in MISSING_WORDS:
+        remarks.append("answer that may stand for a missing value, read as text")
+    elif isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", text, re.DOTALL):
+        remarks.append("answer that may be a list written as text, read as text")
+    return text, remarks
+
+
+def of_32_bits(value: float) -> float:
+    """0.1 for 0.10000000149011612, as duckdb writes it into JSON, and for 0.1000000015, as pandas does; else the value itself."""
+    if not abs(value) < float(np.finfo(np.float32).max):
+        return value
+    single = np.float32(value)
+    short, digits = float(str(single)), len(Decimal(repr(value)).as_tuple().digits)
+    all_digits = value == float(single) and digits >= WIDE_DIGITS
+    ten_decimals = value == round(float(single), 10) and len(repr(short)) + 3 <= len(repr(value)) and digits < WIDE_DIGITS
+    return short if all_digits or (ten_decimals and value != float(single)) else value
 
 
 def is_missing(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from dehvf_kit.data.hub_tables import ALIASES
 from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.jsonl import MAX_LINE, json_lines
+from dehvf_kit.data.rows import MISSING_WORDS
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.strict_json import read_json
 
@@ -22,8 +23,8 @@ SNIFFED = 20
 """Lines by which the delimiter is told."""
 DATASETS_FILES = ("dataset_dict.json", "state.json", "dataset_info.json", "dataset_infos.json")
 ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-BLANK = frozenset(["", "nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "\\N"])
-"""How tools write a missing number into text."""
+BLANK = MISSING_WORDS | {""}
+"""How tools write a missing number."""
 
 
 def text_files(folder: Path) -> list[Path]:

@@ -111,19 +111,25 @@ def quantisation(model: nn.Module, tensor: Tensor) -> str:
     return f"{type(tensor).__name__} {getattr(getattr(model, 'config', None), 'dtype', None)} {inner}"
 
 
-def checkpoint_files(model: nn.Module) -> dict[str, Path]:
-    """The file of each tensor in the folder, or in the hub's cache, that a model was loaded from."""
+def checkpoint_folder(model: nn.Module) -> Path | None:
+    """The folder, or the one in the hub's cache, that a model was loaded from; None where that is not known or gone."""
     config = getattr(model, "config", None)
     place = getattr(config, "_name_or_path", None)
-    found: dict[str, Path] = {}
     if not isinstance(place, str) or not place:
-        return {}
+        return None
     if not Path(place).is_dir() and place.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(place, "config.json", revision=getattr(config, "_commit_hash", None))
         place = str(Path(cached).parent) if isinstance(cached, str) else place
-    for file in sorted(Path(place).glob("model*.safetensors")):
+    return Path(place) if Path(place).is_dir() else None
+
+
+def checkpoint_files(model: nn.Module) -> dict[str, Path]:
+    """The file of each tensor in the checkpoint that a model was loaded from."""
+    place = checkpoint_folder(model)
+    found: dict[str, Path] = {}
+    for file in sorted(place.glob("model*.safetensors")) if place is not None else ():
         with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), file)
     return found

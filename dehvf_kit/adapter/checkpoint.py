@@ -191,7 +191,7 @@ def load(
     held = sum(tensor.numel() for name, tensor in weights.items() if name not in buffers)
     model = build(recipe, decoder=decoder, vision=vision, tokenizer=tokenizer, expected_parameters=held, device_map=device_map)
     try:
-        check_bases(model, config, place)
+        check_bases(model, config, place, loaded=decoder is None and vision is None)
         if model.processor is not None:
             check_tokenizer(config.get(TOKENIZER), model.processor.tokenizer, str(place))
         restore(model, weights, str(place))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.adapter.base_weights import all_names, compare, is_record, record
 from dehvf_kit.adapter.files import CONFIG
+from dehvf_kit.adapter.kept_records import kept_record
 from dehvf_kit.errors import AdapterError, listing
 from dehvf_kit.recipe.plugin_manager import plugins
 
@@ -45,19 +46,23 @@ log = logging.getLogger(__name__)
 PROBE = "What is in the picture? 12 of 3.5 naïve 图像\n  (A) red"
 
 
-def base_identities(model: DehvfModel) -> dict[str, Any]:
-    """The identity of each base model of an adapter, by its name in the recipe."""
+def base_identities(model: DehvfModel, loaded: bool = False) -> dict[str, Any]:
+    """The identity of each base model of an adapter, by its name in the recipe. loaded: as in `identity`."""
     with model.hooks_disabled():
-        bases = {"decoder": identity(model.decoder, model.recipe.decoder.model)}
-        return bases | {name: identity(tower.model, model.recipe.vision[name].model) for name, tower in model.towers.items()}
+        bases = {"decoder": identity(model.decoder, model.recipe.decoder.model, loaded)}
+        for name, tower in model.towers.items():
+            bases[name] = identity(tower.model, model.recipe.vision[name].model, loaded)
+        return bases
 
 
-def identity(model: nn.Module, name: str) -> dict[str, Any]:
+def identity(model: nn.Module, name: str, loaded: bool = False) -> dict[str, Any]:
     """What tells a base model from another: its name, its architecture, and a record of its weights.
 
     The record is `base_weights.record`'s; None for a model without weights (meta device). Every weight is read once.
+    loaded: the model was just loaded from files, so that an earlier record of the same files will do.
     """
-    return {**_architecture(model), "name": name, WEIGHTS: record(model), "license": licence_of(name, model)}
+    weights = kept_record(model) if loaded else record(model)
+    return {**_architecture(model), "name": name, WEIGHTS: weights, "license": licence_of(name, model)}
 
 
 def _architecture(model: nn.Module) -> dict[str, Any]:
@@ -78,13 +83,13 @@ def _values(parameter: Tensor) -> list[float]:
     return flat[places].float().cpu().tolist()
 
 
-def check_bases(model: DehvfModel, config: Mapping[str, Any], folder: Path) -> None:
-    """Raises: AdapterError where a model's base models are not those that an adapter's config names."""
+def check_bases(model: DehvfModel, config: Mapping[str, Any], folder: Path, loaded: bool = False) -> None:
+    """Raises: AdapterError where a model's base models are not those that an adapter's config names. loaded: as in `identity`."""
     bases = saved_identities(config, ["decoder", *model.towers], folder)
     with model.hooks_disabled():
-        check_identity(bases["decoder"], model.decoder, "decoder")
+        check_identity(bases["decoder"], model.decoder, "decoder", loaded)
         for name, tower in model.towers.items():
-            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}")
+            check_identity(bases[name], tower.model, "vision" if name == "vision" else f"vision.{name}", loaded)
 
 
 def saved_identities(config: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -110,11 +115,11 @@ def _is_values(values: Any) -> bool:
     return whole and all(isinstance(value, float | int) and abs(value) <= LARGEST for value in values)
 
 
-def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> None:
+def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str, loaded: bool = False) -> None:
     """Raises: AdapterError where a base model is not the one an adapter was trained on.
 
     Weights that cannot be compared, or were added since, are counted in a warning. Of a model that is sharded over processes, each
-    of them must call this.
+    of them must call this. loaded: as in `identity`.
     """
     found = _architecture(model)
     wanted = saved.get("architecture", {})
@@ -127,7 +132,7 @@ def check_identity(saved: Mapping[str, Any], model: nn.Module, what: str) -> Non
     if saved.get(WEIGHTS) is None:
         _check_probe(saved, model, what, found["dtype"])
         return
-    now = record(model)
+    now = kept_record(model) if loaded else record(model)
     if now is None:
         return
     difference = compare(saved[WEIGHTS], now)

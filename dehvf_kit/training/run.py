@@ -117,6 +117,7 @@ def train(
         if model is None:
             progress("loading the base models", 0, 1, "")
             model = build(recipe)
+            model.bases = base_identities(model, loaded=True)
         data = training_set(recipe, model, given, features, progress, processes)
         if folder.writes:
             write_skipped(output / SKIPPED, data.skipped)
@@ -174,7 +175,7 @@ def _take_steps(
     set_seed(config.seed)
     args = training_arguments(config, folder.checkpoints, data.count, processes.count)
     report = StepReport(lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}"))
-    model.bases = base_identities(model)  # once, not for every checkpoint: the bases are frozen
+    model.bases = model.bases or base_identities(model)  # once, not for every checkpoint: the bases are frozen
     prepare_model(model, processes)
     model.train()
     with Stopping() as stopping:

@@ -6,8 +6,11 @@ Nothing is fetched unless `download` is set. Needs the extra `data`.
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ from dehvf_kit.errors import DataError, listing
 from dehvf_kit.utils.atomic import exists, is_file
 
 ALIASES = {"val": "validation", "validation": "val", "dev": "validation"}
+SHARD = re.compile(r"(?P<name>.*-)(?P<number>\d{1,6})(?P<of>-of-(?P<count>\d{1,6})).*(?P<ending>\.\w+)$")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ def open_table(source: str, split: str, download: bool = False, revision: str | 
             table = _load(datasets, place, split)
     except DataError:
         raise
+    except datasets.exceptions.NonMatchingSplitsSizesError as error:
+        raise DataError(f"{source}: has more or fewer rows than its README.md says; copy the missing files here") from error
     except Exception as error:  # whatever stands in the folder's files
         reason = str(error).strip().splitlines()
         raise DataError(f"{source}: cannot be read as a table: {reason[0] if reason else type(error).__name__}") from error
@@ -95,15 +101,53 @@ def _silent(datasets: Any) -> Iterator[None]:
 
 def _load(datasets: Any, place: Path, split: str) -> Any:
     if is_file(place):
-        return datasets.load_dataset("parquet", data_files=str(place), split="train")
+        return _as_it_is(datasets, [place], "parquet", data_files=str(place), split="train")
     if is_file(place / "state.json"):
         return datasets.load_from_disk(str(place))
-    read = datasets.load_from_disk if is_file(place / "dataset_dict.json") else datasets.load_dataset
-    splits = read(str(place))
+    if is_file(place / "dataset_dict.json"):
+        splits = datasets.load_from_disk(str(place))
+    else:
+        files = list(place.rglob("*.parquet"))
+        others = re.compile(
+            rf"(?<![a-z])(?!{re.escape(split)}|{re.escape(ALIASES.get(split, split))})(train|test|val|validation|dev)(?![a-z])"
+        )
+        require_shards(file for file in files if not others.search(file.name))
+        splits = _as_it_is(datasets, files, str(place))
     name = split if split in splits else ALIASES.get(split, split)
     if name not in splits:
         raise DataError(f"{place}: has no split '{split}'; it has {listing(splits)}")
     return splits[name]
+
+
+def _as_it_is(datasets: Any, files: Iterable[Path], *given: str, **settings: Any) -> Any:
+    """`load_dataset`, made anew where its cached copy is older than `files`.
+
+    The library compares time stamps of content alone, which `cp -p`, tar and rsync keep; those of the change in the folder are newer.
+    """
+    table = datasets.load_dataset(*given, **settings)
+    caches = table.cache_files
+    copies = itertools.chain.from_iterable(caches.values()) if isinstance(caches, dict) else caches
+    built = min((os.stat(one["filename"]).st_mtime for one in copies), default=math.inf)
+    if any(os.stat(file).st_ctime > built for file in files):
+        table = datasets.load_dataset(*given, **settings, download_mode="force_redownload")
+    return table
+
+
+def require_shards(files: Iterable[Path]) -> None:
+    """Raises: DataError where files are called `x-00000-of-00003.parquet` and not all of the three are there."""
+    found: dict[tuple[Path, str, str], dict[int, Path]] = {}
+    for file in files:
+        shard = SHARD.match(file.name)
+        if shard and is_file(file):
+            found.setdefault((file.parent, shard["name"], shard["of"]), {})[int(shard["number"])] = file
+    for (folder, name, of), there in found.items():
+        count = int(of.removeprefix("-of-"))
+        if len(there) < count:
+            first = next(number for number in range(count) if number not in there)
+            raise DataError(
+                f"{folder}: holds {len(there)} of {count} shards; `{name}{first:0{len(of) - 4}}{of}` is missing: copy or download "
+                "the others, or name a file by itself"
+            )
 
 
 def _snapshot(source: str, download: bool, revision: str | None) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dehvf_kit.api.config import MAX_COUNT
-from dehvf_kit.data.hub_tables import library, plain_rows
+from dehvf_kit.data.hub_tables import library, plain_rows, require_shards
 from dehvf_kit.data.issues import Issue, require_file
 from dehvf_kit.data.rows import Row, RowReader, TableColumns, read_rows, reading_of
 from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
@@ -158,6 +158,8 @@ def files(named: str | list[str], part: str) -> list[Path]:
         for name in matches or [pattern]:
             require_file(name, f"data.{part}")
             found.append(Path(name))
+        if glob.has_magic(pattern):
+            require_shards(found)
     for file in found:
         if not file.name.endswith(ENDINGS):
             raise DataError(f"data.{part}: '{file}' is of no known kind; a stream reads {', '.join(ENDINGS)}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dehvf_kit.data.hub_tables import ALIASES
+from dehvf_kit.data.hub_tables import ALIASES, require_shards
 from dehvf_kit.data.issues import Issue, note
 from dehvf_kit.data.jsonl import MAX_LINE, json_lines
 from dehvf_kit.data.rows import MISSING_WORDS
@@ -45,6 +45,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     if files and not found:
         there = listing(str(file.relative_to(folder)) for file in files)
         raise DataError(f"{folder}: has no split '{split}'; it has {there}")
+    require_shards(found)
     return found
 
 

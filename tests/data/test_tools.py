@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from decimal import Decimal
@@ -14,6 +15,7 @@ import pytest
 from dehvf_kit.data.samples import DataConfig, Reading
 from dehvf_kit.data.stream import StreamDataConfig
 from dehvf_kit.data.table import TableDataConfig
+from dehvf_kit.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
 COLUMNS = {
@@ -158,3 +160,39 @@ def test_a_gap_in_a_column_of_numbers(tmp_path: Path) -> None:
         reading = TableDataConfig(train=str(tmp_path / "a.csv"), test="").read("train")
         assert [one.answer for one in reading.samples] == ["3", "10"], gap
         assert "answer is missing" in kinds(reading)
+
+
+def test_shards_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder, in the hub's cache, in a stream's pattern; a file that is named by itself is read, and so is another split."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]})
+    snapshot = tmp_path / "hub/datasets--me--data/snapshots/0123"
+    for folder in (tmp_path / "clone/data", snapshot / "data"):
+        folder.mkdir(parents=True)
+        for name in ("train-00000-of-00003-6ab0", "train-00002-of-00003-9cd1", "test-00000-of-00001"):
+            rows.to_parquet(str(folder / f"{name}.parquet"))
+    (tmp_path / "text").mkdir()
+    rows.to_json(str(tmp_path / "text/train-00000-of-00002.jsonl"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    file = str(tmp_path / "clone/data/train-00000-of-00003-6ab0.parquet")
+    for config in (
+        TableDataConfig(path=str(tmp_path / "clone")),
+        TableDataConfig(path="me/data"),
+        TableDataConfig(path=str(tmp_path / "text")),
+        StreamDataConfig(train=str(tmp_path / "clone/data/train*.parquet"), size=1),
+    ):
+        with pytest.raises(DataError, match="holds . of . shards; `train-00001-of-0000.` is missing"):
+            config.read("train")
+    assert len(TableDataConfig(path=str(tmp_path / "clone")).read("test").samples) == 1
+    assert len(StreamDataConfig(train=file, size=1).read("train").samples) == 1
+
+
+def test_a_table_replaced_under_its_time_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "data/train.parquet"
+    file.parent.mkdir()
+    configs = TableDataConfig(train=str(file), test=""), TableDataConfig(path=str(file.parent))
+    for answer in ("red", "blue"):
+        datasets.Dataset.from_dict({"question": ["q"], "answer": [answer]}).to_parquet(str(file))
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        assert [config.read("train").samples[0].answer for config in configs] == [answer] * 2

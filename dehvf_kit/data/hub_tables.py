@@ -122,7 +122,7 @@ def _load(datasets: Any, place: Path, split: str) -> Any:
 def _as_it_is(datasets: Any, files: Iterable[Path], *given: str, **settings: Any) -> Any:
     """`load_dataset`, made anew where its cached copy is older than `files`.
 
-    The library compares time stamps of content alone, which `cp -p`, tar and rsync keep; those of the change in the folder are newer.
+    The library compares the time of the last change of content alone, which `cp -p`, tar and rsync keep as it was.
     """
     table = datasets.load_dataset(*given, **settings)
     caches = table.cache_files

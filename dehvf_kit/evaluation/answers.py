@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.data.encoding import distinct, encode_pairs, stack
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
@@ -119,7 +120,8 @@ def finite_logits(model: DehvfModel, batch: Sequence[Sample]) -> Iterator[None]:
 
     handle = model.decoder.register_forward_hook(look)
     try:
-        yield
+        with run_eagerly():
+            yield
     finally:
         handle.remove()
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ class ExtendedInputs:
 
         handle = embedding.register_forward_hook(hook)
         try:
-            yield
+            with run_eagerly():
+                yield
         finally:
             handle.remove()
 

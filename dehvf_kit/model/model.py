@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
+from dehvf_kit.backbones.compiled import forget_compiled
 from dehvf_kit.backbones.quantization import keep_differentiable, release
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
@@ -97,12 +98,14 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
             self.detach()
             raise
         self.attached = True
+        forget_compiled()
 
     def _disable_hooks(self) -> None:
         for node in self.nodes.values():
             if hasattr(node, "detach"):
                 node.detach()
         self.attached = False
+        forget_compiled()
 
     @contextlib.contextmanager
     def hooks_disabled(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.errors import TrainingError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
@@ -204,7 +205,7 @@ def first_non_finite(model: nn.Module, batch: Mapping[str, Any], run: Callable[[
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad(), run_eagerly():
             run(dict(batch))
     finally:
         for hook in hooks:

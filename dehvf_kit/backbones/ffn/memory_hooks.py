@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dehvf_kit.backbones.compiled import forget_compiled
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
 from dehvf_kit.backbones.ffn.structure import forward_arguments, overwrites_input
 from dehvf_kit.backbones.quantization import keep_differentiable, release
@@ -124,6 +125,7 @@ class FfnHooks:
             parent, name, original = self._replaced.pop()
             parent._modules[name] = original
         release(self._differentiable)
+        forget_compiled()
 
 
 def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHooks:
@@ -143,6 +145,7 @@ def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHo
     _copy_shared(model, sites, hooks)
     for index, site in enumerate(sites):
         hooks._handles.extend(_hook_site(model, site, index, delta))
+    forget_compiled()
     return hooks
 
 

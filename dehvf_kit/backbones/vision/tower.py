@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.api.shapes import VisionSpec
 from dehvf_kit.backbones.base import first_line, vision_config
+from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.backbones.vision.layout import (
     READABLE,
@@ -200,7 +201,7 @@ class VisionTower(nn.Module):
         """Run the encoder. Raises: VisionError where it refuses these images."""
         given = model_arguments(self.model, pixels, self.patch_size, self.override)
         try:
-            with settings_for_a_pass(self.model, self.override):
+            with settings_for_a_pass(self.model, self.override), run_eagerly():
                 self.model(**given)
         except (Enough, DehvfError):
             raise

@@ -30,6 +30,7 @@ def register_sources(register: RegisterSource) -> None:
 @hookimpl
 def register_components(register: Register) -> None:
     register("dehvf_kit_demo.data:EasyVqaDataConfig", role="data", type="easy_vqa")
+    register("dehvf_kit_demo.data:DrawingsDataConfig", role="data", type="drawings")
 
 
 @hookimpl

@@ -1,13 +1,17 @@
-"""easy-VQA as a data set that recipes can name: `data: {type: easy_vqa}`."""
+"""The demo's data sets, as recipes name them: `data: {type: easy_vqa}` and `data: {type: drawings}`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dehvf_kit.data.samples import DataConfig, Sample, Split
 from dehvf_kit_demo.easy_vqa import load_easy_vqa, subset
+from dehvf_kit_demo.scenes import CELLS, Scene, SceneSettings, compose, scene_folder
+
+Kind = Literal["name", "kind", "colour", "texture", "side", "count", "presence"]
+ARTICLE = {"animal": "an animal", "clothing": "clothing", "food": "food"}
 
 
 class EasyVqaDataConfig(DataConfig):
@@ -28,3 +32,68 @@ class EasyVqaDataConfig(DataConfig):
             Sample(f"{split}/{number}", record.question, record.answer, record.image, record.question_type)
             for number, record in enumerate(records)
         ]
+
+
+class DrawingsDataConfig(DataConfig):
+    """Composed scenes of Twemoji drawings: seven kinds of questions, balanced so that no answer is right by its frequency.
+
+    Half of the drawings are held out. The test split asks about them in every other scene, as kind `kind of a new drawing`; their
+    names are not asked for, since no training scene says them.
+    """
+
+    type: Literal["drawings"] = "drawings"
+    train_scenes: int = Field(2000, ge=1, le=1_000_000, description="training images")
+    test_scenes: int = Field(400, ge=1, le=1_000_000, description="test images, every other one of a held-out drawing")
+    questions: tuple[Kind, ...] = Field(
+        ("name", "kind", "colour", "texture", "side", "count", "presence"),
+        min_length=1,
+        description="kinds of questions asked of each image",
+    )
+    canvas: int = Field(168, ge=48, le=2048, description="pixels of an image's sides")
+    sizes: tuple[int, int] = Field((40, 56), description="smallest and largest drawing, in pixels; small ones are harder")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the scenes")
+
+    @model_validator(mode="after")
+    def _drawings_fit(self) -> DrawingsDataConfig:
+        smallest, largest = self.sizes
+        if not 8 <= smallest <= largest <= self.canvas // CELLS:
+            raise ValueError(
+                f"sizes: given {list(self.sizes)}; wants two sizes from 8 to {self.canvas // CELLS} (canvas / {CELLS}), in order"
+            )
+        return self
+
+    def scenes(self, split: Split) -> SceneSettings:
+        """What decides the images of a split."""
+        count = self.train_scenes if split == "train" else self.test_scenes
+        return SceneSettings(split, count, self.canvas, self.sizes, self.seed)
+
+    def samples(self, split: Split) -> list[Sample]:
+        settings = self.scenes(split)
+        folder = scene_folder(settings)
+        return [
+            Sample(f"{split}/{number}/{kind}", question, answer, folder / scene.file, told)
+            for number, scene in enumerate(compose(settings))
+            for kind in self.questions
+            for question, answer, told in _asked(scene, kind)
+        ]
+
+
+def _asked(scene: Scene, kind: Kind) -> list[tuple[str, str, str]]:
+    """(question, answer, kind of question as reported) of a scene; none for the name of a held-out drawing."""
+    match kind:
+        case "name":
+            return [] if scene.held_out else [("what is it?", scene.drawing.name, "name")]
+        case "kind":
+            told = "kind of a new drawing" if scene.held_out else "kind"
+            return [("what kind of thing is it?", scene.drawing.kind, told)]
+        case "colour":
+            return [("what color is the background?", scene.colour, kind)]
+        case "texture":
+            return [("what pattern does the background have?", scene.texture, kind)]
+        case "side":
+            return [("on which side is it?", scene.side, kind)]
+        case "count":
+            return [("how many are there?", scene.count, kind)]
+        case "presence":
+            asked = ARTICLE.get(scene.presence, f"a {scene.presence}")
+            return [(f"is there {asked}?", "yes" if scene.presence == scene.drawing.kind else "no", kind)]

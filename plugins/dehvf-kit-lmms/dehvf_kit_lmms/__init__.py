@@ -14,4 +14,4 @@ def manifests() -> list[Any]:
     """The manifest of our model; called by lmms-eval, and alone in importing it."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return [ModelManifest(model_id=MODEL, simple_class_path="dehvf_kit.evaluation.lmms_model.DehvfLmm")]
+    return [ModelManifest(model_id=MODEL, simple_class_path="dehvf_kit_lmms.model.DehvfLmm")]

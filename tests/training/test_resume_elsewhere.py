@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from cli.commands import Command
 
 import dehvf_kit
-from dehvf_kit.errors import DataError, TrainingError
+from dehvf_kit.errors import DataError, Stopped, TrainingError
 from dehvf_kit.recipe.plugin_manager import load_plugin_file
 from dehvf_kit.training.callbacks import Stopping
 from dehvf_kit.training.checkpoints import SEAL, fault, newest, seal
@@ -71,6 +74,49 @@ def test_changed_code_of_a_plugin_is_named(world: Path, tmp_path: Path) -> None:
     write_record(tmp_path, resumed(world, 1))
     plugin.write_text(plugin.read_text() + "# another line\n")
     assert compare_records(tmp_path, resumed(world, 1)) == ["the code of mine changed"]
+
+
+STEPS = ["training.max_steps=24", "graph.injector.dropout=0"]
+
+
+def stopped_at(step: int, world: Path, folder: Path) -> None:
+    """A run in this process that gets SIGTERM during a step, and so ends after it."""
+
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "training" and done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=f"after step {step} of 24"):
+        train(dehvf_kit.load_recipe(world / "tiny.yaml", STEPS), folder, progress=progress)
+
+
+def by_two_processes(world: Path, folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dehvf_kit", "train"]
+    command = [*launcher, world / "tiny.yaml", *STEPS, *settings, "--output", folder, "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.nightly
+def test_a_run_of_one_process_is_resumed_by_two_to_its_own_end_or_refused(world: Path, tmp_path: Path) -> None:
+    """The weights differ from the uninterrupted run's as those of two processes do (test_distributed.py states the errors)."""
+    train(dehvf_kit.load_recipe(world / "tiny.yaml", STEPS), tmp_path / "whole")
+    run = tmp_path / "run"
+    stopped_at(11, world, run)
+    refused = by_two_processes(world, run)
+    assert refused.returncode == 1 and not (run / "adapter").exists()
+    assert "samples per step: 4 then (processes: 1), 8 now (processes: 2)" in refused.stderr
+    assert "/dehvf_kit/" not in refused.stderr, "a traceback of the kit beside that of torchrun itself"
+    assert newest(run / "checkpoints") == run / "checkpoints" / "checkpoint-11"
+
+    resumed = by_two_processes(world, run, "training.batch_size=2")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "24/24" in resumed.stderr and "processes: 1 then, 2 now" in resumed.stderr
+    losses = [
+        [row["loss"] for row in map(json.loads, (place / "log.jsonl").read_text().splitlines()) if "loss" in row]
+        for place in (tmp_path / "whole", run)
+    ]
+    assert len(losses[0]) == 24 and losses[0] == pytest.approx(losses[1], rel=0, abs=1e-4)
 
 
 def sealed(folder: Path, step: int) -> Path:

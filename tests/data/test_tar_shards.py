@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +163,14 @@ def test_a_damaged_shard_is_named_or_skipped(tmp_path: Path, case: str) -> None:
     assert len(keys) == 10 or "joined" not in case
     assert all(one.image is not None for one in reading.samples), "none of which half is missing"
     assert [(issue.kind, issue.place, issue.fatal) for issue in reading.issues] == [("damaged shard", str(tmp_path / name), True)]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_no_sample_of_damaged_compressed_content_is_used(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    """The checksum comes after the samples; without it a changed letter is as good as any other."""
+    data = bytearray(compress(SHARD))
+    data[-8 if compress is gzip.compress else len(data) // 2] ^= 0xFF
+    (tmp_path / "x.tar").write_bytes(data)
+    reading = StreamDataConfig(train=str(tmp_path / "x.tar"), size=1, on_bad_sample="skip").usable("train")
+    assert not reading.samples and [issue.kind for issue in reading.issues] == ["damaged shard"]
+    assert "none of it is read" in reading.issues[0].detail

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
-from dehvf_kit.backbones.compiled import forget_compiled
-from dehvf_kit.backbones.quantization import keep_differentiable, release
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
+from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
 from dehvf_kit.model.run import (
@@ -40,11 +39,11 @@ if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe
 
 
-class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
+class DehvfModel(AttachedComponents, RecomputedLayers, PreTrainedModel, GenerationMixin):
     """A frozen decoder that sees: visual memory in every feed-forward network, written by a graph of small components.
 
     decoder: any transformers causal language model; towers: vision encoders by name; graph and nodes: the wired
-    components. Only the nodes are trained. Hooks stay on the towers until `detach()`.
+    components. Only the nodes are trained. Hooks stay on the towers until `detach()`, or to the end of a `with` block.
     Source: DEHVF, Figure 1.
     """
 
@@ -71,86 +70,15 @@ class DehvfModel(RecomputedLayers, PreTrainedModel, GenerationMixin):
         self.bases: dict[str, Any] | None = None
         self.measured: dict[str, Any] = {}
         self.generation_config = generation_config(decoder, recipe, self._tokenizer)
-        self._was_trainable = [p for tower in (decoder, *self.towers.values()) for p in tower.parameters() if p.requires_grad]
-        inner = (decoder, *(tower.model for tower in self.towers.values()))
-        self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
-        self._differentiable = [part for tower in (decoder, *self.towers.values()) for part in keep_differentiable(tower)]
-        self._checkpointing = False
         self._compared: set[str] = set()
-        self.attached = False
-        for tower in (decoder, *self.towers.values()):
-            tower.requires_grad_(False)
+        self._freeze(towers)
         self._attach()
         self.all_tied_weights_keys: dict[str, str] = {}
         self.eval()
 
-    def _attach(self) -> None:
-        try:
-            for name, node in self.nodes.items():
-                place = self.graph.nodes[name].config.attaches
-                if place == "decoder":
-                    node.attach(self.decoder)
-                elif place == "vision":
-                    node.attach(self.towers[self._tower_of(name)].model)
-                elif place == "input":
-                    node.attach(self.decoder, self._tokenizer)
-        except Exception:
-            self.detach()
-            raise
-        self.attached = True
-        forget_compiled()
-
-    def _disable_hooks(self) -> None:
-        for node in self.nodes.values():
-            if hasattr(node, "detach"):
-                node.detach()
-        self.attached = False
-        forget_compiled()
-
-    @contextlib.contextmanager
-    def hooks_disabled(self) -> Iterator[None]:
-        """Inside, the towers are as they were before: without hooks, and without modules that a component put there."""
-        attached = self.attached
-        self._disable_hooks()
-        try:
-            yield
-        finally:
-            if attached:
-                self._attach()
-
-    unhooked = hooks_disabled  # the name until 0.1.0
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DehvfModel:
-        """A copy with hooks of its own: hooks are bound to their module, so they are placed anew on both."""
-        attached = self.attached
-        with self.hooks_disabled():
-            twin = self.__class__.__new__(self.__class__)
-            memo[id(self)] = twin
-            nn.Module.__init__(twin)
-            for name, value in self.__dict__.items():
-                twin.__dict__[name] = copy.deepcopy(value, memo)
-        if attached:
-            twin._attach()
-        return twin
-
     @property
     def _tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", None)
-
-    def _tower_of(self, name: str) -> str:
-        return next(wire.node for wires in self.graph.wires[name].values() for wire in wires if wire.node in self.towers)
-
-    def detach(self) -> None:
-        """Take everything off the towers: decoder and encoders are bit-identical to before, and trainable as before."""
-        self._disable_hooks()
-        if self._checkpointing:
-            self.activation_checkpointing_disable()
-        release(self._differentiable)
-        for parameter in self._was_trainable:
-            parameter.requires_grad_(True)
-        for module, training in self._was_training:
-            module.training = training
-        self._was_trainable, self._was_training = [], []
 
     def train(self, mode: bool = True) -> DehvfModel:
         """Training mode for the components; the frozen towers stay in evaluation mode (no dropout of theirs).

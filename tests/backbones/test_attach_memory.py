@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+import dehvf_kit
 from dehvf_kit.backbones.ffn.memory_hooks import attach_memory, hook_ffns
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError, ShapeError
@@ -253,3 +254,56 @@ def test_rows_that_do_not_fit_are_refused_when_they_run():
     attach_memory(model, *memory(batch=2))
     with pytest.raises(ShapeError, match="runs 3 rows, the memory has a batch of 2; rows must be a multiple"):
         model(INPUT_IDS[:1].repeat(3, 1))
+
+
+def test_a_notebook_cell_run_again_names_the_first_memory_and_a_lost_handle_is_found():
+    model = tiny()
+    before = model(INPUT_IDS).logits
+    attach_memory(model, *memory())
+    with_memory = model(INPUT_IDS).logits
+    for part in (model, model.model):
+        with pytest.raises(DecoderError, match=r"has this attached already: memory at .*layers.0.mlp.*detach_all\(decoder\)"):
+            attach_memory(part, *memory())
+    assert torch.equal(model(INPUT_IDS).logits, with_memory), "the refused ones added nothing"
+    attach_memory(model, *memory(), stack=True)
+    assert not torch.allclose(model(INPUT_IDS).logits, with_memory)
+    assert len(dehvf_kit.detach_all(model)) == 2
+    assert dehvf_kit.detach_all(model) == []
+    assert torch.equal(model(INPUT_IDS).logits, before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("dehvf" in name for module in model.modules() for name in vars(module))
+
+
+def test_a_with_block_ends_the_memory_also_after_an_error():
+    model = tiny()
+    before = model(INPUT_IDS).logits
+    with pytest.raises(RuntimeError), attach_memory(model, *memory()) as handle:
+        assert len(handle.sites) == 2
+        raise RuntimeError
+    assert torch.equal(model(INPUT_IDS).logits, before)
+
+
+def test_some_layers_only_by_none_or_by_sites():
+    keys, values = memory()
+    by_none, by_sites, zero = tiny(), tiny(), tiny()
+    handle = attach_memory(by_none, [None, keys[1]], [None, values[1]])
+    attach_memory(by_sites, keys[1:], values[1:], sites=ffn_sites(by_sites)[1:])
+    attach_memory(zero, [keys[0] * 0, keys[1]], [values[0] * 0, values[1]])
+    assert [site.layer_idx for site in handle.sites] == [1]
+    assert not by_none.model.layers[0].mlp._forward_hooks
+    expected = zero(INPUT_IDS).logits
+    assert torch.equal(by_none(INPUT_IDS).logits, expected) and torch.equal(by_sites(INPUT_IDS).logits, expected)
+    attach_memory(by_none, [keys[0], None], [values[0], None])  # the other layer is free
+    with pytest.raises(ShapeError, match=r"values\[0\] .* is None"):
+        attach_memory(tiny(), keys, [None, values[1]])
+    with pytest.raises(DecoderError, match="not in the model"):
+        attach_memory(tiny("gpt2"), keys, values, sites=ffn_sites(by_none))
+
+
+def test_a_deep_copy_is_detached_by_itself():
+    model = tiny()
+    before = model(INPUT_IDS).logits
+    attach_memory(model, *memory())
+    twin, with_memory = copy.deepcopy(model), model(INPUT_IDS).logits
+    assert len(dehvf_kit.detach_all(twin)) == 1
+    assert torch.equal(twin(INPUT_IDS).logits, before) and torch.equal(model(INPUT_IDS).logits, with_memory)

@@ -23,6 +23,7 @@ SILENT = ("text", "json")
 # Blocks whose names come from the text around them: what a reader would have by then.
 GIVEN = {
     "README.md": "from dehvf_kit.testing import tiny_decoder\nimport torch\ndecoder = tiny_decoder('llama')\n"
+    "tokens = torch.tensor([[3, 1, 4]])\n"
     "keys = values = [torch.zeros(1, 2, s.hidden_size) for s in __import__('dehvf_kit').ffn_sites(decoder)]\n"
 }
 # What a reader of a page has done before.

@@ -132,6 +132,20 @@ def test_detach_restores_what_was_trainable_and_training():
     assert not any(getattr(part, "gradient_checkpointing", False) for part in parts)
 
 
+def test_models_built_again_name_the_first_and_are_all_found(caplog):
+    decoder, vision = tiny_decoder(), tiny_vision()
+    hooks = _hooks(decoder) + _hooks(vision)
+    with tiny_model(decoder, vision):
+        assert not caplog.messages
+    for _ in range(3):
+        tiny_model(decoder, vision)
+    warned = [message for message in caplog.messages if "attached already: a model with vision_adapter, injector" in message]
+    assert len(warned) == 4, "decoder and encoder, from the second on"
+    assert len(dehvf_kit.detach_all(decoder)) == 3
+    assert _hooks(decoder) + _hooks(vision) == hooks
+    assert all(parameter.requires_grad for parameter in (*decoder.parameters(), *vision.parameters()))
+
+
 def test_a_decoder_that_cannot_be_attached_is_left_alone():
     decoder, vision = tiny_decoder(), tiny_vision()
     with pytest.raises(DehvfError):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dehvf_kit.backbones.attached import attached_to, forget, names, note
 from dehvf_kit.backbones.compiled import forget_compiled
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
 from dehvf_kit.backbones.ffn.structure import forward_arguments, overwrites_input
@@ -26,43 +27,94 @@ Delta = Callable[[int, Tensor], "Tensor | None"]
 
 
 class MemoryHandle:
-    """Memory attached to a decoder; `detach()` gives the untouched decoder back, a second call does nothing."""
+    """Memory attached to a decoder; `detach()`, or the end of a `with` block, gives the untouched decoder back.
 
-    def __init__(self, sites: Sequence[FfnSite], hooks: FfnHooks) -> None:
+    A second `detach()` does nothing. `sites` are those that have memory.
+    """
+
+    def __init__(self, decoder: nn.Module, sites: Sequence[FfnSite], hooks: FfnHooks) -> None:
         self.sites = tuple(sites)
         self._hooks = hooks
+        self.places = _places(decoder, sites)
+        note(self, {layer for layer, _ in self.places})
+
+    @property
+    def attached_as(self) -> str:
+        """How messages call it."""
+        return f"memory at {', '.join(site.path for site in self.sites[:3])}{', ...' if len(self.sites) > 3 else ''}"
+
+    def __enter__(self) -> MemoryHandle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
 
     def detach(self) -> None:
         """Take the memory away. With gradient checkpointing, do so only after the backward pass."""
         self._hooks.remove()
+        forget(self, {layer for layer, _ in self.places})
 
 
 def attach_memory(
     decoder: nn.Module,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
+    keys: Sequence[Tensor | None],
+    values: Sequence[Tensor | None],
     output_scale: float = 1.0,
     activation: Callable[[Tensor], Tensor] | None = None,
+    *,
+    sites: Sequence[FfnSite] | None = None,
+    stack: bool = False,
 ) -> MemoryHandle:
-    """Give every FFN of a decoder key/value memory: FFN'(x) = FFN(x) + output_scale * act(x K^T) V.
+    """Give the FFNs of a decoder key/value memory: FFN'(x) = FFN(x) + output_scale * act(x K^T) V.
 
-    Shapes: keys and values, one pair a site of `ffn_sites(decoder)`: [batch or 1, slots, hidden_size]; slots may
-    differ between sites. A pass over `rows` sequences takes memory row // (rows / batch), the order in which
-    `generate` expands beams and return sequences (MusicGen's guidance appends rows in another order: give it a memory
-    of batch 1). `activation` None: each FFN's own. Gradients flow to both.
+    A pass over `rows` sequences takes memory row // (rows / batch), the order in which `generate` expands beams and return
+    sequences (MusicGen's guidance appends rows in another order: give it a memory of batch 1). Gradients flow to both tensors.
     Cost: 4 * slots * hidden_size FLOPs a token and site; memory rows are never copied.
-    Raises: DecoderError if the decoder has no FFN; ShapeError for a wrong number of tensors or shape, and, in the
-    forward pass, for rows that are no multiple of the memory's batch.
+
+    Args:
+        decoder: the model; its weights stay as they are.
+        keys, values: one tensor [batch or 1, slots, hidden_size] a site; slots may differ between sites. None in both leaves
+            the site's layer alone.
+        output_scale: factor of what is added.
+        activation: used in place of each FFN's own.
+        sites: some of `ffn_sites(decoder)`, to which keys and values then belong; None: all of them.
+        stack: add to memory that a site has already, which is refused otherwise.
+
+    Returns:
+        The handle, also a context manager: `with attach_memory(...):` detaches at the end.
+
+    Raises:
+        DecoderError: if the decoder has no FFN, a site is not its own, or a site has memory already.
+        ShapeError: for a wrong number of tensors or shape, and, in the forward pass, for rows that are no multiple of the
+            memory's batch.
     """
-    sites = ffn_sites(decoder)
-    _check_memory(type(decoder).__name__, sites, keys, values)
-    keys, values = tuple(keys), tuple(values)
+    known = ffn_sites(decoder) if sites is None else list(sites)
+    _check_paths(decoder, known)
+    _check_memory(type(decoder).__name__, known, keys, values)
+    used = [(site, k, v) for site, k, v in zip(known, keys, values, strict=True) if k is not None and v is not None]
+    chosen = [site for site, _, _ in used]
+    if not stack:
+        _refuse_second(decoder, chosen)
 
     def memory(index: int, x: Tensor) -> Tensor:
-        act = sites[index].activation if activation is None else activation
-        return output_scale * read_memory(x, keys[index], values[index], act)
+        site, key, value = used[index]
+        return output_scale * read_memory(x, key, value, site.activation if activation is None else activation)
 
-    return MemoryHandle(sites, hook_ffns(decoder, sites, memory))
+    return MemoryHandle(decoder, chosen, hook_ffns(decoder, chosen, memory))
+
+
+def _refuse_second(decoder: nn.Module, sites: Sequence[FfnSite]) -> None:
+    """Raises: DecoderError where a site has memory already, since adding to it by mistake shows nowhere but in the output."""
+    held = [one for one in attached_to(decoder) if isinstance(one, MemoryHandle) and one.places & _places(decoder, sites)]
+    if held:
+        raise DecoderError(
+            f"attach_memory: {type(decoder).__name__} has this attached already: {names(held)}; stack=True adds to it"
+        )
+
+
+def _places(decoder: nn.Module, sites: Sequence[FfnSite]) -> set[tuple[nn.Module, str]]:
+    """Each site as its layer and its path inside that, which are the same in the decoder and in a part of it."""
+    return {(decoder.get_submodule(site.layer_path), site.path.removeprefix(site.layer_path)) for site in sites}
 
 
 def read_memory(x: Tensor, keys: Tensor, values: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -81,7 +133,7 @@ def read_memory(x: Tensor, keys: Tensor, values: Tensor, activation: Callable[[T
     return torch.matmul(activation(torch.matmul(tokens, keys.mT)), values).reshape(x.shape)
 
 
-def _check_memory(decoder: str, sites: Sequence[FfnSite], keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _check_memory(decoder: str, sites: Sequence[FfnSite], keys: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> None:
     for name, tensors in (("keys", keys), ("values", values)):
         if len(tensors) != len(sites):
             raise ShapeError(
@@ -90,18 +142,21 @@ def _check_memory(decoder: str, sites: Sequence[FfnSite], keys: Sequence[Tensor]
             )
     batches: set[int] = set()
     for index, (site, key, value) in enumerate(zip(sites, keys, values, strict=True)):
+        if key is None and value is None:
+            continue
         for name, tensor in (("keys", key), ("values", value)):
-            if tensor.ndim != 3 or tensor.shape[-1] != site.hidden_size:
+            if tensor is None or tensor.ndim != 3 or tensor.shape[-1] != site.hidden_size:
+                given = "is None" if tensor is None else f"has shape {list(tensor.shape)}"
                 raise ShapeError(
-                    f"attach_memory: {name}[{index}] ({site.path}) has shape {list(tensor.shape)}; "
-                    f"needed is [batch or 1, slots, {site.hidden_size}]"
+                    f"attach_memory: {name}[{index}] ({site.path}) {given}; needed is [batch or 1, slots, {site.hidden_size}], "
+                    "or None in keys and values to leave the layer alone"
                 )
+            batches.add(tensor.shape[0])
         if key.shape[1] != value.shape[1]:
             raise ShapeError(
                 f"attach_memory: keys[{index}] has shape {list(key.shape)}, values[{index}] {list(value.shape)}; "
                 "both must have the same number of slots"
             )
-        batches.update((key.shape[0], value.shape[0]))
     if len(batches - {1}) > 1:
         raise ShapeError(f"attach_memory: the tensors have batches {sorted(batches)}; all must have one batch size, or 1")
 
@@ -116,6 +171,12 @@ class FfnHooks:
         self._handles: list[RemovableHandle] = []
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         self._differentiable: list[nn.Module] = []
+
+    def __enter__(self) -> FfnHooks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
 
     def remove(self) -> None:
         """Take the hooks away: the model is then what it was before, bit for bit."""

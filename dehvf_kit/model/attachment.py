@@ -1,0 +1,128 @@
+"""A model's components on its towers: attached when it is built, taken off by `detach()` or at the end of a `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from torch import nn
+
+from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.backbones.attached import attached_to, forget, names, note
+from dehvf_kit.backbones.compiled import forget_compiled
+from dehvf_kit.backbones.quantization import keep_differentiable, release
+from dehvf_kit.recipe.graph import Graph
+
+log = logging.getLogger(__name__)
+
+
+class AttachedComponents:
+    """The part of a model that attaches its components, and leaves the towers as it found them."""
+
+    decoder: nn.Module
+    towers: nn.ModuleDict
+    nodes: nn.ModuleDict
+    graph: Graph
+    attached: bool = False
+    _checkpointing: bool = False
+    _tokenizer: Any
+
+    def _freeze(self, towers: Mapping[str, nn.Module]) -> None:
+        """Freeze the towers, noting what of them was trainable and training; a warning names what is attached to them already."""
+        both, inner = (self.decoder, *towers.values()), (self.decoder, *(tower.model for tower in towers.values()))
+        self._was_trainable = [weight for tower in both for weight in tower.parameters() if weight.requires_grad]
+        self._was_training = [(module, module.training) for tower in inner for module in tower.modules()]
+        self._differentiable = [part for tower in both for part in keep_differentiable(tower)]
+        for tower in both:
+            tower.requires_grad_(False)
+        for place in self._places():
+            if held := attached_to(place):
+                log.warning("%s has this attached already: %s", type(place).__name__, names(held))
+
+    def _places(self) -> list[nn.Module]:
+        """The decoder, and each vision encoder that a component is attached to."""
+        vision = [name for name in self.nodes if self.graph.nodes[name].config.attaches == "vision"]
+        return [self.decoder, *(self._tower_of(name).model for name in vision)]
+
+    def _tower_of(self, name: str) -> Any:
+        wires = (wire for found in self.graph.wires[name].values() for wire in found)
+        return next(self.towers[wire.node] for wire in wires if wire.node in self.towers)
+
+    def _attach(self) -> None:
+        try:
+            for name, node in self.nodes.items():
+                config = self.graph.nodes[name].config
+                with plugin_code(config, f"graph.{name}"):
+                    if config.attaches == "decoder":
+                        node.attach(self.decoder)
+                    elif config.attaches == "vision":
+                        node.attach(self._tower_of(name).model)
+                    elif config.attaches == "input":
+                        node.attach(self.decoder, self._tokenizer)
+        except Exception:
+            self.detach()
+            raise
+        self.attached = True
+        forget_compiled()
+        note(self, self._places())
+
+    def _disable_hooks(self) -> None:
+        for name, node in self.nodes.items():
+            if hasattr(node, "detach"):
+                with plugin_code(self.graph.nodes[name].config, f"graph.{name}"):
+                    node.detach()
+        self.attached = False
+        forget_compiled()
+        forget(self, self._places())
+
+    @property
+    def attached_as(self) -> str:
+        """How messages call the model while it is attached."""
+        return f"a model with {', '.join(name for name in self.nodes if self.graph.nodes[name].config.attaches)}"
+
+    def detach(self) -> None:
+        """Take everything off the towers: decoder and encoders are bit-identical to before, and trainable as before."""
+        self._disable_hooks()
+        if self._checkpointing:
+            self.activation_checkpointing_disable()
+        release(self._differentiable)
+        for parameter in self._was_trainable:
+            parameter.requires_grad_(True)
+        for module, training in self._was_training:
+            module.training = training
+        self._was_trainable, self._was_training = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    @contextlib.contextmanager
+    def hooks_disabled(self) -> Iterator[None]:
+        """Inside, the towers are as they were before: without hooks, and without modules that a component put there."""
+        attached = self.attached
+        self._disable_hooks()
+        try:
+            yield
+        finally:
+            if attached:
+                self._attach()
+
+    unhooked = hooks_disabled  # the name until 0.1.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with hooks of its own: hooks are bound to their module, so they are placed anew on both."""
+        attached = self.attached
+        with self.hooks_disabled():
+            twin = self.__class__.__new__(self.__class__)
+            memo[id(self)] = twin
+            nn.Module.__init__(twin)
+            for name, value in self.__dict__.items():
+                twin.__dict__[name] = copy.deepcopy(value, memo)
+        if attached:
+            twin._attach()
+        return twin

@@ -14,20 +14,18 @@ from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.backbones.attached import attached_to, forget, names, note
 from dehvf_kit.backbones.compiled import forget_compiled
 from dehvf_kit.backbones.quantization import keep_differentiable, release
+from dehvf_kit.model.run import RecomputedLayers
 from dehvf_kit.recipe.graph import Graph
 
 log = logging.getLogger(__name__)
 
 
-class AttachedComponents:
+class AttachedComponents(RecomputedLayers, nn.Module):
     """The part of a model that attaches its components, and leaves the towers as it found them."""
 
-    decoder: nn.Module
     towers: nn.ModuleDict
-    nodes: nn.ModuleDict
     graph: Graph
     attached: bool = False
-    _checkpointing: bool = False
     _tokenizer: Any
 
     def _freeze(self, towers: Mapping[str, nn.Module]) -> None:

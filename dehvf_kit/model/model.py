@@ -20,16 +20,7 @@ from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
-from dehvf_kit.model.run import (
-    Features,
-    MemoryScope,
-    RecomputedLayers,
-    answer_loss,
-    by_tower,
-    generation_config,
-    one_a_row,
-    run_nodes,
-)
+from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, generation_config, one_a_row, run_nodes
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 
@@ -39,7 +30,7 @@ if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe
 
 
-class DehvfModel(AttachedComponents, RecomputedLayers, PreTrainedModel, GenerationMixin):
+class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
     """A frozen decoder that sees: visual memory in every feed-forward network, written by a graph of small components.
 
     decoder: any transformers causal language model; towers: vision encoders by name; graph and nodes: the wired

@@ -193,7 +193,7 @@ class RecomputedLayers:
     decoder: nn.Module
     nodes: nn.ModuleDict
     training: bool
-    _checkpointing: bool
+    _checkpointing: bool = False
 
     def _checkpoint_contexts(self) -> tuple[Any, Any]:
         """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""

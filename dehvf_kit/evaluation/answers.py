@@ -74,7 +74,7 @@ def _prediction(sample: Sample, said: Said) -> Prediction:
 
 def _say(model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]) -> list[Said]:
     new_tokens = generation.get("max_new_tokens")
-    rows = prompt_rows(model.processor, batch, _longest(model, new_tokens))
+    rows = prompt_rows(model.processor, batch, longest(model, new_tokens))
     inputs = _inputs(model, batch, rows, features, None)
     with finite_logits(model, batch):
         tokens = model.generate(**inputs, **generation)
@@ -85,7 +85,7 @@ def _say(model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | No
     return [Said(text.strip(), row.cut) for text, row in zip(texts, rows, strict=True)]
 
 
-def _longest(model: DehvfModel, new_tokens: int | None) -> int | None:
+def longest(model: DehvfModel, new_tokens: int | None) -> int | None:
     """Tokens a prompt may have, beside `new_tokens` of an answer; None: as many as the model's own settings say."""
     trained = model.recipe.training.max_length if model.recipe is not None else None
     answer = new_tokens or model.generation_config.max_new_tokens or 1
@@ -138,7 +138,7 @@ def asked(
     length: columns to pad to; None: those of the longest. new_tokens: tokens an answer may have; None: as the model's own
     settings say.
     """
-    rows = prompt_rows(model.processor, batch, _longest(model, new_tokens))
+    rows = prompt_rows(model.processor, batch, longest(model, new_tokens))
     return _inputs(model, batch, rows, features, length), [row.start for row in rows]
 
 

@@ -16,7 +16,7 @@ from dehvf_kit.analysis.fuser_weights import EncodedImages, ReadLayers
 from dehvf_kit.data.images import read_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.evaluation.answers import asked, prompts
+from dehvf_kit.evaluation.answers import asked, finite_logits, longest, prompts
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.model.run import BEAMS, SAMPLING
 from dehvf_kit_chat.uploads import Upload
@@ -60,14 +60,15 @@ class Answerer:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a prompt may have: what the adapter was trained on."""
-        return self.model.recipe.training.max_length
+        """Tokens that a prompt may have: what the adapter was trained on, and the decoder has positions for beside an answer."""
+        return longest(self.model, None) or self.model.recipe.training.max_length
 
     def answer(self, question: str, image: Upload | None, temperature: float = 0.0) -> Iterator[Turn]:
         """The weights first, then the answer as it grows; the last turn has what `generate` answers, whole.
 
         temperature: 0 takes the likeliest token each time. Closing the iterator ends the generation at the next token.
-        Raises: DataError for an empty or too long question, ImageError for an image that cannot be read.
+        Raises: DataError for an empty or too long question, ImageError for an image that cannot be read,
+        DataError where the scores of a token are not finite.
         """
         sample = self._sample(question, image)
         held = None
@@ -77,7 +78,7 @@ class Answerer:
         turn = self._depths(sample, held)
         yield turn
         inputs, _ = asked(self.model, [sample], held)  # type: ignore[arg-type]
-        for text in self._stream(inputs, _settings(temperature)):
+        for text in self._stream(sample, inputs, _settings(temperature)):
             yield replace(turn, answer=text)
 
     def idle(self, timeout_s: float) -> bool:
@@ -97,8 +98,8 @@ class Answerer:
         length = inputs["input_ids"].shape[1]
         if length > self.max_length:
             raise DataError(
-                f"the question has {length:,} tokens in its prompt; {self.name} was trained on {self.max_length:,} at most "
-                "(training.max_length), ask in fewer words"
+                f"the question has {length:,} tokens in its prompt; {self.name} takes {self.max_length:,} at most "
+                "(training.max_length, and the decoder's positions), ask in fewer words"
             )
         return sample
 
@@ -108,7 +109,7 @@ class Answerer:
         inside = look_inside(self.model, [sample], maps=0, features=held)
         return Turn("", inside.layers, inside.why.get("layers", ""))
 
-    def _stream(self, inputs: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
+    def _stream(self, sample: Sample, inputs: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
         """The answer so far, each time something was added to it."""
         tokenizer = self.model.processor.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -116,7 +117,7 @@ class Answerer:
 
         def generate() -> None:
             try:
-                with self._alone:
+                with self._alone, finite_logits(self.model, [sample]):
                     ended.tokens = self.model.generate(
                         **inputs,
                         **settings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -143,12 +144,35 @@ def test_every_kind_of_bad_image(bad: Case, seeing: Answerer, world: Path, adapt
     [
         (" \n", "the question is empty"),
         ("x" * (MAX_CHARACTERS + 1), "the question has 20,001 characters; 20,000 are read at most"),
-        ("what " * 513, "has 513 tokens in its prompt; tiny .* was trained on 512 at most"),
+        ("what " * 513, "has 513 tokens in its prompt; tiny .* takes 52 at most"),
     ],
 )
 def test_questions_that_are_not_asked(seeing: Answerer, red: Upload, question: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         next(seeing.answer(question, red))
+
+
+def test_scores_that_are_not_finite_end_the_answer(seeing: Answerer, red: Upload) -> None:
+    def spoil(module: object, inputs: object, output: Any) -> None:
+        output.logits[:, -1, 3] = torch.nan
+
+    hook = seeing.model.decoder.register_forward_hook(spoil)
+    try:
+        with pytest.raises(DataError, match="scores of the next token are not finite"):
+            list(seeing.answer(QUESTION, red))
+    finally:
+        hook.remove()
+    assert list(seeing.answer(QUESTION, red))[-1].answer == whole(seeing, red), "nothing stays behind"
+
+
+def test_a_question_beyond_the_decoders_positions_is_not_cut_in_silence(
+    seeing: Answerer, red: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dehvf_kit.data.processing.text_positions", lambda graph: 32)
+    fits = "what " * (32 - NEW_TOKENS)
+    assert list(seeing.answer(fits, red))
+    with pytest.raises(DataError, match=f"has {33 - NEW_TOKENS} tokens in its prompt; tiny .* takes {32 - NEW_TOKENS} at most"):
+        next(seeing.answer(f"{fits} what", red))
 
 
 def test_closing_the_answer_ends_the_generation(seeing: Answerer, red: Upload) -> None:

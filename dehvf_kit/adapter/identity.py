@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dehvf_kit.adapter.base_weights import all_names, compare, is_record, record
 from dehvf_kit.adapter.files import CONFIG
 from dehvf_kit.adapter.kept_records import kept_record
+from dehvf_kit.backbones.text_config import config_value, text_config
 from dehvf_kit.errors import AdapterError, listing
 from dehvf_kit.recipe.plugin_manager import plugins
 
@@ -66,10 +67,8 @@ def identity(model: nn.Module, name: str, loaded: bool = False) -> dict[str, Any
 
 
 def _architecture(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    fields = {key: getattr(config, key) for key in ARCHITECTURE_FIELDS if getattr(config, key, None) is not None}
+    config = text_config(model)
+    fields = {key: value for key in ARCHITECTURE_FIELDS if (value := config_value(config, key)) is not None}
     return {
         "revision": getattr(config, "_commit_hash", None),
         "architecture": {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},

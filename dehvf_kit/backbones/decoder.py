@@ -19,6 +19,7 @@ from dehvf_kit.api.shapes import DecoderSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
 from dehvf_kit.backbones.known_specs import llama_spec
 from dehvf_kit.backbones.quantization import Quantization
+from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.errors import DecoderError, DehvfError, listing
 
 if TYPE_CHECKING:
@@ -157,16 +158,15 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         heads = attention.num_heads, attention.num_key_value_heads, attention.head_dim
     except DecoderError:
         heads = 0, 0, 0
-    config = getattr(decoder, "config", None)
-    text = config.get_text_config(decoder=True) if config is not None else None
+    text = text_config(decoder)
     return DecoderSpec(
         hidden_size=widths[0],
         num_layers=len(sites),
-        vocab_size=getattr(text, "vocab_size", 0) or 0,
-        intermediate_size=getattr(text, "intermediate_size", None),
+        vocab_size=config_size(text, "vocab_size") or 0,
+        intermediate_size=config_size(text, "intermediate_size"),
         num_parameters=num_weights(decoder),
         activation=sites[0].activation_name,
-        model_type=getattr(config, "model_type", type(decoder).__name__),
+        model_type=getattr(getattr(decoder, "config", None), "model_type", type(decoder).__name__),
         num_heads=heads[0],
         num_key_value_heads=heads[1],
         head_dim=heads[2],
@@ -178,10 +178,7 @@ def max_positions(decoder: nn.Module) -> int | None:
     """Tokens that a decoder has positions for, as its config says; None where it names no limit."""
     from torch import nn
 
-    config = getattr(decoder, "config", None)
-    text = config.get_text_config(decoder=True) if config is not None else None
-    given = (getattr(text, name, None) for name in POSITIONS)
-    limit = next((value for value in given if type(value) is int and value > 0), None)
+    limit = config_size(text_config(decoder), *POSITIONS)
     for name, module in decoder.named_modules():
         if limit and isinstance(module, nn.Embedding) and module.padding_idx is not None and "position" in name:
             limit = min(limit, module.num_embeddings - module.padding_idx - 1)  # RoBERTa's begin after the padding

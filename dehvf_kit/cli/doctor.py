@@ -91,12 +91,12 @@ def decoder_facts(name: str) -> dict[str, Any]:
     """A decoder's sites, layer by layer, from its config alone; `check` runs the contract."""
     from dehvf_kit.backbones.decoder import HfDecoderConfig
     from dehvf_kit.backbones.ffn.sites import ffn_sites
+    from dehvf_kit.backbones.text_config import config_size, text_config
     from dehvf_kit.recipe.plugin_manager import plugins
 
     config, settings = read_config(name)
     model = HfDecoderConfig(**settings).meta(plugins().registry.sources)
     sites = ffn_sites(model)
-    text = model.config.get_text_config(decoder=True)
 
     def check() -> Sequence[ItemResult]:
         from dehvf_kit.testing import run_contract, shrink_config
@@ -108,7 +108,7 @@ def decoder_facts(name: str) -> dict[str, Any]:
         "name": name,
         "model_type": config.model_type,
         "class": type(model).__name__,
-        "num_layers": getattr(text, "num_hidden_layers", None),
+        "num_layers": config_size(text_config(model), "num_hidden_layers"),
         "sites": [
             {"layer_idx": site.layer_idx, "path": site.path, "activation": site.activation_name, "hidden_size": site.hidden_size}
             for site in sites

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from dehvf_kit.api.shapes import Cost
+from dehvf_kit.backbones.text_config import config_size, config_value, head_sizes, text_config
 from dehvf_kit.backbones.vision.config import VisionTower, vision_config
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.data.images import open_image
@@ -48,16 +49,19 @@ def counted_flops() -> Iterator[FlopCounterMode]:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerFlops:
-    """What a transformer costs. weights: matrix weights that a token passes, without the output head's `head`."""
+    """What a transformer costs.
+
+    weights: matrix weights that a token passes, without the output head's `head`; attention_width: heads * head width, summed
+    over the layers that have attention.
+    """
 
     weights: int
     head: int
-    attention_layers: int
     attention_width: int
 
     def forward(self, tokens: int, logits: int | None = None) -> int:
         """One pass over `tokens` tokens with logits for `logits` of them (None: all)."""
-        attention = 4 * self.attention_layers * self.attention_width * tokens**2
+        attention = 4 * self.attention_width * tokens**2
         return 2 * self.weights * tokens + 2 * self.head * (tokens if logits is None else logits) + attention
 
     @property
@@ -199,7 +203,7 @@ def component_costs(graph: Graph) -> dict[str, Cost]:
 
 def decoder_flops(decoder: nn.Module) -> TransformerFlops:
     """Count a decoder language model of any family from the shapes of its weights."""
-    config = decoder.config.get_text_config(decoder=True)
+    config = text_config(decoder)
     head = decoder.get_output_embeddings()
     share = _expert_share(config)
     weights = sum(
@@ -207,12 +211,10 @@ def decoder_flops(decoder: nn.Module) -> TransformerFlops:
         for path, module in decoder.named_modules()
         if module is not head
     )
-    width, layers = _attention(config)
     return TransformerFlops(
         weights=int(weights),
         head=int(_matrix_weights(head, 1.0)) if head is not None else 0,
-        attention_layers=layers,
-        attention_width=width,
+        attention_width=_attention_width(config),
     )
 
 
@@ -223,13 +225,12 @@ def vision_flops(tower: VisionTower) -> int | None:
     where they are. None where that ends in an error: not known.
     """
     config = vision_config(getattr(tower.model, "config", None))
-    known = all(isinstance(getattr(config, name, None), int) for name in FORMULA_FIELDS)
+    known = all(isinstance(config_value(config, name), int) for name in FORMULA_FIELDS)
     if not known or not isinstance(tower.model, PreTrainedModel):
         return _flops_of_a_run(tower)
     patches = tower.spec.num_patches or 0
     weights = sum(int(_matrix_weights(module, 1.0)) for block in tower.blocks for module in block.modules())
-    width, layers = _attention(config)
-    counted = TransformerFlops(weights=weights, head=0, attention_layers=layers, attention_width=width)
+    counted = TransformerFlops(weights=weights, head=0, attention_width=_attention_width(config))
     rows, columns = tower.patch_size or (0, 0)
     embedding = 2 * patches * getattr(config, "num_channels", 3) * rows * columns * tower.spec.hidden_size
     return embedding + counted.forward(patches + tower.num_prefix_tokens())
@@ -262,18 +263,14 @@ def _matrix_weights(module: nn.Module, share: float) -> float:
 
 def _expert_share(config: Any) -> float:
     """Part of a mixture's experts that one token visits; 1 where there is no mixture."""
-    experts = next((value for name in EXPERT_COUNTS if (value := getattr(config, name, None))), None)
-    visited = next((value for name in EXPERTS_A_TOKEN if (value := getattr(config, name, None))), None)
-    return visited / experts if isinstance(experts, int) and isinstance(visited, int) else 1.0
+    experts, visited = config_size(config, *EXPERT_COUNTS), config_size(config, *EXPERTS_A_TOKEN)
+    return visited / experts if experts and visited else 1.0
 
 
-def _attention(config: Any) -> tuple[int, int]:
-    """Width of attention (heads * head width) and the layers that have it."""
-    heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(heads, int):
-        return 0, 0
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return width, sum("attention" in kind and "linear" not in kind for kind in kinds)
-    return width, config.num_hidden_layers
+def _attention_width(config: Any) -> int:
+    """Width of attention (heads * head width), summed over the layers that have it."""
+    sizes = head_sizes(config)
+    kinds = config_value(config, "layer_types") or ["attention"] * len(sizes)
+    return sum(
+        heads * width for kind, (heads, _, width) in zip(kinds, sizes, strict=False) if "attention" in kind and "linear" not in kind
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dehvf_kit.backbones.quantization import Quantization, weight_bytes
+from dehvf_kit.backbones.text_config import head_sizes, text_config
 from dehvf_kit.recipe.graph import Graph
 from dehvf_kit.utils.units import si
 
@@ -100,12 +101,7 @@ def _held(graph: Graph, node: str) -> tuple[int, int]:
 
 def _cache_width(decoder: nn.Module) -> int:
     """Numbers per token of the key/value cache."""
-    config = decoder.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(heads, int):
-        return 0
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * config.num_hidden_layers * shared * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return sum(2 * shared * width for _, shared, width in head_sizes(text_config(decoder)))
 
 
 def _count(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
 from dehvf_kit.testing import handling_items as handling
 from dehvf_kit.testing import inference_items as inference
+from dehvf_kit.testing import recipe_items
 from dehvf_kit.testing.subject import Broken, FamilyLimit, NotRun, Subject
 from dehvf_kit.testing.tiny_models import tiny_decoder
 
@@ -31,6 +32,7 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
     "deepcopy": handling.deepcopy_keeps_the_memory,
     "compile": handling.compiles,
     "8 and 4 bit": handling.quantised_base_equals_the_reference,
+    "recipe": recipe_items.built_counted_saved_and_loaded,
 }
 
 

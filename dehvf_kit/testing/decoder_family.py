@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ import transformers
 
 from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES, FfnOverride
 from dehvf_kit.backbones.ffn.sites import ffn_sites
+from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.errors import DecoderError
-from dehvf_kit.testing.decoder_contract import ItemResult, run_contract
+from dehvf_kit.testing.decoder_contract import CONTRACT, ItemResult, run_items
+from dehvf_kit.testing.subject import Subject
 from dehvf_kit.testing.tiny_models import tiny_decoder
 
 CANNOT_RUN, NO_FFN = "cannot be built", "no FFN"
@@ -45,11 +47,15 @@ class FamilyResult:
 
 
 def run_matrix(
-    model_types: Sequence[str], processes: int = 2, on_result: Callable[[FamilyResult], None] | None = None
+    model_types: Sequence[str],
+    processes: int = 2,
+    on_result: Callable[[FamilyResult], None] | None = None,
+    contract: Mapping[str, Callable[[Subject], None]] = CONTRACT,
 ) -> list[FamilyResult]:
     """Run the contract on decoder types, several at a time, each pass on one thread; results in the order given.
 
-    `on_result` is told of each as it comes. Cost: about 5 seconds a type and process, 1 GiB of memory a process.
+    `on_result` is told of each as it comes; `contract` holds the items (module-level functions). Cost: about 5 seconds a type
+    and process, 1 GiB of memory a process.
     """
     results: dict[str, FamilyResult] = {}
     context = multiprocessing.get_context("spawn")
@@ -57,7 +63,7 @@ def run_matrix(
     round_size = TYPES_PER_PROCESS * processes
     for start in range(0, len(model_types), round_size):
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            for done in as_completed(pool.submit(family_result, t) for t in model_types[start : start + round_size]):
+            for done in as_completed(pool.submit(family_result, t, contract) for t in model_types[start : start + round_size]):
                 result = done.result()
                 results[result.model_type] = result
                 if on_result is not None:
@@ -84,7 +90,7 @@ def quiet() -> Iterator[None]:
 
 
 @quiet()
-def family_result(model_type: str) -> FamilyResult:
+def family_result(model_type: str, contract: Mapping[str, Callable[[Subject], None]] = CONTRACT) -> FamilyResult:
     """The contract on one tiny decoder, in this process; whatever goes wrong is in the result."""
     transformers.logging.disable_progress_bar()
     try:
@@ -97,9 +103,9 @@ def family_result(model_type: str) -> FamilyResult:
         return FamilyResult(model_type, note=f"{NO_FFN}: no layer maps hidden size -> wider -> hidden size")
     return FamilyResult(
         model_type,
-        tuple(run_contract(model_type)),
+        tuple(run_items(contract, Subject(lambda: tiny_decoder(model_type)), None)),
         len(sites),
-        int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)),
+        config_size(text_config(model), "num_hidden_layers") or 0,
         sites[0].path,
         sites[0].activation_name,
         FFN_OVERRIDES.get(model.config.model_type, FfnOverride()).reason,

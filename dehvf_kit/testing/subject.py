@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dehvf_kit.backbones.ffn.memory_hooks import MemoryHandle, attach_memory
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
+from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.errors import DehvfError
 
 BATCH, TOKENS, SLOTS, NEW_TOKENS, OUTPUT_SCALE = 2, 7, 3, 5, 0.5
@@ -52,7 +53,7 @@ class Subject:
 
     @cached_property
     def input_ids(self) -> Tensor:
-        vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
+        vocab_size = config_size(text_config(self.model), "vocab_size") or 0
         generator = torch.Generator().manual_seed(3)
         return torch.randint(4, min(vocab_size, 90), (BATCH, TOKENS), generator=generator)
 

@@ -34,7 +34,7 @@ def test_a_run_in_processes_keeps_the_order_and_says_why_a_type_is_not_in_the_ta
 
 
 def test_the_command_writes_the_page_and_refuses_unknown_types(tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.support.matrix.run_matrix", lambda types, processes, on_result: [])
+    monkeypatch.setattr("tools.support.matrix.run_matrix", lambda types, processes, on_result, contract: [])
     assert main(["llama", "--output", str(tmp_path / "page.md")]) == 0
     assert "0 of 0 pass the whole contract" in (tmp_path / "page.md").read_text(encoding="utf-8")
     with pytest.raises(DehvfError, match="no decoder type is named 'lama'; did you mean 'llama'"):

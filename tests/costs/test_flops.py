@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DINOV2, LAYERS, PATCHES, VIT, pixels, raw_recipe, tiny_decoder, tiny_model, tiny_vision, tokens, worst
+from helpers import DINOV2, HIDDEN, LAYERS, PATCHES, VIT, pixels, raw_recipe, tiny_decoder, tiny_model, tiny_vision, tokens, worst
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -204,4 +204,4 @@ def test_the_report_adds_up() -> None:
     assert sample.text == decoder.forward(8)
     assert sample.memory == sample.text + added
     assert sample.prepended == decoder.forward(8 + PATCHES, logits=8)
-    assert decoder.attention_layers == LAYERS
+    assert decoder.attention_width == LAYERS * HIDDEN

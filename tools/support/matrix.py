@@ -18,6 +18,7 @@ from rich.progress import Progress
 from dehvf_kit.errors import DehvfError, did_you_mean
 from dehvf_kit.testing.decoder_family import FamilyResult, run_matrix
 from dehvf_kit.testing.tiny_models import decoder_types
+from tools.support.plan_item import MATRIX
 from tools.support.support_page import support_page
 
 
@@ -53,10 +54,10 @@ def _run_with_progress(model_types: Sequence[str], processes: int) -> list[Famil
             seconds = sum(item.seconds for item in result.items)
             print(f"{result.model_type}: {result.note or broken or 'pass'} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
-        return run_matrix(model_types, processes, say)
+        return run_matrix(model_types, processes, say, MATRIX)
     with Progress(console=console) as progress:
         task = progress.add_task("contract", total=len(model_types))
-        return run_matrix(model_types, processes, lambda result: progress.advance(task))
+        return run_matrix(model_types, processes, lambda result: progress.advance(task), MATRIX)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 import transformers
 
-from dehvf_kit.testing.decoder_contract import CONTRACT
 from dehvf_kit.testing.decoder_family import FamilyResult
 from tools.support.fingerprint import fingerprint
+from tools.support.plan_item import MATRIX
 
 SOURCES = (
     "backbones/ffn/*.py",
@@ -53,14 +53,14 @@ def support_page(results: Sequence[FamilyResult]) -> str:
         "",
         "| item | what must hold |",
         "|---|---|",
-        *(f"| {name} | {_first_line(check.__doc__)} |" for name, check in CONTRACT.items()),
+        *(f"| {name} | {_first_line(check.__doc__)} |" for name, check in MATRIX.items()),
         "",
         "## Families",
         "",
         "FFN: sites found of layers, in the tiny model; the first site's module; its activation.",
         "",
-        "| type | FFN | " + " | ".join(CONTRACT) + " |",
-        "|---|---|" + "---|" * len(CONTRACT),
+        "| type | FFN | " + " | ".join(MATRIX) + " |",
+        "|---|---|" + "---|" * len(MATRIX),
         *(_row(result) for result in ran),
     ]
     lines += _section("What fails in the unmodified models", [_limits(result) for result in ran])
@@ -79,7 +79,7 @@ def _optional_versions() -> str:
 def _row(result: FamilyResult) -> str:
     status = {item.item: SYMBOLS[item.status] for item in result.items}
     place = f"{result.num_sites} of {result.num_layers}: `{result.first_path}` ({result.activation_name})"
-    return f"| {result.model_type} | {place} | " + " | ".join(status.get(name, "") for name in CONTRACT) + " |"
+    return f"| {result.model_type} | {place} | " + " | ".join(status.get(name, "") for name in MATRIX) + " |"
 
 
 def _limits(result: FamilyResult) -> str:

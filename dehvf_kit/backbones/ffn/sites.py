@@ -25,6 +25,7 @@ from dehvf_kit.backbones.ffn.structure import (
     mixes_tokens,
     norm_width,
 )
+from dehvf_kit.backbones.text_config import config_size, config_value, text_config
 from dehvf_kit.errors import DecoderError, listing
 
 
@@ -59,7 +60,7 @@ def ffn_sites(model: nn.Module) -> list[FfnSite]:
     Raises: DecoderError if no layer holds an FFN, saying what was looked for and found; or if several stacks of
     layers hold one and nothing tells which is meant. Cost: milliseconds, whatever the size; nothing is run.
     """
-    config = _text_config(model)
+    config = text_config(model)
     override = FFN_OVERRIDES.get(getattr(config, "model_type", None), FfnOverride())
     root, root_path = _decoder_of(model)
     stacks = list(_layer_stacks(root, root_path))
@@ -90,7 +91,7 @@ def _main_stacks(model: nn.Module, found: dict[str, list[FfnSite]], config: Any)
     """Of several stacks with FFNs, those that belong to the decoder itself and not to a tower beside it."""
     owners = {path: _owner(model, path) for path in found}
     own = [path for path, owner in owners.items() if type(getattr(owner, "config", None)) is type(config)]
-    as_wide = [path for path in own if found[path][0].hidden_size == getattr(config, "hidden_size", None)]
+    as_wide = [path for path in own if found[path][0].hidden_size == config_size(config, "hidden_size")]
     chosen = as_wide or own
     widths = {found[path][0].hidden_size for path in chosen}
     # Beside a language model's own layers may stand towers; which part of a vision model is meant, nothing tells.
@@ -112,11 +113,6 @@ def _in_one_count(
         sites += [FfnSite(**{**vars(site), "layer_idx": site.layer_idx + offset}) for site in found[path]]
         offset += len(stacks[path])
     return sites
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def _decoder_of(model: nn.Module) -> tuple[nn.Module, str]:
@@ -196,15 +192,15 @@ def _activation(
 
 def _configured_activation(config: Any) -> str:
     for name in ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act"):
-        if getattr(config, name, None) in activations():
-            return str(getattr(config, name))
+        if (value := str(config_value(config, name))) in activations():
+            return value
     return "silu"
 
 
 def _hidden_sizes(layer: nn.Module, config: Any) -> list[int]:
     """Widths a layer's FFN may have, likeliest first: its own norms', the configuration's, inner norms'."""
     sizes = [norm_width(part) for part in layer.children()]
-    sizes += [getattr(config, name, None) for name in ("hidden_size", "d_model", "n_embd", "embed_dim")]
+    sizes += [config_size(config, name) for name in ("hidden_size", "d_model", "n_embd", "embed_dim")]
     sizes += [norm_width(part) for part in layer.modules()]
     return list(dict.fromkeys(size for size in sizes if isinstance(size, int)))
 

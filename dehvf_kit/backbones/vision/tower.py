@@ -20,6 +20,7 @@ from dehvf_kit.api.shapes import VisionSpec
 from dehvf_kit.backbones.base import first_line, vision_config
 from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.backbones.ffn.sites import ffn_sites
+from dehvf_kit.backbones.text_config import config_size
 from dehvf_kit.backbones.vision.layout import (
     READABLE,
     Enough,
@@ -111,7 +112,7 @@ class VisionTower(nn.Module):
             num_layers=len(self.blocks),
             num_patches=rows * columns,
             image_size=image_size,
-            intermediate_size=getattr(config, "intermediate_size", None),
+            intermediate_size=config_size(config, "intermediate_size"),
             model_type=getattr(config, "model_type", type(model).__name__),
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from dehvf_kit.api.cost_formulas import TowerSizes
 from dehvf_kit.backbones.quantization import weight_bytes
+from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.costs.flops import decoder_flops
 from dehvf_kit.costs.memory import BYTES, TRAINED_BYTES, memory_usage
 from dehvf_kit.costs.parameters import parameter_table
@@ -213,7 +214,7 @@ def _tower_sizes(model: Any) -> TowerSizes:
     return TowerSizes(
         decoder_hidden_size=spec.hidden_size,
         decoder_layers=spec.num_layers,
-        decoder_heads=getattr(model.decoder.config.get_text_config(decoder=True), "num_attention_heads", 0) or 0,
+        decoder_heads=config_size(text_config(model.decoder), "num_attention_heads") or 0,
         vision_hidden_size=tower.spec.hidden_size,
         vision_layers=tower.spec.num_layers,
         num_patches=patches,

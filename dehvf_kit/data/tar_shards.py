@@ -159,7 +159,7 @@ def _check_compression(shard: Path, size: int, changed: int) -> None:
             return
         except (OSError, zlib.error, lzma.LZMAError) as error:
             if "Not a gzipped file" not in str(error):  # something stands behind the archive
-                raise tarfile.ReadError(f"its compressed content is damaged, so none of it is read: {error}") from error
+                raise _Damaged(f"{shard}: its compressed content is damaged, so none of it is read: {error}") from error
 
 
 def _refuse(member: tarfile.TarInfo, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -127,8 +128,14 @@ class DehvfProcessor(ProcessorMixin):
             images.append(found)
         if not kwargs.get("tokenize", False):
             return texts if several else texts[0]
+        for number, found in enumerate(images):
+            if len(found) > 1:
+                raise DataError(f"conversation {number} has {len(found)} images; a sample has one image at most")
         extra = kwargs.get("processor_kwargs") or {}
-        return self(images=[one for row in images for one in row] or None, text=texts, apply_prompt=False, **extra)
+        inputs = self(images=[one for row in images for one in row] or None, text=texts, apply_prompt=False, **extra)
+        if any(images) and not all(images):
+            inputs["has_image"] = torch.tensor([bool(row) for row in images])
+        return inputs
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         return self.tokenizer.batch_decode(*args, **kwargs)

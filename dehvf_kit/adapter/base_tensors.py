@@ -7,6 +7,7 @@ model without what torch.compile and peft put into them.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,12 +118,12 @@ def checkpoint_folder(model: nn.Module) -> Path | None:
     place = getattr(config, "_name_or_path", None)
     if not isinstance(place, str) or not place:
         return None
-    if not Path(place).is_dir() and place.count("/") == 1:
+    if not os.path.isdir(place) and place.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(place, "config.json", revision=getattr(config, "_commit_hash", None))
         place = str(Path(cached).parent) if isinstance(cached, str) else place
-    return Path(place) if Path(place).is_dir() else None
+    return Path(place) if os.path.isdir(place) else None
 
 
 def checkpoint_files(model: nn.Module) -> dict[str, Path]:

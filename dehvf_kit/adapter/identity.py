@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,7 +229,7 @@ def licence_of(name: str, model: Any) -> str | None:
 
 def _readme(place: str) -> Path | None:
     """The README.md of a folder, or of a hub id in the hub's own cache."""
-    if Path(place).is_dir() or place.count("/") != 1:
+    if os.path.isdir(place) or place.count("/") != 1:
         return Path(place) / "README.md"
     from huggingface_hub import try_to_load_from_cache
 

@@ -12,7 +12,7 @@ import typer
 from dehvf_kit.cli.arguments import Json, Overrides
 from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.utils.atomic import exists
+from dehvf_kit.utils.atomic import check_new_files, exists
 
 
 def init(
@@ -40,6 +40,8 @@ def init(
         quiet_transformers()
     if output is not None and exists(output):
         raise DehvfError(f"{output}: exists already; name another with --output")
+    if output is not None:
+        check_new_files({"--output": output})
     known = ", ".join(registry.sources)
     like = f"{known}, a folder or a hub id" if known else "a folder or a hub id"
     decoder = decoder or _ask("decoder", "Which decoder?", like)

@@ -19,11 +19,13 @@ from pydantic import BaseModel
 
 from dehvf_kit.api.config import ComponentConfig
 from dehvf_kit.api.registry import Registry
+from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe import builtin_plugin
 from dehvf_kit.recipe.migrations import FORMAT
 from dehvf_kit.recipe.parser import Published
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
+from dehvf_kit.utils.atomic import write_output
 from dehvf_kit.utils.shipped import HOME
 
 Schema = dict[str, Any]
@@ -232,7 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         print(f"{given.output}: missing or stale; run python -m dehvf_kit.recipe.schema", file=sys.stderr)
         return 1
-    given.output.write_text(text, encoding="utf-8")
+    try:
+        write_output(given.output, text)
+    except DehvfError as error:
+        parser.error(str(error))
     print(f"wrote {given.output}")
     return 0
 

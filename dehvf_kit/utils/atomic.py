@@ -233,9 +233,17 @@ def check_new_files(files: Mapping[str, Path | None], replaced: Mapping[str, Pat
             raise DehvfError(f"{file}: both {earlier} and {option} would write it; name two files")
 
 
-def _try(file: Path, option: str) -> None:
+def check_new_folder(folder: Path, option: str = "--output") -> None:
+    """Refuse a folder that cannot be made or written into, before anything is computed. Raises: DehvfError."""
+    place = folder
+    while not exists(place) and place != place.parent:
+        place = place.parent
+    _try(folder, option, place / folder.name)
+
+
+def _try(file: Path, option: str, beside_it: Path | None = None) -> None:
     """Make a file beside it, as writing does, and take it away."""
-    trial = beside(file)
+    trial = beside(beside_it or file)
     try:
         with trial.open("xb"):
             pass

@@ -9,6 +9,7 @@ import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides
 from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.utils.atomic import check_new_folder
 
 
 def import_memvp(
@@ -20,6 +21,7 @@ def import_memvp(
     as_json: Json = False,
 ) -> None:
     """Read, check, save and report. Raises: RecipeError for a faulty recipe, AdapterError for what does not fit it."""
+    check_new_folder(output)
     with waiting(f"Reading {checkpoint}", plain=True):
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit_baselines import memvp_checkpoint

@@ -21,6 +21,7 @@ from dehvf_kit.errors import listing
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit.utils.atomic import is_file
 
 UNUSED = "adapter_modality_embedding.weight"  # a table that MemVP's code trains and nothing reads
 HALVES = {"fc1": "down", "fc2": "up"}
@@ -53,7 +54,7 @@ def import_memvp(file: Path, recipe: Recipe, folder: Path, overwrite: bool = Fal
 
 def read_entries(file: Path) -> dict[str, Tensor]:
     """The entries below `model`, without the prefix of distributed training. Raises: AdapterError; no pickle is run."""
-    if not file.is_file():
+    if not is_file(file):
         raise AdapterError(f"{file}: there is no such file")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the run's arguments, which stand beside the weights

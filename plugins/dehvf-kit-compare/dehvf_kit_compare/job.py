@@ -14,7 +14,7 @@ from typing import Any
 
 from dehvf_kit.errors import DehvfError, shown
 from dehvf_kit.recipe.files import flat
-from dehvf_kit.utils.atomic import write_output
+from dehvf_kit.utils.atomic import exists, write_output
 
 JOB, RESULT, PREDICTIONS, LOG = "job.json", "result.json", "predictions.jsonl", "log.txt"
 WORKING = ".working"
@@ -81,7 +81,7 @@ def finished_result(job: Job, output: Path) -> dict[str, Any] | None:
     Raises: DehvfError where another run is in its place, naming the fields that differ.
     """
     folder = job.folder(output)
-    if not folder.exists():
+    if not exists(folder):
         return None
     before = read_job(folder / JOB).identity
     now = json.loads(json.dumps(job.identity))

@@ -25,6 +25,7 @@ from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.training.run import CHECKPOINTS, Progress, TrainResult, bfloat16_is_fast, train
+from dehvf_kit.utils.atomic import check_new_folder, exists, write_output
 from dehvf_kit.utils.shipped import HOME
 
 SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
@@ -48,10 +49,11 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
 
     Raises: DehvfError where `output` holds a run already or the recipes are not beside the package.
     """
-    if (output / "adapter").exists() or (output / "summary.json").exists():
+    if exists(output / "adapter") or exists(output / "summary.json"):
         raise DehvfError(f"{output}: holds a demo already; look at {output / 'index.html'}, or name another --output")
-    if (output / CHECKPOINTS).exists():
+    if exists(output / CHECKPOINTS):
         raise DehvfError(f"{output}: holds a demo that was not finished; remove it, or name another --output")
+    check_new_folder(output)
     started = time.perf_counter()
     overrides = ["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if bfloat16_is_fast() else []
     recipe = demo_recipe(SEEING, overrides)
@@ -163,7 +165,7 @@ def _summary(
 
 
 def _write(output: Path, summary: dict[str, Any], predictions: list[Prediction], blind: list[Prediction]) -> None:
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     for folder, answers in ((output, predictions), (output / BLIND_RUN, blind)):
         rows = [json.dumps(one.row(), ensure_ascii=False) + "\n" for one in answers]
-        (folder / PREDICTIONS).write_text("".join(rows), encoding="utf-8")
+        write_output(folder / PREDICTIONS, "".join(rows))
+    write_output(output / "summary.json", json.dumps(summary, indent=2) + "\n")  # the last: where it is, the demo is finished

@@ -11,6 +11,7 @@ import typer
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean
+from dehvf_kit.utils.atomic import check_new_files, write_output
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -42,6 +43,8 @@ def graph(
     """Draw. Raises: RecipeError listing every fault, DehvfError for an unknown format or a file that cannot be written."""
     if kind is not None and kind not in FORMATS:
         raise DehvfError(f"--format {kind}: one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}")
+    if output is not None:
+        check_new_files({}, {"--output": output})
     kind = kind or ENDINGS.get(output.suffix.lower() if output else "", "terminal")
     with waiting(f"Reading {recipe}", plain=True):
         from dehvf_kit.recipe.recipe import load_recipe
@@ -50,8 +53,6 @@ def graph(
         quiet_transformers()
         drawing = draw_recipe(load_recipe(recipe, overrides or ()))
     if output is not None:
-        from dehvf_kit.utils.atomic import write_output
-
         write_output(output, _text(drawing, kind))
     if as_json:
         print_json({**asdict(drawing), "file": str(output) if output else None})

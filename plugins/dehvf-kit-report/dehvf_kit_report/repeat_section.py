@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import platform
 from pathlib import Path
@@ -18,6 +17,7 @@ from dehvf_kit.adapter.files import WEIGHTS
 from dehvf_kit.adapter.fingerprint import saved_fingerprint
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.training.run import ADAPTER
+from dehvf_kit.utils.atomic import is_file, sha256
 from dehvf_kit.utils.yaml_files import to_yaml
 from dehvf_kit_report.finished_run import FinishedRun
 from dehvf_kit_report.page import Section, table, text
@@ -65,7 +65,7 @@ def _bases(config: Any) -> list[list[str]]:
 
 def _sha256(run: FinishedRun) -> str:
     file = run.adapter / WEIGHTS
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+    return sha256(file) if is_file(file) else "missing"
 
 
 def _shown(facts: Any) -> str:

@@ -11,7 +11,7 @@ from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build_on_meta
-from dehvf_kit.utils.atomic import write_output
+from dehvf_kit.utils.atomic import check_new_files, write_output
 from dehvf_kit_report import sections
 from dehvf_kit_report.cost_section import cost_section
 from dehvf_kit_report.drawing.wiring import draw_graph
@@ -59,6 +59,7 @@ def write_report(
     run = read_run(folder, predictions, overrides)
     target = output or run.folder / PAGE
     refuse_foreign(target, MARK)
+    check_new_files({}, {"--output": target})
     samples, no_samples = _samples(run)
     if inside is None:
         inside = _inside(run, overrides, samples, no_samples, limit, maps, progress)

@@ -21,6 +21,7 @@ from dehvf_kit.backbones.base import TowerConfig, first_line, torch_dtype
 from dehvf_kit.backbones.ffn.overrides import register_ffn_override
 from dehvf_kit.backbones.vision.config import ImageConfig, VisionTower
 from dehvf_kit.errors import did_you_mean
+from dehvf_kit.utils.atomic import is_file
 
 FAMILIES = ("vision_transformer", "eva", "deit", "beit")
 # Blocks whose FFN is not one module: a child that tells them -> where x goes in, where FFN(x) comes out, and why.
@@ -93,7 +94,7 @@ class TimmVisionConfig(TowerConfig):
         """The file with the weights, fetched only where `download: true`."""
         if self.checkpoint is not None:
             file = Path(self.checkpoint).expanduser()
-            if not file.is_file():
+            if not is_file(file):
                 raise DehvfError(f"vision.checkpoint: there is no file '{file}'")
             return file
         from huggingface_hub import hf_hub_download, try_to_load_from_cache

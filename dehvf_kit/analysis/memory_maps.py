@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dehvf_kit.backbones.vision.config import MEAN_STD
 from dehvf_kit.components.injector.ffn_memory import ActiveMemory, FfnMemoryInjector
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.samples import Sample
@@ -100,8 +99,8 @@ def _as_seen(model: DehvfModel, pixels: Any) -> Image:
     tensor = tensor[0].float().cpu()
     image = getattr(model.recipe.vision[name], "image", None)
     if image is not None:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[image.normalisation])
-        tensor = tensor * std + mean
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in image.mean_std)
+        tensor = (tensor * std + mean) / (255 * image.facts()["rescale"])
     else:
         tensor = (tensor - tensor.min()) / (tensor.max() - tensor.min()).clamp(min=1e-6)
     return fromarray((tensor.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())

@@ -34,11 +34,12 @@ def register_components(register: Register) -> None:
 
 @hookspec
 def register_sources(register: RegisterSource) -> None:
-    """Call `register(name, config, path, summary, licence="")` for each base model the plugin can supply.
+    """Call `register(name, config, path, summary, licence="", preprocessor=None)` for each base model it can supply.
 
     A recipe then says `model: name`. `config()` returns the transformers config as a dict, at once and without weights;
     `path()` returns a local folder that `from_pretrained` reads, making it first if need be. `licence` is the base model's own,
-    as its owner writes it (`apache-2.0`); it is named in the card of every adapter trained on it.
+    as its owner writes it (`apache-2.0`); it is named in the card of every adapter trained on it. `preprocessor()` returns the
+    content of an encoder's `preprocessor_config.json`, with which `check` compares a recipe and `init` fills it in.
     """
 
 

@@ -24,13 +24,17 @@ PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 
 @dataclass(frozen=True)
 class Source:
-    """A base model that a plugin supplies: its config at once, its folder on demand, its licence as its owner writes it."""
+    """A base model that a plugin supplies: its config at once, its folder on demand, its licence as its owner writes it.
+
+    preprocessor: of an encoder, the content of its `preprocessor_config.json`.
+    """
 
     name: str
     config: Callable[[], Mapping[str, Any]]
     path: Callable[[], Path]
     summary: str
     licence: str = ""
+    preprocessor: Callable[[], Mapping[str, Any]] | None = None
 
 
 @dataclass
@@ -72,12 +76,18 @@ class Registry:
             self.entries[role, type] = config
 
     def register_source(
-        self, name: str, config: Callable[[], Mapping[str, Any]], path: Callable[[], Path], summary: str, licence: str = ""
+        self,
+        name: str,
+        config: Callable[[], Mapping[str, Any]],
+        path: Callable[[], Path],
+        summary: str,
+        licence: str = "",
+        preprocessor: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         """Add a base model under a name that recipes may use. Raises: DehvfError for a duplicate."""
         if name in self.sources:
             raise DehvfError(f"two plugins supply a base model named '{name}'; uninstall one of them")
-        self.sources[name] = Source(name, config, path, summary, licence)
+        self.sources[name] = Source(name, config, path, summary, licence, preprocessor)
 
     @property
     def configs(self) -> dict[tuple[str, str], type[BaseModel]]:

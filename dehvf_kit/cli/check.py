@@ -22,6 +22,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.data.inspection import training_data_at_hand
         from dehvf_kit.data.processing import longest_prompt, longest_sample
+        from dehvf_kit.recipe.image_check import image_statements
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
 
@@ -50,16 +51,19 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
                 raise
             print_json({"recipe": str(recipe), "sound": False, "faults": [asdict(fault) for fault in error.faults]})
             raise typer.Exit(1) from error
-        towers = loaded.vision_specs([])
+        towers, images = loaded.vision_specs([]), image_statements(loaded)
     notes = [loaded.training.cut_warmup(size)] if size else []
     if loaded.data is not None and longest < loaded.training.max_length:
         notes.append(f"the decoder has positions for {longest} tokens of text: longer samples lose their beginning")
-    notes = [note for note in notes if note]
+    notes = [note for note in (*notes, *(one.note for one in images.values())) if note]
     if as_json:
         facts = {"recipe": str(recipe), "sound": True, "faults": [], "components": list(graph.order)}
         facts["max_length"] = longest
         facts["notes"] = notes
         facts["vision"] = {name: asdict(spec) for name, spec in towers.items()}
+        facts["images"] = {
+            name: {**one.facts, "own": one.own and dict(one.own.facts), "note": one.note} for name, one in images.items()
+        }
         print_json({**facts, "decoder": asdict(decoder), "trainable_parameters": table.trainable})
         return
     encoders = " and ".join(f"{spec.model_type} ({spec.num_layers} x {spec.hidden_size})" for spec in towers.values())
@@ -67,5 +71,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         f"{recipe}: ok: {len(graph.order)} components join {encoders} to {decoder.model_type} ({decoder.num_layers} x "
         f"{decoder.hidden_size}); {table.trainable:,} trained parameters"
     )
+    for one in images.values():
+        print(one.line)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -33,7 +33,9 @@ def init(
 ) -> None:
     """Ask for what no option gives, check, write. Raises: DehvfError where an answer is missing or cannot be used."""
     with waiting("Loading plugins"):
+        from dehvf_kit.recipe.image_check import image_statements
         from dehvf_kit.recipe.plugin_manager import plugins
+        from dehvf_kit.recipe.recipe import parse_recipe
         from dehvf_kit.recipe.starter import NO_DATA, starter_recipe, write_starter
 
         registry = plugins().registry
@@ -52,7 +54,12 @@ def init(
     file = output or Path(f"{name}.yaml")
     with waiting(f"Checking {file}"):
         raw = starter_recipe(name, decoder, vision, data, tuple(overrides or ()))
+        images = image_statements(parse_recipe(raw, name))
     write_starter(file, raw)
+    for one in images.values():
+        note = one.note or ("" if one.own is not None else f"{one.line}; set vision.image to what the encoder was trained with")
+        if note:
+            print(f"note: {note}", file=sys.stderr)
     if as_json:
         print_json({"file": str(file), "recipe": raw})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def train(
 ) -> None:
     """Train and save. Raises: RecipeError, DataError or DehvfError, each saying what to change."""
     from dehvf_kit.data.sample_filter import SKIPPED, summary
+    from dehvf_kit.recipe.image_check import image_statements
     from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit.training import run
     from dehvf_kit.training.distributed import join_processes, leave_processes
@@ -33,6 +35,9 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
     folder = output or default_folder(loaded.name)
     here = join_processes()
+    for one in image_statements(loaded).values() if here.main else ():
+        if one.note:
+            print(f"note: {one.note}", file=sys.stderr)
     with reporting() as report:
         result = run.train(loaded, folder, resume=resume, progress=report)
     leave_processes()

@@ -15,8 +15,7 @@ from dehvf_kit.utils.atomic import exists
 from dehvf_kit.utils.yaml_files import to_yaml
 
 NO_DATA = "none"
-LARGEST_IMAGE = 256  # encoders trained on larger images start at 224
-NORMALISATIONS = {"clip": "clip", "siglip": "half"}
+LARGEST_IMAGE = 256  # encoders made for larger images start at 224 where no image processor says otherwise
 HEAD = "# Written by dehvf-kit init. Fields that are not named have their defaults, which `dehvf-kit show` prints.\n"
 
 
@@ -103,32 +102,34 @@ def _data(given: str) -> dict[str, Any]:
 
 
 def _size(raw: dict[str, Any]) -> None:
-    """Fill in what depends on both models: size and normalisation of images, groups, slots, where features can be kept."""
-    probe: Recipe = parse_recipe({key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": _PROBE}, raw["name"])
+    """Fill in what depends on both models: how the encoder's own processor prepares images, groups, slots."""
+    (tower,) = _probe(raw).vision.values()
+    reads = getattr(tower, "own_images", None)
+    own = reads(plugins().registry.sources) if reads is not None else None
+    image = own.fields() if own is not None else {}
+    native = None if "size" in image or "type" in raw["vision"] else _native_size(tower)
+    if native is not None:
+        image = {"size": native if native <= LARGEST_IMAGE else 224, **image}
+    if image:
+        raw["vision"]["image"] = image
+    probe = _probe(raw)
     faults: list[Any] = []
     specs, decoder = probe.vision_specs(faults), probe.decoder_spec(faults)
     if faults or decoder is None:
         raise DehvfError("\n".join(map(str, faults)))
     (spec,) = specs.values()
-    native = _native_size(probe)
-    if native is not None and "type" not in raw["vision"]:
-        raw["vision"]["image"] = {"size": native if native <= LARGEST_IMAGE else 224}
-        family = next((value for key, value in NORMALISATIONS.items() if key in spec.model_type), "imagenet")
-        raw["vision"]["image"]["normalisation"] = family
-        patches = parse_recipe({**raw, "graph": _PROBE, "data": None}, raw["name"]).vision_specs([])["vision"].num_patches
-    else:
-        patches = spec.num_patches
     raw["graph"]["grouper"]["num_groups"] = min(4, spec.num_layers, decoder.num_layers)
-    raw["graph"]["position"]["num_slots"] = patches or 256
+    raw["graph"]["position"]["num_slots"] = spec.num_patches or 256
 
 
-# The smallest graph that lets a recipe be read before its sizes are known.
-_PROBE = {"position": {"type": "learned", "num_slots": 1}, "injector": {"type": "ffn_memory"}}
+def _probe(raw: dict[str, Any]) -> Recipe:
+    """The recipe with the smallest graph, which lets it be read before its sizes are known."""
+    graph = {"position": {"type": "learned", "num_slots": 1}, "injector": {"type": "ffn_memory"}}
+    return parse_recipe({key: raw[key] for key in ("name", "vision", "decoder")} | {"graph": graph}, raw["name"])
 
 
-def _native_size(recipe: Recipe) -> int | None:
+def _native_size(tower: Any) -> int | None:
     """The side of the images an encoder was made for, by its config."""
-    (tower,) = recipe.vision.values()
     from dehvf_kit.backbones.vision.config import vision_config
 
     try:

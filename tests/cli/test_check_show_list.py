@@ -21,7 +21,9 @@ def test_check_says_what_a_good_recipe_makes(command: Command, recipe: Path) -> 
     ended = command("check", recipe)
     assert (ended.code, ended.err) == (0, "Checking tiny.yaml ...\n")
     assert ended.out.startswith("tiny.yaml: ok: 7 components join clip_vision_model (8 x 24) to llama (4 x 32); ")
-    assert len(ended.out.splitlines()) == 1
+    assert len(ended.out.splitlines()) == 2 and ended.out.splitlines()[1].startswith(
+        "vision: images 32 x 32 (squash), bicubic, times 1/255"
+    )
 
 
 def test_check_notes_a_warmup_longer_than_the_run(command: Command, recipe: Path, tmp_path: Path) -> None:

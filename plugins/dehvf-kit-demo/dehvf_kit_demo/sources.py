@@ -29,6 +29,11 @@ def dinov2_config() -> dict[str, Any]:
     return dinov2.config()
 
 
+def dinov2_preprocessor() -> dict[str, Any]:
+    """The image processor's settings of DINOv2-S/14, known without the wheel or a conversion."""
+    return dinov2.preprocessor_config()
+
+
 def dinov2_path() -> Path:
     """The folder of DINOv2-S/14 for `from_pretrained`: model (float32, 88 MB) and image processor.
 

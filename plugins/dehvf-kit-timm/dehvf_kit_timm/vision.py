@@ -6,6 +6,7 @@ The blocks are read by hooks, as those of every encoder, so models count that re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import timm
 import torch
 from pydantic import Field, field_validator
+from timm.data import resolve_data_config
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -20,6 +22,7 @@ from dehvf_kit.api import DehvfError, Source, VisionError, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, torch_dtype
 from dehvf_kit.backbones.ffn.overrides import register_ffn_override
 from dehvf_kit.backbones.vision.config import ImageConfig, VisionTower
+from dehvf_kit.backbones.vision.pixels import RESAMPLE, RESCALE, OwnImages
 from dehvf_kit.errors import did_you_mean
 from dehvf_kit.utils.atomic import is_file
 
@@ -41,7 +44,7 @@ class TimmVisionConfig(TowerConfig):
     model: str = Field("", description="timm's name, for example vit_base_patch16_224 or vit_small_patch14_dinov2.lvd142m")
     checkpoint: str | None = Field(None, description="a local file with the weights (safetensors, or a state dict)")
     settings: dict[str, Any] = Field(default_factory=dict, description="further keywords of timm.create_model")
-    image: ImageConfig = Field(default_factory=ImageConfig, description="size and normalisation of its pictures")
+    image: ImageConfig = Field(default_factory=ImageConfig, description="size and normalisation of its images")
     apply_post_norm: bool = Field(True, description="pass every layer through the encoder's own final norm (choice)")
 
     @field_validator(*MEANINGLESS)
@@ -73,6 +76,22 @@ class TimmVisionConfig(TowerConfig):
         dtype = torch_dtype(self.dtype)
         model = self.create(pretrained=True, pretrained_cfg_overlay={"file": str(self._weights())})
         return model if dtype == "auto" else model.to(dtype)
+
+    def own_images(self, sources: Mapping[str, Source]) -> OwnImages | None:
+        """How timm prepares images for weights of this name; None for a name that timm has not."""
+        if not timm.is_model(self.model):
+            return None
+        tag = timm.get_pretrained_cfg(self.model)
+        own = resolve_data_config(pretrained_cfg=None if tag is None else tag.to_dict())
+        _, height, width = own["input_size"]
+        facts: dict[str, Any] = {"rescale": RESCALE, "mean": tuple(own["mean"]), "std": tuple(own["std"])}
+        if own["interpolation"] in RESAMPLE:
+            facts["resample"] = own["interpolation"]
+        further = [] if own["crop_mode"] in ("center", "squash") else [f"crop_mode {own['crop_mode']}"]
+        if height == width and not further:
+            resize = "squash" if own["crop_mode"] == "squash" else "crop"
+            facts |= {"size": height, "resize": resize, "resize_to": math.floor(height / own["crop_pct"])}
+        return OwnImages(facts, f"timm config {tag.architecture}.{tag.tag}" if tag is not None else "timm config", tuple(further))
 
     def tower(self, model: nn.Module) -> VisionTower:
         """The kit's view of an encoder that is in memory."""

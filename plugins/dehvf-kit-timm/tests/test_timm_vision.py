@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from dehvf_kit_timm.check import check, family_names, faults, tiny
 from dehvf_kit_timm.vision import TimmVisionConfig
+from PIL import Image
 from safetensors.torch import save_file
 
 from dehvf_kit import load_recipe
+from dehvf_kit.backbones.vision.config import ImageConfig
 from dehvf_kit.errors import DehvfError, VisionError
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "llama7b_clip.yaml"
@@ -126,3 +130,21 @@ def test_images_of_other_sizes_where_timm_takes_them() -> None:
 def test_the_same_seed_gives_the_same_model() -> None:
     first, second = tiny("vit_base_patch16_224"), tiny("vit_base_patch16_224")
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("vit_large_patch14_clip_224", {"size": 224, "resize": "crop", "normalisation": "half"}),
+        ("vit_large_patch14_clip_224.openai", {"size": 224, "resize": "crop", "normalisation": "clip"}),
+        ("vit_base_patch16_224", {"size": 224, "resize": "crop", "normalisation": "half", "resize_to": 248}),
+        ("eva02_base_patch14_448", {"size": 448, "resize": "squash", "normalisation": "clip"}),
+    ],
+)
+def test_images_are_prepared_as_timm_prepares_them(name: str, fields: dict[str, Any]) -> None:
+    own = TimmVisionConfig(model=name).own_images({})
+    assert own is not None and own.fields() == fields and not own.further
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict()))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    ours = ImageConfig(**fields).processor()(image, return_tensors="pt")["pixel_values"][0]
+    assert (ours - transform(image)).abs().max() < 1e-5  # the same pixels; timm normalises in float32 with torch

@@ -6,7 +6,10 @@ stay as they are.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import logging
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from dehvf_kit.errors import DecoderError, DehvfError
@@ -21,6 +24,28 @@ BLOCK = 64
 """Weights that share one 4-byte scale in NF4."""
 
 
+def import_bitsandbytes() -> Any:
+    """bitsandbytes, or None where it is missing or broken, imported without asking a hub for a kernel.
+
+    On a CPU with AVX512-BF16 bitsandbytes 0.50 fetches a kernel from the hub as it is imported, where `kernels` is installed,
+    and else logs that it failed (`bitsandbytes/backends/cpu/ops.py`). `keep_differentiable` turns that kernel off anyway.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return None
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    kernels, disabled = sys.modules.get("kernels"), log.disabled
+    sys.modules["kernels"], log.disabled = None, True  # type: ignore[assignment]
+    try:
+        return importlib.import_module("bitsandbytes")
+    except (ImportError, OSError, RuntimeError):
+        return None
+    finally:
+        log.disabled = disabled
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels
+
+
 def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]) -> Any:
     """What `from_pretrained` takes as `quantization_config`. dtype: what 4-bit layers compute in; auto: bfloat16 on a GPU.
 
@@ -29,7 +54,7 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]
     import torch
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if import_bitsandbytes() is None:
         raise DehvfError(f"decoder.quantization={kind} needs bitsandbytes; pip install 'dehvf-kit[quantization]'")
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)

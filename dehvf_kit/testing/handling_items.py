@@ -6,12 +6,14 @@ import copy
 import importlib.util
 import inspect
 import tempfile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dehvf_kit.backbones.ffn.memory_hooks import attach_memory
 from dehvf_kit.backbones.ffn.sites import ffn_sites
+from dehvf_kit.backbones.quantization import import_bitsandbytes
 from dehvf_kit.testing.reference import reference_memory
 from dehvf_kit.testing.subject import (
     OUTPUT_SCALE,
@@ -132,8 +134,7 @@ def quantised_base_equals_the_reference(subject: Subject) -> None:
 
 def quantised(model: nn.Module, bits: int) -> nn.Module:
     """A model on the CPU with every plain linear layer but the output head in 8 or 4 bit, by bitsandbytes."""
-    import bitsandbytes
-
+    bitsandbytes: Any = import_bitsandbytes()
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, linear in list(parent.named_children()):

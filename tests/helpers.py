@@ -262,13 +262,21 @@ class LiteralMlp(nn.Module):
 def literal_logits(model: DehvfModel, decoder: nn.Module, input_ids: Tensor, features: list[Tensor | None]) -> Tensor:
     """Logits of a whole model whose FFNs hold the memory in their weights, one sample after the other.
 
-    decoder: an untouched decoder; features: one entry a row, None for a row without image.
+    decoder: an untouched decoder; features: one entry a row, None for a row without image, a list for several images, each with
+    slots of its own, to whose keys and values an `image_order` node adds the vectors of its number.
     """
     scale = model.graph.nodes["injector"].config.output_scale
     rows = []
     for row, own in zip(input_ids, features, strict=True):
         twin = copy.deepcopy(decoder).requires_grad_(False)
-        for layer, (keys, values) in zip(twin.model.layers, reference_keys_values(model, own), strict=True):
+        images = own if isinstance(own, list) else [own]
+        of_each = [reference_keys_values(model, image) for image in images]
+        for place, layer in enumerate(twin.model.layers):
+            tables = [one[place] for one in of_each]
+            if "image_order" in model.nodes and own is not None:
+                order = model.nodes["image_order"]
+                tables = [(k + order.keys[n], v + order.values[n]) for n, (k, v) in enumerate(tables)]
+            keys, values = (torch.cat(several) for several in zip(*tables, strict=True))
             layer.mlp = LiteralMlp(layer.mlp, keys, values, scale)
         rows.append(twin(input_ids=row[None]).logits[0])
     return torch.stack(rows)

@@ -63,8 +63,8 @@ def test_wires_are_found_by_name_and_axes_and_written_ones_win():
 def test_the_same_name_with_other_axes_is_another_thing():
     graph, faults = checked(node("a", (), ("x: batch layer",)), node("b", ("x: batch",), attaches="decoder"))
     assert faults == [
-        "graph.b.inputs.x: nothing gives x [batch]; of that shape there is batch.has_image; add a node that does, or "
-        "write the wire under `inputs:`"
+        "graph.b.inputs.x: nothing gives x [batch]; of that shape there is batch.has_image, batch.text_row; add a node "
+        "that does, or write the wire under `inputs:`"
     ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dehvf_kit.api.shapes import KV
 from dehvf_kit.data.encoding import stack
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.model.features import encode_images
 from dehvf_kit.model.model import DehvfModel
 
@@ -94,7 +94,7 @@ def read_layers(model: DehvfModel, samples: Sequence[Sample], features: FeatureS
     Weights of members that are the same vision layer are added. Labels count blocks from 1, as the paper's figures do.
     """
     found = fuser_of(model)
-    distinct = list({sample.image: sample for sample in samples if sample.image is not None}.values())
+    distinct = each_image(samples)
     if found is None or not distinct:
         return None
     fuser, wire = found

@@ -11,6 +11,7 @@ Axes have one name everywhere, in ports, docstrings and einops patterns:
     kv              0: key (the FFN's up projection), 1: value (its down projection)
     query           width of the layer queries and of the fuser
     code            width of the projector's bottleneck
+    image           an image's number in its row of text, from 0
     slot            key/value rows added to one FFN
     decoder_hidden  width of the decoder
 """

@@ -167,7 +167,7 @@ def batch_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> 
     """Count the first `batch_size` samples by running them: the same for every method of a comparison."""
     items = [samples[place] for place in range(min(batch_size, len(samples)))]
     batch = to_device(Collator(model.processor.tokenizer.pad_token_id)(items), model.device)
-    with_image = [sample for sample in samples.samples[: len(items)] if sample.image is not None]
+    with_image = [one for sample in samples.samples[: len(items)] for one in sample.apart() if one.image is not None]
     plain = {name: value for name, value in batch.items() if name not in ("pixel_values", "vision_features")}
     given: dict[str, Any] = {}
     encoder = 0

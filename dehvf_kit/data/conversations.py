@@ -88,10 +88,11 @@ def plain_text(messages: Sequence[Message]) -> str:
     return "\n".join(one.content for one in messages)
 
 
-def conversation_sample(key: str, before: Sequence[Message], answer: str, image: Any, kind: str = "") -> Sample:
+def conversation_sample(key: str, before: Sequence[Message], answer: str, images: Sequence[Any], kind: str = "") -> Sample:
     """The sample of an answer after the messages `before` it; a lone user message is a plain question."""
     alone = len(before) == 1 and before[0].role == "user"
-    return Sample(key, plain_text(before), answer, image, kind, messages=() if alone else tuple(before))
+    first, further = images[0] if images else None, tuple(images[1:])
+    return Sample(key, plain_text(before), answer, first, kind, messages=() if alone else tuple(before), further_images=further)
 
 
 def in_template(messages: Sequence[Message], prompt: PromptConfig, tokenizer: Any, ask: bool = True, **arguments: Any) -> Any:

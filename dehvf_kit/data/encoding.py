@@ -111,11 +111,12 @@ class EncodedSamples(Dataset):
         input_ids, labels = self.tokens[index]
         item: dict[str, Any] = {"id": sample.id, "input_ids": input_ids, "labels": labels, "length": len(input_ids)}
         if self.images and sample.image is not None:
-            item["image"] = sample.image
+            item["images"] = sample.images
             if self.features is not None:
-                item["vision_features"] = self.features.read(sample)
+                item["vision_features"] = stack([self.features.read(one) for one in sample.apart()])
             else:
-                item["pixel_values"] = self.processor.image_processor(open_image(sample), return_tensors="pt")["pixel_values"]
+                images = [open_image(one) for one in sample.apart()]
+                item["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return item
 
 
@@ -127,7 +128,7 @@ class Collator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], distinct images,
-        image_index where rows share one, has_image [batch] where some have none."""
+        image_index where rows share one or have several, has_image [batch] where some have none."""
         longest = max(len(item["input_ids"]) for item in items)
         input_ids = torch.full((len(items), longest), self.pad_token_id)
         labels = torch.full((len(items), longest), IGNORED)
@@ -140,15 +141,29 @@ class Collator:
         batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch["logits_to_keep"] = (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
         for key in ("pixel_values", "vision_features"):
-            found = [item for item in items if key in item]
+            found = [item[key] for item in items if key in item]
             if found:
-                places, index = distinct([item.get("image", row) for row, item in enumerate(found)])
-                batch[key] = stack([found[place][key] for place in places])
-                if index is not None:
-                    batch["image_index"] = index
-                if len(found) < len(items):
-                    batch["has_image"] = torch.tensor([key in item for item in items])
+                places, given = image_places([item.get("images", (row,)) if key in item else () for row, item in enumerate(items)])
+                images = stack(found)
+                batch[key] = images if given.keys() <= {"has_image"} else _picked(images, places)
+                batch |= given
         return batch
+
+
+def image_places(rows: Sequence[Sequence[Hashable]]) -> tuple[list[int], dict[str, Tensor]]:
+    """Where each distinct image of some rows comes first among all of them, and the model's keywords that say whose each is."""
+    places, index = distinct([image for row in rows for image in row])
+    if any(len(row) > 1 for row in rows):
+        numbers = iter(range(len(places)) if index is None else index.tolist())
+        return places, {"image_index": padded_index([[next(numbers) for _ in row] for row in rows])}
+    given = {} if index is None else {"image_index": index}
+    return places, given if all(rows) else given | {"has_image": torch.tensor([bool(row) for row in rows])}
+
+
+def padded_index(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Numbers of each row's images as one tensor [row, image], -1 where a row has fewer."""
+    most = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *[-1] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
 
 
 def distinct(images: Sequence[Hashable]) -> tuple[list[int], Tensor | None]:
@@ -158,6 +173,11 @@ def distinct(images: Sequence[Hashable]) -> tuple[list[int], Tensor | None]:
     if len(first) == len(numbers):
         return list(range(len(numbers))), None
     return [numbers.index(number) for number in range(len(first))], torch.tensor(numbers)
+
+
+def _picked(images: Any, places: list[int]) -> Any:
+    """Some images of a tensor [image, ...], or of each encoder's."""
+    return images[places] if isinstance(images, Tensor) else {name: tensor[places] for name, tensor in images.items()}
 
 
 def stack(values: Sequence[Any]) -> Any:

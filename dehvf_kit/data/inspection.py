@@ -11,7 +11,7 @@ from typing import Any
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.data.issues import PREPARE, Issue, grouped
 from dehvf_kit.data.sample_filter import image_issues, no_images
-from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample
+from dehvf_kit.data.samples import DataConfig, Published, Reading, Sample, each_image
 from dehvf_kit.data.stream import LOOKED_AT, SampleStream
 from dehvf_kit.errors import DataError, PluginError
 from dehvf_kit.utils.atomic import exists
@@ -84,8 +84,8 @@ def inspect_data(
                 issues.append(Issue("id in two splits", sample.id, f"{earlier} and {part}", fatal=twin == sample))
         blind = no_images(config, part, reading.samples, reads_images)
         issues += [blind] if blind is not None else []
-        images = {sample.image: sample for sample in reading.samples if sample.image is not None}
-        found = image_issues(list(images.values()), open_images, _named(progress, part))
+        images = each_image(reading.samples)
+        found = image_issues(images, open_images, _named(progress, part))
         issues += [issue for issue in found if issue is not None]
         if config.on_bad_sample == "skip":
             issues = [_skipped(issue) for issue in issues]

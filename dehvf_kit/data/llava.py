@@ -71,13 +71,13 @@ class LlavaDataConfig(FileSplitsConfig):
         return super().group_of(sample) if sample.image is not None else sample.id.rpartition("/")[0]
 
     def _samples(self, reader: RowReader, key: str, row: Mapping[str, Any], images: Path) -> Iterator[Sample]:
-        image = reader.image(row, key, images)
+        given = reader.images(row, key, images)
         turns = [Message(SPEAKERS[turn["from"]], turn["value"].strip()) for turn in row["conversations"]]
-        messages = reader.texts(turns, key, image is not None)
+        messages = reader.texts(turns, key, len(given))
         answers = [place for place, one in enumerate(messages) if one.role == "assistant"]
         for number, place in enumerate(answers):
             if number == 0 if self.turns == "first" else self.prompt.targets == "last" or place == answers[-1]:
-                yield conversation_sample(f"{key}/{number}", messages[:place], messages[place].content, image)
+                yield conversation_sample(f"{key}/{number}", messages[:place], messages[place].content, given)
 
 
 def _fault(row: Any) -> str:

@@ -105,11 +105,11 @@ class RowReader:
             answer, remarks = answer_of(row.get(columns.answer))
         except DataError as error:
             raise self._fault(place, str(error), columns.answer, row.get(columns.answer)) from None
-        image = self.image(row, place, folder)
-        (asked,) = self.texts([Message("user", question)], place, image is not None)
+        images = self.images(row, place, folder)
+        (asked,) = self.texts([Message("user", question)], place, len(images))
         for remark in remarks:
             self.note(remark, place, shown(answer))
-        return Sample(str(own), asked.content, answer, image, str(kind))
+        return Sample(str(own), asked.content, answer, *images[:1] or (None,), str(kind), further_images=images[1:])
 
     def _conversation(self, row: Mapping[str, Any], place: str, folder: Path, key: str, kind: str) -> Sample:
         """The sample of a row's messages. Raises: RowFaultError for what is no conversation, or does not end with an answer."""
@@ -119,21 +119,23 @@ class RowReader:
                 raise DataError("its messages must end with a question of the user and the assistant's answer")
         except DataError as error:
             raise RowFaultError(str(error), place, "not a conversation") from None
-        named = self.image(row, place, folder)
-        image = named or image_of(held, self.columns.messages, place, folder)
-        before = self.texts(messages[:-1], place, image is not None)
-        return conversation_sample(key, before, messages[-1].content, image, kind)
+        images = self.images(row, place, folder)
+        if images and held:
+            raise RowFaultError("has images in its messages and in a column of images; keep one", place, "images twice")
+        images = images or images_of(held, self.columns.messages, place, folder)
+        before = self.texts(messages[:-1], place, len(images))
+        return conversation_sample(key, before, messages[-1].content, images, kind)
 
-    def texts(self, messages: Sequence[Message], place: str, has_image: bool) -> list[Message]:
-        """Messages without the placeholder before or after a text. Raises: RowFaultError for one that stands for no image."""
-        self.has_images = self.has_images or has_image
+    def texts(self, messages: Sequence[Message], place: str, num_images: int) -> list[Message]:
+        """Messages with their placeholders settled: see `marked`. Raises: RowFaultError where they and the images disagree."""
+        self.has_images = self.has_images or num_images > 0
         try:
-            found = marked(messages, int(has_image))
+            found = marked(messages, num_images)
         except DataError as error:
             kind = "empty question" if "no text" in str(error) else "placeholders and images disagree"
-            kind = kind if has_image else "placeholder without an image"
+            kind = kind if num_images else "placeholder without an image"
             raise RowFaultError(str(error), place, kind) from None
-        if any(PLACEHOLDER in one.content for one in found):
+        if num_images < 2 and any(PLACEHOLDER in one.content for one in found):
             self.note(f"{PLACEHOLDER} inside a text, kept as text", place)
         return found
 
@@ -185,30 +187,33 @@ class RowReader:
         given = f"{shown(value)}, {why}" if why else shown(value)
         return RowFaultError(f"'{column}' must be a text, given {given}{advice}", place, kind)
 
-    def image(self, row: Mapping[str, Any], place: str, folder: Path) -> Path | ImageFile | None:
-        """The image of a row. Raises: RowFaultError for several images, for a video, and for what is no image."""
+    def images(self, row: Mapping[str, Any], place: str, folder: Path) -> tuple[Path | ImageFile, ...]:
+        """The images of a row. Raises: RowFaultError for a video, and for what is no image."""
         column = self.columns.image
         cell = row.get(column)
         if not cell and column == "image" and row.get(PLURAL):
             column, cell = PLURAL, row[PLURAL]
-        image = image_of(cell, column, place, folder)
-        if image is None:
+        images = images_of(cell, column, place, folder)
+        if not images:
             for name in VIDEOS:
                 if row.get(name) and name not in self.columns.model_dump().values():
-                    raise RowFaultError(f"'{name}' is given, which is not read; a sample has one image at most", place, "video")
-        return image
+                    raise RowFaultError(f"'{name}' is given, which is not read; give its frames as images", place, "video")
+        return images
 
 
-def image_of(cell: Any, column: str, place: str, folder: Path) -> Path | ImageFile | None:
-    """The image in a cell: a path beside the file, bytes, a data URI, a `datasets` image, or a list of one of these.
+def images_of(cell: Any, column: str, place: str, folder: Path) -> tuple[Path | ImageFile, ...]:
+    """The images in a cell, one or a list: each a path beside the file, bytes, a data URI or a `datasets` image.
 
-    Raises: RowFaultError for several images, an address on the net, and whatever else is no image.
+    Raises: RowFaultError for an address on the net, and whatever else is no image.
     """
-    if isinstance(cell, Sequence) and not isinstance(cell, (str, bytes)):
-        cells = [one for one in cell if one is not None and one != ""]
-        if len(cells) > 1:
-            raise RowFaultError(f"'{column}' holds {len(cells)}; a sample has one image at most", place, "several images")
-        cell = cells[0] if cells else None
+    several = isinstance(cell, Sequence) and not isinstance(cell, (str, bytes))
+    cells = [one for one in cell if one is not None and one != ""] if several else [cell]
+    names = [place] if len(cells) < 2 else [f"{place}#{number}" for number in range(len(cells))]
+    found = (_image(one, column, name, folder) for one, name in zip(cells, names, strict=False))
+    return tuple(one for one in found if one is not None)
+
+
+def _image(cell: Any, column: str, place: str, folder: Path) -> Path | ImageFile | None:
     if isinstance(cell, Mapping) and cell.keys() <= {"bytes", "path"}:
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if cell is None or cell == "":

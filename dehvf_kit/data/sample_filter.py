@@ -18,7 +18,7 @@ from dehvf_kit.data.images import read_image
 from dehvf_kit.data.issues import Issue, refuse
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
-from dehvf_kit.data.samples import DataConfig, Sample, Split
+from dehvf_kit.data.samples import DataConfig, Sample, Split, each_image
 from dehvf_kit.errors import DataError, ImageError
 from dehvf_kit.utils import atomic
 
@@ -92,13 +92,14 @@ class SampleFilter:
         """
         if not self.skips:
             return self.samples
-        first = {sample.image: sample for sample in reversed(self.samples) if sample.image is not None}
-        found = zip(first, image_issues(list(first.values()), progress=progress), strict=True)
-        bad = {image: issue for image, issue in found if issue is not None}
+        images = each_image(self.samples)
+        found = zip(images, image_issues(images, progress=progress), strict=True)
+        bad = {one.image: issue for one, issue in found if issue is not None}
         kept = []
         for sample in self.samples:
-            if sample.image in bad:
-                self.skip(sample, Skipped.of(self.split, bad[sample.image]).reason)
+            fault = next((bad[image] for image in sample.images if image in bad), None)
+            if fault is not None:
+                self.skip(sample, Skipped.of(self.split, fault).reason)
             else:
                 kept.append(sample)
         if not kept and self.samples:

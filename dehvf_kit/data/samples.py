@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -38,7 +38,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image (`image` is None without one); `kind` groups the scores (a question type).
+    """One question about one image (`image` is None without one), or about `further_images` too; `kind` groups the scores.
 
     answer_start: the beginning of the answer that a model is given when it is asked, such as `The answer is`. messages: the
     conversation up to the answer, of which `question` is then the text, a line for each; empty where it is the question alone.
@@ -51,6 +51,16 @@ class Sample:
     kind: str = ""
     answer_start: str = ""
     messages: tuple[Message, ...] = ()
+    further_images: tuple[Path | ImageFile, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path | ImageFile, ...]:
+        """All of its images in their order."""
+        return () if self.image is None else (self.image, *self.further_images)
+
+    def apart(self) -> list[Sample]:
+        """Itself once for each of its images, with that one alone; itself where it has none."""
+        return [replace(self, image=one, further_images=()) for one in self.images] if self.further_images else [self]
 
     @property
     def asked(self) -> str | Sequence[Message]:
@@ -186,6 +196,11 @@ class DataConfig(Settings):
         from dehvf_kit.data.metrics.exact_match import exact_match
 
         return exact_match(predictions)
+
+
+def each_image(samples: Iterable[Sample]) -> list[Sample]:
+    """A sample for each distinct image of some samples, with that image alone."""
+    return list({one.image: one for sample in samples for one in sample.apart() if one.image is not None}.values())
 
 
 def samples_of(data: DataConfig, split: Split) -> Sequence[Sample]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dehvf_kit.backbones.compiled import run_eagerly
-from dehvf_kit.data.encoding import distinct, encode_pairs, stack
+from dehvf_kit.data.encoding import encode_pairs, image_places, stack
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
 from dehvf_kit.data.metrics.intervals import share
@@ -68,7 +68,7 @@ def answer(
 
 
 def _prediction(sample: Sample, said: Said) -> Prediction:
-    image = str(sample.image or "")
+    image = ", ".join(map(str, sample.images))
     return Prediction(sample.id, sample.kind, sample.question, image, sample.answer, said.text, cut=said.cut)
 
 
@@ -147,14 +147,11 @@ def _inputs(
 ) -> dict[str, Any]:
     device = next(model.decoder.parameters()).device
     inputs = _padded(model.processor, rows, length)
-    with_picture = [sample for sample in batch if sample.image is not None]
+    with_picture = [one for sample in batch if sample.images for one in sample.apart()]
     if with_picture and model.reads_images:
-        if len(with_picture) < len(batch):
-            inputs["has_image"] = torch.tensor([sample.image is not None for sample in batch])
-        places, index = distinct([sample.image for sample in with_picture])
+        places, given = image_places([sample.images for sample in batch])
         with_picture = [with_picture[place] for place in places]
-        if index is not None:
-            inputs["image_index"] = index
+        inputs |= given
         if features is not None:
             inputs["vision_features"] = stack([features.read(sample) for sample in with_picture])
         else:

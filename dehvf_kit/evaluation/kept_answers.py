@@ -65,9 +65,9 @@ def digest(facts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     found = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     stamps: dict[Any, str] = {}
     for sample in samples:
-        if sample.image not in stamps:
-            stamps[sample.image] = _stamp(sample.image)
-        row = (sample.id, sample.question, sample.answer, sample.answer_start, stamps[sample.image])
+        images = sample.images or (None,)
+        stamps |= {image: _stamp(image) for image in images if image not in stamps}
+        row = (sample.id, sample.question, sample.answer, sample.answer_start, *(stamps[image] for image in images))
         found.update(json.dumps(row).encode())
     return found.hexdigest()[:12]
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.features_in_use import in_use, mark, one_at_a_time
@@ -106,14 +106,13 @@ class FeatureFiles(FeatureStore):
 
     def missing(self, samples: Iterable[Sample]) -> list[Sample]:
         found: dict[Path, Sample] = {}
-        for sample in samples:
-            if sample.image:
-                found.setdefault(self.file(sample), sample)
+        for sample in each_image(samples):
+            found.setdefault(self.file(sample), sample)
         return [sample for file, sample in found.items() if not os.access(file, os.R_OK)]
 
     def need(self, samples: Iterable[Sample]) -> Need:
         """What `fill` would write, before anything is computed."""
-        samples = list({one.image: one for one in samples if one.image}.values())
+        samples = each_image(samples)
         distinct = {self.file(sample) for sample in samples}
         missing = sum(not os.access(file, os.R_OK) for file in distinct)
         return Need(len(distinct), missing, self._bytes_per_image(samples[0]) if samples else 0)
@@ -123,7 +122,7 @@ class FeatureFiles(FeatureStore):
 
         share: (rank, processes); each process takes its part of the images, whatever is missing of it.
         """
-        samples = list({one.image: one for one in samples if one.image}.values())
+        samples = each_image(samples)
         need = self.need(samples)
         try:
             if need.missing:

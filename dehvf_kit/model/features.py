@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dehvf_kit.data.images import open_image
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.run import Features, by_encoder, per_encoder, to_device
 from dehvf_kit.recipe.files import SINGLE
@@ -43,7 +43,7 @@ class FeatureStore:
 
     def missing(self, samples: Iterable[Sample]) -> list[Sample]:
         """One sample of each distinct image whose features are not kept yet."""
-        return list({one.image: one for one in samples if one.image and one.image not in self._features}.values())
+        return [one for one in each_image(samples) if one.image not in self._features]
 
     def fill(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.data.encoding import padded_index
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
-from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, generation_config, one_a_row, run_nodes
+from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, generation_config, image_entries, one_a_row, run_nodes
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 
@@ -180,14 +181,30 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
             has_image = None
         if pixel_values is not None:
             vision_features = self.vision_features(pixel_values)
-        features = None
+        features = text_row = None
         if vision_features is not None:
             given = by_tower(vision_features, self.towers, "vision_features")
             if image_index is not None:
+                if not isinstance(image_index, Tensor):
+                    image_index = padded_index(image_index)
+                if image_index.ndim == 2:
+                    text_row, has_image, image_index = image_entries(image_index, rows)
                 given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
-            features = one_a_row(given, self.towers, rows, has_image)
+            if text_row is not None and self.one_image_nodes:
+                raise ShapeError(f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one")
+            features = one_a_row(given, self.towers, rows if text_row is None else len(text_row), has_image)
         seen = None if torch.compiler.is_compiling() else self._compared
-        return run_nodes(self.graph, self.nodes, features, has_image, seen)
+        return run_nodes(self.graph, self.nodes, features, has_image, seen, text_row)
+
+    @property
+    def one_image_nodes(self) -> list[str]:
+        """Components at the decoder that can read one image a row, as they do not ask whose each image is (port `text_row`)."""
+        at = ((name, self.graph.nodes[name].config) for name in self.nodes)
+        return [
+            f"{name} ({config.type})"
+            for name, config in at
+            if config.attaches in ("decoder", "input") and "text_row" not in self.graph.wires[name]
+        ]
 
     @property
     def _counts_positions(self) -> bool:
@@ -209,7 +226,7 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
         vision_features: Features | None = None,
         labels: Tensor | None = None,
         has_image: Tensor | None = None,
-        image_index: Tensor | None = None,
+        image_index: Tensor | Sequence[Sequence[int]] | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -217,8 +234,9 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
 
         Shapes: input_ids and attention_mask [batch, token]; pixel_values [batch, 3, height, width] (or only the images
         of the rows flagged in has_image [batch]), each distinct image once where image_index [row with an image] says which
-        of them a row has; vision_features as `vision_features()` returns them; labels
-        [batch, token] with -100 where no loss is taken. Further keywords go to the decoder. Tokens that a component puts into
+        of them a row has, or image_index [batch, image] which ones, in their order (lists, or -1 where a row has fewer);
+        vision_features as `vision_features()` returns them; labels [batch, token] with -100 where no loss is taken. Further
+        keywords go to the decoder. Tokens that a component puts into
         the input have no logits here: column i predicts what follows text token i.
         """
         text = input_ids if input_ids is not None else inputs_embeds

@@ -86,12 +86,29 @@ def one_a_row(
     return placed
 
 
+def image_entries(image_index: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Which images each row has -> text_row [entry] or None, has_image [entry] or None, image_index [entry with an image].
+
+    An entry is an image of a row, or a row without one. image_index [row, image]: -1 where a row has fewer; text_row is None
+    where none has more than one. Raises: ShapeError for another number of rows.
+    """
+    if image_index.shape[0] != rows:
+        raise ShapeError(f"image_index is {tuple(image_index.shape)}; wants a row for each of {rows} rows of text")
+    given = image_index.cpu() >= 0
+    counts = given.sum(1)
+    text_row = torch.arange(rows).repeat_interleave(counts.clamp(min=1))
+    has_image = (counts > 0)[text_row]
+    single = int(counts.max()) <= 1
+    return None if single else text_row, None if has_image.all() else has_image, image_index.cpu()[given]
+
+
 def run_nodes(
     graph: Graph,
     nodes: Mapping[str, nn.Module],
     features: Mapping[str, Tensor] | None,
     has_image: Tensor | None,
     seen: set[str] | None = None,
+    text_row: Tensor | None = None,
 ) -> dict[str, Any]:
     """Every node's output by name: one value, or a tuple in the order of its ports.
 
@@ -100,7 +117,7 @@ def run_nodes(
     Raises: PluginError for a component that does not return one value a port, or raises something of its own; ShapeError
     for one whose output has another number of axes than its port, or another size where that is known.
     """
-    values: dict[tuple[str, str], Any] = {(BATCH, "has_image"): has_image}
+    values: dict[tuple[str, str], Any] = {(BATCH, "has_image"): has_image, (BATCH, "text_row"): text_row}
     for name, tensor in (features or {}).items():
         values[name, "globals"], values[name, "patches"] = tensor[:, :, 0], tensor[:, :, 1:]
     outputs = {}

@@ -36,6 +36,9 @@ class LayerMemory:
     key_codes, value_codes: activated codes [batch, patch, code], or None where the image is not written into
     keys or values. weight [hidden, code], bias [hidden] or None: the projector's last step. position_keys, position_values
     [slot, hidden] or None. has_image [batch] of 0/1 in the dtype of the codes, or None where every sample has one.
+    Several images a row: `batch` then counts images (and rows without one), text_row [batch] says whose each is; None: one a row.
+    order [batch, image]: 1 at an image's number in its row, 0 elsewhere and without an image; order_keys, order_values
+    [image, hidden]: what every key and value of the image with that number gains.
     """
 
     key_codes: Tensor | None
@@ -46,6 +49,20 @@ class LayerMemory:
     position_values: Tensor | None
     visual_scale: float = 0.01
     has_image: Tensor | None = None
+    text_row: Tensor | None = None
+    order: Tensor | None = None
+    order_keys: Tensor | None = None
+    order_values: Tensor | None = None
+
+    def by_image(self, by_row: Tensor) -> Tensor:
+        """What rows of text have [row, ...], for each of their images [batch, ...]."""
+        return by_row if self.text_row is None else by_row[self.text_row]
+
+    def by_row(self, by_image: Tensor, rows: int) -> Tensor:
+        """Sums over each row's images [batch, ...] -> [row, ...]."""
+        if self.text_row is None:
+            return by_image
+        return by_image.new_zeros(rows, *by_image.shape[1:]).index_add(0, self.text_row, by_image)
 
     def tensors(self) -> list[Tensor]:
         """The tensors this memory consists of."""
@@ -117,18 +134,24 @@ def factored_memory(
         return None
     if keys is None:
         patches = values.sizes[2] if memory.value_codes is None else memory.value_codes.shape[1]
-        scores = x.new_zeros(*x.shape[:-1], patches)
+        scores = memory.by_image(x.new_zeros(*x.shape[:-1], patches))
     else:
         scores = _scores(x, memory, keys)
+    if memory.order is not None:
+        scores = scores + memory.by_image(F.linear(x, memory.order_keys)) @ memory.order[:, :, None]
     weights = activation(scores)
     if dropout:
         weights = F.dropout(weights, dropout)
-    return _values(weights, memory, values)
+    added = _values(weights, memory, values, x.shape[0])
+    if memory.order is None:
+        return added
+    numbered = memory.by_row(weights.sum(-1, keepdim=True) * memory.order[:, None], x.shape[0])
+    return added + output_scale * (numbered @ memory.order_values)
 
 
 def _scores(x: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
     """x K^T, [batch, token, slot]."""
-    products = F.linear(x, table.rows)
+    products = memory.by_image(F.linear(x, table.rows))
     if memory.key_codes is None:
         return products
     code, bias, slots = table.sizes
@@ -153,11 +176,11 @@ def _scores(x: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
     return visual if slots == patches else torch.cat([visual, shared[..., patches:]], dim=-1)
 
 
-def _values(weights: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
-    """a M for the weights a [batch, token, slot]."""
+def _values(weights: Tensor, memory: LayerMemory, table: JoinedTable, rows: int) -> Tensor:
+    """a M for the weights a [batch, token, slot], summed over each row's images."""
     code, bias, slots = table.sizes
     if not code:
-        return weights @ table.rows
+        return memory.by_row(weights, rows) @ table.rows
     visual = _first(weights, memory.value_codes.shape[1])
     if memory.has_image is not None:
         visual = visual * memory.has_image[:, None, None]
@@ -166,7 +189,7 @@ def _values(weights: Tensor, memory: LayerMemory, table: JoinedTable) -> Tensor:
         parts.append(visual.sum(-1, keepdim=True))
     if slots:
         parts.append(_first(weights, slots))
-    return torch.cat(parts, dim=-1) @ table.rows
+    return memory.by_row(torch.cat(parts, dim=-1), rows) @ table.rows
 
 
 def _first(tensor: Tensor, count: int) -> Tensor:
@@ -176,10 +199,11 @@ def _first(tensor: Tensor, count: int) -> Tensor:
 
 def build_keys_values(memory: LayerMemory) -> tuple[Tensor, Tensor]:
     """K and M of one layer, each [batch, slot, hidden]."""
-    return (
-        _build(memory.key_codes, memory.position_keys, memory, memory.value_codes),
-        _build(memory.value_codes, memory.position_values, memory, memory.key_codes),
-    )
+    keys = _build(memory.key_codes, memory.position_keys, memory, memory.value_codes)
+    values = _build(memory.value_codes, memory.position_values, memory, memory.key_codes)
+    if memory.order is None:
+        return keys, values
+    return tuple(one + (memory.order @ table)[:, None] for one, table in ((keys, memory.order_keys), (values, memory.order_values)))
 
 
 def _build(codes: Tensor | None, positions: Tensor | None, memory: LayerMemory, other: Tensor | None) -> Tensor:

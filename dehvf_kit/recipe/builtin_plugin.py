@@ -18,6 +18,7 @@ COMPONENTS = {
     ("fuser", "cross_attention"): "dehvf_kit.components.fuser.cross_attention:CrossAttentionFuserConfig",
     ("fuser", "mean"): "dehvf_kit.components.fuser.mean:MeanFuserConfig",
     ("position", "learned"): "dehvf_kit.components.position.learned:LearnedPositionConfig",
+    ("position", "image_order"): "dehvf_kit.components.position.image_order:ImageOrderConfig",
     ("injector", "ffn_memory"): "dehvf_kit.components.injector.ffn_memory:FfnMemoryInjectorConfig",
     ("data", "jsonl"): "dehvf_kit.data.jsonl:JsonlDataConfig",
     ("data", "table"): "dehvf_kit.data.table:TableDataConfig",

@@ -41,8 +41,8 @@ def _peek(sample: Sample, item: dict[str, Any], length: int, processor: DehvfPro
     image = None
     if "pixel_values" in item:
         image = {
-            "path": str(sample.image),
-            "size": list(open_image(sample).size),
+            "path": ", ".join(map(str, sample.images)),
+            "size": list(open_image(sample.apart()[0]).size),
             "pixel_values": {name: list(tensor.shape) for name, tensor in by_encoder(item["pixel_values"]).items()},
         }
     return {

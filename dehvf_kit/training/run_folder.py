@@ -157,7 +157,7 @@ def record_of(recipe: Recipe, samples: Sequence[Sample], processes: int = 1) -> 
     Data files that the recipe names are hashed whole; an image in a file of its own by its size and its first 16 KiB,
     which change when it is saved again; samples by their text. Images inside a table are hashed with the table.
     """
-    images = sorted({sample.image for sample in samples if isinstance(sample.image, Path)})
+    images = sorted({image for sample in samples for image in sample.images if isinstance(image, Path)})
     with ThreadPoolExecutor(THREADS) as pool:
         heads = list(pool.map(_head, images))
     return {
@@ -305,7 +305,8 @@ def _head(image: Path) -> str:
 def _text(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(json.dumps([sample.id, sample.question, sample.answer, str(sample.image)]).encode())
+        images = map(str, sample.images or (None,))
+        digest.update(json.dumps([sample.id, sample.question, sample.answer, *images]).encode())
     return digest.hexdigest()
 
 

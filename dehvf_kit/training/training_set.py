@@ -114,6 +114,11 @@ def training_set(
     samples = given.samples
     if reads:
         samples = given.readable(lambda done, total: progress("opening images", done, total, ""))
+    several = next((sample for sample in samples if sample.further_images), None) if reads else None
+    if several is not None and model.one_image_nodes:
+        raise DataError(
+            f"sample '{several.id}' has {len(several.images)} images, of which {', '.join(model.one_image_nodes)} can read one"
+        )
     kept = None
     if reads and config.cache_features:
         kept = _filled(features, model, config, samples, progress, processes)
@@ -263,7 +268,8 @@ class StreamCollator:
 
     def fault(self, sample: Sample) -> str:
         """Why a sample cannot be trained on; an empty text where it can."""
-        issue = image_issue(sample) if self.images and sample.image is not None else None
+        faults = map(image_issue, sample.apart()) if self.images and sample.image is not None else ()
+        issue = next((one for one in faults if one is not None), None)
         if issue is not None:
             return Skipped.of("", issue).reason
         try:

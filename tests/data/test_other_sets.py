@@ -119,7 +119,11 @@ def test_a_tag_in_a_conversation_is_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "kind"),
-    [({"images": ["a.png", "b.png"]}, "several images"), ({"video": "a.mp4"}, "video"), ({}, "placeholder without an image")],
+    [
+        ({"images": ["a.png", "b.png"]}, "placeholders and images disagree"),
+        ({"video": "a.mp4"}, "video"),
+        ({}, "placeholder without an image"),
+    ],
 )
 def test_conversations_that_cannot_be_used_are_named(tmp_path: Path, fields: dict, kind: str) -> None:
     (issue,) = LlavaDataConfig(train=talks(tmp_path, {"conversations": TALK, **fields})).read("train").issues

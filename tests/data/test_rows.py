@@ -59,11 +59,10 @@ def test_an_image_inside_the_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "kind"),
     [
-        ({"image": ["a.png", "b.png"]}, "several images"),
-        ({"image": None, "images": ["a.png", "b.png"]}, "several images"),
         ({"image": None, "video": "a.mp4"}, "video"),
         ({"image": None, "question": "<image>\nwhat ?"}, "placeholder without an image"),
         ({"question": "<image><image>what ?"}, "placeholders and images disagree"),
+        ({"image": ["a.png", "b.png", "c.png"], "question": "<image> or <image> ?"}, "placeholders and images disagree"),
         ({"question": "<image>"}, "empty question"),
         ({"image": "https://a.org/a.png"}, "image is an address"),
         ({"image": 7}, "not an image"),
@@ -75,6 +74,18 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, fields: dict[str, Any], ki
     assert [(issue.kind, issue.place) for issue in reading.issues if issue.fatal] == [(kind, f"{file}:2")]
     with pytest.raises(DataError, match="a.jsonl:2"):
         StreamDataConfig(train=str(file), size=2).samples("train")
+
+
+def test_several_images_of_a_row_keep_their_places_in_the_text(tmp_path: Path) -> None:
+    two = {"image": None, "images": ["a.png", "b.png"]}
+    file = json_lines(tmp_path / "a.jsonl", row(**two), row(**two, question="<image>\nor <image> ?"))
+    samples = read(file).samples
+    assert [one.images for one in samples] == [(tmp_path / "a.png", tmp_path / "b.png")] * 2
+    assert samples[1].question == "<image>\nor <image> ?"
+    assert [one.image for one in samples[1].apart()] == list(samples[1].images) and samples[1].apart()[1].images == samples[
+        1
+    ].images[1:]
+    assert StreamDataConfig(train=str(file), size=2).samples("train")[0].images == samples[0].images
 
 
 def test_a_placeholder_is_removed_and_a_tag_is_text(tmp_path: Path) -> None:
@@ -167,5 +178,5 @@ def test_images_in_lists_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = [{"images": cells, "question": "q", "answer": "a"} for cells in ([cell], [], None, [cell, cell])]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
     reading = read(tmp_path / "a.parquet")
-    assert [one.image and one.image.read_bytes() for one in reading.samples] == [data, None, None]
-    assert [issue.kind for issue in reading.issues] == ["several images"]
+    assert [[image.read_bytes() for image in one.images] for one in reading.samples] == [[data], [], [], [data, data]]
+    assert reading.issues == []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -45,6 +46,9 @@ class FfnMemoryInjectorConfig(ComponentConfig):
         "position_keys?: slot decoder_hidden",
         "position_values?: slot decoder_hidden",
         "has_image?: batch",
+        "text_row?: batch",
+        "order_keys?: image decoder_hidden",
+        "order_values?: image decoder_hidden",
     )
     attaches: ClassVar[str] = "decoder"
     strength: ClassVar[str] = "output_scale"
@@ -93,7 +97,8 @@ class FfnMemoryInjector(nn.Module):
     """Adds the memory it holds in every FFN of the decoder it is attached to.
 
     forward: fused [batch, decoder_layer, kv, patch, code], a readout, position tables [slot, decoder_hidden] and has_image
-    [batch] (True: has one) -> the batch's memory; `with injector.holding(memory):` lets the decoder read it. No
+    [batch] (True: has one), text_row [batch] where rows have several images, tables by an image's number [image,
+    decoder_hidden] (see `LayerMemory`) -> the batch's memory; `with injector.holding(memory):` lets the decoder read it. No
     parameters of its own.
     Cost: per text token and layer 4 * hidden * slot + 4 * code * (hidden + patch) FLOPs in the factored form.
     Raises: ShapeError for rows that are no multiple of the memory's batch, or more patches than slots.
@@ -136,10 +141,16 @@ class FfnMemoryInjector(nn.Module):
         position_keys: Tensor | None = None,
         position_values: Tensor | None = None,
         has_image: Tensor | None = None,
+        text_row: Tensor | None = None,
+        order_keys: Tensor | None = None,
+        order_values: Tensor | None = None,
     ) -> ActiveMemory:
         if fused is not None and position_keys is not None and fused.shape[3] > position_keys.shape[0]:
             raise ShapeError(f"{fused.shape[3]} patches do not fit into {position_keys.shape[0]} memory slots")
-        return ActiveMemory(self, fused, readout, position_keys, position_values, has_image)
+        memory = ActiveMemory(self, fused, readout, position_keys, position_values, has_image)
+        if fused is not None:
+            memory.number_images(text_row, order_keys, order_values)
+        return memory
 
     @contextmanager
     def holding(self, memory: ActiveMemory | None) -> Iterator[None]:
@@ -190,9 +201,29 @@ class ActiveMemory:
             "position_values": position_values,
             "has_image": None if codes is None else has_image,
         }
+        self._text_row: Tensor | None = None
         self.batch = 1 if codes is None else codes.shape[0]
         self._cast: dict[tuple, tuple[dict[str, Tensor | None], list[dict[str, Tensor]]]] = {}
         self._joined: dict[tuple, tuple[JoinedTable | None, JoinedTable | None]] = {}
+
+    def number_images(self, text_row: Tensor | None, order_keys: Tensor | None, order_values: Tensor | None) -> None:
+        """Say whose images these are, where rows have several, and what an image's number in its row adds.
+
+        Raises: ShapeError for more images in a row than there are numbers.
+        """
+        entries = self.batch
+        if text_row is not None:
+            self._text_row, self.batch = text_row, int(text_row[-1]) + 1
+        if order_keys is None:
+            return
+        row = torch.arange(entries) if text_row is None else text_row.cpu()
+        number = torch.arange(entries) - torch.searchsorted(row, row)
+        if int(number.max()) >= len(order_keys):
+            raise ShapeError(f"{int(number.max()) + 1} images in a row; the order table has numbers for {len(order_keys)}")
+        order = nn.functional.one_hot(number, len(order_keys)).to(order_keys)
+        seen = self._tensors["has_image"]
+        order = order if seen is None else order * seen.to(order)[:, None]
+        self._tensors |= {"order": order, "order_keys": order_keys, "order_values": order_values}
 
     def layer(self, index: int, x: Tensor) -> LayerMemory:
         """The memory of one site in the dtype and on the device of x."""
@@ -204,7 +235,8 @@ class ActiveMemory:
             cast = self._cast[place] = tensors, layers
         shared, layers = cast
         codes = layers[index] if layers else {}
-        return LayerMemory(codes.get("key"), codes.get("value"), visual_scale=self.visual_scale, **shared)
+        text_row = None if self._text_row is None else self._text_row.to(x.device)
+        return LayerMemory(codes.get("key"), codes.get("value"), visual_scale=self.visual_scale, text_row=text_row, **shared)
 
     def _tables(self, memory: LayerMemory, x: Tensor) -> tuple[JoinedTable | None, JoinedTable | None]:
         """The joined tables, the same for all layers: made for the first that asks."""
@@ -238,7 +270,9 @@ class ActiveMemory:
         memory = self.layer(index, x)
         grouped = x.reshape(self.batch, -1, x.shape[-1])
         if self._form(memory, grouped.shape[1]) == "built":
-            added = built_memory(grouped, *build_keys_values(memory), site.activation, self.output_scale, dropout)
+            seen, tables = memory.by_image(grouped), build_keys_values(memory)
+            added = built_memory(seen, *tables, site.activation, self.output_scale, dropout)
+            added = memory.by_row(added, self.batch)
         else:
             tables = self._tables(memory, x)
             added = factored_memory(grouped, memory, site.activation, self.output_scale, dropout, tables)
@@ -250,4 +284,6 @@ class ActiveMemory:
             return "factored"
         if self.form != "auto":
             return self.form
+        if memory.text_row is not None:  # the text's products with the tables serve all images of a row
+            return "factored"
         return choose_form(tokens, codes.shape[1], codes.shape[2], memory.weight.shape[0])

@@ -81,16 +81,16 @@ def check_fingerprint(trained: Mapping[str, Any], asked: Mapping[str, Any], wher
 
 
 def saved_fingerprint(config: Mapping[str, Any], recipe: Recipe, where: str) -> Mapping[str, Any]:
-    """An adapter's own fingerprint; of one saved before there were any, that of the recipe it carries.
+    """An adapter's own fingerprint; what was not recorded when it was saved is that of the recipe it carries.
 
     Raises: AdapterError where the saved one was altered.
     """
-    found = config.get(KEY)
+    found, carried = config.get(KEY), fingerprint(recipe)
     if found is None:
-        return fingerprint(recipe)
+        return carried
     if not isinstance(found, Mapping) or found.get("hash") != digest(found):
         raise AdapterError(f"{where}: its {KEY} does not match its hash; it was altered")
-    return found
+    return {**found, "text": {**(carried["text"] or {}), **found["text"]}} if found.get("text") else found
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

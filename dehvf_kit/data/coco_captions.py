@@ -47,6 +47,9 @@ class CocoCaptionsDataConfig(DataConfig):
             return None
         return {"annotations": str(file), "images": str(file.parent), "restval": True}
 
+    def prompt_facts(self) -> dict[str, Any]:
+        return {**super().prompt_facts(), "asked": self.question}
+
     def part_of(self, split: Split) -> str:
         return "train" if split == "train" else self.test_split
 

@@ -11,7 +11,10 @@ import pytest
 from cli.commands import Command
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
-from dehvf_kit.adapter.fingerprint import KEY, digest
+import dehvf_kit
+from dehvf_kit.adapter.fingerprint import KEY, differences, digest, fingerprint, saved_fingerprint
+from dehvf_kit.data.samples import DataConfig, PromptConfig
+from dehvf_kit.recipe.plugin_manager import plugins
 
 TEMPLATE = "{% for m in messages %}what {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}it{% endif %}"
 
@@ -66,6 +69,39 @@ def test_another_rendering_is_refused(recipe: str, change: Callable[[Path], None
         shutil.rmtree(run / "checkpoints/checkpoint-2", ignore_errors=True)
         ended = command("train", ground / f"{recipe}.yaml", "--output", run, "--resume")
         assert ended.code == 1 and "the run began under another prompt: tokens.chat_template" in ended.err, ended.err
+
+
+# Fields of data sets that say which samples there are; every other one decides how a sample is asked.
+WHICH = {
+    "type", "on_bad_sample", "text_only", "path", "train", "test", "annotations", "images", "restval", "test_split", "train_split",
+    "download", "revision", "columns", "size", "shuffle", "turns", "validation", "validation_seed", "prompt", "seed", "sizes",
+    "canvas", "questions", "train_questions", "test_questions", "questions_per_image", "train_scenes", "test_scenes",
+}  # fmt: skip
+
+
+def kinds() -> list[type[DataConfig]]:
+    return [kind for (role, _), kind in plugins().registry.configs.items() if role == "data" and issubclass(kind, DataConfig)]
+
+
+def test_every_field_that_decides_what_is_asked_is_in_the_fingerprint():
+    assert {name for kind in kinds() for name in set(kind.model_fields) - WHICH} >= {"question", "format", "captions", "response"}
+    for kind in kinds():
+        for name in set(kind.model_fields) - WHICH:
+            one, other = (kind.model_construct(**{name: value}).prompt_facts() for value in ("one", "other"))
+            assert one != other, f"{kind.__name__}.{name}"
+        for name in ("question", "answer", "chat"):
+            facts = [kind.model_construct(prompt=PromptConfig.model_construct(**{name: value})).prompt_facts() for value in "ab"]
+            assert facts[0] != facts[1], f"{kind.__name__}.prompt.{name}"
+
+
+def test_a_fact_that_was_not_recorded_is_that_of_the_adapters_own_recipe(ground: Path):
+    recipe = dehvf_kit.load_recipe(ground / "plain.yaml")
+    found = fingerprint(recipe)
+    assert found["text"].pop("chat") is False
+    saved = {KEY: {**found, "hash": digest(found)}}
+    assert differences(saved_fingerprint(saved, recipe, ""), fingerprint(recipe)) == []
+    changed = dehvf_kit.load_recipe(ground / "chat.yaml")
+    assert differences(saved_fingerprint(saved, recipe, ""), fingerprint(changed)) == [("text.chat", False, True)]
 
 
 def test_a_template_that_is_not_used_changes_nothing(ground: Path, command: Command) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from dehvf_kit.data.conversations import generated_parts, learned_parts
 from dehvf_kit.data.images import open_image
-from dehvf_kit.data.processing import DehvfProcessor, open_ended
+from dehvf_kit.data.processing import DehvfProcessor, image_places, open_ended
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.errors import DataError
 
@@ -148,31 +148,6 @@ class Collator:
                 batch[key] = images if given.keys() <= {"has_image"} else _picked(images, places)
                 batch |= given
         return batch
-
-
-def image_places(rows: Sequence[Sequence[Hashable]]) -> tuple[list[int], dict[str, Tensor]]:
-    """Where each distinct image of some rows comes first among all of them, and the model's keywords that say whose each is."""
-    places, index = distinct([image for row in rows for image in row])
-    if any(len(row) > 1 for row in rows):
-        numbers = iter(range(len(places)) if index is None else index.tolist())
-        return places, {"image_index": padded_index([[next(numbers) for _ in row] for row in rows])}
-    given = {} if index is None else {"image_index": index}
-    return places, given if all(rows) else given | {"has_image": torch.tensor([bool(row) for row in rows])}
-
-
-def padded_index(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Numbers of each row's images as one tensor [row, image], -1 where a row has fewer."""
-    most = max((len(row) for row in rows), default=0)
-    return torch.tensor([[*row, *[-1] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
-
-
-def distinct(images: Sequence[Hashable]) -> tuple[list[int], Tensor | None]:
-    """Where each distinct image comes first, and for each given one its place among those; None where all differ."""
-    first: dict[Hashable, int] = {}
-    numbers = [first.setdefault(image, len(first)) for image in images]
-    if len(first) == len(numbers):
-        return list(range(len(numbers))), None
-    return [numbers.index(number) for number in range(len(first))], torch.tensor(numbers)
 
 
 def _picked(images: Any, places: list[int]) -> Any:

@@ -58,7 +58,8 @@ def read_any(image: Any, download: bool = False) -> Image.Image:
 
     Args:
         image: a path, a PIL image (opened or decoded), the bytes of an image file, a data URI or its base64 text, a URL, or an
-            array [height, width] or [height, width, channel] of uint8 or, in grey, uint16.
+            array or tensor [height, width], [height, width, channel] or [channel, height, width] of uint8, of fractions from 0
+            to 1 (or to 255 where any is above 1) or, in grey, of uint16.
         download: allow fetching a URL.
 
     Raises:
@@ -78,7 +79,7 @@ def read_any(image: Any, download: bool = False) -> Image.Image:
     if hasattr(image, "open") and hasattr(image, "read_bytes"):
         return read_image(image)
     try:
-        found = image if isinstance(image, Image.Image) else _from_array(np.asarray(image))
+        found = image if isinstance(image, Image.Image) else _from_array(image)
         refuse_image(found)
         return to_rgb(found)
     except Exception as error:  # whatever a decoder, or an object of another kind, raises
@@ -113,12 +114,21 @@ def _fetch(url: str) -> bytes:
     return bytes(data)
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
+def _from_array(image: Any) -> Image.Image:
     """Raises: ImageError for an array whose white or channels are unknown."""
+    if hasattr(image, "detach"):
+        image = (image.detach().float() if image.is_floating_point() else image.detach()).cpu()
+    given = pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype.kind == "f" and pixels.size and pixels.min() >= 0 and pixels.max() <= 255:
+        pixels = np.rint(pixels * (255.0 if pixels.max() <= 1 else 1.0)).astype(np.uint8)
     grey = pixels.ndim == 2
     if pixels.dtype == np.uint16 and grey or pixels.dtype == np.uint8 and (grey or pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return Image.fromarray(np.ascontiguousarray(pixels))
-    raise ImageError(f"it is an array {list(pixels.shape)} of {pixels.dtype}; wants [height, width] or [height, width, 3] of uint8")
+    raise ImageError(f"it is an array {list(given.shape)} of {given.dtype}; wants [height, width] or [height, width, 3] of uint8")
 
 
 def open_image(sample: Sample) -> Image.Image:

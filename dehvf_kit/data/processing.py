@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -77,10 +78,11 @@ class DehvfProcessor(ProcessorMixin):
         download: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Images and texts -> input_ids, attention_mask, pixel_values.
+        """Images and texts -> input_ids, attention_mask, pixel_values; has_image or image_index where not each text has one image.
 
         Args:
-            images: one a text: paths, PIL images, bytes of image files, arrays, data URIs, URLs, or a list of them; see `read_any`.
+            images: one a text, in a list: paths, PIL images, bytes of image files, arrays, tensors, data URIs, URLs (see
+                `read_any`); a text may also have a list of several, or None. All of a flat list belong to a lone text.
             text: the questions.
             apply_prompt: put them into the adapter's prompt.
             download: allow fetching images that are URLs.
@@ -88,6 +90,7 @@ class DehvfProcessor(ProcessorMixin):
 
         Raises:
             ImageError: for an image that cannot be read, or a URL without `download`.
+            DataError: for images of each text that are not as many as the texts.
         """
         kwargs.setdefault("return_tensors", "pt")
         data: dict[str, Any] = {}
@@ -99,8 +102,12 @@ class DehvfProcessor(ProcessorMixin):
             arguments = {key: value for key, value in kwargs.items() if key in _TEXT_ARGUMENTS}
             chat = self.prompt is not None and self.prompt.get("chat")
             data |= tokenise(self.tokenizer, texts, special=not chat, **arguments)
-        if images is not None:
-            data |= self.image_processor(_images(images, download), return_tensors="pt")
+        found = _images(images, download)
+        if found:
+            data |= self.image_processor(found, return_tensors="pt")
+            counts = None if text is None else _by_text(images, len(texts))
+            numbers = iter(range(len(found)))
+            data |= {} if counts is None else image_places([[next(numbers) for _ in range(count)] for count in counts])[1]
         data.pop("token_type_ids", None)
         return BatchFeature(data)
 
@@ -128,14 +135,8 @@ class DehvfProcessor(ProcessorMixin):
             images.append(found)
         if not kwargs.get("tokenize", False):
             return texts if several else texts[0]
-        for number, found in enumerate(images):
-            if len(found) > 1:
-                raise DataError(f"conversation {number} has {len(found)} images; a sample has one image at most")
         extra = kwargs.get("processor_kwargs") or {}
-        inputs = self(images=[one for row in images for one in row] or None, text=texts, apply_prompt=False, **extra)
-        if any(images) and not all(images):
-            inputs["has_image"] = torch.tensor([bool(row) for row in images])
-        return inputs
+        return self(images=images if any(images) else None, text=texts, apply_prompt=False, **extra)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         return self.tokenizer.batch_decode(*args, **kwargs)
@@ -148,7 +149,7 @@ class DehvfProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values"]
+        return ["input_ids", "attention_mask", "pixel_values", "has_image", "image_index"]
 
 
 def _as_trained(image_processor: Any) -> Any:
@@ -168,10 +169,54 @@ _TEXT_ARGUMENTS = {"return_tensors", "padding", "truncation", "max_length", "pad
 
 
 def _images(images: Any, download: bool = False) -> list[Image]:
-    """PIL images in RGB from paths, PIL images, bytes, arrays, data URIs, URLs or lists of them."""
-    if not isinstance(images, (list, tuple)):
+    """PIL images in RGB from paths, PIL images, bytes, arrays, tensors, data URIs, URLs, or lists and batches of them."""
+    if images is None:
+        return []
+    if not _several(images):
         return [read_any(images, download)]
     return [found for image in images for found in _images(image, download)]
+
+
+def _several(images: Any) -> bool:
+    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+
+
+def _by_text(images: Any, texts: int) -> list[int] | None:
+    """How many images each text has; None where they are given one after the other, and the caller says whose they are.
+
+    Raises: DataError for images of each text that are not as many entries as there are texts.
+    """
+    given = list(images) if _several(images) else [images]
+    if not any(one is None or _several(one) for one in given):
+        return [len(given)] if texts == 1 else None
+    if len(given) != texts:
+        raise DataError(f"images has {len(given)} entries for {texts} texts; give an image, a list of images, or None for each")
+    return [0 if one is None else len(one) if _several(one) else 1 for one in given]
+
+
+def image_places(rows: Sequence[Sequence[Hashable]]) -> tuple[list[int], dict[str, Tensor]]:
+    """Where each distinct image of some rows comes first among all of them, and the model's keywords that say whose each is."""
+    places, index = distinct([image for row in rows for image in row])
+    if any(len(row) > 1 for row in rows):
+        numbers = iter(range(len(places)) if index is None else index.tolist())
+        return places, {"image_index": padded_index([[next(numbers) for _ in row] for row in rows])}
+    given = {} if index is None else {"image_index": index}
+    return places, given if all(rows) else given | {"has_image": torch.tensor([bool(row) for row in rows])}
+
+
+def padded_index(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Numbers of each row's images as one tensor [row, image], -1 where a row has fewer."""
+    most = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *[-1] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
+
+
+def distinct(images: Sequence[Hashable]) -> tuple[list[int], Tensor | None]:
+    """Where each distinct image comes first, and for each given one its place among those; None where all differ."""
+    first: dict[Hashable, int] = {}
+    numbers = [first.setdefault(image, len(first)) for image in images]
+    if len(first) == len(numbers):
+        return list(range(len(numbers))), None
+    return [numbers.index(number) for number in range(len(first))], torch.tensor(numbers)
 
 
 PROBE = "What is in the image?"

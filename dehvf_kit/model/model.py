@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.data.encoding import padded_index
+from dehvf_kit.data.processing import padded_index
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig

@@ -13,7 +13,6 @@ from transformers import AutoProcessor, pipeline
 
 import dehvf_kit
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import answer
 
 QUESTIONS = ["red", "Look closely . What colour is the square in this picture ?", "Is it green ? or blue", "What colour is it ?"]
@@ -70,5 +69,8 @@ def test_conversations_with_and_without_an_image_share_a_batch(folder: Path) -> 
     said = processor.batch_decode(tokens, skip_special_tokens=True)
     assert [one.strip() for one in said] == one_by_one(folder, images)
     two = chat(QUESTIONS[0], folder / "red.png", folder / "blue.png")
-    with pytest.raises(DataError, match="conversation 1 has 2 images; a sample has one image at most"):
-        processor.apply_chat_template([chats[1], two], tokenize=True)  # as many images as conversations
+    inputs = processor.apply_chat_template([chats[1], two], tokenize=True)  # as many images as conversations
+    assert inputs["image_index"].tolist() == [[-1, -1], [0, 1]]
+    together = model.generate(**inputs, max_new_tokens=LENGTH)[1]
+    alone = processor.apply_chat_template(two, tokenize=True)
+    assert torch.equal(together[-LENGTH:], model.generate(**alone, max_new_tokens=LENGTH)[0, -LENGTH:])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dehvf_kit.data.images import read_any, read_image
@@ -72,6 +73,22 @@ def test_16_bits_keep_their_upper_half_by_every_door(case: str, tmp_path: Path) 
         assert np.asarray(read_any(image)).tolist() == [[[value] * 3 for value in row] for row in grey], door
 
 
+def test_arrays_and_tensors_as_image_processors_take_them() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    first = torch.from_numpy(colours).permute(2, 0, 1)
+    for image in (
+        first,
+        first / 255,
+        first.double() / 255,
+        (first / 255).requires_grad_(),
+        first.float(),
+        first.numpy(),
+        colours / 255,
+    ):
+        assert np.array_equal(read_any(image), colours)
+    assert np.array_equal(read_any(first[:1]), read_any(colours[..., 0]))
+
+
 def test_decoded_images_and_arrays_are_as_files(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     assert np.array_equal(read_any(colours), colours) and np.array_equal(read_any(Image.fromarray(colours)), colours)
@@ -115,8 +132,10 @@ def test_an_opened_image_is_checked_before_it_is_decoded() -> None:
         ("https://example.org/a.png", "is a URL, and nothing is fetched unasked; give a file, or download=True"),
         ("none.png", "there is no such file"),
         ("data:image/png;base64,####", "it is no file, no URL and no base64"),
-        (np.zeros((4, 4, 3), np.float32), r"an array \[4, 4, 3\] of float32"),
-        (np.zeros((3, 4, 5), np.uint8), r"an array \[3, 4, 5\] of uint8"),
+        (np.full((4, 4, 3), -1, np.float32), r"an array \[4, 4, 3\] of float32"),
+        (np.full((4, 4, 3), 256, np.float32), r"an array \[4, 4, 3\] of float32"),
+        (np.full((4, 4, 3), np.nan, np.float32), r"an array \[4, 4, 3\] of float32"),
+        (np.zeros((2, 4, 5), np.uint8), r"an array \[2, 4, 5\] of uint8"),
         (3, "an array"),
     ],
 )

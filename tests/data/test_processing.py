@@ -182,3 +182,34 @@ def test_the_processor_travels_with_the_adapter(tmp_path: Path):
     assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
     alone = DehvfProcessor.from_pretrained(tmp_path)(images=picture(), text="what ?")
     assert all(torch.equal(alone[name], expected[name]) for name in expected)
+
+
+def test_images_of_each_text_are_none_one_or_several():
+    made = processor()
+    shots = [picture(), picture((20, 40))]
+    mixed = made(images=[shots[0], None], text=["what ?", "it ?"])
+    assert mixed["has_image"].tolist() == [True, False] and mixed["pixel_values"].shape[0] == 1
+    several = made(images=[shots, None, shots[:1]], text=["what ?", "it ?", "is it ?"])
+    assert several["image_index"].tolist() == [[0, 1], [-1, -1], [2, -1]] and several["pixel_values"].shape[0] == 3
+    lone = made(images=shots, text="what ?")
+    assert lone["image_index"].tolist() == [[0, 1]]
+    assert not {"image_index", "has_image"} & set(made(images=shots, text=["what ?", "it ?"]))
+    batch = torch.stack([torch.from_numpy(np.array(one.resize((8, 8)))).permute(2, 0, 1) for one in shots])
+    assert torch.equal(made(images=batch, text=["what ?", "it ?"])["pixel_values"], made(images=list(batch))["pixel_values"])
+    assert "pixel_values" not in made(images=[None], text="what ?")
+    with pytest.raises(DataError, match="images has 2 entries for 3 texts; give an image, a list of images, or None for each"):
+        made(images=[shots, None], text=["what ?", "it ?", "?"])
+
+
+def test_several_images_in_a_conversation_reach_the_model():
+    built = model()
+    parts = [{"type": "image", "image": picture()}, {"type": "text", "text": "or"}, {"type": "image", "image": picture((20, 40))}]
+    chat = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "it"},
+        {"role": "user", "content": "what colour ?"},
+    ]
+    inputs = built.processor.apply_chat_template(chat, tokenize=True)
+    assert inputs["image_index"].tolist() == [[0, 1]] and inputs["pixel_values"].shape[0] == 2
+    assert built.processor.apply_chat_template(chat) == "Question: <image>\nor\n<image>\nit\nwhat colour ?\nAnswer:"
+    assert built.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from helpers import literal_logits, pixels, tiny_decoder, tiny_model, tokens, worst
+from data.small_sets import picture
+from data.test_tokens import tokenizer
+from helpers import literal_logits, pixels, randomise, tiny_decoder, tiny_model, tiny_recipe, tiny_vision, tokens, worst
 from torch.utils.flop_counter import FlopCounterMode
 
+from dehvf_kit import parse_recipe
+from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import ShapeError
+from dehvf_kit.evaluation.answers import answer
+from dehvf_kit.model.builder import build
+from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 
 ROWS = [[0, 1], [], [1, 2, 0], [2]]
@@ -99,3 +109,30 @@ def test_what_cannot_be_read_is_refused() -> None:
     made.graph.wires["injector"].pop("text_row")
     with pytest.raises(ShapeError, match=r"several images in a row of text, of which injector \(ffn_memory\) can read one"):
         made(text, pixel_values=shots, image_index=[[0, 1], []])
+
+
+def test_training_batches_cached_features_and_questions_agree(tmp_path: Path) -> None:
+    """Rows with three, no and one image, one of them shared: the same loss and answers from pixels and from kept features."""
+    recipe = tiny_recipe(data={"type": "jsonl", "prompt": {"question": "{question}", "answer": "{answer}"}})
+    graph = {name: node for name, node in recipe.resolved()["graph"].items() if name != "vision_adapter"}
+    recipe = parse_recipe({**recipe.resolved(), "graph": graph})
+    made = build(recipe, decoder=tiny_decoder(), vision=tiny_vision(), tokenizer=tokenizer())
+    randomise(made.nodes)
+    files = [picture(tmp_path / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
+    samples = [
+        Sample("a", "what colour is it ?", "red", files[0], further_images=(files[1], files[2])),
+        Sample("b", "what ?", "blue"),
+        Sample("c", "is it ?", "white", files[1]),
+    ]
+    store = FeatureStore(made)
+    assert store.fill(samples) == 3
+    losses, collate = [], Collator(0)
+    for features in (None, store):
+        encoded = EncodedSamples(samples, made.processor, recipe.data.prompt, 16, features=features)
+        batch = collate([encoded[place] for place in range(3)])
+        assert batch["image_index"].tolist() == [[0, 1, 2], [-1, -1, -1], [1, -1, -1]]
+        losses.append(made(**batch).loss.item())
+    assert abs(losses[0] - losses[1]) < 1e-5
+    kept = {"max_new_tokens": 3}
+    said = [one.prediction for one in answer(made, samples, 3, **kept)]
+    assert said == [one.prediction for sample in samples for one in answer(made, [sample], 1, store, **kept)]

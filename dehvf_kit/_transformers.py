@@ -24,12 +24,13 @@ def _register_config() -> None:
 
 
 def _register_model() -> None:
-    from transformers.models.auto.modeling_auto import AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForImageTextToText
 
     from dehvf_kit.model.config import DehvfConfig
     from dehvf_kit.model.model import DehvfModel
 
     AutoModelForImageTextToText.register(DehvfConfig, DehvfModel, exist_ok=True)
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["dehvf"] = "DehvfModel"  # where the Trainer's label smoothing looks
 
 
 def _register_processor() -> None:

@@ -50,7 +50,9 @@ FROM_AUTO_CLASSES = (
     "_from_pipeline",
 )
 """Keywords that transformers' Auto classes and pipelines add by themselves."""
+TRAINERS = "model.safetensors"
 OWNED = (
+    TRAINERS,
     MEASURED,
     "tokenizer.json",
     "tokenizer_config.json",
@@ -63,8 +65,11 @@ OWNED = (
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
+def save(model: DehvfModel, folder: Path, overwrite: bool = True, **from_trainer: Any) -> None:
     """Write an adapter. It appears whole or not at all, also in place of an older one; a folder's other files stay.
+
+    from_trainer: `state_dict`, which transformers' Trainer gives: the trained weights are then written as `model.safetensors` too,
+    the file that it looks for when it resumes or loads the best checkpoint. The values given are not read.
 
     Raises: AdapterError where the folder cannot be written; an older adapter is then as it was.
     """
@@ -78,6 +83,9 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True) -> None:
     try:
         with files_replaced(folder, OWNED) if exists(folder) else whole_folder(folder) as place:
             _fill(model, place)
+            if from_trainer:
+                trained = {f"nodes.{name}": tensor for name, tensor in saved_tensors(model).items()}
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}, place / TRAINERS)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise AdapterError(f"{folder}: cannot be written: {error}") from error
     except OSError as error:

@@ -21,7 +21,18 @@ from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
-from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, generation_config, image_entries, one_a_row, run_nodes
+from dehvf_kit.model.run import (
+    Features,
+    MemoryScope,
+    answer_loss,
+    by_tower,
+    decoder_loss,
+    generation_config,
+    image_entries,
+    one_a_row,
+    run_nodes,
+)
+from dehvf_kit.model.trainers import SeenByTrainers
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 
@@ -31,7 +42,7 @@ if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe
 
 
-class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
+class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, GenerationMixin):
     """A frozen decoder that sees: visual memory in every feed-forward network, written by a graph of small components.
 
     decoder: any transformers causal language model; towers: vision encoders by name; graph and nodes: the wired
@@ -55,6 +66,7 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
         processor: Any = None,
     ) -> None:
         super().__init__(DehvfConfig())
+        self.loss_type = "ForCausalLM"  # so that the Trainer counts labels from the second column on
         self.decoder = decoder
         self.towers = nn.ModuleDict(towers)
         self.nodes = nn.ModuleDict({name: nodes[name] for name in graph.order})
@@ -81,6 +93,8 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
         self.nodes.train(mode)
         self.decoder.eval()
         self.towers.eval()
+        if hasattr(self.get_input_embeddings(), "neftune_noise_alpha"):  # set by the Trainer, whose hook looks at the mode
+            self.get_input_embeddings().training = mode
         if mode and self.is_gradient_checkpointing:
             for module in self.decoder.modules():
                 if getattr(module, "gradient_checkpointing", False):
@@ -244,6 +258,8 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
             raise ShapeError("give input_ids or inputs_embeds")
         outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
         given = {**kwargs, "attention_mask": attention_mask} | ({} if labels is None else {"labels": labels})
+        if labels is None and self.training and torch.is_grad_enabled():
+            given.pop("logits_to_keep", None)  # the caller takes the loss, and has labels for every column
         extended = self._extended(outputs, text, attention_mask, kwargs.get("past_key_values"))
         if extended is not None:
             given = extended.arguments(self.decoder, inputs_embeds, given)
@@ -257,7 +273,7 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
                 stack.enter_context(extended.embedded(self.get_input_embeddings()))
             if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
                 return answer_loss(self.decoder, given)
-            output = self.decoder(**given)
+            output = decoder_loss(self.decoder, given)
         if extended is not None and output.logits.shape[1] == extended.length:
             output.logits = output.logits[:, extended.count :]
         return output
@@ -308,7 +324,7 @@ class DehvfModel(AttachedComponents, PreTrainedModel, GenerationMixin):
         """Write the adapter alone: weights, resolved recipe, identity of both base models, card, processor."""
         from dehvf_kit.adapter.checkpoint import save
 
-        save(self, Path(save_directory), **{key: value for key, value in kwargs.items() if key == "overwrite"})
+        save(self, Path(save_directory), **{key: value for key, value in kwargs.items() if key in ("overwrite", "state_dict")})
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Save the adapter and upload it with its card; see `dehvf_kit.adapter.hub.push_adapter`. Gives the commit's address."""

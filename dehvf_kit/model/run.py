@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from dehvf_kit.api.plugin_code import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
 from dehvf_kit.errors import DehvfError, PluginError, ShapeError
+from dehvf_kit.model.input_tokens import IGNORED
 from dehvf_kit.recipe.files import SINGLE, alone
 from dehvf_kit.recipe.graph import BATCH, Graph, Wire
 
@@ -270,6 +271,21 @@ def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOut
         output.logits.float().flatten(0, 1), targets.flatten(), reduction="mean" if items is None else "sum"
     )
     output.loss = loss if items is None else loss / items
+    return output
+
+
+def decoder_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
+    """The decoder's output, its own mean loss scaled to its part of an accumulated step.
+
+    arguments: what the decoder is given; with num_items_in_batch, the labels of a step, which not every decoder heeds.
+    """
+    given = dict(arguments)
+    items, labels = given.pop("num_items_in_batch", None), given.get("labels")
+    output = decoder(**given)
+    if labels is not None and items is not None:
+        own = (labels[:, 1:] != IGNORED).sum()
+        # The mean over no label is not a number.
+        output.loss = output.loss * (own / items).to(output.loss) if own else output.logits.sum() * 0.0
     return output
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dehvf_kit.adapter.checkpoint import restore
+from dehvf_kit.adapter.checkpoint import TRAINERS, restore
 from dehvf_kit.adapter.files import read_weights
 from dehvf_kit.errors import AdapterError, TrainingError, listing
 from dehvf_kit.utils import atomic
@@ -134,6 +134,7 @@ class CheckpointingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                (self._saving_in / name / TRAINERS).unlink(missing_ok=True)
                 seal(self._saving_in / name)
                 atomic.publish(self._saving_in / name, place / name)
                 self._saving_in.rmdir()

@@ -1,0 +1,31 @@
+"""What the trainers of other libraries find on a model: transformers' Trainer is served, TRL's are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dehvf_kit.errors import DehvfError
+
+
+class SeenByTrainers(nn.Module):
+    """The part of a model that other libraries' trainers look at."""
+
+    nodes: nn.ModuleDict
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises: DehvfError where TRL puts its own `forward` here (transformers' Trainer only wraps the model's own)."""
+        made_in = getattr(getattr(value, "__func__", value), "__globals__", {}).get("__name__", "")
+        if name == "forward" and made_in.startswith("trl."):
+            raise DehvfError(
+                "trl takes the loss from hidden states, past the model's forward, where images and labels are handled; train with "
+                "transformers' Trainer, or by `dehvf-kit train`"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What the Trainer should not miss in `model.safetensors`: everything that is not trained."""
+        held = {f"nodes.{name}" for name in self.nodes.state_dict()}
+        return [name for name in self.state_dict() if name not in held]

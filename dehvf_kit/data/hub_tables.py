@@ -81,7 +81,7 @@ def open_table(source: str, split: str, download: bool = False, revision: str | 
         raise DataError(f"{source}: has more or fewer rows than its README.md says; copy the missing files here") from error
     except Exception as error:  # whatever stands in the folder's files
         reason = str(error).strip().splitlines()
-        raise DataError(f"{source}: cannot be read as a table: {reason[0] if reason else type(error).__name__}") from error
+        raise DataError(f"{source}: cannot be read as a table: {' '.join(reason[:2]) or type(error).__name__}") from error
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
@@ -103,7 +103,11 @@ def _load(datasets: Any, place: Path, split: str) -> Any:
     if is_file(place):
         return _as_it_is(datasets, [place], "parquet", data_files=str(place), split="train")
     if is_file(place / "state.json"):
-        return datasets.load_from_disk(str(place))
+        table = datasets.load_from_disk(str(place))
+        only = str(table.split or "train")
+        if split not in (only, ALIASES.get(only)):
+            raise DataError(f"{place}: has no split '{split}'; it has {only}")
+        return table
     if is_file(place / "dataset_dict.json"):
         splits = datasets.load_from_disk(str(place))
     else:
@@ -112,7 +116,15 @@ def _load(datasets: Any, place: Path, split: str) -> Any:
             rf"(?<![a-z])(?!{re.escape(split)}|{re.escape(ALIASES.get(split, split))})(train|test|val|validation|dev)(?![a-z])"
         )
         require_shards(file for file in files if not others.search(file.name))
-        splits = _as_it_is(datasets, files, str(place))
+        partitions: dict[str, list[str]] = {}  # as duckdb and polars write them: `split=train/data_0.parquet`
+        for file in files:
+            key, _, value = file.parent.name.partition("=")
+            if key == "split":
+                partitions.setdefault(value, []).append(str(file))
+        if partitions:
+            splits = _as_it_is(datasets, files, "parquet", data_files=partitions)
+        else:
+            splits = _as_it_is(datasets, files, str(place))
     name = split if split in splits else ALIASES.get(split, split)
     if name not in splits:
         raise DataError(f"{place}: has no split '{split}'; it has {listing(splits)}")

@@ -76,6 +76,8 @@ def inspect_data(
         except (DataError, PluginError) as error:
             reading = Reading([], [Issue(UNREADABLE, part, str(error))])
         issues = [*reading.issues, *_sample_issues(reading.samples)]
+        if not reading.samples and not any(issue.fatal for issue in issues):
+            issues.append(Issue("no samples", part))
         for sample in reading.samples:
             if sample.id in reading.numbered:
                 continue
@@ -130,7 +132,7 @@ def recognise(place: Path, configs: Sequence[type[DataConfig]]) -> dict[str, Any
     raise DataError(
         f"{place}: no data set that the kit knows: a folder with problems.json (scienceqa) or dataset_coco.json "
         "(coco_captions), a .json of conversations (llava), a .jsonl (jsonl), a .csv, .tsv, .json or .parquet, a folder of "
-        "these, or a `datasets` folder (table)"
+        "these, or a `datasets` folder (table); shards (.tar) in a recipe with data.type=stream"
     )
 
 

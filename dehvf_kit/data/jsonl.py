@@ -62,6 +62,15 @@ def holds_conversations(file: Path, *keys: bytes) -> bool:
     return any(key in head for key in keys or (b'"conversations"', b'"messages"'))
 
 
+def is_json_lines(file: Path) -> bool:
+    """Whether a file is JSON lines, by its name or by an object on its first line and more below: `datasets` writes .json so."""
+    if file.suffix == ".jsonl":
+        return True
+    with file.open("rb") as lines:
+        first, second = lines.readline(MAX_LINE), lines.readline(1)
+    return bool(second) and first.rstrip()[-1:] == b"}" and first.lstrip(b"\xef\xbb\xbf \t")[:1] == b"{"
+
+
 def json_lines(file: Path, issues: list[Issue] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of every line that is not blank. Raises: DataError naming a line that is no JSON object.
 
@@ -86,6 +95,8 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
         row = parse_json(data)
     except NotJson as error:
+        if where.endswith(":1") and data.lstrip()[:1] == b"[":
+            raise DataError(f"{where}: a list, where JSON lines have one object a line; call the file .json") from error
         raise DataError(f"{where}: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a line must be a JSON object, this one is {type(row).__name__}")

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from dehvf_kit.data.conversations import conversation_sample
 from dehvf_kit.data.issues import Issue, note, require_file
-from dehvf_kit.data.jsonl import holds_conversations, json_lines
+from dehvf_kit.data.jsonl import holds_conversations, is_json_lines, json_lines
 from dehvf_kit.data.rows import FileSplitsConfig, RowFaultError, RowReader, TableColumns, named
 from dehvf_kit.data.samples import Message, Reading, Sample
 from dehvf_kit.errors import DataError, shown
@@ -47,10 +47,10 @@ class LlavaDataConfig(FileSplitsConfig):
             raise DataError(f"data.{part} is not set; name a .json or .jsonl file of conversations")
         require_file(file, f"data.{part}")
         issues: list[Issue] = []
-        rows = [row for _, row in json_lines(file, issues)] if file.suffix == ".jsonl" else read_json(file)
+        rows = [row for _, row in json_lines(file, issues)] if is_json_lines(file) else read_json(file)
         if not isinstance(rows, list):
             raise DataError(f"{file}: wants a list of conversations")
-        reader, times = RowReader(TableColumns(), issues), Counter[str]()
+        reader, times = RowReader(TableColumns(messages="conversations"), issues), Counter[str]()
         samples: list[Sample] = []
         for number, row in enumerate(rows):
             key = named(row.get("id"), number) if isinstance(row, Mapping) else None
@@ -62,9 +62,11 @@ class LlavaDataConfig(FileSplitsConfig):
                 issues.append(Issue("not a conversation", name, fault))
                 continue
             try:
+                reader.remember(row)
                 samples += self._samples(reader, name, row, self.images or file.parent)
             except RowFaultError as error:
                 note(issues, Issue(error.kind, name), error)
+        issues += reader.unread()
         return Reading(samples, issues, len(rows), numbered={sample.id for sample in samples})
 
     def group_of(self, sample: Sample) -> str:

@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import logging
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,10 @@ VIDEOS = ("video", "videos")
 INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__", "__key__", "__url__")
 """Columns that pandas and webdataset add by themselves."""
 IMAGE_ENDING = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|ppm|jp2)$", re.IGNORECASE)
+IMAGE_TEXT = re.compile(r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{60,}")
+"""The base64 of a PNG, JPEG, GIF or WebP."""
+IMAGE_MARKS = re.compile(r"<image>|<img>|<\|?image[ _]?(?:pad|\d+)\|?>|<ImageHere>|\[IMG\]")
+"""What stands for an image in the texts of other tools."""
 EXACT_INTEGERS = 2**53
 MISSING_WORDS = frozenset(["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "\\N"])
 """How tools write a missing value into text."""
@@ -89,7 +94,7 @@ class RowReader:
             RowFaultError: naming place, column and value, for a row that cannot be used.
         """
         columns = self.columns
-        self._remember(row)
+        self.remember(row)
         own, kind = named(row.get(columns.id), place if key is None else key), named(row.get(columns.kind), "")
         for column, found in ((columns.id, own), (columns.kind, kind)):
             if found is None:
@@ -135,8 +140,11 @@ class RowReader:
             kind = "empty question" if "no text" in str(error) else "placeholders and images disagree"
             kind = kind if num_images else "placeholder without an image"
             raise RowFaultError(str(error), place, kind) from None
-        if num_images < 2 and any(PLACEHOLDER in one.content for one in found):
-            self.note(f"{PLACEHOLDER} inside a text, kept as text", place)
+        marks = {mark for one in found for mark in IMAGE_MARKS.findall(one.content)}
+        if "<img>" in marks and not num_images:
+            raise RowFaultError("the text has <img>, the row names no image", place, "placeholder without an image")
+        for mark in sorted(marks - ({PLACEHOLDER} if num_images > 1 else set())):
+            self.note(f"{mark} inside a text, kept as text", place)
         return found
 
     def note(self, kind: str, place: str, detail: str = "") -> None:
@@ -149,7 +157,7 @@ class RowReader:
         kinds = {issue.kind for issue in issues}
         missing = {kind: issue for kind, issue in self._missing_columns() if kind in kinds}
         issues[:] = [issue for issue in issues if issue.kind not in missing]
-        issues += [*missing.values(), *self._unread()]
+        issues += [*missing.values(), *self.unread()]
 
     def _missing_columns(self) -> Iterator[tuple[str, Issue]]:
         """A fault for a column of questions or answers that no row has, and the kind of the rows' own faults that it explains."""
@@ -160,7 +168,7 @@ class RowReader:
                 detail = f"no row has it{near} Columns: {listing(self.seen)}; {self.advice}"
                 yield kind, Issue("missing column", column, detail)
 
-    def _unread(self) -> Iterator[Issue]:
+    def unread(self) -> Iterator[Issue]:
         """Columns that no field reads; one of images is a fault where no sample has an image."""
         fields = self.columns.model_dump()
         known = {*fields.values(), *INDEX_COLUMNS, *((PLURAL,) if fields["image"] == "image" else ())}
@@ -169,12 +177,13 @@ class RowReader:
             if column in known:
                 continue
             near = did_you_mean(column, free).rstrip(".")
-            if column in self._images and not self.has_images:
+            if column in self._images and not self.has_images and fields["image"] not in self.seen:
                 yield Issue("images in a column that is not read", column, f"set data.columns.image={column}")
             else:
                 yield Issue("column that is not read", column, f"{count:,} rows{near}", fatal=False)
 
-    def _remember(self, row: Mapping[str, Any]) -> None:
+    def remember(self, row: Mapping[str, Any]) -> None:
+        """Remember which columns a row has, and which of them hold images."""
         for column, value in row.items():
             if value is not None and value != "":
                 self.seen[column] += 1
@@ -232,9 +241,17 @@ def _named_image(text: str, column: str, place: str, folder: Path) -> Path | Ima
         raise RowFaultError(
             f"'{column}' is an address, {shown(text)}; download the image, and name its file", place, "image is an address"
         )
-    if not text.startswith("data:"):
-        return folder / text.removeprefix("file://")
-    head, _, data = text.partition(",")
+    if text.startswith(("[", "{", "b'", 'b"')):
+        raise RowFaultError(
+            f"'{column}' is a list or bytes written as text, {shown(text)}; write the path alone, or a Parquet file",
+            place,
+            "not an image",
+        )
+    base64_text = bool(IMAGE_TEXT.match(text))
+    if not text.startswith("data:") and not base64_text:
+        named = text.removeprefix("file://")
+        return folder / (named if "\\" not in named or os.path.isfile(folder / named) else named.replace("\\", "/"))
+    head, _, data = ("", "", "".join(text.split())) if base64_text else text.partition(",")
     try:
         return HeldImage(place, base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):
@@ -248,7 +265,7 @@ def looks_like_image(value: Any) -> bool:
     if isinstance(value, Mapping):
         return "bytes" in value
     if isinstance(value, str):
-        return bool(IMAGE_ENDING.search(value)) or value.startswith("data:image/")
+        return bool(IMAGE_ENDING.search(value) or IMAGE_TEXT.match(value)) or value.startswith("data:image/")
     return isinstance(value, bytes) or hasattr(value, "read_bytes")
 
 

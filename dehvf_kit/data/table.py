@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,8 +40,9 @@ class TableDataConfig(FileSplitsConfig):
         marks = ("dataset_dict.json", "state.json", *(f"{deep}*{ending}" for ending in FOLDER_ENDINGS for deep in ("", "*/")))
         if not is_folder(place) or not any(any(place.glob(mark)) for mark in marks):
             return None
-        files = text_files(place)
-        return {"path": str(place)} if not files or files_of_split(files, place, "test") else {"path": str(place), "test": ""}
+        files = text_files(place) or list(place.rglob("*.parquet"))
+        without_test = is_file(place / "state.json") or (files and not files_of_split(files, place, "test"))
+        return {"path": str(place), "test": ""} if without_test else {"path": str(place)}
 
     def where(self, part: str) -> str:
         name = self.train if part == "train" or self.validation else self.test
@@ -59,12 +59,18 @@ class TableDataConfig(FileSplitsConfig):
             require_file(name, f"data.{part}", f"; name a file ({', '.join(ENDINGS)}), or set data.path")
         source = Path(self.path or name)
         files = split_files(source, name) if self.path else [source]
-        folder = self.images or (source if is_folder(source) else source.parent)
+        folder = source if is_folder(source) else source.parent
         if not any(file.suffix in TEXT_ENDINGS for file in files):
-            yield from self._table_rows(self.path or name, name, folder)
+            yield from self._table_rows(self.path or name, name, self.images or folder)
             return
-        rows = itertools.chain.from_iterable(text_rows(file, issues) for file in files)
-        yield from ((number, place, row, folder) for number, (place, row) in enumerate(rows))
+        rows = ((*one, file) for file in files for one in text_rows(file, issues))
+        for number, (place, row, file) in enumerate(rows):
+            yield number, place, row, self.images or self._image_folder(row, file.parent, folder)
+
+    def _image_folder(self, row: Mapping[str, Any], beside: Path, above: Path) -> Path:
+        """Where a row's image path begins: beside its file, or in the folder that `path` names."""
+        image = row.get(self.columns.image)
+        return above if beside != above and isinstance(image, str) and not is_file(beside / image) else beside
 
     def _table_rows(self, source: str, split: str, folder: Path) -> Iterator[Row]:
         table = open_table(source, split, self.download, self.revision)

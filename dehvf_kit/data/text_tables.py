@@ -11,7 +11,7 @@ from typing import Any
 
 from dehvf_kit.data.hub_tables import ALIASES, require_shards
 from dehvf_kit.data.issues import Issue, note
-from dehvf_kit.data.jsonl import MAX_LINE, json_lines
+from dehvf_kit.data.jsonl import MAX_LINE, is_json_lines, json_lines
 from dehvf_kit.data.rows import MISSING_WORDS
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.strict_json import read_json
@@ -56,7 +56,7 @@ def files_of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path
     """
 
     def names(file: Path, words: str) -> bool:
-        word = re.compile(rf"(^|[-_.])({words})([-_.]|$)")
+        word = re.compile(rf"(^|[-_.=])({words})([-_.]|$)")
         return bool(word.search(file.name) or (file.parent != folder and word.search(file.parent.name)))
 
     for name in (split, ALIASES.get(split, split)):
@@ -71,7 +71,7 @@ def text_rows(file: Path, issues: list[Issue] | None) -> Iterator[tuple[str, Map
 
     Raises: DataError for a file that cannot be read at all.
     """
-    if file.suffix == ".jsonl":
+    if file.suffix in (".json", ".jsonl") and is_json_lines(file):
         return ((f"{file}:{line}", row) for line, row in json_lines(file, issues))
     return json_rows(file, issues) if file.suffix == ".json" else csv_rows(file, issues)
 
@@ -80,7 +80,8 @@ def json_rows(file: Path, issues: list[Issue] | None) -> Iterator[tuple[str, Map
     """Rows of a JSON file that is a list of objects."""
     found = read_json(file)
     if not isinstance(found, list):
-        raise DataError(f"{file}: wants a list of rows, this is {type(found).__name__}")
+        keys = f"an object of {listing(found)}" if isinstance(found, dict) else type(found).__name__
+        raise DataError(f"{file}: wants a list of rows, this is {keys}; write the list alone, as pandas does with orient='records'")
     for number, row in enumerate(found):
         if isinstance(row, Mapping):
             yield f"{file}[{number}]", row
@@ -113,8 +114,13 @@ def _csv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
         with file.open("rb") as binary:
             encoding = ENCODINGS.get(binary.read(2), "utf-8-sig")
         with file.open(encoding=encoding, newline="") as text:
-            delimiter = delimiter_of(list(itertools.islice(text, SNIFFED)), file.suffix)
+            first = text.readline()
+            told = re.fullmatch(r"sep=(.)\s*", first)  # a line of Excel's
+            lines = itertools.chain([] if told else [first], itertools.islice(text, SNIFFED))
+            delimiter = told[1] if told else delimiter_of(list(lines), file.suffix)
             text.seek(0)
+            if told:
+                text.readline()
             reader = csv.reader(text, delimiter=delimiter, strict=True)
             for cells in reader:
                 line = reader.line_num

@@ -35,7 +35,7 @@ def messages_of(given: Any) -> tuple[list[Message], list[Any]]:
         if others:
             raise DataError(f"message {number} ({role}): has '{others[0]}', which is not read; remove it")
         lines, content = [], one.get("content")
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
+        for part in content if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}] if content else []:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind == "text" and isinstance(part.get("text"), str):
                 lines.append(part["text"])

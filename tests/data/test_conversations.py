@@ -144,6 +144,19 @@ def row(*messages: Any, **others: Any) -> dict[str, Any]:
         (row({"role": "tool", "content": "x"}, TALK[1]), "message 0: its role must be system, user, assistant, given 'tool'"),
         (row(TALK[0], {**TALK[1], "tool_calls": [1]}), r"message 1 \(assistant\): has 'tool_calls', which is not read"),
         (row({"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}, TALK[1]), "parts of the type text or image"),
+        (row({"role": "user", "content": 7}, TALK[1]), "parts of the type text or image"),
+        (row({"role": "user", "content": [["a"]]}, TALK[1]), "parts of the type text or image"),
+        (row({"role": ["user"], "content": "a"}, 3), "its role must be"),
+        (
+            row(*TALK[:2], images="a.png", **{"id": 3})
+            | {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "path": "b.png"}, {"type": "text", "text": "?"}]},
+                    TALK[1],
+                ]
+            },
+            "in its messages and in a column",
+        ),
         (row({"role": "user", "content": " "}, TALK[1]), r"message 0 \(user\): is empty"),
         (row({"role": "user", "content": "<image>what ?"}, TALK[1]), "has <image>, and there is no image"),
         (row({"role": "user", "content": "<image><image>what ?"}, TALK[1], images=["a.png"]), "2 x <image> in the text"),

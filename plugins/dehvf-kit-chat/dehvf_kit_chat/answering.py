@@ -59,6 +59,16 @@ class Answerer:
         return min(float(config.temperature or 1.0), MAX_TEMPERATURE) if config.do_sample else 0.0
 
     @property
+    def about(self) -> list[str]:
+        """What the adapter was trained on, and what it can be asked, a line each."""
+        recipe, model = self.model.recipe, self.model
+        data = recipe.data
+        lines = [] if data is None else [f"Trained on: {data.type}, {getattr(data, 'train', None) or getattr(data, 'path', '')}"]
+        lines += [] if data is None else [f"Asked as: {model.processor.with_prompt('...')}"]
+        images = "It reads one image with each question." if model.reads_images else "It reads no images."
+        return [*lines, f"{images} A question may have {self.max_length:,} tokens; each is answered on its own."]
+
+    @property
     def max_length(self) -> int:
         """Tokens that a prompt may have: what the adapter was trained on, and the decoder has positions for beside an answer."""
         return longest(self.model, None) or self.model.recipe.training.max_length

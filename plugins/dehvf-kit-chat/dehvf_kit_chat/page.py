@@ -56,7 +56,7 @@ def chat_page(adapters: Sequence[Answerer], uploads: Uploads) -> gr.Blocks:
         with gr.Row():
             for number, adapter in enumerate(adapters):
                 with gr.Column(min_width=300, elem_id=f"adapter{number}"):
-                    gr.HTML(f"<h2>{text(adapter.name)}</h2>", elem_classes="name")
+                    gr.HTML(f"<h2>{text(adapter.name)}</h2>{about(adapter)}", elem_classes="name")
                     fault = gr.HTML(elem_id=f"fault{number}", elem_classes="fault")
                     answer = gr.Textbox(label="Answer", lines=2, interactive=False, buttons=["copy"])
                     depths = gr.HTML(elem_id=f"depths{number}", elem_classes="depths")
@@ -76,6 +76,12 @@ def chat_page(adapters: Sequence[Answerer], uploads: Uploads) -> gr.Blocks:
         image.change(looks(uploads), image, preview, show_progress="hidden", api_visibility="private")
     page.queue(max_size=WAITING)
     return page
+
+
+def about(adapter: Answerer) -> str:
+    """What an adapter was trained on and can be asked, to unfold."""
+    lines = "".join(f"<p>{text(line)}</p>" for line in adapter.about)
+    return f"<details><summary>About this adapter</summary>{lines}</details>"
 
 
 def looks(uploads: Uploads) -> Callable[[str | None, gr.Request], str]:

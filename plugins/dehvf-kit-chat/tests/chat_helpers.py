@@ -40,7 +40,7 @@ def uploaded(file: Path) -> Upload:
 class Speaker:
     """Says `a`, then `a b`. error: raised after the first word; words: how many more to say, a twentieth of a second each."""
 
-    name, temperature = "speaker <1>", 0.0
+    name, temperature, about = "speaker <1>", 0.0, ["Trained on: <b>"]
 
     def __init__(self, error: Exception | None = None, words: int = 0) -> None:
         self.error, self.words = error, words

@@ -55,6 +55,13 @@ def test_the_pieces_grow_to_the_answer_that_generate_gives(seeing: Answerer, red
     assert texts[-1] == whole(seeing, picture) != ""
 
 
+def test_it_says_what_it_was_trained_on_and_can_be_asked(seeing: Answerer, unseeing: Answerer, world: Path) -> None:
+    trained, form, asked = seeing.about
+    assert trained == f"Trained on: jsonl, {world}/train.jsonl" and form == "Asked as: ..."
+    assert asked.startswith("It reads one image with each question. A question may have ")
+    assert unseeing.about[-1].startswith("It reads no images.")
+
+
 def test_the_weights_are_those_of_this_picture(seeing: Answerer, red: Upload, world: Path) -> None:
     """Rows sum to one within 1e-6: eight float32 weights of a softmax (worst seen 1.2e-7)."""
     found = next(seeing.answer(QUESTION, red)).depths

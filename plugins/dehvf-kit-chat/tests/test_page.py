@@ -68,6 +68,8 @@ def test_the_page_has_a_column_and_a_queue_of_its_own_for_each_adapter() -> None
     assert config["analytics_enabled"] is False
     columns = [part for part in config["components"] if str(part["props"].get("elem_id", "")).startswith("adapter")]
     assert len(columns) == 2
+    names = [part["props"]["value"] for part in config["components"] if part["props"].get("elem_classes") == ["name"]]
+    assert len(names) == 2 and all("About this adapter" in one and "<p>Trained on: &lt;b&gt;</p>" in one for one in names)
     page = chat_page([Speaker(), Speaker()], Held())
     asking = [call for call in page.fns.values() if call.concurrency_limit == 1 and call.name == "reply"]
     assert len(asking) == 2 and len({call.concurrency_id for call in asking}) == 2

@@ -253,6 +253,28 @@ class RecomputedLayers:
         """Nothing to do: gradients reach the adapter through the memory, not through the input embeddings."""
 
 
+def run_decoder(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
+    """The decoder's output with one column of logits for each text token, and no loss on the first of a row.
+
+    peft's prompt tuning, p-tuning and multitask prompt tuning put virtual tokens before the text: they have columns of their own in
+    its logits, `logits_to_keep` would count them, and the first text token would be predicted from the last of them.
+    """
+    tuned = getattr(decoder, "active_peft_config", None)
+    if tuned is None or not tuned.is_prompt_learning:
+        return decoder(**arguments)
+    given = dict(arguments)
+    kept = given.pop("logits_to_keep") if isinstance(given.get("logits_to_keep"), Tensor) else None
+    if given.get("labels") is not None:
+        given["labels"] = given["labels"].clone()
+        given["labels"][:, 0] = IGNORED
+    output = decoder(**given)
+    text = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    output.logits = output.logits[:, -text.shape[1] :]
+    if kept is not None:
+        output.logits = output.logits[:, kept]
+    return output
+
+
 def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
     """The decoder's output with loss and logits [batch, position, vocabulary] of the positions in `logits_to_keep` alone.
 
@@ -263,7 +285,7 @@ def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOut
     labels, kept, items = (given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch"))
     if "logits_to_keep" in inspect.signature(decoder.forward).parameters:
         given["logits_to_keep"] = kept
-    output = decoder(**given)
+    output = run_decoder(decoder, given)
     if output.logits.shape[1] != len(kept):
         output.logits = output.logits[:, kept]
     targets = labels[:, kept + 1]
@@ -281,7 +303,7 @@ def decoder_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOu
     """
     given = dict(arguments)
     items, labels = given.pop("num_items_in_batch", None), given.get("labels")
-    output = decoder(**given)
+    output = run_decoder(decoder, given)
     if labels is not None and items is not None:
         own = (labels[:, 1:] != IGNORED).sum()
         # The mean over no label is not a number.

@@ -25,6 +25,7 @@ _HOME = {
     "hook_ffns": "dehvf_kit.backbones.ffn.memory_hooks",
     "attach_memory": "dehvf_kit.backbones.ffn.memory_hooks",
     "detach_all": "dehvf_kit.backbones.attached",
+    "attention_sites": "dehvf_kit.backbones.decoder",
     "hookimpl": "dehvf_kit.api.hookspecs",
     "ComponentConfig": "dehvf_kit.api.config",
     "BuildContext": "dehvf_kit.api.config",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
     from dehvf_kit.api.config import Misfit as Misfit
     from dehvf_kit.api.hookspecs import hookimpl as hookimpl
     from dehvf_kit.backbones.attached import detach_all as detach_all
+    from dehvf_kit.backbones.decoder import attention_sites as attention_sites
     from dehvf_kit.backbones.ffn.memory_hooks import attach_memory as attach_memory
     from dehvf_kit.backbones.ffn.memory_hooks import hook_ffns as hook_ffns
     from dehvf_kit.backbones.ffn.sites import FfnSite as FfnSite

@@ -1,6 +1,7 @@
 """What a plugin imports.
 
 - `ComponentConfig`, `Settings`, `BuildContext`, `ConfigMismatchError`: a component's config class and what it is wired to.
+- `DecoderComponent`, `VisionComponent`: parents of modules that place hooks on a decoder or an encoder.
 - `VisionSpec`, `DecoderSpec`, `Readout`, `Unprojected`, `Cost` and their like: what travels between towers and components.
 - `hookimpl`, `Register`, `RegisterSource`, `RegisterCommand`: the hooks and what each is given.
 - `Registry`, `Source`: where registered classes and base models are found.
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from dehvf_kit.api.plugin_code import plugin_code as plugin_code
 
 _HOME = {
+    "DecoderComponent": "dehvf_kit.api.components",
+    "VisionComponent": "dehvf_kit.api.components",
     "BuildContext": "dehvf_kit.api.config",
     "ComponentConfig": "dehvf_kit.api.config",
     "ConfigMismatchError": "dehvf_kit.api.config",
@@ -60,6 +63,8 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
+    from dehvf_kit.api.components import DecoderComponent as DecoderComponent
+    from dehvf_kit.api.components import VisionComponent as VisionComponent
     from dehvf_kit.api.config import BuildContext as BuildContext
     from dehvf_kit.api.config import ComponentConfig as ComponentConfig
     from dehvf_kit.api.config import ConfigMismatchError as ConfigMismatchError

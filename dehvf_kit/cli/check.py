@@ -44,6 +44,10 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
             table = parameter_table(graph, loaded.published)
             if table.trainable > MAX_PARAMETERS:
                 faults.append(Fault("graph", too_many(table.trainable)))
+            elif any(not type(graph.nodes[name].config).__module__.startswith("dehvf_kit.") for name in graph.order):
+                from dehvf_kit.model.builder import component_faults
+
+                faults += component_faults(graph)
             if faults:
                 raise RecipeError(faults, loaded.source)
         except RecipeError as error:

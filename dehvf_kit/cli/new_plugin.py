@@ -33,6 +33,11 @@ KINDS = {
         'In a recipe: `decoder: {model: folder}`, where the folder\'s config.json says `"model_type": "TYPE"`.',
     ),
     "component": ("A fuser for dehvf-kit.", "fuser", "In a recipe: `graph: {fuser: {type: TYPE}}`."),
+    "injector": (
+        "An injector for dehvf-kit: a component attached to the decoder.",
+        "injector",
+        "In a recipe: `graph: {injector: {type: TYPE}, position: null}`.",
+    ),
     "data": ("A data set for dehvf-kit.", "data", "In a recipe: `data: {type: TYPE, path: folder}`."),
 }
 
@@ -41,7 +46,9 @@ def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case words: my-fuser.", show_default=False)],
     kind: Annotated[
         str,
-        typer.Option("--kind", help="vision, decoder, component or data.", show_default=False, autocompletion=lambda: list(KINDS)),
+        typer.Option(
+            "--kind", help="vision, decoder, component, injector, data.", show_default=False, autocompletion=lambda: list(KINDS)
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Parent of the package's folder.")] = Path("."),
     as_json: Json = False,

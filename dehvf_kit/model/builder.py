@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from dehvf_kit.api.components import CONTRACT
 from dehvf_kit.api.config import MAX_PARAMETERS, too_many
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.backbones.decoder import decoder_spec, prepare_tokenizer
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
-from dehvf_kit.errors import DehvfError, PluginError
+from dehvf_kit.errors import DehvfError, Fault, PluginError, listing
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import encoder_path
 from dehvf_kit.recipe.graph import DECODER, Graph
@@ -102,16 +104,49 @@ def _refuse_more(graph: Graph, expected: int | None, where: str) -> None:
         raise DehvfError(f"{where}: makes {count:,} trained parameters where there are weights for {expected:,}")
 
 
-def build_nodes(graph: Graph, seed: int = 0) -> dict[str, nn.Module]:
-    """The graph's components with float32 weights; each node's depend on the seed and its name alone."""
+def component_faults(graph: Graph) -> list[Fault]:
+    """What `check` finds wrong with the modules of a graph's plugins, which it builds: parameters, ports, what `attaches` needs."""
+    faults = []
+    for name in graph.order:
+        if not type(graph.nodes[name].config).__module__.startswith("dehvf_kit."):
+            try:
+                build_nodes(graph, names=(name,))
+            except DehvfError as error:
+                faults.append(Fault(f"graph.{name}", str(error).removeprefix(f"graph.{name}").removeprefix(":").lstrip()))
+    return faults
+
+
+def build_nodes(graph: Graph, seed: int = 0, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The graph's components, or those named, with float32 weights; each node's depend on the seed and its name alone."""
     nodes = {}
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        for name in graph.order:
+        for name in graph.order if names is None else names:
             torch.manual_seed(seed + zlib.crc32(name.encode()))
             with plugin_code(graph.nodes[name].config, f"graph.{name}"):
                 nodes[name] = graph.nodes[name].config.build(graph.contexts[name])
             _refuse_miscount(graph, name, nodes[name])
+            _refuse_unfit(graph, name, nodes[name])
     return nodes
+
+
+def _refuse_unfit(graph: Graph, name: str, module: nn.Module) -> None:
+    """Raises: PluginError for a module that lacks what its `attaches` needs, or whose forward does not take its ports."""
+    node = graph.nodes[name]
+    where, attaches = f"graph.{name} ({node.config.type})", node.config.attaches
+    lacking = [method for method in CONTRACT.get(attaches, ()) if not hasattr(module, method)]
+    if lacking:
+        raise PluginError(
+            f"{where}: attaches = {attaches!r}, but its module has no {', '.join(lacking)}; make it a subclass of "
+            f"dehvf_kit.api.{'VisionComponent' if attaches == 'vision' else 'DecoderComponent'}, which has them"
+        )
+    given = dict.fromkeys(port for port, wires in graph.wires[name].items() if wires[0].port != "tower")
+    try:
+        inspect.signature(module.forward).bind(**given)
+    except TypeError as error:
+        raise PluginError(
+            f"{where}: its ports here are {listing(given)}, which forward{inspect.signature(module.forward)} does not take as "
+            f"keywords: {error}; name the parameters after the ports, an optional port's with a default"
+        ) from error
 
 
 def _refuse_miscount(graph: Graph, name: str, module: nn.Module) -> None:

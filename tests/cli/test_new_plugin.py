@@ -65,7 +65,7 @@ def test_it_never_overwrites(command: Command, tmp_path: Path) -> None:
         (["My Plugin", "--kind", "data"], "cannot name a plugin"),
         (["../up", "--kind", "data"], "cannot name a plugin"),
         (["class", "--kind", "data"], "cannot name a plugin"),
-        (["mine", "--kind", "fuser"], "one of vision, decoder, component, data"),
+        (["mine", "--kind", "fuser"], "one of vision, decoder, component, injector, data"),
     ],
 )
 def test_mistakes_are_told(command: Command, tmp_path: Path, words: list[str], says: str) -> None:

@@ -50,6 +50,7 @@ def only_make(block: Block) -> bool:
 def run_page(page: Path, folder: Path, demo: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     sandbox = Sandbox(folder)
+    monkeypatch.syspath_prepend(folder)
     exec(GIVEN.get(page.relative_to(ROOT).as_posix(), ""), sandbox.names)
     if demo and (words := BEFORE.get(page.relative_to(ROOT).as_posix())):
         assert sandbox.command(words) == 0

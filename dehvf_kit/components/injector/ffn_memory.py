@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dehvf_kit.api.components import DecoderComponent
 from dehvf_kit.api.config import BuildContext, ComponentConfig, ConfigMismatchError
 from dehvf_kit.api.shapes import KV, Cost, Readout
 from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks, hook_ffns
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
-from dehvf_kit.errors import DecoderError, ShapeError
+from dehvf_kit.errors import ShapeError
 from dehvf_kit.ops.ffn_memory import (
     Form,
     JoinedTable,
@@ -93,7 +94,7 @@ class FfnMemoryInjectorConfig(ComponentConfig):
         return FfnMemoryInjector(self.visual_scale, self.output_scale, self.dropout, tuple(self.visual_in), self.form)
 
 
-class FfnMemoryInjector(nn.Module):
+class FfnMemoryInjector(DecoderComponent):
     """Adds the memory it holds in every FFN of the decoder it is attached to.
 
     forward: fused [batch, decoder_layer, kv, patch, code], a readout, position tables [slot, decoder_hidden] and has_image
@@ -116,23 +117,13 @@ class FfnMemoryInjector(nn.Module):
         super().__init__()
         self.visual_scale, self.output_scale, self.dropout = visual_scale, output_scale, dropout
         self.visual_in, self.form = visual_in, form
-        self.memory: ActiveMemory | None = None
         self.sites: list[FfnSite] = []
-        self._hooks: FfnHooks | None = None
         self._watch: Watch | None = None
 
-    def attach(self, decoder: nn.Module) -> None:
-        """Hook every FFN of the decoder. Raises: DecoderError if it has none or the injector is attached already."""
-        if self._hooks is not None:
-            raise DecoderError("this injector is attached to a decoder already; detach() it first")
+    def hook(self, decoder: nn.Module) -> Iterator[FfnHooks]:
+        """Hook every FFN of the decoder. Raises: DecoderError if it has none."""
         self.sites = ffn_sites(decoder)
-        self._hooks = hook_ffns(decoder, self.sites, self._delta)
-
-    def detach(self) -> None:
-        """Take the hooks and the memory away: the decoder is bit-identical to before."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks, self.memory = None, None
+        yield hook_ffns(decoder, self.sites, self._delta)
 
     def forward(
         self,
@@ -151,15 +142,6 @@ class FfnMemoryInjector(nn.Module):
         if fused is not None:
             memory.number_images(text_row, order_keys, order_values)
         return memory
-
-    @contextmanager
-    def holding(self, memory: ActiveMemory | None) -> Iterator[None]:
-        """Inside, the decoder's FFNs read this memory."""
-        before, self.memory = self.memory, memory
-        try:
-            yield
-        finally:
-            self.memory = before
 
     @contextmanager
     def watching(self, watch: Watch) -> Iterator[None]:

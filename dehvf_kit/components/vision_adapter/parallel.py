@@ -5,6 +5,7 @@ Source: DEHVF, experimental setup ("we add parallel adapters to the visual encod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehvf_kit.api.components import VisionComponent
 from dehvf_kit.api.config import MAX_SIZE, BuildContext, ComponentConfig
 from dehvf_kit.api.shapes import Cost
 from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks, hook_ffns
@@ -48,7 +50,7 @@ class ParallelVisionAdapterConfig(ComponentConfig):
         )
 
 
-class ParallelVisionAdapter(nn.Module):
+class ParallelVisionAdapter(VisionComponent):
     """One pair A [code, hidden], B [hidden, code] a vision block, on the same normed input as the block's FFN.
 
     Shapes at each block: [image, token, hidden] -> the same. Cost: 4 * token * hidden * code FLOPs a block and image.
@@ -65,9 +67,8 @@ class ParallelVisionAdapter(nn.Module):
         for matrix in self.down.unbind(0):
             nn.init.xavier_uniform_(matrix.data)
         self.scale, self.dropout = scale, dropout
-        self._hooks: FfnHooks | None = None
 
-    def attach(self, tower: nn.Module) -> None:
+    def hook(self, tower: nn.Module) -> Iterator[FfnHooks]:
         """Hook the FFN of every vision block. Raises: VisionError if the blocks are not the ones it was built for."""
         sites = ffn_sites(tower)
         if len(sites) != len(self.down) or any(site.hidden_size != self.down.shape[-1] for site in sites):
@@ -76,16 +77,7 @@ class ParallelVisionAdapter(nn.Module):
                 f"vision adapter built for {len(self.down)} blocks of width {self.down.shape[-1]}, "
                 f"but the tower has {len(sites)} feed-forward networks of width {widths}"
             )
-        self._hooks = hook_ffns(tower, sites, self._delta)
-
-    def detach(self) -> None:
-        """Take the hooks away: the tower is bit-identical to before."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = None
-
-    def forward(self) -> None:
-        """Nothing to prepare: the adapter works inside the tower."""
+        yield hook_ffns(tower, sites, self._delta)
 
     def _delta(self, index: int, x: Tensor) -> Tensor:
         inner = F.gelu(F.linear(x, self.down[index].to(x.dtype)))

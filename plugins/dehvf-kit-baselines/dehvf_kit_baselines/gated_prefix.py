@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost, DecoderError, Readout, ShapeError
+from dehvf_kit.api import (
+    BuildContext,
+    ComponentConfig,
+    ConfigMismatchError,
+    Cost,
+    DecoderComponent,
+    DecoderError,
+    Readout,
+    ShapeError,
+)
 from dehvf_kit.backbones.decoder import PROJECTIONS, attention_sites
 from dehvf_kit.errors import listing
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
@@ -76,7 +84,7 @@ class Prefix:
         self.keys_values = keys_values
 
 
-class GatedPrefix(nn.Module):
+class GatedPrefix(DecoderComponent):
     """forward: codes [batch, 1, 1, code], a readout and has_image [batch] -> the batch's `Prefix`.
 
     The prompts' keys and values come from the decoder's own frozen maps, without rotation; queries are the text's, rotated.
@@ -89,10 +97,9 @@ class GatedPrefix(nn.Module):
         self.prompts = nn.Parameter(torch.randn(top, num_prompts, hidden_size))
         self.gates = nn.Parameter(torch.zeros(top, num_heads))
         self.num_layers, self.first, self.scale = num_layers, num_layers - top, scale
-        self.memory: Prefix | None = None
         self._attention: dict[int, _Attention] = {}
 
-    def attach(self, decoder: nn.Module) -> None:
+    def hook(self, decoder: nn.Module) -> Iterator[_Attention]:
         """Hook the attention of the top layers. Raises: DecoderError for a decoder that is not of LLaMA's kind."""
         sites = attention_sites(decoder)
         if len(sites) != self.num_layers:
@@ -101,12 +108,7 @@ class GatedPrefix(nn.Module):
         self._attention = {layer: one for layer, one in found.items() if layer >= self.first}
         for layer, attention in self._attention.items():
             attention.hook(lambda queries, layer=layer: self._added(layer, queries))
-
-    def detach(self) -> None:
-        """Take the hooks away: the decoder is bit-identical to before."""
-        for attention in self._attention.values():
-            attention.remove()
-        self._attention, self.memory = {}, None
+            yield attention
 
     def forward(self, codes: Tensor | None = None, readout: Readout | None = None, has_image: Tensor | None = None) -> Prefix:
         prompts = self.prompts[:, None]
@@ -116,15 +118,6 @@ class GatedPrefix(nn.Module):
                 token = token * has_image.to(token)[:, None, None]
             prompts = prompts + token[None]
         return Prefix({layer: attention.keys_values(prompts[layer - self.first]) for layer, attention in self._attention.items()})
-
-    @contextmanager
-    def holding(self, memory: Prefix | None) -> Iterator[None]:
-        """Inside, the decoder's text attends to these prompts."""
-        before, self.memory = self.memory, memory
-        try:
-            yield
-        finally:
-            self.memory = before
 
     def _added(self, layer: int, queries: Tensor) -> Tensor | None:
         """scale * tanh(gate) * attention to the prompts. Shapes: queries [rows, head, token, head_dim] -> the same."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from dehvf_kit.api import BuildContext, ComponentConfig, Cost, DecoderError
+from dehvf_kit.api import BuildContext, ComponentConfig, Cost, DecoderComponent, DecoderError
 from dehvf_kit.backbones.decoder import attention_sites
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
 
@@ -57,7 +57,7 @@ def projection_sizes(context: BuildContext) -> dict[str, tuple[int, int]]:
     return {"q_proj": (hidden, heads), "k_proj": (hidden, shared), "v_proj": (hidden, shared), "o_proj": (heads, hidden)}
 
 
-class Lora(nn.Module):
+class Lora(DecoderComponent):
     """Its weights are `down.<projection>.<layer>.weight` [rank, in] and `up....weight` [out, rank]; peft's layers use them.
 
     While attached, peft's layers stand in the decoder in place of the projections; `detach()` puts the very same
@@ -75,10 +75,8 @@ class Lora(nn.Module):
                 nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
             for linear in self.up[name]:
                 nn.init.zeros_(linear.weight)
-        self.memory: None = None
-        self._tuner: list[Any] = []
 
-    def attach(self, decoder: nn.Module) -> None:
+    def hook(self, decoder: nn.Module) -> Iterator[Any]:
         """Let peft place its layers, and these weights in them. Raises: DecoderError for a decoder not of LLaMA's kind."""
         import peft
 
@@ -88,23 +86,10 @@ class Lora(nn.Module):
         places = {f"{site.path}.{name}": (name, index) for index, site in enumerate(sites) for name in self.targets}
         trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
         config = peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(places), lora_dropout=0.0)
-        self._tuner = [peft.LoraModel(decoder, config, NAME, low_cpu_mem_usage=True)]
+        tuner = peft.LoraModel(decoder, config, NAME, low_cpu_mem_usage=True)
+        yield SimpleNamespace(remove=tuner.unload)
         for path, (name, index) in places.items():
             layer = decoder.get_submodule(path)
             layer.lora_A[NAME], layer.lora_B[NAME] = self.down[name][index], self.up[name][index]
         for parameter in (*self.parameters(), *trained):
             parameter.requires_grad_(True)
-
-    def detach(self) -> None:
-        """Take peft's layers out: the decoder is bit-identical to before."""
-        for tuner in self._tuner:
-            tuner.unload()
-        self._tuner = []
-
-    def forward(self) -> None:
-        """Nothing to prepare: the update works inside the attention."""
-
-    @contextmanager
-    def holding(self, memory: None) -> Iterator[None]:
-        """No batch has a memory here."""
-        yield

@@ -9,7 +9,6 @@ Source: LaVIN, arXiv:2305.15023.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit.api import BuildContext, Cost, DecoderError, ShapeError
+from dehvf_kit.api import BuildContext, Cost, DecoderComponent, DecoderError, ShapeError
 from dehvf_kit.backbones.decoder import attention_sites
 from dehvf_kit_baselines.llama_attention import before_attention, needs_llama_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
@@ -76,7 +75,7 @@ class Recording(dict[int, Tensor]):
     """What is held while the modality tokens pass the decoder: each layer's weights, as they come."""
 
 
-class MixtureDecoderAdapter(nn.Module):
+class MixtureDecoderAdapter(DecoderComponent):
     """forward: codes (their presence says that the batch has pictures) and has_image [batch] -> the batch's `Routing`.
 
     Cost: 2 * layer * hidden * width * (1 + 2 / groups) FLOPs a token, and two tokens through the decoder once a batch.
@@ -86,11 +85,9 @@ class MixtureDecoderAdapter(nn.Module):
         super().__init__()
         self.modality = nn.Embedding(EXPERTS, hidden_size)
         self.layers = nn.ModuleList(adapters)
-        self.memory: Routing | Recording | None = None
         self._decoder: list[nn.Module] = []  # in a list: the decoder is no part of this module
-        self._handles: list[RemovableHandle] = []
 
-    def attach(self, decoder: nn.Module) -> None:
+    def hook(self, decoder: nn.Module) -> Iterator[RemovableHandle]:
         """Hook the attention of every layer. Raises: DecoderError for a decoder not of LLaMA's kind or another depth."""
         sites = attention_sites(decoder)
         if len(sites) != len(self.layers):
@@ -98,13 +95,7 @@ class MixtureDecoderAdapter(nn.Module):
         self._decoder = [decoder]
         for layer, site in enumerate(sites):
             change = lambda x, layer=layer: self._adapt(layer, x)  # noqa: E731
-            self._handles.append(before_attention(decoder.get_submodule(site.path), change))
-
-    def detach(self) -> None:
-        """Take the hooks away: the decoder is bit-identical to before."""
-        while self._handles:
-            self._handles.pop().remove()
-        self._decoder, self.memory = [], None
+            yield before_attention(decoder.get_submodule(site.path), change)
 
     def forward(self, codes: Tensor | None = None, has_image: Tensor | None = None) -> Routing:
         device = self.modality.weight.device
@@ -119,15 +110,6 @@ class MixtureDecoderAdapter(nn.Module):
         with self.holding(recording):
             decoder.base_model(inputs_embeds=tokens, use_cache=False)
         return Routing(modality, dict(recording))
-
-    @contextmanager
-    def holding(self, memory: Routing | Recording | None) -> Iterator[None]:
-        """Inside, the decoder's layers take this batch's weights."""
-        before, self.memory = self.memory, memory
-        try:
-            yield
-        finally:
-            self.memory = before
 
     def _adapt(self, layer: int, x: Tensor) -> Tensor | None:
         memory, adapter = self.memory, self.layers[layer]

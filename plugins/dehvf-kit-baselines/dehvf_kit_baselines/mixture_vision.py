@@ -5,13 +5,14 @@ Source: LaVIN, arXiv:2305.15023.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dehvf_kit import ffn_sites
-from dehvf_kit.api import BuildContext, Cost, VisionError
+from dehvf_kit.api import BuildContext, Cost, VisionComponent, VisionError
 from dehvf_kit.errors import listing
 from dehvf_kit_baselines.llama_attention import before_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
@@ -54,7 +55,7 @@ class MixtureVisionAdapterConfig(MixtureConfig):
         )
 
 
-class MixtureVisionAdapter(nn.Module):
+class MixtureVisionAdapter(VisionComponent):
     """Shapes at each block: [image, token, hidden] -> the same; the class token is the first.
 
     Cost: 2 * hidden * width * (1 + 2 / groups) FLOPs a token and block.
@@ -63,9 +64,8 @@ class MixtureVisionAdapter(nn.Module):
     def __init__(self, adapters: list[MixtureAdapter]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(adapters)
-        self._handles: list[RemovableHandle] = []
 
-    def attach(self, tower: nn.Module) -> None:
+    def hook(self, tower: nn.Module) -> Iterator[RemovableHandle]:
         """Hook the attention of every block. Raises: VisionError where a block has none that is known."""
         blocks = list(dict.fromkeys(site.layer_path for site in ffn_sites(tower)))
         if len(blocks) != len(self.layers):
@@ -73,15 +73,7 @@ class MixtureVisionAdapter(nn.Module):
         modules = [attention_of(tower, path) for path in blocks]
         for module, adapter in zip(modules, self.layers, strict=True):
             change = lambda x, adapter=adapter: adapter(x, adapter.weigh(x[:, 0]))  # noqa: E731
-            self._handles.append(before_attention(module, change))
-
-    def detach(self) -> None:
-        """Take the hooks away: the tower is bit-identical to before."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def forward(self) -> Tensor | None:
-        """Nothing to prepare: the adapter works inside the tower."""
+            yield before_attention(module, change)
 
 
 def attention_of(tower: nn.Module, block_path: str) -> nn.Module:

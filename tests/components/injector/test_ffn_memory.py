@@ -78,7 +78,7 @@ def test_holding_nests_and_ends_with_an_error():
 def test_attaching_twice_is_refused_and_detaching_twice_is_not():
     decoder, injector = tiny_decoder(), FfnMemoryInjector()
     injector.attach(decoder)
-    with pytest.raises(DecoderError, match=r"attached to a decoder already; detach\(\) it first"):
+    with pytest.raises(DecoderError, match=r"attached already; detach\(\) it first"):
         injector.attach(decoder)
     injector.detach()
     injector.detach()

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 MAX_SEED, MAX_SIZE, MAX_COUNT = 2**32 - 1, 2**20, 2**31 - 1
 """The largest seed, the largest width or number of things held at once, the largest count over time."""
+MAX_WORKERS, MAX_EPOCHS = 2**10, 1_000_000
+"""The largest number of processes beside one another, and of passes over a training set."""
 MAX_PARAMETERS = 2**40
 """Trained parameters that a graph may have: 4 TiB of them."""
 REASONS = {
     MAX_SEED: "a seed has 32 bits",
     MAX_SIZE: "no machine holds more",
     MAX_COUNT: "no run gets further",
+    MAX_WORKERS: "each is a process, and no machine has more cores",
+    MAX_EPOCHS: "no run makes more passes",
     MAX_LAYERS: "four times the depth of the deepest models",
 }
 

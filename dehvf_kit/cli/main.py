@@ -166,7 +166,18 @@ class LazyCommand(TyperCommand):
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         command = self.load()
         _refuse_empty(command, args)
-        return command.make_context(info_name, args, parent, **extra)
+        context = command.make_context(info_name, args, parent, **extra)
+        for parameter in command.params:
+            _refuse_endless(parameter.opts[0], context.params.get(parameter.name))
+        return context
+
+
+def _refuse_endless(option: str, value: Any) -> None:
+    """Raises: DehvfError for a count that no run reaches, and for a number that is none."""
+    from dehvf_kit.api.config import MAX_COUNT, REASONS
+
+    if isinstance(value, int | float) and not abs(value) <= MAX_COUNT:
+        raise DehvfError(f"{option}: given {value}; wants {MAX_COUNT:,} or less: {REASONS[MAX_COUNT]}")
 
 
 def _refuse_empty(command: Any, args: Sequence[str]) -> None:

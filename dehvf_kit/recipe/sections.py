@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dehvf_kit.api.config import MAX_COUNT, MAX_SEED, MAX_SIZE, Settings
+from dehvf_kit.api.config import MAX_COUNT, MAX_EPOCHS, MAX_SEED, MAX_SIZE, MAX_WORKERS, Settings
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-MAX_WORKERS, MAX_EPOCHS = 1024, 1_000_000
 Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 
 

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 
+from dehvf_kit.api.config import REASONS
+from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
+
 BOUNDS = {
     "training.seed=4294967296": "4,294,967,295 or less: a seed has 32 bits",
     "training.batch_size=1000000000": "1,048,576 or less: no machine holds more",
     "training.max_steps=99999999999": "2,147,483,647 or less: no run gets further",
-    "training.epochs=1e300": "wants 1,000,000 or less",
+    "training.epochs=1e300": "wants 1,000,000 or less: no run makes more passes",
     "training.max_length=10000000": "no machine holds more",
-    "training.num_workers=100000": "1,024 or less",
+    "training.num_workers=100000": "1,024 or less: each is a process, and no machine has more cores",
     "generation.max_new_tokens=10000000000": "no machine holds more",
     "generation.num_beams=10000000000": "no machine holds more",
     "graph.fuser.hidden_size=100000000": "no machine holds more",
@@ -40,3 +43,36 @@ def test_sizes_that_are_sound_one_by_one_are_counted_together(world: Path, comma
 @pytest.mark.parametrize("override", ["training.seed=4294967295", "training.max_steps=2147483647"])
 def test_the_largest_are_accepted(override: str, world: Path, command: Command) -> None:
     assert command("check", world / "tiny.yaml", override).code == 0
+
+
+def test_every_limit_of_a_section_has_its_reason() -> None:
+    """A bound of a share (1 or less) needs none."""
+    for section in (TrainingConfig, GenerationConfig):
+        for name, field in section.model_fields.items():
+            limits = [one.le for one in field.metadata if getattr(one, "le", None) not in (None, 1)]
+            assert all(limit in REASONS for limit in limits), f"{section.__name__}.{name}"
+
+
+COUNTS = {
+    "--limit": ["eval", "ADAPTER"],
+    "--new-tokens": ["verify", "ADAPTER"],
+    "--max-new-tokens": ["generate", "IMAGE", "what ?"],
+    "--peek": ["data", "RECIPE"],
+    "--seeds": ["compare", "RECIPE"],
+    "--jobs": ["compare", "RECIPE"],
+    "--maps": ["report", "ADAPTER"],
+    "--gpus": ["plan", "RECIPE"],
+    "--gpu-memory": ["plan", "RECIPE"],
+    "--minutes": ["demo"],
+}
+
+
+@pytest.mark.parametrize("value", ["99999999999", "1e300", "nan", "inf"])
+@pytest.mark.parametrize("option", COUNTS)
+def test_counts_of_the_command_line_are_bounded(option: str, value: str, command: Command) -> None:
+    """Before anything is read: the files that are named are not there."""
+    ended = command(*COUNTS[option], option, value)
+    if ended.code == 2:
+        assert option in ended.err and "Input should be" in ended.err
+    else:
+        assert ended.code == 1 and f"{option}: given " in ended.err and "2,147,483,647 or less: no run gets further" in ended.err

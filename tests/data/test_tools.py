@@ -196,3 +196,18 @@ def test_a_table_replaced_under_its_time_stamp(tmp_path: Path, monkeypatch: pyte
         datasets.Dataset.from_dict({"question": ["q"], "answer": [answer]}).to_parquet(str(file))
         os.utime(file, (1_700_000_000, 1_700_000_000))
         assert [config.read("train").samples[0].answer for config in configs] == [answer] * 2
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_one_table_is_split_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """An image's copies in several rows of a Parquet file are one image."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    held = ending == ".parquet"
+    images = [{"bytes": bytes([number % 10]), "path": None} if held else f"{number % 10}.png" for number in range(40)]
+    table = datasets.Dataset.from_dict({"image": images, "question": [f"q{n}" for n in range(40)], "answer": ["a"] * 40})
+    file = tmp_path / f"a{ending}"
+    (table.to_parquet if held else table.to_csv)(str(file))
+    config = TableDataConfig(train=str(file), validation=0.1)
+    train, test = (config.samples(split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (36, 4)
+    assert len({int(one.question[1:]) % 10 for one in test}) == 1, "the four rows of one image"

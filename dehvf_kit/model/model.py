@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from dehvf_kit.data.processing import padded_index
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig
+from dehvf_kit.model.decoding import drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
 from dehvf_kit.model.run import (
     Features,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     from dehvf_kit.recipe.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, GenerationMixin):
@@ -67,6 +71,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
     ) -> None:
         super().__init__(DehvfConfig())
         self.loss_type = "ForCausalLM"  # so that the Trainer counts labels from the second column on
+        self.config.read_sizes_of(decoder)
         self.decoder = decoder
         self.towers = nn.ModuleDict(towers)
         self.nodes = nn.ModuleDict({name: nodes[name] for name in graph.order})
@@ -293,22 +298,42 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         """transformers' `generate` of the decoder, with the images in its memory: written once, read at every token.
 
         inputs or input_ids [batch, token]; images as in `forward`; every keyword of transformers' `generate`. Gives the
-        prompt and the new tokens; tokens that a component puts into the input are not among them.
+        prompt and the new tokens; tokens that a component puts into the input are not among them. The unconditional pass of
+        `guidance_scale` sees no image; an `assistant_model` that is a DehvfModel drafts with the same images.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         text = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
-        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
+        images = {"pixel_values": pixel_values, "vision_features": vision_features}
+        images |= {"has_image": has_image, "image_index": image_index}
+        outputs = self.run_graph(text.shape[0], **images)
         extended = self._extended(outputs, text, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
         if extended is not None and input_ids is None:
             raise ShapeError("give input_ids: this model puts tokens among them, which embeddings alone do not show")
-        with MemoryScope(self.nodes, self._attached_to("decoder", outputs)):
+        if config.cache_implementation == "paged":
+            self.init_continuous_batching()
+        if config.cache_implementation == "quantized" and text.shape[0] > 1:
+            log.warning(
+                "a quantised KV cache may share a scale between rows: an answer can depend on the rows beside it (docs/bases.md)"
+            )
+        kwargs = guided(self, text.shape[0], config, kwargs)
+        memory = MemoryScope(self.nodes, self._attached_to("decoder", outputs))
+        with memory, drafting(kwargs, text.shape[0], images) as given:
             if extended is not None:
-                return extended.generate(self.decoder, input_ids, config, kwargs)
-            return self.decoder.generate(inputs=input_ids, generation_config=config, **kwargs)
+                return extended.generate(self.decoder, input_ids, config, given)
+            return self.decoder.generate(inputs=input_ids, generation_config=config, **given)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused. Raises: DehvfError, as continuous batching packs its requests into one row, which has one memory."""
+        raise DehvfError(
+            "continuous batching (generate_batch, cache_implementation='paged') packs several requests into one row, and memory is "
+            "kept for each row; give `generate` a batch with one row for each question"
+        )
+
+    generate_batch = continuous_batching_context_manager = init_continuous_batching
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -1,0 +1,58 @@
+"""Ways of decoding in which a second pass reads another memory: guidance, and drafts of an assistant model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers.generation.logits_process import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
+
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.model.run import MemoryScope
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from dehvf_kit.model.model import DehvfModel
+
+
+class WithoutImages:
+    """A model's decoder, called while it reads the memory of rows without images."""
+
+    def __init__(self, model: DehvfModel, rows: int) -> None:
+        self.model, self.memory = model, model.memory(rows)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with MemoryScope(self.model.nodes, self.memory):
+            return self.model.decoder(*args, **kwargs)
+
+
+def guided(model: DehvfModel, rows: int, config: GenerationConfig, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `generate` in which guidance's unconditional pass sees no image; `config` loses its `guidance_scale`."""
+    given = dict(kwargs)
+    scale = config.guidance_scale
+    if scale is None or scale == 1 or not model.reads_images:
+        return given
+    config.guidance_scale = None
+    negative = (given.pop(name, None) for name in ("negative_prompt_ids", "negative_prompt_attention_mask"))
+    blind: Any = WithoutImages(model, rows)
+    guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, blind, *negative, use_cache=config.use_cache)
+    given["logits_processor"] = LogitsProcessorList([guidance, *(given.get("logits_processor") or [])])
+    return given
+
+
+@contextlib.contextmanager
+def drafting(kwargs: Mapping[str, Any], rows: int, images: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Keywords of `generate` whose assistant, if it is a DehvfModel, drafts with the same images in its memory.
+
+    Raises: DehvfError for an assistant that puts tokens into the input: its columns are not the text's.
+    """
+    assistant = kwargs.get("assistant_model")
+    if not hasattr(assistant, "run_graph"):
+        yield dict(kwargs)
+        return
+    if any(assistant.graph.nodes[name].config.attaches == "input" for name in assistant.nodes):
+        raise DehvfError("assistant_model puts tokens into the input, which its drafts cannot skip; use one that writes memory")
+    with MemoryScope(assistant.nodes, assistant.memory(rows, **images)):
+        yield {**kwargs, "assistant_model": assistant.decoder}

@@ -51,11 +51,20 @@ def _register_image_processor() -> None:
     AutoImageProcessor.register(DehvfConfig, SeveralImageProcessor, exist_ok=True)
 
 
+def _register_pipeline() -> None:
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from dehvf_kit.data.pipeline import CheckedImagePipeline
+
+    PIPELINE_REGISTRY.supported_tasks["image-text-to-text"]["impl"] = CheckedImagePipeline
+
+
 WANTED: dict[str, Callable[[], None]] = {
     f"{AUTO}.configuration_auto": _register_config,
     f"{AUTO}.modeling_auto": _register_model,
     f"{AUTO}.processing_auto": _register_processor,
     f"{AUTO}.image_processing_auto": _register_image_processor,
+    "transformers.pipelines": _register_pipeline,
 }
 
 

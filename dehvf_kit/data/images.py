@@ -1,4 +1,4 @@
-"""Picture files -> RGB, one way for training, scoring and questions; `docs/bad_files.md` lists what is accepted and what is not.
+"""Image files -> RGB, one way for training, scoring and questions; `docs/bad_files.md` lists what is accepted and what is not.
 
 The first frame, turned upright as its EXIF says, in 8 bits a colour (16-bit greys keep their upper half, as 16-bit colours do);
 CMYK and palettes become RGB, transparency is dropped with the colours below it kept, as the official scripts do.
@@ -21,7 +21,7 @@ from dehvf_kit.errors import ImageError, shown
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is read. Others, such as EPS, would start programs."""
 MAX_PIXELS = 89_478_485
-"""Pixels a picture may have: where Pillow begins to warn of decompression bombs, the kit refuses."""
+"""Pixels an image may have: where Pillow begins to warn of decompression bombs, the kit refuses."""
 MAX_RATIO = 200
 """Times the longer side may be the shorter one: resizing to the shorter would otherwise make a bomb of a thread."""
 
@@ -35,18 +35,18 @@ WHITE_IS_ZERO = 0
 
 
 def read_image(file: ImageFile | Path) -> Image.Image:
-    """A picture in RGB. Raises: ImageError naming the file."""
+    """An image in RGB. Raises: ImageError naming the file."""
     if isinstance(file, Path) and not os.path.isfile(file):
         what = "is no file" if os.path.lexists(file) and not os.path.islink(file) else ""
-        raise ImageError(f"'{file}' {what}, so no picture" if what else f"there is no picture '{file}'")
+        raise ImageError(f"'{file}' {what}, so no image" if what else f"there is no image '{file}'")
     try:
-        with file.open("rb") as opened, Image.open(opened) as picture:
-            refuse_image(picture)
-            return to_rgb(picture)
+        with file.open("rb") as opened, Image.open(opened) as image:
+            refuse_image(image)
+            return to_rgb(image)
     except Image.DecompressionBombError as error:
         raise _unreadable(file, f"it has more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise _unreadable(file, "it is empty or no picture") from error
+        raise _unreadable(file, "it is empty or no image") from error
     except OSError as error:
         raise _unreadable(file, error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
@@ -132,29 +132,29 @@ def _from_array(image: Any) -> Image.Image:
 
 
 def open_image(sample: Sample) -> Image.Image:
-    """A sample's picture in RGB. Raises: ImageError naming the sample and the file."""
+    """A sample's image in RGB. Raises: ImageError naming the sample and the file."""
     try:
         return read_image(sample.image)
     except ImageError as error:
         raise ImageError(f"sample '{sample.id}': {error}") from error
 
 
-def refuse_image(picture: Image.Image) -> None:
+def refuse_image(image: Image.Image) -> None:
     """Refuse what should not be decoded, by its header alone. Raises: ImageError."""
-    width, height = picture.size
-    if picture.format is not None and picture.format not in FORMATS:
-        raise ImageError(f"it is {picture.format}, which is not read; save it as PNG or JPEG")
+    width, height = image.size
+    if image.format is not None and image.format not in FORMATS:
+        raise ImageError(f"it is {image.format}, which is not read; save it as PNG or JPEG")
     if width * height > MAX_PIXELS:
         raise ImageError(f"it has {width:,} x {height:,} pixels; {MAX_PIXELS:,} are read at most")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ImageError(f"it has {width:,} x {height:,} pixels; a side may be {MAX_RATIO} times the other at most")
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A decoded or opened picture upright and in RGB. Raises: ImageError for pixels whose range nobody can tell."""
-    upright = _upright(picture)
-    if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format in ("PNG", "PPM")):
-        return Image.fromarray(_eight_bits(np.asarray(upright), picture)).convert("RGB")
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded or opened image upright and in RGB. Raises: ImageError for pixels whose range nobody can tell."""
+    upright = _upright(image)
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray(_eight_bits(np.asarray(upright), image)).convert("RGB")
     if upright.mode in ("I", "F"):
         raise ImageError(f"its pixels are of mode {upright.mode}, whose white is unknown; save it in 8 bits")
     if "transparency" in upright.info:
@@ -162,18 +162,18 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF says; as it is stored where the EXIF cannot be read."""
-    picture.load()
+def _upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF says; as it is stored where the EXIF cannot be read."""
+    image.load()
     try:
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(image)
     except Exception:  # whatever Pillow raises for metadata; the pixels were read above
-        return picture
+        return image
 
 
-def _eight_bits(grey: np.ndarray, picture: Image.Image) -> np.ndarray:
+def _eight_bits(grey: np.ndarray, image: Image.Image) -> np.ndarray:
     """The upper eight bits of 16-bit greys. A TIFF says how many bits it uses and whether 0 is white; Pillow ignores both."""
-    tags = getattr(picture, "tag_v2", {})
+    tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         grey = 2**bits - 1 - grey.astype(np.int32)
@@ -181,4 +181,4 @@ def _eight_bits(grey: np.ndarray, picture: Image.Image) -> np.ndarray:
 
 
 def _unreadable(file: Any, reason: str) -> ImageError:
-    return ImageError(f"picture '{file}' cannot be read: {' '.join(reason.split())[:200]}")
+    return ImageError(f"image '{file}' cannot be read: {' '.join(reason.split())[:200]}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.backbones.vision.config import ImageConfig
@@ -33,7 +34,7 @@ class SeveralImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         """Images -> {"pixel_values": {encoder: [image, 3, height, width]}}."""
-        given = _images(images)
+        given = read_images(images)
         pixels = {
             name: ImageConfig(**settings).processor()(given, return_tensors="pt")["pixel_values"]
             for name, settings in self.encoders.items()
@@ -44,10 +45,24 @@ class SeveralImageProcessor(BaseImageProcessor):
         return self.preprocess(images, **kwargs)
 
 
+class CheckedImageProcessor(CLIPImageProcessorPil):
+    """The image processor of one encoder, whose images are read by `read_any`: the same limits and conversion as for files.
+
+    It is saved, and compared, under the name of its parent.
+    """
+
+    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Images -> {"pixel_values": [image, 3, height, width]}. Raises: ImageError for an image that cannot be read."""
+        return super().preprocess(read_images(images), *args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "image_processor_type": "CLIPImageProcessor"}
+
+
 def build_image_processor(images: Mapping[str, ImageConfig]) -> BaseImageProcessor:
     """The image processor of a recipe's encoders."""
     if len(images) == 1:
-        return next(iter(images.values())).processor()
+        return _as_trained(next(iter(images.values())).processor())
     return SeveralImageProcessor({name: config.model_dump() for name, config in images.items()})
 
 
@@ -102,7 +117,7 @@ class DehvfProcessor(ProcessorMixin):
             arguments = {key: value for key, value in kwargs.items() if key in _TEXT_ARGUMENTS}
             chat = self.prompt is not None and self.prompt.get("chat")
             data |= tokenise(self.tokenizer, texts, special=not chat, **arguments)
-        found = _images(images, download)
+        found = read_images(images, download)
         if found:
             data |= self.image_processor(found, return_tensors="pt")
             counts = None if text is None else _by_text(images, len(texts))
@@ -153,28 +168,26 @@ class DehvfProcessor(ProcessorMixin):
 
 
 def _as_trained(image_processor: Any) -> Any:
-    """The PIL form of a CLIP image processor.
+    """The checked PIL form of a CLIP image processor.
 
     transformers loads the torchvision form where torchvision is installed, whose bicubic resize gives other pixel values
     than the form an adapter was trained with.
     """
-    if type(image_processor).__name__ != "CLIPImageProcessor":
+    if type(image_processor).__name__ not in ("CLIPImageProcessor", "CLIPImageProcessorPil"):
         return image_processor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    return CLIPImageProcessorPil.from_dict(image_processor.to_dict())
+    return CheckedImageProcessor.from_dict(image_processor.to_dict())
 
 
 _TEXT_ARGUMENTS = {"return_tensors", "padding", "truncation", "max_length", "padding_side", "pad_to_multiple_of"}
 
 
-def _images(images: Any, download: bool = False) -> list[Image]:
+def read_images(images: Any, download: bool = False) -> list[Image]:
     """PIL images in RGB from paths, PIL images, bytes, arrays, tensors, data URIs, URLs, or lists and batches of them."""
     if images is None:
         return []
     if not _several(images):
         return [read_any(images, download)]
-    return [found for image in images for found in _images(image, download)]
+    return [found for image in images for found in read_images(image, download)]
 
 
 def _several(images: Any) -> bool:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data.small_sets import COLOURS, picture
 from evaluation.benchmarks import recipe, towers
+from PIL import Image
 from transformers import AutoProcessor, pipeline
 
 import dehvf_kit
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import ImageError
 from dehvf_kit.evaluation.answers import answer
 
 QUESTIONS = ["red", "Look closely . What colour is the square in this picture ?", "Is it green ? or blue", "What colour is it ?"]
@@ -74,3 +77,15 @@ def test_conversations_with_and_without_an_image_share_a_batch(folder: Path) -> 
     together = model.generate(**inputs, max_new_tokens=LENGTH)[1]
     alone = processor.apply_chat_template(two, tokenize=True)
     assert torch.equal(together[-LENGTH:], model.generate(**alone, max_new_tokens=LENGTH)[0, -LENGTH:])
+
+
+def test_the_pipeline_reads_images_as_files_are_read(folder: Path) -> None:
+    Image.fromarray(np.arange(0, 2**16, 16, dtype=np.uint16).reshape(64, 64)).save(folder / "grey16.png")
+    (folder / "image.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    ask = pipeline("image-text-to-text", model=str(folder / "adapter"))
+    wanted = ask.processor(images=folder / "grey16.png", text=QUESTIONS[0])["pixel_values"]
+    for image in (str(folder / "grey16.png"), Image.open(folder / "grey16.png")):
+        found = ask.preprocess({"images": image, "text": QUESTIONS[0]})
+        assert torch.equal(found["pixel_values"], wanted)
+    with pytest.raises(ImageError, match="it is EPS, which is not read"):
+        ask(images=str(folder / "image.eps"), text=QUESTIONS[0])

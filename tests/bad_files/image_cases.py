@@ -73,12 +73,12 @@ def unreadable(ground: Ground) -> Words:
     return ground.ask(file)
 
 
-@case("zero bytes", REFUSED, "cannot be read: it is empty or no picture")
+@case("zero bytes", REFUSED, "cannot be read: it is empty or no image")
 def empty(ground: Ground) -> Words:
     return ground.ask(ground.write("image.png", b""))
 
 
-@case("a text named `.png`", REFUSED, "cannot be read: it is empty or no picture")
+@case("a text named `.png`", REFUSED, "cannot be read: it is empty or no image")
 def text(ground: Ground) -> Words:
     return ground.ask(ground.write("image.png", "no image"))
 

@@ -65,7 +65,7 @@ def test_text_only_batch_has_no_picture_keys(model: DehvfModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "there is no picture"), (b"", "cannot be read"), (b"GIF89a", "cannot be read")]
+    ("content", "message"), [(None, "there is no image"), (b"", "cannot be read"), (b"GIF89a", "cannot be read")]
 )
 def test_broken_pictures_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "x.png"

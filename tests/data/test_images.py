@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dehvf_kit.backbones.vision.config import ImageConfig
 from dehvf_kit.data.images import read_any, read_image
+from dehvf_kit.data.processing import build_image_processor
 from dehvf_kit.errors import ImageError
 
 GREYS = np.array([[0, 0x1234], [0x8000, 0xFFFF]], np.uint16)
@@ -100,11 +102,11 @@ BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 9_000, 10_0
 REFUSED = {
     "too many pixels": (BOMB, "89,478,485 are read at most"),
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "it is EPS, which is not read"),
-    "another format": (saved(Image.new("RGB", (4, 4)), "TGA"), "is TGA, which is not read|no picture"),
+    "another format": (saved(Image.new("RGB", (4, 4)), "TGA"), "is TGA, which is not read|no image"),
     "a thread": (saved(Image.new("RGB", (1, 400))), "a side may be 200 times the other at most"),
     "a TIFF of fractions": (tiff(GREYS.astype("<f4"), bits=32, kind=3), "whose white is unknown"),
     "a signed TIFF": (tiff(GREYS, kind=2), "whose white is unknown"),
-    "no image": (b"no image", "no picture|cannot identify"),
+    "no image": (b"no image", "no image|cannot identify"),
 }
 
 
@@ -150,3 +152,20 @@ def test_broken_exif_leaves_the_pixels_as_they_are_stored(tmp_path: Path, kind: 
     for exif in (b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12", b"Exif\0\0broken", b"no exif"):
         (tmp_path / "image").write_bytes(saved(plain, kind, exif=exif))
         assert read_image(tmp_path / "image").size == (4, 6)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_image_processor_is_one_of_the_doors(tmp_path: Path) -> None:
+    processor = build_image_processor({"vision": ImageConfig(size=2, normalisation="none", resample="nearest")})
+    image = torch.from_numpy(np.asarray(Image.fromarray(np.array(UPPER, np.uint8)).convert("RGB")).copy()).permute(2, 0, 1)
+    wanted = (image / 255)[None]
+    for door, given in doors(SIXTEEN["TIFF in which 0 is white"][0], tmp_path).items():
+        found = processor(given, return_tensors="pt")["pixel_values"]
+        assert (found - (1 - wanted)).abs().max() < 0.5 / 255, door  # half a step of 8 bits
+    for door, given in {"tensor": image, "batch": image[None], "array": GREYS, "list": [Image.fromarray(GREYS)]}.items():
+        assert torch.allclose(processor(given, return_tensors="pt")["pixel_values"], wanted), door
+    for data, message in REFUSED.values():
+        with pytest.raises(ImageError, match=message):
+            processor(data)
+    again = type(processor).from_dict(processor.to_dict())
+    assert again.to_dict()["image_processor_type"] == "CLIPImageProcessor"

@@ -30,6 +30,7 @@ class CocoCaptionsDataConfig(DataConfig):
     """COCO captions, Karpathy's split: a training sample for each caption, a test sample for each picture."""
 
     type: Literal["coco_captions"] = "coco_captions"
+    metric: Literal["captions"] = Field("captions", description="BLEU, METEOR, ROUGE-L and CIDEr")
     annotations: Path = Field(Path("data/coco/dataset_coco.json"), description="Karpathy's file")
     images: Path = Field(Path("data/coco"), description="folder that holds train2014 and val2014")
     restval: bool = Field(description="train on `restval` too: 113,287 pictures, the field's usual set, instead of 82,783")

@@ -107,14 +107,17 @@ class RowReader:
         if not isinstance(question, str) or not question.strip():
             raise self._fault(place, "empty question", columns.question, question)
         try:
-            answer, remarks = answer_of(row.get(columns.answer))
+            given = row.get(columns.answer)
+            answer, remarks = answer_of(given)
+            several = isinstance(given, (list, tuple)) and [answer_of(one)[0] for one in given if not is_missing(one)]
         except DataError as error:
             raise self._fault(place, str(error), columns.answer, row.get(columns.answer)) from None
         images = self.images(row, place, folder)
         (asked,) = self.texts([Message("user", question)], place, len(images))
         for remark in remarks:
             self.note(remark, place, shown(answer))
-        return Sample(str(own), asked.content, answer, *images[:1] or (None,), str(kind), further_images=images[1:])
+        more = {"further_images": images[1:], "references": tuple(several) if several and len(several) > 1 else ()}
+        return Sample(str(own), asked.content, answer, *images[:1] or (None,), str(kind), **more)
 
     def _conversation(self, row: Mapping[str, Any], place: str, folder: Path, key: str, kind: str) -> Sample:
         """The sample of a row's messages. Raises: RowFaultError for what is no conversation, or does not end with an answer."""

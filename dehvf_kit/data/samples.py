@@ -42,6 +42,7 @@ class Sample:
 
     answer_start: the beginning of the answer that a model is given when it is asked, such as `The answer is`. messages: the
     conversation up to the answer, of which `question` is then the text, a line for each; empty where it is the question alone.
+    references: every answer that was given, where there are several; `answer` is the first.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Sample:
     answer_start: str = ""
     messages: tuple[Message, ...] = ()
     further_images: tuple[Path | ImageFile, ...] = ()
+    references: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[Path | ImageFile, ...]:
@@ -135,6 +137,9 @@ class DataConfig(Settings):
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="a sample that cannot be used: end the run, or skip, count and list it"
     )
+    metric: Literal["exact_match", "vqa", "anls", "relaxed"] = Field(
+        "exact_match", description="how `eval` scores answers: the same words; VQA accuracy of ten answers; ANLS; numbers within 5%"
+    )
     text_only: bool = Field(False, description="true: no sample has an image, and none is meant to have one")
 
     @property
@@ -186,16 +191,22 @@ class DataConfig(Settings):
         return {"question": self.prompt.question, "answer": self.prompt.answer, "chat": self.prompt.chat}
 
     def check_scoring(self) -> None:
-        """Raises: DataError where `score` needs something that is not installed; `eval` asks before the first question."""
+        """Raises: DataError where `score` needs something that is missing; `eval` asks before the first question."""
+        if self.metric == "vqa":
+            from dehvf_kit.data.metrics.open_answers import require_answers
+
+            require_answers(self.usable("test").samples)
 
     def score(self, predictions: Sequence[Any]) -> Scores:
         """How good the answers to `samples("test")` are, or to some of them.
 
-        predictions: `dehvf_kit.data.metrics.exact_match.Prediction`s. By default the share of answers equal to the reference.
+        predictions: `dehvf_kit.data.metrics.exact_match.Prediction`s. By default scored as `metric` says.
         """
-        from dehvf_kit.data.metrics.exact_match import exact_match
+        from dehvf_kit.data.metrics import exact_match, open_answers
 
-        return exact_match(predictions)
+        if self.metric == "exact_match":
+            return exact_match.exact_match(predictions)
+        return open_answers.score(self.metric, predictions)
 
 
 def each_image(samples: Iterable[Sample]) -> list[Sample]:

@@ -37,6 +37,7 @@ class ScienceQaDataConfig(DataConfig):
     """ScienceQA: multiple-choice science questions, about half of them with a picture."""
 
     type: Literal["scienceqa"] = "scienceqa"
+    metric: Literal["scienceqa"] = Field("scienceqa", description="the nine columns")
     path: str = Field("data/scienceqa", description="folder with problems.json, `datasets` folder, or hub id")
     download: bool = Field(False, description="allow fetching a hub id that is not on this machine")
     revision: str | None = Field(None, description="hub branch, tag or commit")

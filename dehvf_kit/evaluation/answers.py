@@ -68,8 +68,8 @@ def answer(
 
 
 def _prediction(sample: Sample, said: Said) -> Prediction:
-    image = ", ".join(map(str, sample.images))
-    return Prediction(sample.id, sample.kind, sample.question, image, sample.answer, said.text, cut=said.cut)
+    image, more = ", ".join(map(str, sample.images)), {"cut": said.cut, "references": sample.references}
+    return Prediction(sample.id, sample.kind, sample.question, image, sample.answer, said.text, **more)
 
 
 def _say(model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]) -> list[Said]:

@@ -15,7 +15,7 @@ from dehvf_kit.data.metrics.scores import Score, Scores
 class Prediction:
     """One question and what was answered. skipped: why it could not be asked; it then counts as wrong.
 
-    cut: tokens that its prompt lost at the beginning, being longer than the model reads.
+    cut: tokens that its prompt lost at the beginning, being longer than the model reads. references: all answers, if several.
     """
 
     id: str
@@ -26,6 +26,7 @@ class Prediction:
     prediction: str
     skipped: str = ""
     cut: int = 0
+    references: tuple[str, ...] = ()
 
     @property
     def right(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import distributed, nn
 from dehvf_kit.adapter.identity import base_identities
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.utils.strict_json import parse_json
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -43,13 +45,32 @@ class Processes:
 
 
 def join_processes() -> Processes:
-    """The processes that a launcher started, connected by gloo or NCCL; alone where there was no launcher."""
+    """The processes that a launcher started, connected by gloo or NCCL; alone where there was no launcher.
+
+    Raises: DehvfError where the launcher asks for DeepSpeed's ZeRO-3.
+    """
+    _refuse_zero3()
     if int(os.environ.get("WORLD_SIZE") or 1) < 2:
         return Processes()
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.process_index, state.num_processes)
+
+
+def _refuse_zero3() -> None:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return
+    stage: Any = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file.lower() != "none" and os.path.isfile(file):
+        settings = parse_json(Path(file).read_bytes())
+        stage = settings.get("zero_optimization", {}).get("stage", 0) if isinstance(settings, dict) else 0
+    if str(stage) == "3":
+        raise DehvfError(
+            "DeepSpeed ZeRO-3 splits weights that one component reads from another, which are then empty in the first pass; use "
+            "launch/zero2.yaml, or launch/fsdp2.yaml to split the decoder"
+        )
 
 
 def leave_processes() -> None:

@@ -20,7 +20,7 @@ from dehvf_kit.adapter.identity import base_identities
 from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build
-from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, prepare_model
+from dehvf_kit.training.distributed import LOADS_ONCE, WANTS_FSDP, Processes, join_processes, prepare_model
 from dehvf_kit.training.run import train
 from dehvf_kit.utils.atomic import UNFINISHED
 
@@ -150,11 +150,28 @@ def test_a_quantised_decoder_is_not_split(world: Path, two: Processes) -> None:
         prepare_model(build(dehvf_kit.load_recipe(world / "tiny.yaml", ["decoder.quantization=int8"])), two)
 
 
-@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero2"])
 def test_launch_files_are_accelerates(file: str) -> None:
     from accelerate.commands.config.config_args import ClusterConfig
 
     config = ClusterConfig.from_yaml_file(LAUNCH / f"{file}.yaml")
     assert config.num_processes == 8
-    named = config.deepspeed_config.get("deepspeed_config_file") if file == "zero3" else None
-    assert named is None or json.loads((LAUNCH.parent / named).read_text())["zero_optimization"]["stage"] == 3
+    named = config.deepspeed_config.get("deepspeed_config_file") if file == "zero2" else None
+    assert named is None or json.loads((LAUNCH.parent / named).read_text())["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_zero_3_is_refused_at_start_and_zero_2_is_not(by_file, tmp_path, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    for stage in (2, 3):
+        if by_file:
+            (tmp_path / "deepspeed.json").write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}', encoding="utf-8")
+            monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "deepspeed.json"))
+        else:
+            monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+        if stage == 2:
+            assert join_processes().count == 1
+        else:
+            with pytest.raises(DehvfError, match="ZeRO-3.*launch/zero2.yaml"):
+                join_processes()

@@ -16,6 +16,7 @@ _HOME = {
     "parse_recipe": "dehvf_kit.recipe.recipe",
     "Recipe": "dehvf_kit.recipe.recipe",
     "build": "dehvf_kit.model.builder",
+    "train": "dehvf_kit.training.run",
     "load": "dehvf_kit.adapter.checkpoint",
     "DehvfConfig": "dehvf_kit.model.config",
     "DehvfModel": "dehvf_kit.model.model",
@@ -69,5 +70,6 @@ if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
     from dehvf_kit.recipe.recipe import Recipe as Recipe
     from dehvf_kit.recipe.recipe import load_recipe as load_recipe
     from dehvf_kit.recipe.recipe import parse_recipe as parse_recipe
+    from dehvf_kit.training.run import train as train
 
 register_with_transformers()

@@ -148,6 +148,7 @@ def load(
     dtype: Any = None,
     overrides: Sequence[str] = (),
     *,
+    device: Any = None,
     device_map: Any = None,
     token: bool | str | None = None,
     cache_dir: str | Path | None = None,
@@ -163,6 +164,7 @@ def load(
         tokenizer: the decoder's; the adapter's own where left out.
         dtype: another dtype for the frozen decoder.
         overrides: `key=value` changes to the recipe, such as another test set.
+        device: where the whole model is moved in the end.
         device_map: where the decoder is loaded, in transformers' terms; encoders and components go to its first device.
         token, cache_dir: passed on where base models are hub ids.
         local_files_only: whether base models may be fetched from the hub; None: as the recipe's `download` says.
@@ -204,6 +206,8 @@ def load(
             check_tokenizer(config.get(TOKENIZER), model.processor.tokenizer, str(place))
         restore(model, weights, str(place))
         model.measured = read_measured(place)
+        if device is not None:
+            model.to(device)
     except BaseException:
         model.detach()
         raise

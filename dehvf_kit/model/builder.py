@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import encoder_path
 from dehvf_kit.recipe.graph import DECODER, Graph
 from dehvf_kit.recipe.plugin_manager import plugins
-from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit.recipe.recipe import Recipe, as_recipe
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ Vision = nn.Module | Mapping[str, nn.Module]
 
 
 def build(
-    recipe: Recipe,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
     decoder: PreTrainedModel | None = None,
     vision: Vision | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -43,7 +44,7 @@ def build(
     The initial weights follow `training.seed`.
 
     Args:
-        recipe: what to build.
+        recipe: what to build: a recipe, its plain data, or a file's path.
         decoder: a decoder in memory.
         vision: an encoder in memory, or several by name where the recipe has several.
         tokenizer: the decoder's; a decoder handed over without one gives a model without a processor.
@@ -55,6 +56,7 @@ def build(
         RecipeError: where the graph does not fit the towers.
         DehvfError: where a base model is not on this machine.
     """
+    recipe = as_recipe(recipe)
     sources = plugins().registry.sources
     towers = _towers(recipe, vision, meta=False)
     if decoder is None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
+from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.data.processing import padded_index
 from dehvf_kit.errors import DehvfError, ShapeError
@@ -117,6 +118,18 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
     def num_trainable_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(parameter.numel() for parameter in self.trainable_parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many numbers are trained, of how many, in peft's words."""
+        trained = self.num_trainable_parameters()
+        total = trained + sum(num_weights(tower) for tower in (self.decoder, *self.towers.values()))
+        print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
+
+    def __reduce__(self) -> Any:
+        raise DehvfError(
+            "torch.save and pickle cannot store a model with hooks; save_pretrained(folder) writes the adapter alone, "
+            "dehvf_kit.load(folder) restores it"
+        )
 
     @property
     def image_is_trained(self) -> bool:

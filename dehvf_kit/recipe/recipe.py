@@ -121,6 +121,13 @@ class Recipe:
         }
 
 
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """A recipe as it is, from plain data as `parse_recipe` takes it, or from a file. Raises: RecipeError."""
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe)
+    return parse_recipe(dict(recipe)) if isinstance(recipe, Mapping) else recipe
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, follow `extends:`, apply `key=value` overrides, and check it.
 

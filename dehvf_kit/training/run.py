@@ -25,7 +25,7 @@ from dehvf_kit.errors import DataError, Stopped, TrainingError, shown
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
-from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.training.callbacks import StepReport, Stopping, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model
@@ -68,8 +68,8 @@ def silent(stage: str, done: int, total: int, note: str = "") -> None:
 
 
 def train(
-    recipe: Recipe,
-    output: Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    output: str | Path,
     model: DehvfModel | None = None,
     features: FeatureStore | None = None,
     resume: bool = False,
@@ -79,7 +79,7 @@ def train(
     """Train a recipe's adapter and save it to `output/adapter`, with checkpoints and logs beside it.
 
     Args:
-        recipe: what to train, on which data, and how.
+        recipe: what to train, on which data, and how: a recipe, its plain data, or a file's path.
         output: the run's folder.
         model: a model to train; built from the recipe if None.
         features: a store of image features to use in place of the recipe's.
@@ -98,6 +98,7 @@ def train(
             worker died, or too many steps were not finite.
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, once a checkpoint is saved.
     """
+    recipe, output = as_recipe(recipe), Path(output)
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
     trackers(recipe.training.report_to)

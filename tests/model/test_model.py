@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from helpers import (
@@ -12,6 +14,7 @@ from helpers import (
     VISION_LAYERS,
     literal_logits,
     pixels,
+    raw_recipe,
     tiny_decoder,
     tiny_model,
     tiny_recipe,
@@ -281,3 +284,18 @@ def _hooks(module: torch.nn.Module) -> list[tuple[str, int]]:
     """Where hooks are and how many."""
     counts = [(name, len(part._forward_hooks) + len(part._forward_pre_hooks)) for name, part in module.named_modules()]
     return [(name, number) for name, number in counts if number]
+
+
+def test_what_notebooks_ask_of_a_model(tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(raw_recipe()))
+    for recipe in (raw_recipe(), str(file), file):
+        model = dehvf_kit.build(recipe, decoder=tiny_decoder(), vision=tiny_vision())
+    model.print_trainable_parameters()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert f"trainable params: {model.num_trainable_parameters():,} || all params: {total:,} ||" in capsys.readouterr().out
+    with pytest.raises(DehvfError, match=r"save_pretrained\(folder\) writes the adapter alone"):
+        torch.save(model, tmp_path / "model.pt")
+    model.save_pretrained(tmp_path / "adapter")
+    again = dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision(), device="meta")
+    assert {parameter.device.type for parameter in again.parameters()} == {"meta"}

@@ -27,8 +27,8 @@ class ChatPromptConfig(PromptConfig):
 class MessagesDataConfig(TableDataConfig):
     """A table with a column of `messages`, in the decoder's chat template; every answer is learned, the last one is asked for."""
 
-    type: Literal["messages"] = "messages"
-    prompt: ChatPromptConfig = Field(default_factory=ChatPromptConfig)
+    type: Literal["messages"] = "messages"  # type: ignore[assignment]
+    prompt: ChatPromptConfig = Field(default_factory=lambda: ChatPromptConfig.model_validate({}))
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:

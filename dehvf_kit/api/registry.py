@@ -20,6 +20,8 @@ from dehvf_kit.errors import DehvfError, PluginError, did_you_mean, listing, sho
 
 PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 """A class by its place: `package.module:Class`."""
+IN_PLUGINS = {("data", "scienceqa"): "dehvf-kit-benchmarks", ("data", "coco_captions"): "dehvf-kit-benchmarks"}
+"""Types of the kit's own recipes that live in plugins, for the message where a plugin is missing."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class Registry:
             types = self.types(role)
             others = [other for other, known in self.entries if known == kind]
             elsewhere = f"; '{kind}' is registered under the role {listing(others)}" if others else ""
+            if (role, kind) in IN_PLUGINS:
+                elsewhere += f"; '{kind}' comes with the plugin {IN_PLUGINS[role, kind]}"
             raise KeyError(
                 f"no {role} is named '{kind}'{did_you_mean(kind, types)} Installed: {listing(types)}{elsewhere}{self.unloaded()}"
             )

@@ -15,7 +15,7 @@ import typer
 from dehvf_kit._version import __version__
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
 from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
-from dehvf_kit.cli.score import show
+from dehvf_kit.cli.scores import show_scores
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils import atomic
 from dehvf_kit.utils.atomic import check_new_files
@@ -101,7 +101,7 @@ def evaluate(
         files = {"predictions": str(output) if output else None, "results": str(results) if results else None}
         print_json({"adapter": str(adapter), **scores.facts, **files, "prompt_mismatch": mismatch})
         return
-    show(scores)
+    show_scores(scores)
     if sample_filter.skipped:
         print(summary(sample_filter.skipped, listed))
     for label, file in (("every answer", output), ("results", results)):

@@ -41,6 +41,7 @@ IN_PLUGINS = {
     "probe": ("dehvf-kit-probe", "'dehvf-kit[probe]'"),
     "report": ("dehvf-kit-report", "'dehvf-kit[report]'"),
     "reproduce": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
+    "score": ("dehvf-kit-benchmarks", "'dehvf-kit[benchmarks]'"),
 }
 # The command, its function in this folder (`module:function`), and its line in `--help`.
 COMMANDS = (
@@ -52,7 +53,6 @@ COMMANDS = (
     ("build", "build:build", "Save a recipe's adapter without base weights; print graph, parameters, FLOPs and memory."),
     ("prepare", "prepare:prepare", "Check data sets: published sizes, and everything missing, broken or repeated."),
     ("data", "data:data", "Show training samples as the model will see them: tokens, loss and image."),
-    ("score", "score:app", "Score predictions of any model on a benchmark."),
     ("cache", "cache:cache", "Compute the frozen encoders' features once per image, for `train` and `eval`."),
     ("train", "train:train", "Train a recipe's adapter on its data set."),
     ("eval", "evaluate:evaluate", "Score a trained adapter on the test split of its data set."),

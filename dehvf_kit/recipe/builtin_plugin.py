@@ -23,8 +23,6 @@ COMPONENTS = {
     ("data", "jsonl"): "dehvf_kit.data.jsonl:JsonlDataConfig",
     ("data", "table"): "dehvf_kit.data.table:TableDataConfig",
     ("data", "stream"): "dehvf_kit.data.stream:StreamDataConfig",
-    ("data", "scienceqa"): "dehvf_kit.data.scienceqa:ScienceQaDataConfig",
-    ("data", "coco_captions"): "dehvf_kit.data.coco_captions:CocoCaptionsDataConfig",
     ("data", "llava"): "dehvf_kit.data.llava:LlavaDataConfig",
     ("data", "messages"): "dehvf_kit.data.messages:MessagesDataConfig",
 }

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 from data.small_sets import coco, picture, scienceqa
-
-from dehvf_kit.data.coco_captions import CocoCaptionsDataConfig
-from dehvf_kit.data.scienceqa import ScienceQaDataConfig
+from dehvf_kit_benchmarks.coco_captions import CocoCaptionsDataConfig
+from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig
 
 
 def test_a_sound_folder(command: Command, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ EXCLUDED = ("dehvf_kit/testing/",)
 SPOKEN = (
     "dehvf_kit/recipe/wording.py:wording",
     "dehvf_kit/api/registry.py:find",
-    "dehvf_kit/data/scienceqa_prompt.py:check_format",
+    "plugins/dehvf-kit-benchmarks/dehvf_kit_benchmarks/scienceqa_prompt.py:check_format",
     "dehvf_kit/api/config.py:too_many",
 )
 # Functions that pass on messages made elsewhere, and where that is.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from dehvf_kit.data.metrics.captions import one_line
-from dehvf_kit.data.scienceqa_prompt import LETTERS, choice_of
+from dehvf_kit_benchmarks.caption_metrics import one_line
+from dehvf_kit_benchmarks.scienceqa_prompt import LETTERS, choice_of
 
 OPTION_ON_A_LINE = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+", re.MULTILINE)
 OPTION_INSIDE = re.compile(r"(?<![^\s,;])\(?([A-Z])[.):]\s+")

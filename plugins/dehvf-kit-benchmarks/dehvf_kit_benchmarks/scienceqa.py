@@ -15,14 +15,14 @@ from pydantic import Field, field_validator
 
 from dehvf_kit.data.hub_tables import TableImage, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.metrics import scienceqa as columns
-from dehvf_kit.data.metrics.scienceqa import UNANSWERED
 from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
-from dehvf_kit.data.scienceqa_prompt import LETTERS, Problem, check_format, choice_of, prompt, reply, reply_start
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.atomic import is_file, is_folder
 from dehvf_kit.utils.strict_json import read_json
+from dehvf_kit_benchmarks import scienceqa_columns as columns
+from dehvf_kit_benchmarks.scienceqa_columns import UNANSWERED
+from dehvf_kit_benchmarks.scienceqa_prompt import LETTERS, Problem, check_format, choice_of, prompt, reply, reply_start
 
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores

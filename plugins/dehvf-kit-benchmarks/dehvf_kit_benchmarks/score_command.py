@@ -1,4 +1,4 @@
-"""`dehvf-kit score`: predictions of any model, scored on ScienceQA or COCO captions; and how scores are printed."""
+"""`dehvf-kit score`: predictions of any model, scored on ScienceQA or COCO captions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json
-from dehvf_kit.cli.console import grid, print_json, stdout
-from dehvf_kit.data.metrics.scores import Score, Scores
+from dehvf_kit.cli.console import print_json
+from dehvf_kit.cli.scores import show_scores
+from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.errors import DataError
 
 SPLITS = ("test", "val", "minitest", "minival")
@@ -30,8 +30,8 @@ def scienceqa(
 ) -> None:
     """The nine columns. Raises: DataError for files that cannot be read and ids that do not match."""
     from dehvf_kit.data.issues import PREPARE, refuse
-    from dehvf_kit.data.metrics.scienceqa import score
-    from dehvf_kit.data.scienceqa import ScienceQaDataConfig, read_results
+    from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig, read_results
+    from dehvf_kit_benchmarks.scienceqa_columns import score
 
     problems, issues = ScienceQaDataConfig(path=folder, pictures=False).problems(_split(split, SPLITS))
     refuse(folder, issues, PREPARE)
@@ -53,8 +53,8 @@ def coco(
     as_json: Json = False,
 ) -> None:
     """Every caption metric. Raises: DataError for files that cannot be read, ids that do not match, or no Java."""
-    from dehvf_kit.data.coco_captions import read_captions, read_references
-    from dehvf_kit.data.metrics.captions import score
+    from dehvf_kit_benchmarks.caption_metrics import score
+    from dehvf_kit_benchmarks.coco_captions import read_captions, read_references
 
     wanted = read_references(references, _split(split, SPLITS[:2]))
     _print(score(wanted, read_captions(predictions, wanted)), as_json)
@@ -70,22 +70,4 @@ def _print(scores: Scores, as_json: bool) -> None:
     if as_json:
         print_json(dict(scores.facts))
         return
-    show(scores)
-
-
-def show(scores: Scores) -> None:
-    """The figures as a table, and the notes below it."""
-    table = grid("left", "right", "left", "right")
-    table.add_row("", "", "[bold]score[/]", "[bold]95% interval[/]", "[bold]count[/]")
-    for score in scores.scores:
-        interval = f"{_figure(score, score.low)} to {_figure(score, score.high)}"
-        table.add_row("", escape(score.name), _figure(score, score.value), interval, f"{score.count:,}")
-    stdout().print(table)
-    for note in scores.notes:
-        print(f"  {note}")
-
-
-def _figure(score: Score, value: float) -> str:
-    if not score.count:
-        return "-"
-    return f"{100 * value:.{score.digits}f}" + ("%" if score.percent else "")
+    show_scores(scores)

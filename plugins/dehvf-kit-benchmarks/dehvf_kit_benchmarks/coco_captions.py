@@ -90,13 +90,13 @@ class CocoCaptionsDataConfig(DataConfig):
         return found
 
     def check_scoring(self) -> None:
-        from dehvf_kit.data.metrics.captions import require_programs
+        from dehvf_kit_benchmarks.caption_metrics import require_programs
 
         require_programs()
 
     def score(self, predictions: Sequence[Any]) -> Scores:
         """BLEU, METEOR, ROUGE-L and CIDEr of the captions given."""
-        from dehvf_kit.data.metrics.captions import score
+        from dehvf_kit_benchmarks.caption_metrics import score
 
         references = self.references()
         given = {one.id: one.prediction for one in predictions}

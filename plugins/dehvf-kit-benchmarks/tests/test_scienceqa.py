@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from data.small_sets import SIZES, problem, scienceqa
+from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig
+from dehvf_kit_benchmarks.scienceqa_prompt import Problem, choice_of, prompt, reply, reply_start
 from pydantic import ValidationError
 
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.data.scienceqa import ScienceQaDataConfig
-from dehvf_kit.data.scienceqa_prompt import Problem, choice_of, prompt, reply, reply_start
 from dehvf_kit.errors import DataError
 
 

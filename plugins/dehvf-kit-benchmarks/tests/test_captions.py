@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from cli.commands import Command
 from data.small_sets import coco
+from dehvf_kit_benchmarks import caption_metrics as captions
+from dehvf_kit_benchmarks.coco_captions import read_references
 
-from dehvf_kit.data.coco_captions import read_references
-from dehvf_kit.data.metrics import captions
 from dehvf_kit.errors import DataError
 
 REFERENCES = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.metrics.scores import Score, Scores
-from dehvf_kit.data.scienceqa_prompt import Problem
+from dehvf_kit_benchmarks.scienceqa_prompt import Problem
 
 COLUMNS: dict[str, Callable[[Problem], bool]] = {
     "NAT": lambda problem: problem.subject == "natural science",

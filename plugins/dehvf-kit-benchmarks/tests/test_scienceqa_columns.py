@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 from data.small_sets import scienceqa
+from dehvf_kit_benchmarks.scienceqa_columns import score
+from dehvf_kit_benchmarks.scienceqa_prompt import Problem
 
 from dehvf_kit.data.metrics.intervals import share
-from dehvf_kit.data.metrics.scienceqa import score
-from dehvf_kit.data.scienceqa_prompt import Problem
 
 PROBLEMS = [
     Problem("1", "?", ("a", "b"), 0, hint="h", subject="natural science", grade=1, has_image=True),

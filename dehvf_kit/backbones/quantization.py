@@ -34,7 +34,7 @@ def import_bitsandbytes() -> Any:
         return None
     log = logging.getLogger("bitsandbytes.backends.cpu.ops")
     kernels, disabled = sys.modules.get("kernels"), log.disabled
-    sys.modules["kernels"], log.disabled = None, True  # type: ignore[assignment]
+    sys.modules["kernels"], log.disabled = None, True
     try:
         return importlib.import_module("bitsandbytes")
     except (ImportError, OSError, RuntimeError):

@@ -11,7 +11,7 @@ from typing import Any
 
 def text_config(model: Any) -> Any:
     """The config of a model's text decoder, or the whole config where it has no such part; None of a model without one."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 

@@ -37,7 +37,8 @@ def guided(model: DehvfModel, rows: int, config: GenerationConfig, kwargs: Mappi
     config.guidance_scale = None
     negative = (given.pop(name, None) for name in ("negative_prompt_ids", "negative_prompt_attention_mask"))
     blind: Any = WithoutImages(model, rows)
-    guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, blind, *negative, use_cache=config.use_cache)
+    ids, mask = negative
+    guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, blind, ids, mask, use_cache=config.use_cache)
     given["logits_processor"] = LogitsProcessorList([guidance, *(given.get("logits_processor") or [])])
     return given
 
@@ -49,7 +50,7 @@ def drafting(kwargs: Mapping[str, Any], rows: int, images: Mapping[str, Any]) ->
     Raises: DehvfError for an assistant that puts tokens into the input: its columns are not the text's.
     """
     assistant = kwargs.get("assistant_model")
-    if not hasattr(assistant, "run_graph"):
+    if assistant is None or not hasattr(assistant, "run_graph"):
         yield dict(kwargs)
         return
     if any(assistant.graph.nodes[name].config.attaches == "input" for name in assistant.nodes):

@@ -13,7 +13,7 @@ from dehvf_kit.costs.flops import count_flops
 from dehvf_kit.costs.memory import memory_usage
 from dehvf_kit.model.builder import build
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
-from dehvf_kit.testing.subject import BATCH, Subject, distance, logits, require
+from dehvf_kit.testing.subject import BATCH, distance, logits, require
 from dehvf_kit.testing.vision_models import GRID, PATCH, tiny_vision, tiny_vision_config
 
 VISION = "vit"
@@ -34,7 +34,7 @@ def recipe_on(decoder: dict[str, Any]) -> Recipe:
 
 
 @torch.no_grad()
-def built_counted_saved_and_loaded(subject: Subject) -> None:
+def built_counted_saved_and_loaded(subject: Any) -> None:
     """A recipe builds on the decoder and is counted; its saved adapter gives the same logits on a fresh copy."""
     recipe, vision = recipe_on({"model": "handed over"}), tiny_vision(VISION)
     model = build(recipe, decoder=subject.build(), vision=vision)
@@ -45,9 +45,10 @@ def built_counted_saved_and_loaded(subject: Subject) -> None:
     pixels = torch.randn(BATCH, 3, IMAGE, IMAGE)
     expected = logits(model, subject.input_ids, pixel_values=pixels)
     require(distance(expected, plain) > 0, "a recipe's memory changes no logits")
+    towers: Any = model.towers
     with model.hooks_disabled():
-        held = memory_usage(model.graph, model.decoder, model.towers, "auto", {"vision": "auto"})
-        flops = count_flops(model.graph, model.decoder, model.towers)
+        held = memory_usage(model.graph, model.decoder, towers, "auto", {"vision": "auto"})
+        flops = count_flops(model.graph, model.decoder, towers)
     counted = sum(parameter.numel() * parameter.element_size() for parameter in model.decoder.parameters())
     require(held.decoder == counted, f"{held.decoder} bytes of the decoder are counted, it has {counted}")
     require(flops.samples[0].memory > flops.samples[0].text > 0, "the memory is not counted")

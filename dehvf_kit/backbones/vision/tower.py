@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ PACKED = {
     "pixel_position_ids": "image (block mr mc) (h w c)",
     "target_sizes": "1 c h (image block mr mc w)",
 }
+CLASS_TOKENS = {"cls_token", "class_embedding", "class_token"}
+REGISTER_TOKENS = {"reg_token", "register_tokens", "registers", "storage_tokens"}
 # Arguments that the kit can fill in for `images` images of `rows` x `columns` patches.
 FILLED: dict[str, Callable[[int, int, int], Tensor]] = {
     "grid_thw": lambda images, rows, columns: torch.tensor([[1, rows, columns]] * images),
@@ -143,6 +146,8 @@ class VisionTower(nn.Module):
             name = type(self.model).__name__
             with in_evaluation(self.model):
                 found = find_layout(self._pass, self.blocks[0], self.spec.hidden_size, pixels[:1], self.patch_size, name)
+            if registers_alone(self.model):
+                found = replace(found, global_token=None)
             self._layouts[size] = found
         return self._layouts[size]
 
@@ -151,7 +156,7 @@ class VisionTower(nn.Module):
         size, count = self.spec.image_size, self.spec.num_patches
         prefix = self.num_prefix_tokens()
         places = torch.arange(prefix, prefix + count)
-        self._layouts[size, size] = TokenLayout(places, 0 if prefix else None, False)
+        self._layouts[size, size] = TokenLayout(places, 0 if prefix and not registers_alone(self.model) else None, False)
 
     def num_prefix_tokens(self) -> int:
         """Class, register and other tokens beside the patches, counted before the first block.
@@ -262,11 +267,17 @@ def override_key(model: nn.Module) -> str:
     return getattr(vision_config(getattr(model, "config", None)), "model_type", "") or type(model).__name__
 
 
+def registers_alone(model: nn.Module) -> bool:
+    """Whether an encoder has register tokens and no class token, by the names of its weights; its global token is then a mean."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    return bool(names & REGISTER_TOKENS) and not names & CLASS_TOKENS
+
+
 def named_prefix_tokens(model: nn.Module) -> int:
     """Class and register tokens beside the patches, by the names of weights and config fields."""
     names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     registers = getattr(vision_config(getattr(model, "config", None)), "num_register_tokens", 0) or 0
-    return int(bool(names & {"cls_token", "class_embedding", "class_token"})) + registers
+    return int(bool(names & CLASS_TOKENS)) + registers
 
 
 def pair(size: Any) -> tuple[int, int] | None:

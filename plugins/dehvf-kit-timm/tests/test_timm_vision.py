@@ -10,12 +10,13 @@ import pytest
 import timm
 import torch
 from dehvf_kit_timm.check import check, family_names, faults, tiny
-from dehvf_kit_timm.vision import TimmVisionConfig
+from dehvf_kit_timm.vision import TimmVisionConfig, described
 from PIL import Image
 from safetensors.torch import save_file
 
 from dehvf_kit import load_recipe
 from dehvf_kit.backbones.vision.config import ImageConfig
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import DehvfError, VisionError
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "llama7b_clip.yaml"
@@ -148,3 +149,16 @@ def test_images_are_prepared_as_timm_prepares_them(name: str, fields: dict[str, 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
     ours = ImageConfig(**fields).processor()(image, return_tensors="pt")["pixel_values"][0]
     assert (ours - transform(image)).abs().max() < 1e-5  # the same pixels; timm normalises in float32 with torch
+
+
+def test_registers_without_a_class_token_leave_the_mean_as_global_token() -> None:
+    """The first of an encoder's further tokens is a class token only where it has one (DEHVF, equation 1)."""
+    pixels = torch.randn(1, 3, 64, 64)
+    for name, place in {"vit_medium_patch16_reg4_gap_256": None, "vit_base_patch14_reg4_dinov2": 0}.items():
+        model = timm.create_model(name, num_classes=0, img_size=64, patch_size=16, depth=2, embed_dim=24, num_heads=2)
+        tower = VisionTower(described(model.eval(), name), 64)
+        assert tower.layout(pixels).global_token == place
+        features = tower(pixels)
+        assert torch.equal(features[:, :, 0], features[:, :, 1:].mean(dim=2)) is (place is None)
+        tower.assume_layout()
+        assert tower.layout(pixels).global_token == place

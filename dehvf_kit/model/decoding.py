@@ -14,13 +14,11 @@ from dehvf_kit.model.run import MemoryScope
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from dehvf_kit.model.model import DehvfModel
-
 
 class WithoutImages:
     """A model's decoder, called while it reads the memory of rows without images."""
 
-    def __init__(self, model: DehvfModel, rows: int) -> None:
+    def __init__(self, model: Any, rows: int) -> None:
         self.model, self.memory = model, model.memory(rows)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -28,7 +26,7 @@ class WithoutImages:
             return self.model.decoder(*args, **kwargs)
 
 
-def guided(model: DehvfModel, rows: int, config: GenerationConfig, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def guided(model: Any, rows: int, config: GenerationConfig, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of `generate` in which guidance's unconditional pass sees no image; `config` loses its `guidance_scale`."""
     given = dict(kwargs)
     scale = config.guidance_scale

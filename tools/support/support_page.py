@@ -22,6 +22,10 @@ SOURCES = (
 SYMBOLS = {"pass": "yes", "family": "family", "not run": "-", "broken": "**no**"}
 
 
+OLDER = "The code that finds and hooks layers has changed since this run."
+"""What a page must say that is older than the code."""
+
+
 def is_stale(page: str) -> bool:
     """Whether a page was written by other code, or for another transformers, than is installed now."""
     return f"fingerprint: {fingerprint(SOURCES)}" not in page

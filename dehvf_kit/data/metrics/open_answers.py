@@ -9,16 +9,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.errors import DataError
-
-if TYPE_CHECKING:
-    from dehvf_kit.data.samples import Sample
 
 AGREEING = 3
 """Others who must have given an answer for it to count in full."""
@@ -62,7 +59,7 @@ def relaxed(said: str, references: Sequence[str]) -> float:
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"vqa": vqa, "anls": anls, "relaxed": relaxed}
 
 
-def require_answers(samples: Sequence[Sample]) -> None:
+def require_answers(samples: Sequence[Any]) -> None:
     """Raises: DataError for a question with so few answers that none can count in full."""
     for one in samples:
         if len(one.references) <= AGREEING:

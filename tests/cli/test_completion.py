@@ -25,7 +25,7 @@ print(json.dumps([name for name in ("torch", "transformers") if name in sys.modu
     [
         ("dehvf-kit re", ["report", "reproduce"]),
         ("dehvf-kit reproduce figure", ["figure2", "figure3", "figure4"]),
-        ("dehvf-kit new-plugin mine --kind ", ["component", "data", "decoder", "vision"]),
+        ("dehvf-kit new-plugin mine --kind ", ["component", "data", "decoder", "injector", "vision"]),
         ("dehvf-kit graph a.yaml --format s", ["svg"]),
         ("dehvf-kit plan a.yaml --gpu h", ["h100-80gb", "h200-141gb"]),
         ("dehvf-kit list lay", ["layer_query"]),

@@ -144,7 +144,8 @@ ROWS = [
 
 
 def expected(folder: Path) -> list[Sample]:
-    return [Sample("7", "Which colour?", "red", folder / "p/a.png", "colour"), Sample("8", "How many?", "3")]
+    first = Sample("7", "Which colour?", "red", folder / "p/a.png", "colour", references=("red", "rose"))
+    return [first, Sample("8", "How many?", "3")]
 
 
 def test_a_table_of_json_lines(tmp_path: Path) -> None:

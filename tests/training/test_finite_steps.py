@@ -175,8 +175,8 @@ def masked(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
     """Samples of these ids, or all, come out of encoding without a label, as under a template that does not fit."""
     real = EncodedSamples._join
 
-    def join(self: EncodedSamples, sample: Any, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
-        text, labels = real(self, sample, prompt, answer)
+    def join(self: EncodedSamples, sample: Any, parts: Any) -> tuple[list[int], list[int]]:
+        text, labels = real(self, sample, parts)
         return text, [IGNORED] * len(labels) if sample.id in ids or not ids else labels
 
     monkeypatch.setattr(EncodedSamples, "_join", join)

@@ -129,7 +129,7 @@ def repacks(decoder: torch.nn.Module) -> set[bool]:
 def test_nothing_is_repacked_while_any_memory_is_attached() -> None:
     decoder = four_bits()
     keys = [torch.zeros(1, 2, 64)] * 4
-    first, second = (dehvf_kit.attach_memory(decoder, keys, keys) for _ in range(2))
+    first, second = (dehvf_kit.attach_memory(decoder, keys, keys, stack=True) for _ in range(2))
     assert repacks(decoder) == {False}
     first.detach()
     assert repacks(decoder) == {False}

@@ -331,7 +331,7 @@ def test_a_workers_own_error_comes_without_its_traceback(world: Path, tmp_path: 
     recipe = recipe_of(world, f"data.train={data}/train.jsonl", "training.num_workers=1")
     with pytest.raises(DataError) as refused:
         train(recipe, tmp_path / "run")
-    assert str(refused.value).startswith("sample 'train3': picture ") and "\n" not in str(refused.value)
+    assert str(refused.value).startswith("sample 'train3': image ") and "\n" not in str(refused.value)
 
 
 def test_no_pickle_is_read_back(world: Path, cut: Path, monkeypatch) -> None:

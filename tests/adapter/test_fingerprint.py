@@ -73,7 +73,8 @@ def test_another_rendering_is_refused(recipe: str, change: Callable[[Path], None
 
 # Fields of data sets that say which samples there are; every other one decides how a sample is asked.
 WHICH = {
-    "type", "metric", "on_bad_sample", "text_only", "path", "train", "test", "annotations", "images", "restval", "test_split", "train_split",
+    "type", "metric", "on_bad_sample", "text_only", "path", "train", "test", "annotations",
+    "images", "restval", "test_split", "train_split",
     "download", "revision", "columns", "size", "shuffle", "turns", "validation", "validation_seed", "prompt", "seed", "sizes",
     "canvas", "questions", "train_questions", "test_questions", "questions_per_image", "train_scenes", "test_scenes",
 }  # fmt: skip

@@ -14,7 +14,7 @@ from PIL import Image
 from dehvf_kit.adapter.checkpoint import load
 from dehvf_kit.data.images import read_any
 from dehvf_kit.data.rows import RowReader, TableColumns
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Message, Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import answer
 from dehvf_kit_lmms.forms import FORMS, form_of
@@ -103,7 +103,8 @@ class DehvfLmm(lmms):
         if len(images) > 1:
             raise DataError(f"{place}: asks about {len(images)} images; an adapter reads one")
         image = _Image(read_any(images[0]), place) if images else None
-        return Sample(str(number), RowReader(TableColumns()).question(text, place, image is not None).strip(), "", image)
+        (asked,) = RowReader(TableColumns()).texts([Message("user", text)], place, len(images))
+        return Sample(str(number), asked.content.strip(), "", image)
 
 
 class _Image:

@@ -179,7 +179,7 @@ def test_requests_are_answered_in_order_and_images_are_never_dropped(adapter: Pa
     for several in (lambda doc: doc["images"], lambda doc: [doc["images"]], lambda doc: [red, red]):
         with pytest.raises(DataError, match="task/2: asks about 2 images; an adapter reads one"):
             model.generate_until([request(2, several)])
-    with pytest.raises(DataError, match="task/1: the text has <image>, the row has no image"):
+    with pytest.raises(DataError, match="task/1: the text has <image>, and there is no image"):
         model.generate_until([request(1, lambda doc: [], f"<image> {QUESTION}")])
     with pytest.raises(DataError, match="form=words: one of task, letter"):
         entry.DehvfLmm(pretrained=str(adapter), form="words")

@@ -37,7 +37,7 @@ def kept_record(model: nn.Module) -> dict[str, str] | None:
     if key is None:
         return base_weights.record(model)
     file = default_folder().parent / "bases" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         kept: Any = json.loads(file.read_text(encoding="utf-8"))
         if base_weights.is_record(kept) and kept:
             return dict(kept)

@@ -55,7 +55,7 @@ def _read(file: Path) -> Iterator[tuple[int, Said]]:
     except OSError:
         return
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(line)
             yield int(row["place"]), Said(str(row["text"]), int(row["cut"]))
 

@@ -59,7 +59,7 @@ def fault(folder: Path) -> str | None:
                 return f"'{name}' was altered or cut short"
     except FileNotFoundError:
         return f"it has no {SEAL}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{SEAL} cannot be read: {error}"
     if TRAINER_STATE_NAME in files:
         step = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]

@@ -122,7 +122,7 @@ class RunFolder:
         """The log of a finished run; empty where it cannot be read."""
         try:
             return [json.loads(line) for line in (self.place / LOG).read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
 
 
@@ -231,7 +231,7 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
         count = batch["processes"] if batch is not None else batch_now["processes"]
     except FileNotFoundError as error:
         raise TrainingError(f"{folder}: has checkpoints but no {RECORD}, which says what they belong to") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrainingError(f"{file}: cannot be read: {error}") from error
     if changes or files:
         lines = [f"{folder}: the run was begun with other settings or data; put them back, or name another folder"]

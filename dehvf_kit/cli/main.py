@@ -30,18 +30,20 @@ INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a used-up quota
 PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
-# Commands of plugins that live in the kit's repository: the plugin, and what pip installs it by.
+# Commands of plugins that live in the kit's repository.
 IN_PLUGINS = {
-    "chat": ("dehvf-kit-chat", "'dehvf-kit[chat]'"),
-    "compare": ("dehvf-kit-compare", "'dehvf-kit[compare]'"),
-    "demo": ("dehvf-kit-demo", "dehvf-kit-demo"),
-    "graph": ("dehvf-kit-report", "'dehvf-kit[report]'"),
-    "import-memvp": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
-    "plan": ("dehvf-kit-plan", "'dehvf-kit[plan]'"),
-    "probe": ("dehvf-kit-probe", "'dehvf-kit[probe]'"),
-    "report": ("dehvf-kit-report", "'dehvf-kit[report]'"),
-    "reproduce": ("dehvf-kit-baselines", "dehvf-kit-baselines"),
-    "score": ("dehvf-kit-benchmarks", "'dehvf-kit[benchmarks]'"),
+    "chat": "dehvf-kit-chat",
+    "compare": "dehvf-kit-compare",
+    "demo": "dehvf-kit-demo",
+    "graph": "dehvf-kit-report",
+    "import-memvp": "dehvf-kit-baselines",
+    "init": "dehvf-kit-scaffold",
+    "new-plugin": "dehvf-kit-scaffold",
+    "plan": "dehvf-kit-plan",
+    "probe": "dehvf-kit-probe",
+    "report": "dehvf-kit-report",
+    "reproduce": "dehvf-kit-baselines",
+    "score": "dehvf-kit-benchmarks",
 }
 # The command, its function in this folder (`module:function`), and its line in `--help`.
 COMMANDS = (
@@ -58,8 +60,6 @@ COMMANDS = (
     ("eval", "evaluate:evaluate", "Score a trained adapter on the test split of its data set."),
     ("verify", "verify:verify", "Compare answers to questions alone and in padded batches, with and without a cache."),
     ("generate", "generate:generate", "Answer a question about an image."),
-    ("init", "init:init", "Ask three questions and write a recipe that passes `check`; never overwrites."),
-    ("new-plugin", "new_plugin:new_plugin", "Write an installable plugin whose contract test passes; never overwrites."),
 )
 
 
@@ -193,9 +193,9 @@ class MissingCommand(TyperCommand):
     """A command of a plugin that is not installed."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        plugin, requirement = IN_PLUGINS[str(self.name)]
+        plugin = IN_PLUGINS[str(self.name)]
         raise DehvfError(
-            f"the command `{self.name}` comes with the plugin {plugin}; pip install {requirement}, or in a clone of the "
+            f"the command `{self.name}` comes with the plugin {plugin}; pip install {plugin}, or in a clone of the "
             f"repository: pip install --editable plugins/{plugin}"
         )
 

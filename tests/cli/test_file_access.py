@@ -16,8 +16,8 @@ LOOKS = {"exists", "is_file", "is_dir"}
 # File -> why it may write without `utils.atomic`, or ask a path: its places are the kit's own, not the user's.
 WRITERS = {
     "dehvf_kit/utils/atomic.py": "it is the writer",
-    "dehvf_kit/cli/new_plugin.py": "into a folder that is then moved to its place",
-    "dehvf_kit/recipe/starter.py": "under another name, which is then linked",
+    "plugins/dehvf-kit-scaffold/dehvf_kit_scaffold/new_plugin.py": "into a folder that is then moved to its place",
+    "plugins/dehvf-kit-scaffold/dehvf_kit_scaffold/starter.py": "under another name, which is then linked",
     "dehvf_kit/training/checkpoints.py": "into a folder that is then renamed",
     "dehvf_kit/training/run_folder.py": "a lock",
     "dehvf_kit/model/features_in_use.py": "locks",
@@ -141,7 +141,7 @@ def test_a_closed_folder_is_named(
     [
         (["report", "ADAPTER"], "dehvf_kit_report.write._samples"),
         (["graph", "RECIPE"], "dehvf_kit_report.drawing.wiring.draw_recipe"),
-        (["init", "--decoder", "a", "--vision", "b", "--data", "none"], "dehvf_kit.recipe.starter.starter_recipe"),
+        (["init", "--decoder", "a", "--vision", "b", "--data", "none"], "dehvf_kit_scaffold.starter.starter_recipe"),
         (["import-memvp", "RECIPE", "--recipe", "RECIPE"], "dehvf_kit.recipe.recipe.load_recipe"),
         (["demo"], "dehvf_kit_demo.demo.demo_recipe"),
     ],

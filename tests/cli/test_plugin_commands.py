@@ -106,7 +106,7 @@ def test_a_one_file_plugin_may_not_take_a_name(command: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize("words", [["r.yaml"], ["--help"]], ids=" ".join)
-@pytest.mark.parametrize(("name", "plugin"), [(name, plugin) for name, (plugin, _) in commands.IN_PLUGINS.items()])
+@pytest.mark.parametrize(("name", "plugin"), commands.IN_PLUGINS.items())
 def test_a_command_whose_plugin_is_missing_says_which(
     command: Command, monkeypatch: pytest.MonkeyPatch, name: str, plugin: str, words: list[str]
 ) -> None:

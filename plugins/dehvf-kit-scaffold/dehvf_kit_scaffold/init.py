@@ -36,7 +36,7 @@ def init(
         from dehvf_kit.recipe.image_check import image_statements
         from dehvf_kit.recipe.plugin_manager import plugins
         from dehvf_kit.recipe.recipe import parse_recipe
-        from dehvf_kit.recipe.starter import NO_DATA, starter_recipe, write_starter
+        from dehvf_kit_scaffold.starter import NO_DATA, starter_recipe, write_starter
 
         registry = plugins().registry
         quiet_transformers()

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli.commands import Command
-
-from dehvf_kit.cli.new_plugin import KINDS
+from dehvf_kit_scaffold.new_plugin import KINDS
 
 
 @pytest.mark.parametrize("kind", [kind if kind == "vision" else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS])

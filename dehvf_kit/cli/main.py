@@ -35,6 +35,7 @@ IN_PLUGINS = {
     "chat": "dehvf-kit-chat",
     "compare": "dehvf-kit-compare",
     "demo": "dehvf-kit-demo",
+    "doctor": "dehvf-kit-doctor",
     "graph": "dehvf-kit-report",
     "import-memvp": "dehvf-kit-baselines",
     "init": "dehvf-kit-scaffold",
@@ -44,21 +45,20 @@ IN_PLUGINS = {
     "report": "dehvf-kit-report",
     "reproduce": "dehvf-kit-baselines",
     "score": "dehvf-kit-benchmarks",
+    "support": "dehvf-kit-doctor",
+    "verify": "dehvf-kit-doctor",
 }
 # The command, its function in this folder (`module:function`), and its line in `--help`.
 COMMANDS = (
     ("check", "check:check", "Find every fault of a recipe at once; needs both base models' configs, no weights."),
     ("show", "show:show", "Print a recipe with its parents merged and every default filled in."),
     ("list", "listing:list_installed", "List components, base models, data sets and plugins, each with its origin."),
-    ("doctor", "doctor:doctor", "Show where memory goes in a decoder and what a vision encoder yields; test both contracts."),
-    ("support", "support:support", "Print which decoder and vision families pass the kit's contract, or test some now."),
     ("build", "build:build", "Save a recipe's adapter without base weights; print graph, parameters, FLOPs and memory."),
     ("prepare", "prepare:prepare", "Check data sets: published sizes, and everything missing, broken or repeated."),
     ("data", "data:data", "Show training samples as the model will see them: tokens, loss and image."),
     ("cache", "cache:cache", "Compute the frozen encoders' features once per image, for `train` and `eval`."),
     ("train", "train:train", "Train a recipe's adapter on its data set."),
     ("eval", "evaluate:evaluate", "Score a trained adapter on the test split of its data set."),
-    ("verify", "verify:verify", "Compare answers to questions alone and in padded batches, with and without a cache."),
     ("generate", "generate:generate", "Answer a question about an image."),
 )
 

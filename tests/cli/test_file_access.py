@@ -30,7 +30,7 @@ WRITERS = {
 LOOKERS = {
     "dehvf_kit/utils/atomic.py",
     "dehvf_kit/utils/shipped.py",
-    "dehvf_kit/cli/support.py",
+    "plugins/dehvf-kit-doctor/dehvf_kit_doctor/support.py",
     "dehvf_kit/recipe/schema.py",
     "dehvf_kit/training/checkpoints.py",
     "dehvf_kit/adapter/kept_records.py",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import transformers
+from dehvf_kit_doctor.decoder_family import run_matrix
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.testing.decoder_family import run_matrix
 from tools.support.fingerprint import code
 from tools.support.matrix import main
 from tools.support.support_page import OLDER, is_stale, support_page

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from dehvf_kit_doctor.vision_family import encoder_result
 from torch import Tensor, nn
 
 from dehvf_kit.errors import DehvfError, VisionError
 from dehvf_kit.testing.subject import Broken
 from dehvf_kit.testing.vision_contract import VISION_CONTRACT, check_vision, run_vision_contract
-from dehvf_kit.testing.vision_family import encoder_result
 from dehvf_kit.testing.vision_models import tiny_vision
 from tools.support.vision_matrix import main
 from tools.support.vision_page import is_stale, vision_page

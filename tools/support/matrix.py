@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from dehvf_kit_doctor.decoder_family import FamilyResult, run_matrix
 from rich.console import Console
 from rich.progress import Progress
 
 from dehvf_kit.errors import DehvfError, did_you_mean
-from dehvf_kit.testing.decoder_family import FamilyResult, run_matrix
 from dehvf_kit.testing.tiny_models import decoder_types
 from tools.support.plan_item import MATRIX
 from tools.support.support_page import support_page

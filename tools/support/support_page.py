@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 import transformers
+from dehvf_kit_doctor.decoder_family import FamilyResult
 
-from dehvf_kit.testing.decoder_family import FamilyResult
 from tools.support.fingerprint import fingerprint
 from tools.support.plan_item import MATRIX
 

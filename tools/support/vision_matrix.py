@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from dehvf_kit_doctor.decoder_family import quiet
+from dehvf_kit_doctor.vision_family import EncoderResult, run_vision_matrix
+
 from dehvf_kit.errors import DehvfError, did_you_mean
-from dehvf_kit.testing.decoder_family import quiet
-from dehvf_kit.testing.vision_family import EncoderResult, run_vision_matrix
 from dehvf_kit.testing.vision_models import image_encoder_types
 from tools.support.vision_page import vision_page
 

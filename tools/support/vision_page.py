@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 import transformers
+from dehvf_kit_doctor.vision_family import EncoderResult
 
 from dehvf_kit.testing.vision_contract import VISION_CONTRACT
-from dehvf_kit.testing.vision_family import EncoderResult
 from tools.support.fingerprint import fingerprint
 
-SOURCES = ("backbones/vision/*.py", "testing/vision_*.py")
+SOURCES = ("backbones/vision/*.py", "testing/vision_*.py", "../plugins/dehvf-kit-doctor/dehvf_kit_doctor/vision_family.py")
 SYMBOLS = {"pass": "yes", "family": "family", "not run": "-", "broken": "**no**"}
 
 

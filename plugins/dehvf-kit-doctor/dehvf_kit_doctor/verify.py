@@ -13,7 +13,7 @@ from dehvf_kit.errors import DataError
 from dehvf_kit.utils.atomic import check_new_files
 
 if TYPE_CHECKING:
-    from dehvf_kit.evaluation.parity import Parity
+    from dehvf_kit_doctor.parity import Parity
 
 SHOWN = 10
 
@@ -36,7 +36,7 @@ def verify(
     from dehvf_kit.adapter.card import keep
     from dehvf_kit.adapter.checkpoint import load
     from dehvf_kit.data.samples import samples_of
-    from dehvf_kit.evaluation.parity import batch_parity
+    from dehvf_kit_doctor.parity import batch_parity
 
     quiet_transformers()
     if store:

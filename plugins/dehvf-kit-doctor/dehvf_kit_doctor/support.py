@@ -15,8 +15,8 @@ from dehvf_kit.errors import DehvfError, did_you_mean
 from dehvf_kit.utils.shipped import HOME
 
 if TYPE_CHECKING:
-    from dehvf_kit.testing.decoder_family import FamilyResult
-    from dehvf_kit.testing.vision_family import EncoderResult
+    from dehvf_kit_doctor.decoder_family import FamilyResult
+    from dehvf_kit_doctor.vision_family import EncoderResult
 
 DOCS = HOME / "docs"
 PAGES = ("support.md", "support_vision.md")
@@ -41,10 +41,10 @@ def support(
         _print_pages()
         return
     quiet_transformers()
-    from dehvf_kit.testing.decoder_family import run_matrix
     from dehvf_kit.testing.tiny_models import decoder_types
-    from dehvf_kit.testing.vision_family import run_vision_matrix
     from dehvf_kit.testing.vision_models import image_encoder_types
+    from dehvf_kit_doctor.decoder_family import run_matrix
+    from dehvf_kit_doctor.vision_family import run_vision_matrix
 
     decoders, encoders = decoder_types(), image_encoder_types()
     for name in types:

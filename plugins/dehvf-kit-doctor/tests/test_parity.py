@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from cli.commands import Command
+from dehvf_kit_doctor.parity import batch_parity
 from helpers import randomise
 
 import dehvf_kit
 from dehvf_kit.adapter.hub import push_adapter
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import AdapterError, DataError
-from dehvf_kit.evaluation.parity import batch_parity
 from dehvf_kit.model.model import DehvfModel
 
 QUESTIONS = ["what colour is it ?", "what ?", "is it red ?", "colour ?", "what is it ?"]

@@ -12,9 +12,9 @@ from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverrid
 from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import VisionError
 from dehvf_kit.testing.decoder_contract import ItemResult
-from dehvf_kit.testing.decoder_family import quiet
 from dehvf_kit.testing.vision_contract import PROBE_SIZE, VisionSubject, run_vision_contract
 from dehvf_kit.testing.vision_models import build_vision, random_vision, tiny_vision_config
+from dehvf_kit_doctor.decoder_family import quiet
 
 PATCHES, LEVELS, CLIPS, OTHER, UNBUILT = ("patch sequence", "hierarchical", "clips", "no vision transformer", "cannot be built")
 NO_ENCODER = "no image-only encoder"

@@ -10,7 +10,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -63,13 +63,21 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def parts(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and all below it, without what is inside a linear layer: peft wraps the plain one and puts its own beside it."""
+    yield module
+    if linear_shape(module) is None:
+        for child in module.children():
+            yield from parts(child)
+
+
 def matrices(module: nn.Module, recurse: bool = True) -> list[tuple[set[int], set[int]]]:
     """(widths it can read, widths it can write) of every matrix a module holds.
 
     A linear layer says which is which; a stacked expert weight [experts, a, b] may be read either way round.
     """
     found: list[tuple[set[int], set[int]]] = []
-    for part in module.modules() if recurse else (module, *module.children()):
+    for part in parts(module) if recurse else (module, *module.children()):
         shape = linear_shape(part)
         if shape is not None:
             found.append(({shape[0]}, {shape[1]}))
@@ -124,9 +132,9 @@ def find_activation(ffn: nn.Module, layer: nn.Module, hidden_size: int) -> tuple
     Looked at first is the part that holds the FFN's two matrices (in a mixture, the experts, not the router): its
     activation modules and functions, then the activations its code calls; then the layer around it.
     """
-    cores = [part for part in ffn.modules() if reads_and_writes(part, hidden_size, recurse=False)]
-    inside = [part for core in cores for part in core.modules()]
-    for part in [*cores, *inside, ffn, layer, *ffn.modules()]:
+    cores = [part for part in parts(ffn) if reads_and_writes(part, hidden_size, recurse=False)]
+    inside = [part for core in cores for part in parts(core)]
+    for part in [*cores, *inside, ffn, layer, *parts(ffn)]:
         found = _own_activation(part)
         if found is not None:
             return found
@@ -186,7 +194,7 @@ def is_ffn(module: nn.Module, hidden_size: int) -> bool:
         return False
     if _is_bottleneck(module, hidden_size):
         return False
-    if any(mixes_tokens(type(part)) for part in module.modules()):
+    if any(mixes_tokens(type(part)) for part in parts(module)):
         return False
     if not reads_and_writes(module, hidden_size):
         return False
@@ -197,7 +205,7 @@ def _is_bottleneck(module: nn.Module, hidden_size: int) -> bool:
     """Whether a module only narrows (an adapter); a mixture's single experts may, it has many of them."""
     if any(isinstance(part, nn.ModuleList) for part in module.modules()):
         return False
-    if any(weight.ndim > 2 for weight in module.parameters()):
+    if any(weight.ndim > 2 for part in parts(module) for weight in part.parameters(recurse=False)):
         return False
     return all(max(writes) < hidden_size for reads, writes in matrices(module) if hidden_size in reads)
 

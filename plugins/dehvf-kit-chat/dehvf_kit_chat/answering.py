@@ -8,11 +8,11 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
+from dehvf_kit_report.fuser_weights import EncodedImages, ReadLayers
 from dehvf_kit_report.inside import look_inside
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from dehvf_kit.adapter.checkpoint import load
-from dehvf_kit.analysis.fuser_weights import EncodedImages, ReadLayers
 from dehvf_kit.data.images import read_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError

@@ -14,9 +14,9 @@ from chat_helpers import NEW_TOKENS, save, uploaded
 from dehvf_kit_chat.answering import MAX_CHARACTERS, Answerer, Turn, load_answerer
 from dehvf_kit_chat.depth_panel import depth_panel
 from dehvf_kit_chat.uploads import Upload
+from dehvf_kit_report.fuser_weights import EncodedImages, read_layers
 from helpers import LAYERS, VISION_LAYERS
 
-from dehvf_kit.analysis.fuser_weights import EncodedImages, read_layers
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import AdapterError, DataError, ImageError
 from dehvf_kit.evaluation.answers import answer

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dehvf_kit.analysis.fuser_weights import EncodedImages, FeatureSource, ReadLayers, fuser_of, read_layers
-from dehvf_kit.analysis.memory_maps import MemoryMap, memory_map, writes_memory
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.feature_files import cached_features
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit_report.fuser_weights import EncodedImages, FeatureSource, ReadLayers, fuser_of, read_layers
+from dehvf_kit_report.memory_maps import MemoryMap, memory_map, writes_memory
 
 Kind = TypeVar("Kind")
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dehvf_kit.analysis.memory_maps import MemoryMap
 from dehvf_kit.data.metrics.exact_match import Prediction
+from dehvf_kit_report.memory_maps import MemoryMap
 from dehvf_kit_report.page import inline_image
 
 STYLE = """

@@ -7,7 +7,6 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from dehvf_kit.analysis.fuser_weights import ReadLayers
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
@@ -15,6 +14,7 @@ from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit_report.charts import heat_map, intervals, lines
 from dehvf_kit_report.finished_run import PREDICTIONS, FinishedRun
+from dehvf_kit_report.fuser_weights import ReadLayers
 from dehvf_kit_report.inside import Inside, evenly
 from dehvf_kit_report.memory_section import memory_maps
 from dehvf_kit_report.page import Section, inline_image, missing, table, text

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from cli.commands import Command
+from dehvf_kit_report.memory_maps import memory_map
 from dehvf_kit_report.write import write_report
 from PIL import Image
 
-from dehvf_kit.analysis.memory_maps import memory_map
 from dehvf_kit.errors import DehvfError
 
 VOID = {"meta", "img", "br", "input", "line", "rect", "circle", "polyline", "path"}
@@ -105,9 +105,9 @@ def test_the_maps_are_in_it(page: Path) -> None:
 def test_a_map_is_what_each_slot_adds_less_what_it_would_add_without_the_image(run: Path) -> None:
     """Slot by slot through the injector's own arithmetic, on a memory of that slot alone. Tolerance: float32 of short sums."""
     import torch
+    from dehvf_kit_report.memory_maps import slots_written
 
     import dehvf_kit
-    from dehvf_kit.analysis.memory_maps import slots_written
     from dehvf_kit.ops.ffn_memory import LayerMemory, factored_memory
 
     model = dehvf_kit.load(run / "adapter")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from dehvf_kit_plan.symbolic import symbolic_model
+from dehvf_kit_report.fuser_weights import EncodedImages, ReadLayers, kv_name, read_layers
 
-from dehvf_kit.analysis.fuser_weights import EncodedImages, ReadLayers, kv_name, read_layers
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.meta_run import values_unknown
 from dehvf_kit.data.samples import samples_of

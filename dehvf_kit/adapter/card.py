@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from dehvf_kit.adapter.files import WEIGHTS, buffer_names, read_config
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.errors import AdapterError
-from dehvf_kit.utils.atomic import files_replaced, write_text
+from dehvf_kit.utils.atomic import files_replaced, write_text, writing
 
 USE = """```python
 import dehvf_kit
@@ -152,12 +152,9 @@ def keep(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
     known = {**about(read_measured(folder), folder), name: dict(facts)}
     sizes = {weight: size for weight, size in _sizes(folder).items() if weight not in buffer_names(config)}
     weights, text = _digest(folder), card(config, sizes, known)
-    try:
-        with files_replaced(folder) as place:
-            write_measured(place, known, weights)
-            write_text(place / "README.md", text)
-    except OSError as error:
-        raise AdapterError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    with writing(folder, AdapterError), files_replaced(folder) as place:
+        write_measured(place, known, weights)
+        write_text(place / "README.md", text)
 
 
 def _digest(folder: Path) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from dehvf_kit.adapter.identity import (
 from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, override
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
-from dehvf_kit.utils.atomic import exists, files_replaced, is_file, is_folder, sha256, whole_folder, write_file, write_text
+from dehvf_kit.utils.atomic import exists, files_replaced, is_file, is_folder, sha256, whole_folder, write_file, write_text, writing
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -80,22 +79,18 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True, **from_trainer
     finish_saving(folder)
     if not overwrite and exists(folder / WEIGHTS):
         raise AdapterError(f"{folder}: holds an adapter already; name another folder")
-    try:
-        with files_replaced(folder, OWNED) if exists(folder) else whole_folder(folder) as place:
-            _fill(model, place)
-            if from_trainer:
-                trained = {f"nodes.{name}": tensor for name, tensor in saved_tensors(model).items()}
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}, place / TRAINERS)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise AdapterError(f"{folder}: cannot be written: {error}") from error
-    except OSError as error:
-        raise AdapterError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    replaced = files_replaced(folder, OWNED) if exists(folder) else whole_folder(folder)
+    with writing(folder, AdapterError), replaced as place:
+        _fill(model, place)
+        if from_trainer:
+            trained = {f"nodes.{name}": tensor for name, tensor in saved_tensors(model).items()}
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}, place / TRAINERS)
 
 
 def _fill(model: DehvfModel, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in saved_tensors(model).items()}
     if model.processor is not None:
-        _save_processor(model.processor, folder)
+        model.processor.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     write_file(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     digest = sha256(folder / WEIGHTS)
@@ -106,18 +101,6 @@ def _fill(model: DehvfModel, folder: Path) -> None:
     sizes = {name: parameter.numel() for name, parameter in model.named_trainable_parameters().items()}
     write_text(folder / "README.md", card(config, sizes, known))
     write_text(folder / "config.json", json.dumps({"model_type": "dehvf", "architectures": ["DehvfModel"]}, indent=2) + "\n")
-
-
-def _save_processor(processor: Any, folder: Path) -> None:
-    """Raises: OSError, also for the tokenizers library, which raises a plain Exception where the disk is full."""
-    try:
-        processor.save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as error:
-        if "os error" not in str(error):
-            raise
-        raise OSError(str(error)) from error
 
 
 def adapter_config(model: DehvfModel) -> dict[str, Any]:

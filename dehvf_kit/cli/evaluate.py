@@ -85,11 +85,11 @@ def evaluate(
             )
     predictions = with_skipped(predictions, asked, sample_filter.skipped)
     if output is not None:
-        _write_new(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
+        atomic.write_output(output, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))
     listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sample_filter.skipped) if output is not None else None
     scores = _noted(note_skipped(recipe.data.score(predictions), sample_filter.skipped), predictions)
     if results is not None:
-        _write_new(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
+        atomic.write_output(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
     if store:
         from dehvf_kit.adapter.card import keep
 
@@ -126,14 +126,6 @@ def _mismatch(adapter: Path, overrides: Sequence[str], allowed: bool, tokenizer:
     if not allowed:
         check_fingerprint(trained, asked, str(adapter))
     return [{"field": name, "trained": before, "now": now} for name, before, now in differences(trained, asked)]
-
-
-def _write_new(file: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises: DataError where it cannot be written."""
-    try:
-        atomic.write_text(file, text)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

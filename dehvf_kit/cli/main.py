@@ -6,7 +6,6 @@ an interrupt 130, a run stopped by SIGTERM 143, by SIGHUP 129.
 
 from __future__ import annotations
 
-import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ from dehvf_kit._version import __version__
 from dehvf_kit.api.commands import Command, CommandTable
 from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
+from dehvf_kit.utils.atomic import FULL, refused, unwritable
 
 INTERRUPTED = 130
-FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a used-up quota
 PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository.
@@ -104,11 +103,11 @@ class PluginCommands(TyperGroup):
             except DehvfError as error:
                 print(error, file=sys.stderr)
                 raise typer.Exit(error.exit_status) from error
-            except OSError as error:
-                if error.errno not in FULL:
+            except Exception as error:
+                found = refused(error)
+                if found is None or found.errno not in FULL:
                     raise
-                place = f"{error.filename}: " if error.filename else ""
-                print(f"{place}cannot be written: {error.strerror}; make room and run the command again", file=sys.stderr)
+                print(unwritable(found.filename or "the disk", found), file=sys.stderr)
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
                 print("interrupted", file=sys.stderr)

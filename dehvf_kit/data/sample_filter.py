@@ -112,13 +112,10 @@ def write_skipped(file: Path, skipped: Sequence[Skipped]) -> Path | None:
     """List samples in a file, a JSON object a line; None where there are none. Raises: DataError where it cannot be written."""
     if not skipped:
         return None
-    try:
+    with atomic.writing(file, DataError):
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(one.row(), ensure_ascii=False) + "\n" for one in skipped)
-        atomic.write_text(file, "".join(lines))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
-    return file
+        return atomic.write_text(file, "".join(lines))
 
 
 def summary(skipped: Sequence[Skipped], file: Path | None = None) -> str:

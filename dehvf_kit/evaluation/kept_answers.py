@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.utils.atomic import writing
 
 SUFFIX = ".partial"
 
@@ -36,11 +36,8 @@ class KeptAnswers:
     def add(self, answers: Mapping[int, Said]) -> None:
         """Append answers. Raises: DehvfError where the file cannot be written."""
         lines = [json.dumps({"place": place, "text": one.text, "cut": one.cut}) for place, one in answers.items()]
-        try:
-            with self.file.open("a", encoding="utf-8") as opened:
-                opened.write("".join(f"\n{line}\n" for line in lines))
-        except OSError as error:
-            raise DehvfError(f"{self.file}: cannot be written: {error.strerror or error}") from error
+        with writing(self.file), self.file.open("a", encoding="utf-8") as opened:
+            opened.write("".join(f"\n{line}\n" for line in lines))
         self.known |= answers
 
     def remove(self) -> None:

@@ -32,6 +32,7 @@ from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.features_in_use import in_use, mark, one_at_a_time
+from dehvf_kit.utils.atomic import refused
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -147,7 +148,7 @@ class FeatureFiles(FeatureStore):
             save_file(tensors, part, metadata={name: str(_checksum(tensor)) for name, tensor in tensors.items()})
             os.replace(part, file)
         except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(str(error)) from error
+            raise refused(error) or error from error
         finally:
             part.unlink(missing_ok=True)
 

@@ -64,4 +64,4 @@ def _release(list_file: Path, opened: IO[str], process: int) -> None:
     if os.getpid() == process:
         with contextlib.suppress(OSError):
             list_file.unlink(missing_ok=True)
-        opened.close()
+            opened.close()

@@ -156,11 +156,12 @@ def _not_saved(place: Path, name: str, error: BaseException) -> str:
     """Disks that are full make torch raise RuntimeError, safetensors its own, and everything else OSError."""
     if isinstance(error, AdapterError):
         error = error.__cause__ or error
+    error = atomic.refused(error) or error
     reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
     try:
         free = f"; the disk has {shutil.disk_usage(place).free / 2**20:,.0f} MiB free"
     except OSError:
         free = ""
     kept = checkpoints(place)
-    before = f"{kept[0]} is whole: go on from it by --resume" if kept else "there is no earlier one"
-    return f"{place / name}: cannot be written: {reason}{free}; {before}"
+    before = f"{kept[0]} is whole: go on from it by --resume" if kept else "begin again by --resume, there is no earlier one"
+    return f"{place / name}: cannot be written: {reason}{free}; make room; {before}"

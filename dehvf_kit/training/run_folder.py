@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,26 +73,28 @@ class RunFolder:
         if not self.resume and (self.finished or checkpoints(self.checkpoints)):
             raise DehvfError(f"{self.place}: holds a run already; name another folder, or go on with it by --resume")
         if self.writes:
-            try:
+            with contextlib.ExitStack() as stack, atomic.writing(self.place, TrainingError):
+                stack.callback(self.__exit__)
                 self._made = not there
                 self.place.mkdir(parents=True, exist_ok=True)
                 self._lock_folder()
                 for folder in (self.place, self.checkpoints):
                     atomic.clean_up(folder)
-            except OSError as error:
-                raise TrainingError(f"{self.place}: cannot be written: {error.strerror or error}") from error
+                stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Release the folder; one that was made here is removed where no run was begun in it."""
-        if self._lock is None:
+        if self._lock is None and not self._made:
             return
         if not exists(self.place / RECORD):
             with contextlib.suppress(OSError):
-                (self.place / LOCK).unlink()
+                if self._lock is not None:
+                    (self.place / LOCK).unlink()
                 if self._made:
                     self.place.rmdir()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _lock_folder(self) -> None:
         """A POSIX record lock: it ends with the process, however that ends, and forked workers do not inherit it."""
@@ -106,17 +109,13 @@ class RunFolder:
             raise TrainingError(
                 f"{self.place}: another run (process {owner}) is working in it; let it finish, or name another folder"
             ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
         self._lock = lock
+        lock.truncate(0)
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Raises: TrainingError."""
-        try:
-            atomic.write_text(self.place / LOG, "".join(json.dumps(row) + "\n" for row in rows))
-        except OSError as error:
-            raise TrainingError(f"{self.place / LOG}: cannot be written: {error.strerror or error}") from error
+        atomic.write_output(self.place / LOG, "".join(json.dumps(row) + "\n" for row in rows), TrainingError)
 
     def read_log(self) -> list[dict[str, Any]]:
         """The log of a finished run; empty where it cannot be read."""
@@ -315,7 +314,11 @@ DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?[\d, ]+\)|DataLoader
 
 @contextlib.contextmanager
 def training_errors(folder: RunFolder) -> Iterator[None]:
-    """Inside, a dead data worker, an error raised in one, and a disk that cannot be written become the kit's errors."""
+    """Inside, a dead data worker, an error raised in one, and a disk that cannot be written become the kit's errors.
+
+    What a tracker's thread meets at a full disk is not printed: the thread of the run meets it too.
+    """
+    printed, threading.excepthook = threading.excepthook, _other_than_disk
     try:
         yield
     except DehvfError as error:
@@ -331,12 +334,24 @@ def training_errors(folder: RunFolder) -> Iterator[None]:
             f"{_last(folder)}, with a lower training.num_workers if it comes again"
         ) from error
     except OSError as error:
-        raise TrainingError(f"{error.filename or folder.place}: {error.strerror or error}; {_last(folder)}") from error
+        before, after = ("cannot be written: ", "; make room") if error.errno in atomic.FULL else ("", "")
+        place = error.filename or folder.place
+        raise TrainingError(f"{place}: {before}{error.strerror or error}{after}; {_last(folder)}") from error
+    finally:
+        threading.excepthook = printed
+
+
+def _other_than_disk(raised: threading.ExceptHookArgs) -> None:
+    if not (isinstance(raised.exc_value, OSError) and raised.exc_value.errno in atomic.FULL):
+        threading.__excepthook__(raised)
 
 
 def _last(folder: RunFolder) -> str:
+    """How to go on with a run that ended early."""
     kept = checkpoints(folder.checkpoints)
-    return f"{kept[0]} is whole: go on from it by --resume" if kept else "begin again by --resume, there is no checkpoint yet"
+    if kept:
+        return f"{kept[0]} is whole: go on from it by --resume"
+    return f"there is no checkpoint yet: run the command again{' with --resume' if exists(folder.place / RECORD) else ''}"
 
 
 def _from_worker(error: DehvfError) -> DehvfError | None:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -48,12 +49,40 @@ def write_text(target: Path, text: str) -> Path:
     return write_file(target, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def write_output(target: Path, content: str | Callable[[Path], object]) -> Path:
-    """A file that the user asked for: a text, or what `content(path)` writes. Raises: DehvfError where it cannot be written."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a limit on the size of a file."""
+
+
+def refused(error: BaseException) -> OSError | None:
+    """What the system refused; None for other errors. safetensors and tokenizers name it in a text: `(os error 28)`."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def unwritable(place: object, error: OSError) -> str:
+    """The message for a place that cannot be written, with what would do."""
+    cure = "make room and run the command again" if error.errno in FULL else "make it writable, or name another place"
+    return f"{place}: cannot be written: {error.strerror or error}; {cure}"
+
+
+@contextmanager
+def writing(place: Path, kind: type[DehvfError] = DehvfError) -> Iterator[None]:
+    """Inside, what the system refuses becomes one error of that kind, with the place, the reason and what would do."""
     try:
+        yield
+    except Exception as error:
+        found = refused(error)
+        if found is None:
+            raise
+        raise kind(unwritable(place, found)) from error
+
+
+def write_output(target: Path, content: str | Callable[[Path], object], kind: type[DehvfError] = DehvfError) -> Path:
+    """A file that the user asked for: a text, or what `content(path)` writes. Raises: `kind` where it cannot be written."""
+    with writing(target, kind):
         return write_text(target, content) if isinstance(content, str) else write_file(target, content)
-    except OSError as error:
-        raise DehvfError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

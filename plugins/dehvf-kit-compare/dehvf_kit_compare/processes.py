@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.utils.atomic import writing
 from dehvf_kit_compare.job import LOG, RESULT, Job, finished_result, read_json, write_job
 
 POLL_INTERVAL_S = 0.2
@@ -119,11 +120,9 @@ def locked(folder: Path) -> Iterator[int | None]:
 
     Runs hold it too, so one that outlived its comparison is noticed. Raises: DehvfError where another holds it.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
-    except OSError as error:
-        raise DehvfError(f"{folder}: cannot be written: {error.strerror or error}") from error
     with file:
         try:
             import fcntl

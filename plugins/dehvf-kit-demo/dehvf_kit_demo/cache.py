@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.utils.atomic import refused
 
 LEFTOVER_AGE_S = 3600.0
 """A temporary folder that has not been written to for this long belonged to a process that was killed."""
@@ -50,9 +51,12 @@ def converted_folder(name: str, source: Path, converter_version: int, convert: C
             _rename_or_keep_existing(working, target)
         finally:
             shutil.rmtree(working, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
+        found = refused(error)
+        if found is None:
+            raise
         raise DehvfError(
-            f"dehvf-kit-demo: cannot write the cache folder {root}: {error}; "
+            f"dehvf-kit-demo: cannot write the cache folder {root}: {found}; "
             "set DEHVF_KIT_CACHE to a folder with 1 GB of free space"
         ) from error
     return target

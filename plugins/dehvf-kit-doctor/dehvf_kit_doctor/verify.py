@@ -47,14 +47,14 @@ def verify(
     samples = list(samples_of(model.recipe.data, "test")[:questions])
     with reporting() as report:
         found = batch_parity(model, samples, batch, new_tokens, progress=lambda done, total: report("answering", done, total))
-    if store:
-        keep(adapter, "batch_parity", found.facts())
     if as_json:
         print_json({"adapter": str(adapter), **found.facts(), "stored": store})
-        return
-    _show(found)
-    if store:
-        print(f"stored in {adapter / 'README.md'}")
+    else:
+        _show(found)
+    if store:  # after they are printed: a full disk loses no answer
+        keep(adapter, "batch_parity", found.facts())
+        if not as_json:
+            print(f"stored in {adapter / 'README.md'}")
 
 
 def _show(found: Parity) -> None:

@@ -15,7 +15,7 @@ from dehvf_kit._version import __version__
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import print_json
 from dehvf_kit.errors import DehvfError, did_you_mean
-from dehvf_kit.utils.atomic import exists
+from dehvf_kit.utils.atomic import exists, writing
 
 TEMPLATES = Path(__file__).parent / "plugin_templates"
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
@@ -85,7 +85,7 @@ def write_plugin(name: str, kind: str, parent: Path) -> list[Path]:
         f"{values['module']}.py": TEMPLATES / kind / "plugin.py.txt",
         f"tests/test_{values['type']}.py": TEMPLATES / kind / "test_plugin.py.txt",
     }
-    try:
+    with writing(folder):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=f".{folder.name}.") as place:
             made = Path(place) / folder.name
@@ -93,8 +93,6 @@ def write_plugin(name: str, kind: str, parent: Path) -> list[Path]:
                 (made / file).parent.mkdir(parents=True, exist_ok=True)
                 (made / file).write_text(_filled(template.read_text(encoding="utf-8"), values), encoding="utf-8")
             shutil.move(made, folder)
-    except OSError as error:
-        raise DehvfError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return [folder / file for file in texts]
 
 

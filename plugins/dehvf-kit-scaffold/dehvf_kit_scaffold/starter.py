@@ -11,7 +11,7 @@ from dehvf_kit.errors import DataError, DehvfError, did_you_mean, listing
 from dehvf_kit.recipe.files import override
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
-from dehvf_kit.utils.atomic import exists
+from dehvf_kit.utils.atomic import exists, writing
 from dehvf_kit.utils.yaml_files import to_yaml
 
 NO_DATA = "none"
@@ -69,12 +69,13 @@ def write_starter(file: Path, raw: dict[str, Any]) -> None:
     text = HEAD + to_yaml(raw)
     part = file.with_name(f".{file.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.link(part, file)  # unlike a rename, refuses a name that is taken
-    except FileExistsError as error:
-        raise DehvfError(f"{file}: exists already; name another with --output") from error
-    except OSError as error:
-        raise DehvfError(f"{file}: cannot be written: {error.strerror or error}") from error
+        with writing(file):
+            part.write_text(text, encoding="utf-8")
+            os.link(part, file)  # unlike a rename, refuses a name that is taken
+    except DehvfError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            raise DehvfError(f"{file}: exists already; name another with --output") from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -30,6 +30,7 @@ SPOKEN = (
     "dehvf_kit/api/registry.py:find",
     "plugins/dehvf-kit-benchmarks/dehvf_kit_benchmarks/scienceqa_prompt.py:check_format",
     "dehvf_kit/api/config.py:too_many",
+    "dehvf_kit/utils/atomic.py:unwritable",
 )
 # Functions that pass on messages made elsewhere, and where that is.
 RELAYS = {

@@ -25,6 +25,7 @@ from baseline_helpers import (
     tokenizer,
     worst,
 )
+from cli.commands import at_most
 from dehvf_kit_baselines.memvp_checkpoint import import_memvp
 from torch import Tensor
 from torch.nn import functional as F
@@ -119,6 +120,18 @@ def test_every_fault_is_named_at_once_and_nothing_is_written(recipe: Path, tmp_p
     assert "missing: adapter_proj.fc1.bias" in message and "unknown: lora_a" in message
     assert f"'adapter_emb2' is {[1, SLOTS + 1, HIDDEN]}, the recipe makes it {[1, SLOTS, HIDDEN]}" in message
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_full_disk_leaves_the_adapter_that_was_there(recipe: Path, tmp_path: Path, capsys) -> None:
+    file, words = tmp_path / "checkpoint.pth", ("--recipe", recipe, "--output", tmp_path / "adapter", "--overwrite")
+    torch.save({"model": entries()}, file)
+    assert command("import-memvp", file, *words) == 0
+    before = {one.name: one.read_bytes() for one in (tmp_path / "adapter").iterdir()}
+    torch.save({"model": {name: tensor + 1 for name, tensor in entries().items()}}, file)
+    with at_most(1500):
+        assert command("import-memvp", file, *words) == 1
+    assert "adapter: cannot be written: File too large; make room" in capsys.readouterr().err
+    assert {one.name: one.read_bytes() for one in (tmp_path / "adapter").iterdir()} == before
 
 
 class Payload:

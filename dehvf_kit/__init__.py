@@ -25,6 +25,13 @@ _HOME = {
     "FfnSite": "dehvf_kit.backbones.ffn.sites",
     "hook_ffns": "dehvf_kit.backbones.ffn.memory_hooks",
     "attach_memory": "dehvf_kit.backbones.ffn.memory_hooks",
+    "layer_sites": "dehvf_kit.backbones.layer_hooks",
+    "LayerSite": "dehvf_kit.backbones.layer_hooks",
+    "hook_layers": "dehvf_kit.backbones.layer_hooks",
+    "map_sites": "dehvf_kit.backbones.map_hooks",
+    "MapSite": "dehvf_kit.backbones.map_hooks",
+    "hook_maps": "dehvf_kit.backbones.map_hooks",
+    "low_rank": "dehvf_kit.backbones.map_hooks",
     "detach_all": "dehvf_kit.backbones.attached",
     "attention_sites": "dehvf_kit.backbones.decoder",
     "hookimpl": "dehvf_kit.api.hookspecs",
@@ -61,6 +68,13 @@ if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
     from dehvf_kit.backbones.ffn.memory_hooks import hook_ffns as hook_ffns
     from dehvf_kit.backbones.ffn.sites import FfnSite as FfnSite
     from dehvf_kit.backbones.ffn.sites import ffn_sites as ffn_sites
+    from dehvf_kit.backbones.layer_hooks import LayerSite as LayerSite
+    from dehvf_kit.backbones.layer_hooks import hook_layers as hook_layers
+    from dehvf_kit.backbones.layer_hooks import layer_sites as layer_sites
+    from dehvf_kit.backbones.map_hooks import MapSite as MapSite
+    from dehvf_kit.backbones.map_hooks import hook_maps as hook_maps
+    from dehvf_kit.backbones.map_hooks import low_rank as low_rank
+    from dehvf_kit.backbones.map_hooks import map_sites as map_sites
     from dehvf_kit.data.processing import DehvfProcessor as DehvfProcessor
     from dehvf_kit.errors import DehvfError as DehvfError
     from dehvf_kit.errors import RecipeError as RecipeError

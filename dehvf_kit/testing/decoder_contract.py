@@ -11,6 +11,7 @@ from torch import nn
 
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
 from dehvf_kit.testing import handling_items as handling
+from dehvf_kit.testing import hook_items as hooks
 from dehvf_kit.testing import inference_items as inference
 from dehvf_kit.testing import recipe_items
 from dehvf_kit.testing.subject import Broken, FamilyLimit, NotRun, Subject
@@ -32,6 +33,8 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
     "deepcopy": handling.deepcopy_keeps_the_memory,
     "compile": handling.compiles,
     "8 and 4 bit": handling.quantised_base_equals_the_reference,
+    "layers": hooks.layers_take_what_is_added,
+    "maps": hooks.maps_take_what_is_added,
     "recipe": recipe_items.built_counted_saved_and_loaded,
 }
 

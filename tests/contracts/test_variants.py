@@ -229,7 +229,7 @@ def test_an_override_says_what_structure_cannot():
 def test_a_delta_of_another_shape_is_refused():
     model = tiny_decoder("llama")
     hook_ffns(model, ffn_sites(model), lambda index, x: x[:, :1])
-    with pytest.raises(ShapeError, match=r"returned shape \[2, 1, 32\] at site 0 \(model.layers.0.mlp\)"):
+    with pytest.raises(ShapeError, match=r"model.layers.0.mlp: delta 0 returned shape \[2, 1, 32\]"):
         model(IDS)
 
 

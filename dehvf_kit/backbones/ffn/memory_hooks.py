@@ -89,7 +89,7 @@ def attach_memory(
             memory's batch.
     """
     known = ffn_sites(decoder) if sites is None else list(sites)
-    _check_paths(decoder, known)
+    check_paths(decoder, known)
     _check_memory(type(decoder).__name__, known, keys, values)
     used = [(site, k, v) for site, k, v in zip(known, keys, values, strict=True) if k is not None and v is not None]
     chosen = [site for site, _, _ in used]
@@ -200,24 +200,29 @@ def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHo
     Raises: DecoderError if a site's path is not in the model, or its 4-bit weights were repacked for inference; in the forward pass
     ShapeError for another shape.
     """
-    _check_paths(model, sites)
+    return place_hooks(model, sites, lambda index, site: _hook_site(model, site, index, delta))
+
+
+def place_hooks(model: nn.Module, sites: Sequence[Any], hook: Callable[[int, Any], list[RemovableHandle]]) -> FfnHooks:
+    """The hooks that `hook(index, site)` places at sites of any kind (`layer_path`, `entry` and `exit`), as one handle."""
+    check_paths(model, sites)
     hooks = FfnHooks()
     hooks._differentiable = keep_differentiable(model)
-    _copy_shared(model, sites, hooks)
+    copy_shared(model, sites, hooks)
     for index, site in enumerate(sites):
-        hooks._handles.extend(_hook_site(model, site, index, delta))
+        hooks._handles.extend(hook(index, site))
     forget_compiled()
     return hooks
 
 
-def _check_paths(model: nn.Module, sites: Sequence[FfnSite]) -> None:
+def check_paths(model: nn.Module, sites: Sequence[Any]) -> None:
     held = {path for path, _ in model.named_modules(remove_duplicate=False)}
     for index, site in enumerate(sites):
         missing = [path for path in (site.layer_path, site.entry, site.exit) if path not in held]
         if missing:
             raise DecoderError(
                 f"{type(model).__name__}: site {index} ({site.path}) is not in the model: it has no '{missing[0]}'. "
-                "Give the sites that ffn_sites lists for this very model."
+                "Give the sites that are listed for this very model."
             )
 
 
@@ -229,43 +234,25 @@ def _hook_site(model: nn.Module, site: FfnSite, index: int, delta: Delta) -> lis
     layout: list[torch.Size] = []
     pending: list[Tensor] = []
 
-    def note_layout(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        states = _first(args, kwargs)
-        layout[:] = [states.shape] if isinstance(states, Tensor) else []
-
     def take_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        x = _first(args, kwargs, names)
+        x = first_tensor(args, kwargs, names)
         pending[:] = [x.clone() if overwritten else x]
 
     def addition(x: Tensor) -> Tensor | None:
-        """Delta for x in whatever layout the model keeps it, as a tensor of x's own layout."""
-        rows = x.transpose(0, 1) if site.tokens_first else x
-        if x.ndim == 2 and layout and layout[0].numel() == x.numel():
-            rows = x.view(layout[0])
-        elif x.ndim > 3:
-            rows = x.flatten(1, -2)
-        added = delta(index, rows)
-        if added is None:
-            return None
-        if added.shape != rows.shape:
-            raise ShapeError(
-                f"hook_ffns: delta returned shape {list(added.shape)} at site {index} ({site.path}), where x has "
-                f"shape {list(rows.shape)}; it must return x's shape, or None"
-            )
-        return added.transpose(0, 1) if site.tokens_first else added
+        return ask(delta, index, x, site.hidden_size, f"hook_ffns at {site.path}", layout, site.tokens_first)
 
     def add_to_ffn(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        return _add(output, addition(_first(args, kwargs, names)))
+        return add_first(output, addition(first_tensor(args, kwargs, names)))
 
     def add_to_output(module: nn.Module, args: tuple, output: Any) -> Any:
-        return _add(output, addition(pending.pop()))
+        return add_first(output, addition(pending.pop()))
 
     def add_to_input(module: nn.Module, args: tuple) -> Any:
-        return _add(args, addition(pending.pop()))
+        return add_first(args, addition(pending.pop()))
 
     handles = []
     if site.entry != site.layer_path:
-        handles.append(layer.register_forward_pre_hook(note_layout, with_kwargs=True))
+        handles.append(noted_layout(layer, layout))
     if not read_first:
         return [*handles, entry.register_forward_hook(add_to_ffn, with_kwargs=True)]
     handles.append(entry.register_forward_pre_hook(take_input, with_kwargs=True))
@@ -274,11 +261,44 @@ def _hook_site(model: nn.Module, site: FfnSite, index: int, delta: Delta) -> lis
     return [*handles, last.register_forward_hook(add_to_output)]
 
 
+def noted_layout(layer: nn.Module, layout: list[torch.Size]) -> RemovableHandle:
+    """Keep in `layout` the shape of the states that a layer was last given."""
+
+    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        states = first_tensor(args, kwargs)
+        layout[:] = [states.shape] if isinstance(states, Tensor) else []
+
+    return layer.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def ask(
+    delta: Delta, index: int, x: Tensor, width: int, where: str, layout: Sequence[torch.Size], tokens_first: bool
+) -> Tensor | None:
+    """delta(index, x), x as [rows, tokens, hidden] whatever layout the model keeps it in; the result in the model's own layout.
+
+    Raises: ShapeError where it is not [..., width] for x's rows and tokens.
+    """
+    rows = x.transpose(0, 1) if tokens_first else x
+    if x.ndim == 2 and layout and layout[0][:-1].numel() == x.shape[0]:
+        rows = x.view(*layout[0][:-1], x.shape[-1])
+    elif x.ndim > 3:
+        rows = x.flatten(1, -2)
+    added = delta(index, rows)
+    if added is None:
+        return None
+    if added.shape != (*rows.shape[:-1], width):
+        raise ShapeError(
+            f"{where}: delta {index} returned shape {list(added.shape)}, where x has shape {list(rows.shape)}; it must return "
+            f"{[*rows.shape[:-1], width]}, or None"
+        )
+    return added.transpose(0, 1) if tokens_first else added
+
+
 def _overwrites(entry: nn.Module) -> bool:
     return any(overwrites_input(type(part)) for part in entry.modules() if not type(part).__module__.startswith("torch"))
 
 
-def _first(args: tuple, kwargs: dict[str, Any], names: Sequence[str] = ()) -> Tensor:
+def first_tensor(args: tuple, kwargs: dict[str, Any], names: Sequence[str] = ()) -> Tensor:
     """A call's first tensor, whether given by place or by name."""
     if args:
         return args[0]
@@ -286,21 +306,21 @@ def _first(args: tuple, kwargs: dict[str, Any], names: Sequence[str] = ()) -> Te
     return next(value for value in [*by_name, *kwargs.values()] if isinstance(value, Tensor))
 
 
-def _add(output: Any, addition: Tensor | None) -> Any:
+def add_first(output: Any, addition: Tensor | None) -> Any:
     """FFN output plus an addition of as many elements; of a tuple, the first member is the FFN's output."""
     if addition is None:
         return output
-    if isinstance(output, tuple):
-        return (_add(output[0], addition), *output[1:])
+    if isinstance(output, (tuple, list)):
+        return (add_first(output[0], addition), *output[1:])
     return output + addition.reshape(output.shape).to(output.dtype)
 
 
-def _copy_shared(model: nn.Module, sites: Sequence[FfnSite], hooks: FfnHooks) -> None:
+def copy_shared(model: nn.Module, sites: Sequence[Any], hooks: FfnHooks) -> None:
     """Where several sites run one and the same module, give each place shallow copies of the path to it.
 
     The copies hold the very parameters and buffers of the original, so only the hooks on them differ.
     """
-    owners: dict[int, list[FfnSite]] = {}
+    owners: dict[int, list[Any]] = {}
     for site in sites:
         owners.setdefault(id(model.get_submodule(site.entry)), []).append(site)
     for places in owners.values():
@@ -309,7 +329,7 @@ def _copy_shared(model: nn.Module, sites: Sequence[FfnSite], hooks: FfnHooks) ->
             _copy_path(model, path, hooks, shared)
 
 
-def _shared_modules(model: nn.Module, places: Sequence[FfnSite]) -> set[int]:
+def _shared_modules(model: nn.Module, places: Sequence[Any]) -> set[int]:
     """The identities of the modules that lie on the paths to one FFN from more than one place."""
     seen: dict[int, set[str]] = {}
     for path in {path for site in places for path in (site.entry, site.exit)}:

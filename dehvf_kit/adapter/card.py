@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dehvf_kit.adapter.files import WEIGHTS, buffer_names, read_config
+from dehvf_kit.adapter.files import HUB_ID, MEASURED, WEIGHTS, buffer_names, read_config
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.errors import AdapterError
-from dehvf_kit.utils.atomic import files_replaced, write_text, writing
+from dehvf_kit.utils.atomic import exists, files_replaced, write_text, writing
 
 USE = """```python
 import dehvf_kit
@@ -31,12 +31,12 @@ print(model.processor.batch_decode(model.generate(**inputs), skip_special_tokens
 def card(config: Mapping[str, Any], sizes: Mapping[str, int], measured: Mapping[str, Any]) -> str:
     """The card of an adapter.
 
-    config: `adapter_config.json`; sizes: numbers in each trained weight, by name; measured: of `measured.json`, `scores` and
+    config: `dehvf_config.json`; sizes: numbers in each trained weight, by name; measured: of `measured.json`, `scores` and
     `batch_parity`, where they are known.
     """
     recipe = config["recipe"]
     parts = [
-        _front_matter(config),
+        _front_matter(config, measured.get("scores")),
         f"# {recipe['name']}",
         recipe.get("description") or "A DEHVF adapter.",
         f"An adapter of dehvf-kit {config['versions']['dehvf-kit']}: {config['trainable_parameters']:,} trained parameters "
@@ -51,18 +51,40 @@ def card(config: Mapping[str, Any], sizes: Mapping[str, int], measured: Mapping[
         _parity(measured.get("batch_parity")),
         "## Use",
         USE,
-        "The resolved recipe stands in `adapter_config.json`.",
+        "The resolved recipe is stored in `dehvf_config.json`.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(config: Mapping[str, Any]) -> str:
-    """What the hub reads; of the base models those whose names can be hub ids."""
-    names = [base["name"] for base in config["bases"].values() if base.get("name")]
-    ids = [name for name in names if name.count("/") == 1 and not name.startswith((".", "/", "~"))]
-    lines = ["library_name: dehvf-kit", "pipeline_tag: image-text-to-text", "tags: [dehvf-kit, adapter]"]
-    lines += [f"base_model: {json.dumps(ids)}"] if ids else []
-    return "\n".join(["---", *lines, "---"])
+def _front_matter(config: Mapping[str, Any], measured: Mapping[str, Any] | None) -> str:
+    """What the hub reads, checked and written by huggingface_hub; of base models and data those whose names can be hub ids."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    recipe, task = config["recipe"], "image-text-to-text"
+    data = recipe.get("data") or {}
+    sets, kind = _hub_ids([data.get("path")]), str(data.get("type"))
+    bases = _hub_ids(base.get("name") for base in config["bases"].values())
+    scores = (measured or {}).get("scores") or {}
+    results = [
+        EvalResult(task, sets[0] if sets else kind, kind, name, row["value"], dataset_split="test") for name, row in scores.items()
+    ]
+    facts = ModelCardData(
+        library_name="dehvf-kit",
+        pipeline_tag=task,
+        tags=["dehvf-kit", "adapter"],
+        base_model=bases or None,
+        base_model_relation="adapter" if bases else None,
+        datasets=sets or None,
+        metrics=list(scores) or None,
+        model_name=recipe["name"] if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{facts.to_yaml(line_break=chr(10))}\n---"
+
+
+def _hub_ids(names: Iterable[Any]) -> list[str]:
+    """Of some names those that can be hub ids and are no files here."""
+    return [name for name in names if isinstance(name, str) and HUB_ID.fullmatch(name) and not exists(Path(name))]
 
 
 def _origins(config: Mapping[str, Any]) -> Iterator[str]:
@@ -116,9 +138,6 @@ def _parity(found: Mapping[str, Any] | None) -> str:
             *rows,
         ]
     )
-
-
-MEASURED = "measured.json"
 
 
 def read_measured(folder: Path) -> dict[str, Any]:

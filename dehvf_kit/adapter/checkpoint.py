@@ -1,6 +1,6 @@
 """Adapters on disk: trained weights alone, the resolved recipe, and the identity of the base models they belong to.
 
-A folder holds `adapter_model.safetensors`, `adapter_config.json`, `config.json` (which tells transformers whose it is),
+A folder holds `adapter_model.safetensors`, `dehvf_config.json`, `config.json` (which tells transformers whose it is),
 `generation_config.json`, the processor's files and a card `README.md`. No pickle is ever read.
 """
 
@@ -18,8 +18,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dehvf_kit._version import __version__
-from dehvf_kit.adapter.card import MEASURED, about, card, read_measured, write_measured
-from dehvf_kit.adapter.files import BUFFERS, CONFIG, DIGEST, FORMAT, WEIGHTS, buffer_names, finish_saving, read_config, read_weights
+from dehvf_kit.adapter.card import about, card, read_measured, write_measured
+from dehvf_kit.adapter.files import (
+    BUFFERS,
+    CONFIG,
+    DIGEST,
+    FORMAT,
+    OWNED,
+    TRAINERS,
+    WEIGHTS,
+    adapter_folder,
+    buffer_names,
+    config_file,
+    finish_saving,
+    read_config,
+    read_weights,
+)
 from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
 from dehvf_kit.adapter.fingerprint import fingerprint
 from dehvf_kit.adapter.identity import (
@@ -49,18 +63,6 @@ FROM_AUTO_CLASSES = (
     "_from_pipeline",
 )
 """Keywords that transformers' Auto classes and pipelines add by themselves."""
-TRAINERS = "model.safetensors"
-OWNED = (
-    TRAINERS,
-    MEASURED,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-"""Files that not every adapter has: they go with the adapter that they belong to."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -141,7 +143,8 @@ def load(
     """Restore an adapter on its base models, or on `decoder` and `vision` that are in memory already.
 
     Args:
-        folder: the adapter's folder.
+        folder: the adapter's folder, or its hub id, `owner/name` or `owner/name@revision`; only an id that is no folder here is
+            fetched, into the hub's cache.
         decoder: a decoder in memory, used in place of the one that the adapter names.
         vision: an encoder in memory, or several by name.
         tokenizer: the decoder's; the adapter's own where left out.
@@ -149,19 +152,18 @@ def load(
         overrides: `key=value` changes to the recipe, such as another test set.
         device: where the whole model is moved in the end.
         device_map: where the decoder is loaded, in transformers' terms; encoders and components go to its first device.
-        token, cache_dir: passed on where base models are hub ids.
-        local_files_only: whether base models may be fetched from the hub; None: as the recipe's `download` says.
-        revision: of the adapter; a folder has none, so that only None is accepted.
+        token, cache_dir: passed on where the adapter or base models are hub ids.
+        local_files_only: True: nothing is fetched from the hub; False: base models are too; None: base models as the recipe's
+            `download` says.
+        revision: of the adapter on the hub; a folder has none, so that only None is accepted.
 
     Raises:
-        AdapterError: for a missing or unexpected weight, another base model, a revision of a folder, or files that are not
-            an adapter.
+        AdapterError: for a missing or unexpected weight, another base model, a revision of a folder, files that are not an
+            adapter, or a hub id that cannot be fetched.
     """
     from dehvf_kit.model.builder import build
 
-    place = Path(folder)
-    if revision is not None:
-        raise AdapterError(f"{place}: is a folder, which has no revision {shown(revision)}; leave `revision` out")
+    place = adapter_folder(folder, revision, token, cache_dir, local_files_only)
     if device_map is not None and decoder is not None:
         raise AdapterError("device_map: the decoder is in memory already; move it with `.to(device)`")
     config = read_config(place)
@@ -235,7 +237,7 @@ def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[
         override(recipe, text)
     parents = config.get("recipe_parents")
     parents = tuple(name for name in parents if isinstance(name, str)) if isinstance(parents, list) else ()
-    return replace(parse_recipe(recipe, f"{folder / CONFIG}: recipe"), parents=parents)
+    return replace(parse_recipe(recipe, f"{config_file(folder)}: recipe"), parents=parents)
 
 
 def _refuse_code(recipe: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> None:

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from dehvf_kit.adapter.base_weights import all_names, compare, is_record, record
-from dehvf_kit.adapter.files import CONFIG
+from dehvf_kit.adapter.files import config_file
 from dehvf_kit.adapter.kept_records import kept_record
 from dehvf_kit.backbones.text_config import config_value, text_config
 from dehvf_kit.errors import AdapterError, listing
@@ -96,7 +96,7 @@ def saved_identities(config: Mapping[str, Any], names: Sequence[str], folder: Pa
     """The identities of the base models. Raises: AdapterError where one is missing or garbled."""
     for name in names:
         base = config["bases"].get(name)
-        where = f"{folder / CONFIG}: bases: '{name}'"
+        where = f"{config_file(folder)}: bases: '{name}'"
         if not isinstance(base, dict):
             raise AdapterError(f"{where} is missing")
         for key, kind in (("architecture", dict), ("dtype", str)):

@@ -53,10 +53,14 @@ def evaluate(
     sample cannot be read.
     """
     from dehvf_kit.adapter.checkpoint import load
+    from dehvf_kit.adapter.files import adapter_folder
     from dehvf_kit.data.sample_filter import SKIPPED, SampleFilter, note_skipped, summary, with_skipped, write_skipped
     from dehvf_kit.evaluation.answers import answer
     from dehvf_kit.model.feature_files import cached_features
 
+    given, adapter = adapter, adapter_folder(adapter)
+    if store and adapter != given:
+        raise DataError(f"--store: {given} is on the hub; `hf download {given} --local-dir DIR`, and score that folder")
     replaced = {"--store (measured.json)": adapter / MEASURED, "--store (README.md)": adapter / "README.md"}
     check_new_files({"--output": output, "--results": results}, replaced if store else {})
     quiet_transformers()
@@ -99,7 +103,7 @@ def evaluate(
         kept.remove()
     if as_json:
         files = {"predictions": str(output) if output else None, "results": str(results) if results else None}
-        print_json({"adapter": str(adapter), **scores.facts, **files, "prompt_mismatch": mismatch})
+        print_json({"adapter": str(given), **scores.facts, **files, "prompt_mismatch": mismatch})
         return
     show_scores(scores)
     if sample_filter.skipped:

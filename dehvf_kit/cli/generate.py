@@ -19,7 +19,9 @@ DEMO_ADAPTER = Path("runs/demo/adapter")
 def generate(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
-    adapter: Annotated[Path, typer.Option("--adapter", "-a", metavar="DIR", help="A trained adapter.")] = DEMO_ADAPTER,
+    adapter: Annotated[
+        Path, typer.Option("--adapter", "-a", metavar="ADAPTER", help="A trained adapter's folder or hub id.")
+    ] = DEMO_ADAPTER,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Length of the answer.", show_default="the recipe's")
     ] = None,

@@ -14,7 +14,7 @@ TEXT = "_decoder_config"
 
 
 class DehvfConfig(PretrainedConfig):
-    """Says `model_type: dehvf`; what was built is stored in `adapter_config.json` beside it.
+    """Says `model_type: dehvf`; what was built is stored in `dehvf_config.json` beside it.
 
     A built model's config has its decoder's sizes and text config, which are never saved.
     """

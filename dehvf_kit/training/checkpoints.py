@@ -19,8 +19,8 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dehvf_kit.adapter.checkpoint import TRAINERS, restore
-from dehvf_kit.adapter.files import read_weights
+from dehvf_kit.adapter.checkpoint import restore
+from dehvf_kit.adapter.files import TRAINERS, read_weights
 from dehvf_kit.errors import AdapterError, TrainingError, listing
 from dehvf_kit.utils import atomic
 

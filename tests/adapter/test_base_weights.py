@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
 
 
 def test_any_single_changed_weight_shows(saved):
-    bases = json.loads((saved / "adapter_config.json").read_text())["bases"]
+    bases = json.loads((saved / "dehvf_config.json").read_text())["bases"]
     for base, model in (("decoder", uneven(tiny_decoder())), ("vision", uneven(tiny_vision()))):
         names = [name for name, _ in model.named_parameters()]
         assert list(bases[base]["weights"]) == names
@@ -177,9 +177,9 @@ def test_what_a_checkpoint_lacks_and_no_feature_depends_on_is_no_identity(tmp_pa
 @pytest.mark.parametrize("line", ["float32=xyz values=", "float32=0123456789abcdef values=nan", "skipped:", "", 3, None])
 def test_a_garbled_record_is_refused(saved, tmp_path, line):
     shutil.copytree(saved, tmp_path / "adapter")
-    config = json.loads((saved / "adapter_config.json").read_text())
+    config = json.loads((saved / "dehvf_config.json").read_text())
     config["bases"]["vision"]["weights"]["class_embedding"] = line
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter" / "dehvf_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterError, match="bases: 'vision' has a garbled 'weights'"):
         dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
 

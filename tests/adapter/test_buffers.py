@@ -18,7 +18,7 @@ from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
 from dehvf_kit.errors import AdapterError
 
 pytestmark = pytest.mark.usefixtures("builtins_alone")
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "dehvf_config.json"
 BUFFERS = ["projector.norm.running_mean", "projector.norm.running_var", "projector.norm.num_batches_tracked"]
 
 

@@ -18,7 +18,7 @@ from dehvf_kit.errors import AdapterError, DehvfError
 
 pytestmark = pytest.mark.usefixtures("builtins_alone")
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "dehvf_config.json"
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +151,14 @@ BROKEN = {
     "renamed weight": (rename_weight, r"missing: position\.keys; unexpected: position\.kes; did you mean 'position\.keys'\?$"),
     "misshapen weight": (cut_weight, r"'position\.keys' is \(19, 32\), the recipe makes it \(20, 32\)"),
     "NaN weight": (nan_weight, r"'projector\.fc1\.bias' holds values that are not finite"),
-    "altered weight": (alter_weight, "not the weights that adapter_config.json was saved with"),
+    "altered weight": (alter_weight, "not the weights that dehvf_config.json was saved with"),
     "truncated weights": (truncated, r"adapter_model\.safetensors: cannot be read: "),
     "pickled weights": (pickled, r"adapter_model\.safetensors: cannot be read: "),
     "empty weights": (lambda folder: (folder / WEIGHTS).write_bytes(b""), r"adapter_model\.safetensors: cannot be read: "),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), r"incomplete, it has no adapter_model\.safetensors"),
-    "no config": (lambda folder: (folder / CONFIG).unlink(), r"not an adapter of dehvf-kit, it has no adapter_config\.json"),
-    "config is no JSON": (lambda folder: (folder / CONFIG).write_text("{half"), r"adapter_config\.json:1: not JSON: "),
-    "config is binary": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"), r"adapter_config\.json: not UTF-8: "),
+    "no config": (lambda folder: (folder / CONFIG).unlink(), r"not an adapter of dehvf-kit, it has no dehvf_config\.json"),
+    "config is no JSON": (lambda folder: (folder / CONFIG).write_text("{half"), r"dehvf_config\.json:1: not JSON: "),
+    "config is binary": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00"), r"dehvf_config\.json: not UTF-8: "),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "not written by dehvf-kit"),
     "another tool's adapter": (lambda folder: (folder / CONFIG).write_text('{"peft_type": "LORA"}'), "not written by dehvf-kit"),
     "newer format": (lambda folder: change(folder, format=2), "format 2, this kit reads up to 1; upgrade dehvf-kit"),
@@ -181,7 +181,7 @@ BROKEN = {
     ),
     "recipe of a component that is not installed": (
         lambda folder: change(folder, recipe=lambda recipe: {**recipe, "graph": {"fuser": {"type": "gone"}}}),
-        r"adapter_config\.json: recipe: graph\.fuser\.type: no fuser is named 'gone'\. Installed: cross_attention, mean",
+        r"dehvf_config\.json: recipe: graph\.fuser\.type: no fuser is named 'gone'\. Installed: cross_attention, mean",
     ),
     "recipe of other sizes": (
         lambda folder: change(

@@ -113,7 +113,7 @@ def test_a_template_that_is_not_used_changes_nothing(ground: Path, command: Comm
 
 def test_an_adapter_saved_before_is_compared_by_what_it_knows(ground: Path, command: Command) -> None:
     assert command("train", ground / "chat.yaml", "--output", ground / "run").code == 0
-    file = ground / "run/adapter/adapter_config.json"
+    file = ground / "run/adapter/dehvf_config.json"
     config = json.loads(file.read_text())
     del config[KEY]["tokens"]
     config[KEY]["hash"] = digest(config[KEY])

@@ -41,7 +41,7 @@ def half(ground: Ground) -> Words:
     return ["eval", adapter]
 
 
-@adapter_case("one bit of the weights flipped", REFUSED, "not the weights that adapter_config.json was saved with")
+@adapter_case("one bit of the weights flipped", REFUSED, "not the weights that dehvf_config.json was saved with")
 def flipped(ground: Ground) -> Words:
     adapter = ground.adapter()
     data = bytearray((adapter / WEIGHTS).read_bytes())
@@ -121,7 +121,7 @@ def deeper(ground: Ground) -> Words:
     return ["eval", ground.config(extra=json.loads("[" * 100 + "]" * 100))]
 
 
-@adapter_case("a config of ten megabytes", REFUSED, "4,000,000 at most are read; it is no adapter_config.json")
+@adapter_case("a config of ten megabytes", REFUSED, "4,000,000 at most are read; it is no dehvf_config.json")
 def large(ground: Ground) -> Words:
     return ["eval", ground.config(extra="x" * 10_000_000)]
 

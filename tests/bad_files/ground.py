@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 Words = Sequence[object]
 REFUSED, HANDLED = "refused", "read"
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "dehvf_config.json"
 
 
 @dataclass

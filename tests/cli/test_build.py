@@ -40,7 +40,7 @@ def test_the_adapter_is_saved_in_runs(command: Command, recipe: Path) -> None:
     fresh = {f"{name}.{key}": value for name, node in nodes.items() for key, value in node.state_dict().items()}
     assert saved.keys() == fresh.keys()
     assert all(torch.equal(saved[name], fresh[name]) for name in saved)
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = json.loads((folder / "dehvf_config.json").read_text())
     assert config["recipe"]["graph"]["fuser"]["type"] == "cross_attention"
     assert (folder / "README.md").is_file()
 

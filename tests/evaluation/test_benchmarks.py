@@ -154,7 +154,7 @@ def test_another_prompt_is_refused_field_by_field(trained: Path, command: Comman
 
 
 def test_adapters_of_before_and_altered_ones(trained: Path, command: Command) -> None:
-    file = trained / "adapter_config.json"
+    file = trained / "dehvf_config.json"
     config = json.loads(file.read_text())
     mark = config["prompt_fingerprint"]
     assert mark["text"]["format"] == "QCM-A" and mark["pictures"]["vision"]["size"] == 32 and len(mark["hash"]) == 12

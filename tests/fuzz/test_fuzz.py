@@ -190,7 +190,7 @@ def small_adapter_recipe() -> dict[str, Any]:
 @share(0.2)
 @given(changes=CHANGES, text_changes=TEXT_CHANGES)
 def test_adapter_configs(adapter, towers, tokenizer, changes, text_changes):  # noqa: F811
-    file = adapter / "adapter_config.json"
+    file = adapter / "dehvf_config.json"
     sound = adapter.parent / "sound.json"
     if not sound.exists():
         shutil.copy(file, sound)

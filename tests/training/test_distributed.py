@@ -127,7 +127,7 @@ def test_counts_and_identity_stay_true_when_split(world: Path, tmp_path: Path, t
     assert not any(isinstance(parameter, DTensor) for parameter in model.trainable_parameters())
     assert not any(isinstance(parameter, DTensor) for parameter in model.towers.parameters())
     model.save_pretrained(tmp_path / "adapter")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "adapter" / "dehvf_config.json").read_text())
     assert config["trainable_parameters"] == trained and config["bases"] == bases
     assert dehvf_kit.load(tmp_path / "adapter").num_trainable_parameters() == trained
 

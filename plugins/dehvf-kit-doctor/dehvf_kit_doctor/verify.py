@@ -25,7 +25,7 @@ def verify(
     batch: Annotated[int, typer.Option("--batch", min=2, help="Questions per batch.")] = 8,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Most tokens per answer.")] = 8,
     store: Annotated[
-        bool, typer.Option("--store/--no-store", help="Store the result in the adapter's measured.json and card.")
+        bool, typer.Option("--store/--no-store", help="Store the result in measured.json and the card of a folder.")
     ] = True,
     as_json: Json = False,
 ) -> None:
@@ -35,10 +35,13 @@ def verify(
     """
     from dehvf_kit.adapter.card import keep
     from dehvf_kit.adapter.checkpoint import load
+    from dehvf_kit.adapter.files import adapter_folder
     from dehvf_kit.data.samples import samples_of
     from dehvf_kit_doctor.parity import batch_parity
 
     quiet_transformers()
+    given, adapter = adapter, adapter_folder(adapter)
+    store = store and adapter == given  # a copy in the hub's cache is left as it is
     if store:
         check_new_files({}, {"--store": adapter / "README.md"})
     model = load(adapter, overrides=overrides or ())
@@ -48,7 +51,7 @@ def verify(
     with reporting() as report:
         found = batch_parity(model, samples, batch, new_tokens, progress=lambda done, total: report("answering", done, total))
     if as_json:
-        print_json({"adapter": str(adapter), **found.facts(), "stored": store})
+        print_json({"adapter": str(given), **found.facts(), "stored": store})
     else:
         _show(found)
     if store:  # after they are printed: a full disk loses no answer

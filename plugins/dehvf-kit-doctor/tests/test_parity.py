@@ -136,8 +136,9 @@ def test_push_to_hub_uploads_the_adapter_and_its_own_card(model: DehvfModel, tmp
 def test_push_says_what_went_wrong(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="me/eyes: cannot be uploaded to the hub: no network"):
         push_adapter(adapter, "me/eyes", api=FakeApi(tmp_path / "hub", fails=True))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match="not an adapter of dehvf-kit"):
-        push_adapter(tmp_path, "me/eyes", api=FakeApi(tmp_path / "hub"))
+        push_adapter(tmp_path / "empty", "me/eyes", api=FakeApi(tmp_path / "hub"))
 
 
 def test_the_card_names_licences_and_parents(world: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_mean_weights_are_shown_too(world: Path, tmp_path: Path) -> None:
 
 def test_base_models_that_are_gone_leave_the_rest(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    file = tmp_path / "run" / "adapter" / "adapter_config.json"
+    file = tmp_path / "run" / "adapter" / "dehvf_config.json"
     config = json.loads(file.read_text())
     config["recipe"]["decoder"]["model"] = "nobody/nothing"
     file.write_text(json.dumps(config))
@@ -213,7 +213,7 @@ def test_what_is_no_run_is_told(command: Command, tmp_path: Path) -> None:
 
 def test_an_adapter_without_data_may_be_given_some(command: Command, run: Path, world: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "adapter", tmp_path / "adapter")
-    file = tmp_path / "adapter" / "adapter_config.json"
+    file = tmp_path / "adapter" / "dehvf_config.json"
     config = json.loads(file.read_text())
     config["recipe"]["data"] = None
     file.write_text(json.dumps(config))

@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 DEMO := plugins/dehvf-kit-demo
 CHAT := plugins/dehvf-kit-chat
 LMMS := plugins/dehvf-kit-lmms
-# Plugins with commands; make demo installs them.
-COMMANDS := $(addprefix plugins/dehvf-kit-,plan compare report probe benchmarks baselines scaffold doctor)
+# Plugins with commands and data sets; make demo installs them.
+COMMANDS := $(addprefix plugins/dehvf-kit-,plan compare report probe benchmarks baselines scaffold doctor streams)
 PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(COMMANDS) $(CHAT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal

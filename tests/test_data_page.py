@@ -10,6 +10,7 @@ from dehvf_kit_benchmarks.scienceqa_prompt import Problem, prompt, reply
 from typer import Context
 from typer.main import get_command
 
+from dehvf_kit.api.registry import IN_PLUGINS
 from dehvf_kit.cli.main import app
 from dehvf_kit.recipe.schema import builtin_registry
 
@@ -17,9 +18,9 @@ PAGE = (Path(__file__).parents[1] / "docs/data.md").read_text()
 
 
 def test_every_data_set_stands_on_the_page() -> None:
-    benchmarks = {"scienceqa", "coco_captions"}  # of plugins/dehvf-kit-benchmarks
+    in_plugins = {kind for role, kind in IN_PLUGINS if role == "data"}
     table = PAGE.partition("| `type` | data |")[2].partition("\n\n")[0]
-    assert set(builtin_registry().types("data")) | benchmarks == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert set(builtin_registry().types("data")) | in_plugins == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
 
 
 def test_its_commands_and_options_exist() -> None:

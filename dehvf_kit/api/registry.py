@@ -20,7 +20,11 @@ from dehvf_kit.errors import DehvfError, PluginError, did_you_mean, listing, sho
 
 PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 """A class by its place: `package.module:Class`."""
-IN_PLUGINS = {("data", "scienceqa"): "dehvf-kit-benchmarks", ("data", "coco_captions"): "dehvf-kit-benchmarks"}
+IN_PLUGINS = {
+    ("data", "scienceqa"): "dehvf-kit-benchmarks",
+    ("data", "coco_captions"): "dehvf-kit-benchmarks",
+    ("data", "stream"): "dehvf-kit-streams",
+}
 """Types of the kit's own recipes that live in plugins, for the message where a plugin is missing."""
 
 

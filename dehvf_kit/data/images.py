@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dehvf_kit.data.samples import ImageFile, Sample
-from dehvf_kit.data.tar_shards import HeldImage
+from dehvf_kit.data.samples import HeldImage, ImageFile, Sample
 from dehvf_kit.errors import ImageError, shown
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,23 @@ class ImageFile(Hashable, Protocol):
     def open(self, mode: str = "rb") -> IO[bytes]: ...
 
     def read_bytes(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class HeldImage:
+    """An image whose bytes were read already; equal to those of the same name."""
+
+    name: str
+    data: bytes = field(compare=False, repr=False)
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        return io.BytesIO(self.data)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)

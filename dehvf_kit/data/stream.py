@@ -1,100 +1,48 @@
-"""Data sets too large to be listed: read from front to back, shuffled within a window, never held whole.
-
-JSON lines, CSV, WebDataset tar shards, Parquet files, or a data set of the hub (the last two by streaming of `datasets`).
-"""
+"""Samples read from front to back, shuffled within a window, never held whole: what `DataConfig.stream` returns."""
 
 from __future__ import annotations
 
-import glob
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.rows import Row, RowReader, read_rows, reading_of
+from dehvf_kit.data.samples import Reading, Sample
 
-from dehvf_kit.api.config import MAX_COUNT
-from dehvf_kit.data.hub_tables import library, plain_rows, require_shards
-from dehvf_kit.data.issues import Issue, require_file
-from dehvf_kit.data.rows import Row, RowReader, TableColumns, read_rows, reading_of
-from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
-from dehvf_kit.data.tar_shards import tar_rows
-from dehvf_kit.data.text_tables import text_rows
-from dehvf_kit.errors import DataError
-
-TEXT_ENDINGS = (".jsonl", ".csv", ".tsv")
-ENDINGS = (*TEXT_ENDINGS, ".parquet", ".tar", ".tar.gz", ".tgz")
 LOOKED_AT = 1000
 """Rows at the beginning of a stream that are looked at before a run."""
 
 
-class StreamDataConfig(DataConfig):
-    """Image, question and answer from files that are read as a stream, or from a hub data set, under any column names."""
-
-    type: Literal["stream"] = "stream"
-    train: str | list[str] = Field(
-        "", description="training files (.jsonl, .csv, .parquet, .tar; `*` allowed), or splits of `path`, read in order"
-    )
-    test: str | list[str] = Field("", description="test files, or splits of `path`")
-    path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
-    size: int = Field(ge=1, le=MAX_COUNT, description="training samples; epochs and warm-up are counted by it")
-    shuffle: int = Field(1000, ge=1, le=MAX_COUNT, description="samples among which the next one is drawn; 1: as they come")
-    images: Path | None = Field(None, description="folder of pictures given as paths; the file's own where left out")
-    columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
-    download: bool = Field(False, description="allow reading from the hub")
-    revision: str | None = Field(None, description="hub branch, tag or commit")
-
-    @model_validator(mode="after")
-    def _named(self) -> StreamDataConfig:
-        if not self.train:
-            raise ValueError("`train` names no file; give .jsonl, .csv, .parquet or .tar files, or a split of `path`")
-        if self.revision is not None and not self.path:
-            raise ValueError("`revision` names a version of a hub data set; set `path`, or leave it out")
-        return self
-
-    def parts(self) -> list[str]:
-        return [part for part in ("train", "test") if getattr(self, part)]
-
-    def samples(self, split: Split) -> list[Sample]:
-        """All samples of a split, as a list: for a test split, which is small."""
-        return list(SampleStream(self, split))
-
-    def read(self, part: str) -> Reading:
-        return SampleStream(self, part).reading()
-
-    def stream(self, split: Split) -> SampleStream:
-        return SampleStream(self, split)
-
-    def check_training(self, training: Any) -> None:
-        wrong = [f"training.{name}=false" for name in ("cache_features", "group_by_length") if getattr(training, name)]
-        if wrong:
-            raise DataError(f"a stream is not known beforehand, so features and lengths cannot be; set {' '.join(wrong)}")
-
-
 @dataclass(frozen=True)
 class SampleStream:
-    """The samples of a split, read anew by every iteration. Raises, when read: DataError naming file and place."""
+    """The samples of a split, read anew by every iteration. Raises, when read: DataError naming file and place.
 
-    config: StreamDataConfig
+    config: a data config with `columns`, `size` (samples of a pass) and `shuffle` (the window); rows: `rows(split, issues)`
+    yields every row, and where `issues` is given adds faulty ones to it.
+    """
+
+    config: Any
     split: str
+    rows: Callable[[str, list[Issue] | None], Iterator[Row]]
 
     def __len__(self) -> int:
         """As many as the recipe says."""
-        return self.config.size
+        return int(self.config.size)
 
     def __iter__(self) -> Iterator[Sample]:
         return self.read()
 
     def read(self, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass in the order of the files. issues: where given, faulty rows are added to it and excluded."""
-        return read_rows(self._rows(issues), self._reader(issues), issues, distinct=False)
+        return read_rows(self.rows(self.split, issues), self._reader(issues), issues, distinct=False)
 
     def reading(self, rows: int | None = None) -> Reading:
         """The samples of the first `rows`, of all of them where None, with everything wrong with them."""
         issues: list[Issue] = []
-        return reading_of(itertools.islice(self._rows(issues), rows), self._reader(issues), issues, distinct=False)
+        return reading_of(itertools.islice(self.rows(self.split, issues), rows), self._reader(issues), issues, distinct=False)
 
     def _reader(self, issues: list[Issue] | None) -> RowReader:
         return RowReader(self.config.columns, issues, "set data.columns")
@@ -102,68 +50,6 @@ class SampleStream:
     def shuffled(self, seed: int, turn: int, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass, each sample drawn from a window of `shuffle`; the order follows the seed and the number of the pass."""
         return draw(self.read(issues), self.config.shuffle, random.Random(f"{seed}:{turn}"))
-
-    def _rows(self, issues: list[Issue] | None) -> Iterator[Row]:
-        """Every row; a row without an id is called by its key in the shard, or by its place."""
-        config = self.config
-        named = config.train if self.split == "train" else config.test
-        if not named:
-            raise DataError(f"data.{self.split} names no file")
-        if config.path:
-            for split in [named] if isinstance(named, str) else named:
-                yield from self._table_rows(self._hub_table(split), f"{config.path}:{split}", Path(config.path).parent)
-            return
-        for file in files(named, self.split):
-            if file.suffix in TEXT_ENDINGS:
-                yield from ((place, place, row, config.images or file.parent) for place, row in text_rows(file, issues))
-            elif file.suffix == ".parquet":
-                table = library().load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-                yield from self._table_rows(table, str(file), file.parent)
-            else:
-                for place, row, image in tar_rows(file, issues, config.columns.image):
-                    yield row["__key__"], place, row if image is None else {**row, config.columns.image: image}, Path()
-
-    def _hub_table(self, split: str) -> Any:
-        config = self.config
-        if not config.download:
-            raise DataError(f"data.path: '{config.path}' is read from the hub; allow it by data.download=true")
-        datasets = library()
-        try:
-            return datasets.load_dataset(config.path, split=split, streaming=True, revision=config.revision)
-        except Exception as error:  # no network, no such data set, no such split
-            raise DataError(f"{config.path}: cannot be read from the hub: {str(error).strip()[:300]}") from error
-
-    def _table_rows(self, table: Any, name: str, folder: Path) -> Iterator[Row]:
-        datasets = library()
-        for column, feature in (table.features or {}).items():
-            if isinstance(feature, datasets.Image):
-                table = table.cast_column(column, datasets.Image(decode=False))
-        rows = enumerate(plain_rows(table))
-        while True:
-            try:
-                number, row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # whatever the file holds
-                raise DataError(f"{name}: cannot be read: {str(error).strip()[:300]}") from error
-            place = f"{name}[{number}]"
-            yield place, place, row, self.config.images or folder
-
-
-def files(named: str | list[str], part: str) -> list[Path]:
-    """The files that a recipe names, `*` filled in, in order. Raises: DataError for what is not there or of no known kind."""
-    found: list[Path] = []
-    for pattern in [named] if isinstance(named, str) else named:
-        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        for name in matches or [pattern]:
-            require_file(name, f"data.{part}")
-            found.append(Path(name))
-        if glob.has_magic(pattern):
-            require_shards(found)
-    for file in found:
-        if not file.name.endswith(ENDINGS):
-            raise DataError(f"data.{part}: '{file}' is of no known kind; a stream reads {', '.join(ENDINGS)}")
-    return found
 
 
 def draw(samples: Iterable[Sample], window: int, chance: random.Random) -> Iterator[Sample]:

@@ -22,7 +22,6 @@ COMPONENTS = {
     ("injector", "ffn_memory"): "dehvf_kit.components.injector.ffn_memory:FfnMemoryInjectorConfig",
     ("data", "jsonl"): "dehvf_kit.data.jsonl:JsonlDataConfig",
     ("data", "table"): "dehvf_kit.data.table:TableDataConfig",
-    ("data", "stream"): "dehvf_kit.data.stream:StreamDataConfig",
     ("data", "llava"): "dehvf_kit.data.llava:LlavaDataConfig",
     ("data", "messages"): "dehvf_kit.data.messages:MessagesDataConfig",
 }

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dehvf_kit_streams.stream import StreamDataConfig
 
 from dehvf_kit.data.samples import DataConfig, Reading
-from dehvf_kit.data.stream import StreamDataConfig
 from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
 

@@ -10,7 +10,8 @@ import lzma
 from pathlib import Path
 
 import pytest
-from data.test_tar_shards import ROW, picture, sample, tar
+from data.shards import ROW, picture, sample, tar
+from dehvf_kit_streams.stream import StreamDataConfig
 from fuzz.mutations import TEXT_CHANGES, cut
 from fuzz.settings import share
 from hypothesis import given
@@ -18,7 +19,6 @@ from hypothesis import strategies as st
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 import dehvf_kit
-from dehvf_kit.data.stream import StreamDataConfig
 from dehvf_kit.errors import DataError, TrainingError
 from dehvf_kit.training.run_folder import RECORD, compare_records, record_of, write_record
 

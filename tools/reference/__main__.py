@@ -8,6 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from dehvf_kit.api.registry import IN_PLUGINS
+from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.schema import builtin_registry
 from tools.reference.hours import with_hours
 from tools.reference.messages import ROOT
@@ -18,8 +20,12 @@ DOCS = ROOT / "docs"
 
 
 def pages(docs: Path = DOCS) -> dict[str, str]:
-    """The text of every page that is generated, or partly so, by its name. The built-ins alone, whatever is installed."""
+    """The text of every page that is generated, or partly so, by its name.
+
+    They hold the built-ins and the data sets of the repository's plugins, whatever else is installed.
+    """
     registry = builtin_registry()
+    registry.entries |= {one: plugins().registry.entries[one] for one in IN_PLUGINS}
     return {
         "recipe_reference.md": recipe_page(registry),
         "component_reference.md": component_page(registry),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import tarfile
 from collections.abc import Callable
@@ -12,34 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from data.shards import ROW, picture, sample, tar
+from dehvf_kit_streams.stream import StreamDataConfig
+from dehvf_kit_streams.tar_shards import tar_rows
 
 from dehvf_kit.data.issues import Issue
-from dehvf_kit.data.stream import StreamDataConfig
-from dehvf_kit.data.tar_shards import tar_rows
 from dehvf_kit.errors import DataError
-
-ROW = b'{"question": "what ?", "answer": "red"}'
-
-
-def picture(colour: str) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (4, 4), colour).save(data, "PNG")
-    return data.getvalue()
-
-
-def tar(*members: tuple[str, bytes]) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return data.getvalue()
-
-
-def sample(key: str, **fields: bytes) -> list[tuple[str, bytes]]:
-    return [(f"{key}.{name}", content) for name, content in {"json": ROW, "png": picture("red"), **fields}.items()]
 
 
 def read(path: Path, issues: list[Issue] | None = None, **settings: str) -> dict[str, tuple[dict[str, Any], bytes | None]]:

@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from dehvf_kit.data.issues import Issue, note
+from dehvf_kit.data.samples import HeldImage
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
@@ -32,28 +33,11 @@ OBJECTS = frozenset(["json", "jsn"])
 LARGEST = 2**28
 """Bytes a member may have that is read; a larger one is no image and no text."""
 BLOCK = tarfile.BLOCKSIZE
-Row = tuple[str, dict[str, Any], "HeldImage | None"]
+Row = tuple[str, dict[str, Any], HeldImage | None]
 
 
 class _Damaged(DataError):
     """A shard that cannot be read any further."""
-
-
-@dataclass(frozen=True)
-class HeldImage:
-    """An image whose bytes were read already; equal to those of the same name."""
-
-    name: str
-    data: bytes = field(compare=False, repr=False)
-
-    def read_bytes(self) -> bytes:
-        return self.data
-
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        return io.BytesIO(self.data)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 @dataclass

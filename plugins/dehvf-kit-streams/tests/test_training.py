@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from data.test_stream import rows, shard
+from data.shards import rows, shard
 
 import dehvf_kit
 from dehvf_kit.errors import DataError, RecipeError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -10,32 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data.shards import add, rows, shard
+from dehvf_kit_streams.stream import StreamDataConfig
 from pydantic import ValidationError
 
-from dehvf_kit.data.stream import SampleStream, StreamDataConfig
 from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
-
-
-def rows(world: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
-
-
-def add(archive: tarfile.TarFile, name: str, data: bytes, **fields: Any) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    for field, value in fields.items():
-        setattr(member, field, value)
-    archive.addfile(member, io.BytesIO(data))
-
-
-def shard(path: Path, world: Path, some: list[dict[str, Any]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for row in some:
-            facts = {key: row[key] for key in ("question", "answer", "kind")}
-            add(archive, f"part/{row['id']}.json", json.dumps(facts).encode())
-            add(archive, f"part/{row['id']}.png", (world / row["image"]).read_bytes())
-    return path
 
 
 def parquet(path: Path, world: Path, some: list[dict[str, Any]]) -> Path:
@@ -100,11 +79,11 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
 
 
 def test_a_pass_is_shuffled_by_seed_and_turn(kinds: dict[str, list[str]]) -> None:
-    stream = SampleStream(config(kinds["jsonl"], shuffle=8), "train")
+    stream = config(kinds["jsonl"], shuffle=8).stream("train")
     orders = {key: [one.id for one in stream.shuffled(*key)] for key in ((0, 0), (0, 1), (1, 0))}
     assert len(set(map(tuple, orders.values()))) == 3 and len(set(map(frozenset, orders.values()))) == 1
     assert orders[0, 0] == [one.id for one in stream.shuffled(0, 0)]
-    assert [one.id for one in SampleStream(config(kinds["jsonl"], shuffle=1), "train").shuffled(0, 0)] == [one.id for one in stream]
+    assert [one.id for one in config(kinds["jsonl"], shuffle=1).stream("train").shuffled(0, 0)] == [one.id for one in stream]
 
 
 def outside(name: str, **fields: Any) -> Callable[[Path], None]:

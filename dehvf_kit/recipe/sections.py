@@ -23,6 +23,9 @@ class TrainingConfig(Settings):
 
     epochs: float = Field(20.0, gt=0, le=MAX_EPOCHS, description="passes over the training set")
     max_steps: int = Field(0, ge=0, le=MAX_COUNT, description="optimiser steps; 0: as many as `epochs` make")
+    max_minutes: float = Field(
+        0.0, ge=0, le=MAX_COUNT, description="minutes of training that end a run early, its rate decayed by then; 0: no bound"
+    )
     batch_size: int = Field(4, ge=1, le=MAX_SIZE, description="samples per device and step")
     gradient_accumulation: int = Field(1, ge=1, le=MAX_SIZE, description="batches summed before an optimiser step")
     base_learning_rate: float = Field(2e-2, gt=0, description="learning rate at an effective batch of 256")

@@ -8,8 +8,10 @@ schedule, so that a run's length and learning rates stay the same.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -23,6 +25,7 @@ from dehvf_kit.errors import TrainingError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 SKIPPED = "skipped_step"
+SPENT = "training_seconds"
 NAMED = 8
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
@@ -50,6 +53,36 @@ class EpochOrder(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         if hasattr(train_dataloader, "set_epoch"):
             train_dataloader.set_epoch(int(state.epoch or 0))
+
+
+class TimeBudget(TrainerCallback):
+    """Ends a run after its minutes of training, with the learning rate at zero as after its last step.
+
+    Warm-up and decay follow the run's progress: the share of its steps or of its time, whichever is larger. The time of an
+    interrupted run is in its log, so that a resumed one spends what is left.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.before = minutes * 60, 0.0
+        self._began: float | None = None
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training so far."""
+        return self.before + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    def rate(self, step: int, warmup: int, steps: int) -> float:
+        """The learning rate at a step as a share of the peak: linear warm-up, then a half cosine to zero."""
+        progress, warm = min(1.0, max(step / steps, self.spent / self.seconds)), warmup / steps
+        return progress / warm if progress < warm else (1 + math.cos(math.pi * (progress - warm) / (1 - warm))) / 2
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before = max((row.get(SPENT, 0.0) for row in state.log_history), default=0.0)
+        self._began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.spent >= self.seconds:
+            control.should_log = control.should_training_stop = True
 
 
 class Stopping(TrainerCallback):

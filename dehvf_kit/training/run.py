@@ -180,7 +180,9 @@ def _take_steps(
     prepare_model(model, processes)
     model.train()
     with Stopping() as stopping:
-        trainer = DehvfTrainer(model, args, data.dataset, [report, stopping], config.node_rates, config.max_bad_steps)
+        trainer = DehvfTrainer(
+            *(model, args, data.dataset, [report, stopping]), config.node_rates, config.max_bad_steps, config.max_minutes
+        )
         if last is not None and step_of(last) >= args.max_steps:
             # Ended after its last step: transformers would take one more where an epoch is not over.
             restore(model, read_weights(last), str(last))

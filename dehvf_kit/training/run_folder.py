@@ -23,10 +23,10 @@ import transformers
 from dehvf_kit import errors
 from dehvf_kit._version import __version__
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import DataError, DehvfError, TrainingError, shown
+from dehvf_kit.errors import DataError, DehvfError, RecipeError, TrainingError, shown
 from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.plugin_manager import plugins
-from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.utils import atomic
 from dehvf_kit.utils.atomic import exists
@@ -143,6 +143,7 @@ FREE = (
     "training.save_steps",
     "training.logging_steps",
     "training.max_bad_steps",
+    "training.max_minutes",
 )
 
 
@@ -217,7 +218,7 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
         if number > FORMAT:
             raise TrainingError(f"{file}: format {number}, this kit reads up to {FORMAT}; upgrade dehvf-kit")
         batch, batch_now = before.get("batch"), now["batch"]
-        changes = [*_fields(before["recipe"], json.loads(json.dumps(now["recipe"], default=str)))]
+        changes = [*_fields(_with_new_fields(before["recipe"]), json.loads(json.dumps(now["recipe"], default=str)))]
         if batch is not None and batch["samples_per_step"] == batch_now["samples_per_step"]:
             changes = [line for line in changes if not line.startswith(BATCH)]
         elif batch is not None:
@@ -252,6 +253,14 @@ def _batch(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         f"samples per step: {wanted} then (processes: {before['processes']}), {now['samples_per_step']} now (processes: "
         f"{now['processes']}); start as many processes as then, or make batch_size x gradient_accumulation x processes {wanted}"
     )
+
+
+def _with_new_fields(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record's recipe with the defaults of fields that are newer than it; as it is where it is no recipe any more."""
+    try:
+        return json.loads(json.dumps(as_recipe(before).resolved(), default=str))
+    except RecipeError:
+        return before
 
 
 def _fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

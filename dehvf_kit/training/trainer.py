@@ -18,7 +18,7 @@ from dehvf_kit.data.encoding import Collator
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.sections import Tracker, TrainingConfig
-from dehvf_kit.training.callbacks import EpochOrder, FiniteSteps
+from dehvf_kit.training.callbacks import SPENT, EpochOrder, FiniteSteps, TimeBudget
 from dehvf_kit.training.checkpoints import CheckpointingTrainer
 from dehvf_kit.training.training_set import IDS, NOTED, SKIPPED, has_answer, no_answer
 
@@ -36,8 +36,13 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
         processes: how many processes train together.
 
     Raises:
-        DehvfError: where `report_to` names a tracker that is not installed.
+        DehvfError: where `report_to` names a tracker that is not installed, or several processes share a `max_minutes`.
     """
+    if config.max_minutes and processes > 1:
+        raise DehvfError(
+            f"training.max_minutes={config.max_minutes:g} with {processes} processes, whose clocks differ and whose learning rates "
+            "would, too; set training.max_steps in its place, or train in one process"
+        )
     steps, warmup = config.num_steps(samples, processes), config.num_warmup_steps(samples, processes)
     if cut := config.cut_warmup(samples, processes):
         log.warning("%s", cut)
@@ -96,6 +101,7 @@ class DehvfTrainer(CheckpointingTrainer):
         callbacks: further callbacks.
         node_rates: factors on the learning rate of single nodes, by name.
         max_bad_steps: steps in a row with a loss or gradient that is not finite, which end the run.
+        max_minutes: minutes of training that end the run before its last step; 0: as long as the steps take.
     """
 
     def __init__(
@@ -106,7 +112,9 @@ class DehvfTrainer(CheckpointingTrainer):
         callbacks: list[TrainerCallback],
         node_rates: Mapping[str, float] | None = None,
         max_bad_steps: int = 5,
+        max_minutes: float = 0.0,
     ) -> None:
+        self.budget = TimeBudget(max_minutes) if max_minutes else None
         self.node_rates = dict(node_rates or {})
         self.tokenizer = model.processor.tokenizer
         self.finite_steps = FiniteSteps(max_bad_steps, self._forward, self._in_any_process)
@@ -115,7 +123,7 @@ class DehvfTrainer(CheckpointingTrainer):
             args=args,
             train_dataset=samples,
             data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
-            callbacks=[*callbacks, self.finite_steps, EpochOrder()],
+            callbacks=[*callbacks, self.finite_steps, EpochOrder(), *([self.budget] if self.budget else [])],
         )
         self.remove_callback(PrinterCallback)  # the kit shows progress itself
 
@@ -143,6 +151,16 @@ class DehvfTrainer(CheckpointingTrainer):
         # transformers logs the first group's rate
         optimizer.param_groups[:] = sorted(groups, key=lambda group: group["lr"] != self.args.learning_rate)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's cosine, or where the run's time is bounded the same cosine by whichever is nearer its end."""
+        if self.budget is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        budget, warmup = self.budget, self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: budget.rate(step, warmup, num_training_steps)
+        )
+        return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward. Raises: DataError where the very first batch has no token to learn."""
@@ -176,7 +194,8 @@ class DehvfTrainer(CheckpointingTrainer):
             counts[what] = [counts.get(what, [0])[0] + len(ids), counts.get(what, [0, ids[0]])[1]]
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        super().log(self.finite_steps.clean(logs), start_time)
+        spent = {SPENT: round(self.budget.spent, 1)} if self.budget else {}
+        super().log({**self.finite_steps.clean(logs), **spent}, start_time)
 
     def _forward(self, batch: dict[str, Any]) -> Any:
         return self.model(**self._prepare_inputs(batch))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import tiny_model, tokens
 
 import dehvf_kit
-from dehvf_kit.errors import DataError, DehvfError
+from dehvf_kit.errors import DataError, DehvfError, TrainingError
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.recipe.sections import TrainingConfig
+from dehvf_kit.training.callbacks import SPENT, TimeBudget
 from dehvf_kit.training.run import train
+from dehvf_kit.training.run_folder import compare_records, record_of, write_record
 from dehvf_kit.training.trainer import DehvfTrainer, training_arguments
 
 
@@ -183,3 +187,37 @@ def test_gradient_checkpointing_and_bfloat16_train(world: Path, tmp_path: Path) 
     assert all(
         parameter.dtype == torch.float32 for parameter in dehvf_kit.load(result.adapter).named_trainable_parameters().values()
     )
+
+
+def test_a_bounded_run_ends_in_time_with_its_rate_decayed_and_resumes_with_what_is_left(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = TimeBudget(minutes=1)
+    assert [budget.rate(step, 2, 10) for step in (0, 1, 2, 10)] == [0, 0.5, 1, 0], "in time, transformers' own cosine"
+    budget.before = 33.6  # 56% of the time, 45% of the decay
+    assert budget.rate(0, 2, 10) == pytest.approx((1 + math.cos(math.pi * 0.45)) / 2)
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.max_minutes=1", "training.save_steps=1"])
+    clock = iter(range(0, 10_000, 5))
+    monkeypatch.setattr("dehvf_kit.training.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    result = train(recipe, tmp_path / "run")
+    rows = [row for row in result.log if "learning_rate" in row]
+    assert 1 < result.steps < 24 and rows[-1]["step"] == result.steps and rows[-1][SPENT] >= 60
+    assert (tmp_path / "run/adapter").is_dir(), "it is a finished run"
+    shutil.copytree(tmp_path / "run", tmp_path / "cut", ignore=shutil.ignore_patterns("adapter", f"checkpoint-{result.steps}"))
+    resumed = train(recipe, tmp_path / "cut", resume=True)
+    spent = [row[SPENT] for row in resumed.log if SPENT in row]
+    assert spent == sorted(spent) and spent[0] == rows[0][SPENT], "its log goes on"
+    assert result.steps <= resumed.steps <= result.steps + 1, "what is left of its minute, and not another minute"
+    with pytest.raises(DehvfError, match="clocks differ"):
+        training_arguments(recipe.training, tmp_path, samples=24, processes=2)
+
+
+def test_a_record_from_before_a_field_existed_resumes(world: Path, tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml")
+    record = record_of(recipe, [])
+    given = json.loads(recipe.training.model_dump_json(exclude_unset=True))
+    write_record(tmp_path, {**record, "recipe": {**record["recipe"], "training": given}})
+    assert compare_records(tmp_path, record) == []
+    other = record_of(dehvf_kit.load_recipe(world / "tiny.yaml", ["training.betas=[0.9, 0.99]"]), [])
+    with pytest.raises(TrainingError, match="training.betas"):
+        compare_records(tmp_path, other)

@@ -10,6 +10,7 @@ import typer
 
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, stdout
+from dehvf_kit.errors import Stopped
 
 
 def demo(
@@ -17,13 +18,16 @@ def demo(
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Most minutes of training DEHVF.")] = 7.0,
     as_json: Json = False,
 ) -> None:
-    """Run the demo and print the scores. Raises: DehvfError where the folder holds a demo already."""
+    """Run the demo, or go on with an interrupted one, and print the scores. Raises: DehvfError for a finished one's folder."""
     print("demo: loading (a minute, the first time)", file=sys.stderr, flush=True)
     from dehvf_kit_demo.demo import run_demo
 
     quiet_transformers()
     with reporting() as report:
-        result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report)
+        try:
+            result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report)
+        except Stopped as stop:
+            raise Stopped(f"{output}: the demo was stopped; the same command goes on with it", stop.number) from stop
     summary = result.summary
     if as_json:
         print_json({**summary, "adapter": str(result.adapter), "page": str(result.page)})

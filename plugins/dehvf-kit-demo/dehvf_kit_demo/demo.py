@@ -16,7 +16,8 @@ from dehvf_kit_report.inside import look_inside
 from dehvf_kit_report.write import write_report
 
 from dehvf_kit import __version__
-from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.adapter.checkpoint import restore
+from dehvf_kit.adapter.files import read_weights
 from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import Prediction, accuracy, answer
@@ -24,14 +25,14 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.training.run import CHECKPOINTS, Progress, TrainResult, bfloat16_is_fast, train
+from dehvf_kit.training.run import Progress, TrainResult, bfloat16_is_fast, train
+from dehvf_kit.training.run_folder import RECORD
 from dehvf_kit.utils.atomic import check_new_folder, exists, write_output
 from dehvf_kit.utils.shipped import HOME
 
 SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
 RECIPES = HOME / "recipes"
 BLIND_RUN = "without_pictures"
-BATCHES_TIMED = 3
 SCORING_BATCH = 64
 
 
@@ -45,18 +46,21 @@ class DemoResult:
 
 
 def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress: Progress) -> DemoResult:
-    """Run the demo into `output`. `minutes` bounds the training of DEHVF: a slow machine takes fewer steps, and says so.
+    """Run the demo into `output`, or go on with one that was interrupted there.
 
-    Raises: DehvfError where `output` holds a run already or the recipes are not beside the package.
+    `minutes` bounds the training of DEHVF while it runs: a slow or busy machine takes fewer steps, and says so. The run without
+    images takes as many steps.
+
+    Raises: DehvfError where `output` holds a finished demo or the recipes are not beside the package.
     """
-    if exists(output / "adapter") or exists(output / "summary.json"):
+    if exists(output / "summary.json"):
         raise DehvfError(f"{output}: holds a demo already; look at {output / 'index.html'}, or name another --output")
-    if exists(output / CHECKPOINTS):
-        raise DehvfError(f"{output}: holds a demo that was not finished; remove it, or name another --output")
-    check_new_folder(output)
+    resume = exists(output / RECORD)
+    if not resume:
+        check_new_folder(output)
     started = time.perf_counter()
     overrides = ["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if bfloat16_is_fast() else []
-    recipe = demo_recipe(SEEING, overrides)
+    recipe = demo_recipe(SEEING, [*overrides, f"training.max_minutes={minutes}"])
     say(f"building {recipe.description}")
     model = build(recipe)
     train_samples, test_samples = list(samples_of(recipe.data, "train")), list(samples_of(recipe.data, "test"))
@@ -66,23 +70,26 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     )
     features = FeatureStore(model, torch.bfloat16)
     features.fill(train_samples + test_samples, progress=lambda done, total: progress("reading images", done, total, ""))
-    steps, wanted = affordable_steps(recipe, model, train_samples, features, minutes)
-    if steps < wanted:
-        say(f"this machine makes {steps} of {wanted} steps in {minutes:g} minutes; training that long")
-        overrides = [*overrides, f"training.max_steps={steps}"]
-        recipe = demo_recipe(SEEING, overrides)
-
-    say(f"training DEHVF: {steps} steps of {recipe.training.batch_size}")
-    result = train(recipe, output, model, features, progress=progress)
+    steps = recipe.training.num_steps(len(train_samples))
+    began = "going on with" if resume else "training"
+    say(f"{began} DEHVF: {steps} steps of {recipe.training.batch_size}, {minutes:g} minutes at most")
+    result = train(recipe, output, model, features, resume, progress)
+    if not result.seconds:  # finished before the interruption
+        restore(model, read_weights(result.adapter), str(result.adapter))
+    if result.steps < steps:
+        say(f"{minutes:g} minutes were over after {result.steps} of {steps} steps; the learning rate had decayed by then")
     predictions = _ask(model, test_samples, features, progress)
     inside = look_inside(model, test_samples, len(test_samples), features=features)
 
     decoder, vision, processor = model.decoder, model.towers["vision"].model, model.processor
     model.detach()
-    blind_recipe = demo_recipe(BLIND, overrides)
-    say(f"training the same recipe without images: {steps} steps")
+    blind_recipe = demo_recipe(BLIND, [*overrides, f"training.max_steps={result.steps}"])
+    say(f"training the same recipe without images: {result.steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
-    blind_result = train(blind_recipe, output / BLIND_RUN, blind, progress=_renamed(progress, "training without images"))
+    told = _renamed(progress, "training without images")
+    blind_result = train(blind_recipe, output / BLIND_RUN, blind, resume=exists(output / BLIND_RUN / RECORD), progress=told)
+    if not blind_result.seconds:
+        restore(blind, read_weights(blind_result.adapter), str(blind_result.adapter))
     blind_predictions = _ask(blind, test_samples, None, progress)
 
     seconds = time.perf_counter() - started
@@ -100,28 +107,6 @@ def demo_recipe(name: str, overrides: list[str]) -> Recipe:
     if not path.is_file():
         raise DehvfError(f"the demo needs the repository's recipes/{name}; clone the repository and run `make demo` in it")
     return load_recipe(path, overrides)
-
-
-def affordable_steps(
-    recipe: Recipe, model: DehvfModel, samples: list[Sample], features: FeatureStore, minutes: float
-) -> tuple[int, int]:
-    """Steps that fit into `minutes` on this machine, at most those of the recipe, and those of the recipe."""
-    config = recipe.training
-    wanted = config.num_steps(len(samples))
-    count = config.batch_size * (BATCHES_TIMED + 1)
-    encoded = EncodedSamples(samples[:count], model.processor, recipe.data.prompt, config.max_length, True, features)
-    collate = Collator(model.processor.tokenizer.pad_token_id)
-    model.train()
-    seconds = []
-    for start in range(0, len(encoded), config.batch_size):
-        batch = collate([encoded[place] for place in range(start, min(start + config.batch_size, len(encoded)))])
-        began = time.perf_counter()
-        model(**batch).loss.backward()
-        seconds.append(time.perf_counter() - began)
-    model.zero_grad(set_to_none=True)
-    model.eval()
-    typical = sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
-    return max(1, min(wanted, int(minutes * 60 / typical))), wanted
 
 
 def _renamed(progress: Progress, stage: str) -> Progress:

@@ -46,7 +46,7 @@ def cache(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     seconds = time.perf_counter() - started
     listed = write_skipped(store.folder / SKIPPED, skipped)
     if as_json:
-        facts = {"pictures": need.images, "written": written, "bytes_per_picture": need.bytes_per_image}
+        facts = {"images": need.images, "written": written, "bytes_per_image": need.bytes_per_image}
         facts |= {"skipped": [one.row() for one in skipped]}
         print_json({**facts, "bytes": need.bytes, "folder": str(store.folder), "seconds": round(seconds, 1)})
         return

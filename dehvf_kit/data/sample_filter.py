@@ -26,7 +26,7 @@ SKIPPED = "skipped.jsonl"
 SHOWN = 5
 THREADS = 4
 REPORTED = 100
-"""Pictures between two calls of a progress function."""
+"""Images between two calls of a progress function."""
 Progress = Callable[[int, int], None]
 
 
@@ -47,12 +47,12 @@ class Skipped:
     def row(self) -> dict[str, str | None]:
         """As plain data."""
         image = str(self.sample.image) if self.sample is not None and self.sample.image is not None else None
-        return {"split": self.split, "sample": self.place, "reason": self.reason, "picture": image}
+        return {"split": self.split, "sample": self.place, "reason": self.reason, "image": image}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Skipped:
         """What `row` wrote; of the sample, its id and image alone."""
-        image = row["picture"]
+        image = row["image"] if "image" in row else row["picture"]  # as files before 0.1.0 have it
         sample = None if image is None else Sample(row["sample"], "", "", Path(image))
         return cls(row["split"], row["sample"], row["reason"], sample)
 

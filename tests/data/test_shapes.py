@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from dehvf_kit_doctor.data_report import PartReport, inspect_data
 from PIL import Image
 
-from dehvf_kit.data.inspection import PartReport, inspect_data, recognise
+from dehvf_kit.data.inspection import recognise
 from dehvf_kit.errors import DataError
 from dehvf_kit.recipe.files import override
 from dehvf_kit.recipe.parser import parse_data

@@ -98,8 +98,8 @@ def test_peek_shows_tokens_mask_and_picture(base: Path, tmp_path: Path, command:
     ended = command("data", file, "--peek", 2, "--json")
     found = json.loads(ended.out)
     first, second = found["peek"]
-    assert found["samples"] == 8 and first["picture"] is None
-    assert second["picture"]["size"] == [40, 40] and second["picture"]["pixel_values"] == {"vision": [1, 3, 32, 32]}
+    assert found["samples"] == 8 and first["image"] is None
+    assert second["image"]["size"] == [40, 40] and second["image"]["pixel_values"] == {"vision": [1, 3, 32, 32]}
     loss = [token["text"] for token in second["tokens"] if token["loss"]]
     assert loss == ["The", "answer", "is", "C", ".", "<eos>"]
     assert [token["loss"] for token in second["tokens"]].index(True) == len(second["tokens"]) - 6
@@ -114,7 +114,7 @@ def test_a_blind_graph_gets_no_picture(base: Path, tmp_path: Path, command: Comm
     file = recipe(base, f"{{type: scienceqa, path: {scienceqa(tmp_path / 'sqa')}}}")
     blind = [f"graph.{node}=null" for node in ("grouper", "layer_query", "projector", "fuser")]
     found = json.loads(command("data", file, *blind, "--peek", 2, "--json").out)
-    assert [one["picture"] for one in found["peek"]] == [None, None]
+    assert [one["image"] for one in found["peek"]] == [None, None]
 
 
 def test_in_a_chat_template_the_answer_stands_in_the_models_turn(base: Path, tmp_path: Path) -> None:

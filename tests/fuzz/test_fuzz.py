@@ -21,6 +21,7 @@ import yaml
 from data.small_sets import coco, scienceqa
 from dehvf_kit_benchmarks.coco_captions import CocoCaptionsDataConfig
 from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig
+from dehvf_kit_doctor.data_report import inspect_data
 from fuzz.mutations import CHANGES, ODD, TEXT_CHANGES, cut, mutated
 from fuzz.settings import share
 from helpers import LLAMA, randomise, raw_recipe, tiny_decoder, tiny_vision
@@ -32,7 +33,6 @@ import dehvf_kit
 from dehvf_kit.backbones.decoder import HfDecoderConfig
 from dehvf_kit.backbones.vision.config import HfVisionConfig
 from dehvf_kit.cli.check import check
-from dehvf_kit.data.inspection import inspect_data
 from dehvf_kit.data.jsonl import JsonlDataConfig
 from dehvf_kit.data.llava import LlavaDataConfig
 from dehvf_kit.data.samples import DataConfig

@@ -39,7 +39,7 @@ RELAYS = {
     "dehvf_kit/data/llava.py:read_file": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:read_rows": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:note": "its callers' texts",
-    "dehvf_kit/data/inspection.py:inspect_data": "the refusal of a split that cannot be read",
+    "plugins/dehvf-kit-doctor/dehvf_kit_doctor/data_report.py:inspect_data": "the refusal of a split that cannot be read",
     "dehvf_kit/model/builder.py:component_faults": "what building a component raises",
     "dehvf_kit/recipe/files.py:override": "the fault beside it",
     "dehvf_kit/recipe/graph.py:fault": "its callers' texts",

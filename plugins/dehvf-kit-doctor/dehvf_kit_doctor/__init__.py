@@ -1,4 +1,4 @@
-"""Commands that examine models: `doctor` and `support` run the contracts, `verify` compares ways of asking an adapter."""
+"""Commands that examine models, data and adapters: `doctor`, `support`, `prepare`, `data` and `verify`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def register_commands(register: RegisterCommand) -> None:
         "dehvf_kit_doctor.support:support",
         "Print which decoder and vision families pass the kit's contract, or test some now.",
     )
+    register(
+        "prepare",
+        "dehvf_kit_doctor.prepare:prepare",
+        "Check data sets: published sizes, and everything missing, broken or repeated.",
+    )
+    register("data", "dehvf_kit_doctor.data:data", "Show training samples as the model will see them: tokens, loss and image.")
     register(
         "verify",
         "dehvf_kit_doctor.verify:verify",

@@ -96,7 +96,7 @@ def test_bad_samples_are_skipped_listed_once_and_never_trained_on(world: Path, t
         ("train12", "missing picture"),
         ("train20", "sample 'train20'"),
     ]
-    assert listed[2]["picture"] == str(tmp_path / "broken.png") and listed[0]["picture"] is None
+    assert listed[2]["image"] == str(tmp_path / "broken.png") and listed[0]["image"] is None
     assert not (tmp_path / "good" / "skipped.jsonl").exists()
 
 

@@ -48,7 +48,7 @@ def _peek(sample: Sample, item: dict[str, Any], length: int, processor: DehvfPro
     return {
         "id": sample.id,
         "kind": sample.kind,
-        "picture": image,
+        "image": image,
         "prompt": processor.with_prompt(sample.asked),
         "asked_with": sample.answer_start,
         "answer": sample.answer,

@@ -29,7 +29,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Inspect and print; the exit status is 1 where something would stop a run. Raises: RecipeError, DataError."""
-    from dehvf_kit.data.inspection import inspect_data
+    from dehvf_kit_doctor.data_report import inspect_data
 
     overrides = [word for word in words if "=" in word]
     places = [word for word in words if "=" not in word]
@@ -83,7 +83,7 @@ def _show(place: str, kind: str, parts: Sequence[Any]) -> None:
     table = grid("left", "right", "right", "right", "left")
     table.add_row("", "[bold]split[/]", "[bold]samples[/]", "[bold]with image[/]", "[bold]images[/]", "")
     for part in parts:
-        table.add_row("", part.name, f"{part.samples:,}", f"{part.with_picture:,}", f"{part.pictures:,}", escape(_beside(part)))
+        table.add_row("", part.name, f"{part.samples:,}", f"{part.with_image:,}", f"{part.images:,}", escape(_beside(part)))
     console.print(table)
     from dehvf_kit.data.issues import grouped
 

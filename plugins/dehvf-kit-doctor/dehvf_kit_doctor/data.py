@@ -24,7 +24,7 @@ def data(
     from dehvf_kit.adapter.fingerprint import fingerprint
     from dehvf_kit.data.sample_filter import SampleFilter
     from dehvf_kit.recipe.recipe import load_recipe
-    from dehvf_kit.training.peek import peek_samples
+    from dehvf_kit_doctor.peek import peek_samples
 
     quiet_transformers()
     loaded = load_recipe(recipe, overrides or ())
@@ -47,7 +47,7 @@ def _show(samples: Sequence[dict[str, Any]]) -> None:
     console = stdout()
     for sample in samples:
         section(console, escape(sample["id"]), escape(sample["kind"]))
-        image = sample["picture"]
+        image = sample["image"]
         console.print(f"  image    {escape(_image(image))}")
         loss = sum(token["loss"] for token in sample["tokens"])
         cut = f", {sample['cut']} cut from the beginning" if sample["cut"] else ""

@@ -11,7 +11,7 @@ from dehvf_kit.adapter.checkpoint import save
 from dehvf_kit.adapter.files import CONFIG, WEIGHTS, config_file, read_config
 from dehvf_kit.data.images import read_image
 from dehvf_kit.errors import AdapterError
-from dehvf_kit.utils.atomic import is_file
+from dehvf_kit.utils.atomic import is_file, writing
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -96,6 +96,6 @@ def _stage(place: Path, staged: Path, widget: tuple[str | Path, str] | None) -> 
 def push_model(model: DehvfModel, repo_id: str, **settings: Any) -> str:
     """Save a model's adapter and upload it. settings: of `push_adapter`; transformers' own for weights in parts do nothing."""
     settings = {key: value for key, value in settings.items() if key not in ("max_shard_size", "tags", "safe_serialization")}
-    with tempfile.TemporaryDirectory() as folder:
+    with writing(Path("the temporary folder"), AdapterError), tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder))
         return push_adapter(folder, repo_id, **settings)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
+from dehvf_kit.utils.atomic import check_new_files, exists
 from dehvf_kit.utils.units import si
 
 TABLES = ("table1", "table2", "table3", "table4")
@@ -56,6 +57,8 @@ def reproduce(
         raise DehvfError(f"--image {image}: wants a name that ends in .png, .svg or .pdf")
     if name in ("figure3", "figure4") and adapter is None:
         raise DehvfError(f"{name} is drawn from a trained adapter; name one with --adapter DIR")
+    exists(runs)  # or it is refused, before a minute of counting
+    check_new_files({}, {} if image is None else {"--image": image})
     with waiting("Counting without weights" if adapter is None else f"Reading {adapter}", plain=True):
         quiet_transformers()
         facts, show = _facts(name, runs, adapter, limit, image)

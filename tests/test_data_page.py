@@ -7,12 +7,12 @@ from pathlib import Path
 
 from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig
 from dehvf_kit_benchmarks.scienceqa_prompt import Problem, prompt, reply
+from dehvf_kit_scaffold.schema import builtin_registry
 from typer import Context
 from typer.main import get_command
 
 from dehvf_kit.api.registry import IN_PLUGINS
 from dehvf_kit.cli.main import app
-from dehvf_kit.recipe.schema import builtin_registry
 
 PAGE = (Path(__file__).parents[1] / "docs/data.md").read_text()
 

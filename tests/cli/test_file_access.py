@@ -31,7 +31,7 @@ LOOKERS = {
     "dehvf_kit/utils/atomic.py",
     "dehvf_kit/utils/shipped.py",
     "plugins/dehvf-kit-doctor/dehvf_kit_doctor/support.py",
-    "dehvf_kit/recipe/schema.py",
+    "plugins/dehvf-kit-scaffold/dehvf_kit_scaffold/schema.py",
     "dehvf_kit/training/checkpoints.py",
     "dehvf_kit/adapter/kept_records.py",
     "plugins/dehvf-kit-baselines/dehvf_kit_baselines/method_table.py",

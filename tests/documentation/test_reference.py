@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dehvf_kit_scaffold import schema
 
-from dehvf_kit.recipe import schema
 from tools.reference import __main__ as reference
 from tools.reference.messages import messages, normal
 from tools.reference.troubleshooting import missing, stale, told

@@ -8,9 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from dehvf_kit_scaffold.schema import builtin_registry
+
 from dehvf_kit.api.registry import IN_PLUGINS
 from dehvf_kit.recipe.plugin_manager import plugins
-from dehvf_kit.recipe.schema import builtin_registry
 from tools.reference.hours import with_hours
 from tools.reference.messages import ROOT
 from tools.reference.pages import component_page, recipe_page

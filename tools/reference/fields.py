@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dehvf_kit_scaffold.schema import Schema, inlined
 from pydantic import BaseModel
-
-from dehvf_kit.recipe.schema import Schema, inlined
 
 KINDS = {
     "integer": "whole number",

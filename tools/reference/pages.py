@@ -7,11 +7,11 @@ import re
 import sys
 from collections.abc import Iterator
 
+from dehvf_kit_scaffold.schema import TOWERS
 from pydantic import BaseModel
 
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.recipe.parser import Published
-from dehvf_kit.recipe.schema import TOWERS
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
 from tools.reference.fields import field_table
 

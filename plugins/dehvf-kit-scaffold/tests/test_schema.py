@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from dehvf_kit_scaffold import schema
 from helpers import DINOV2, VIT, raw_recipe
 from jsonschema import Draft202012Validator
 
 from dehvf_kit.api.registry import Registry
-from dehvf_kit.recipe import schema
 from dehvf_kit.recipe.recipe import load_recipe, parse_recipe
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
 DINO = {"config": {"model_type": "dinov2", **DINOV2}}
 ENCODER = {"config": {"model_type": "clip_vision_model", **VIT}, "image": {"size": 32}}
@@ -48,7 +48,7 @@ def test_a_stale_or_missing_file_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert schema.main(["--check", "--output", str(file)]) == 0
     file.write_text("{}")
     assert schema.main(["--check", "--output", str(file)]) == 1
-    assert "run python -m dehvf_kit.recipe.schema" in capsys.readouterr().err
+    assert "run python -m dehvf_kit_scaffold.schema" in capsys.readouterr().err
 
 
 def test_one_with_the_installed_plugins_can_be_written(tmp_path: Path) -> None:

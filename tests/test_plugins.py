@@ -15,7 +15,7 @@ from helpers import LLAMA, pixels, tiny_decoder, tiny_model, tiny_recipe, tiny_v
 import dehvf_kit
 from dehvf_kit.api.config import ComponentConfig
 from dehvf_kit.api.registry import Registry
-from dehvf_kit.errors import DehvfError, PluginError, RecipeError
+from dehvf_kit.errors import AdapterError, DehvfError, PluginError, RecipeError
 from dehvf_kit.recipe import builtin_plugin, plugin_manager
 from dehvf_kit.recipe.plugin_manager import load_plugin_file, plugins
 
@@ -114,8 +114,9 @@ def test_an_adapter_of_a_plugins_component_needs_the_plugin(own_plugins, tmp_pat
     expected = model(tokens(), pixel_values=pixels()).logits
     model.save_pretrained(tmp_path / "adapter")
     plugins.cache_clear()
-    with pytest.raises(RecipeError, match=r"adapter_config\.json: recipe: graph\.fuser\.type: no fuser is named 'last'"):
+    with pytest.raises(AdapterError, match="'my_plugin.py', for fuser 'last', gain 'learned'; load a .py file with --plugin"):
         dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
+    assert "fuser 'last': from the plugin my_plugin.py" in (tmp_path / "adapter/README.md").read_text()
     load_plugin_file(file)
     again = dehvf_kit.load(tmp_path / "adapter", decoder=tiny_decoder(), vision=tiny_vision())
     assert torch.equal(again(tokens(), pixel_values=pixels()).logits, expected)

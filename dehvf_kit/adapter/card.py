@@ -99,6 +99,7 @@ def _origins(config: Mapping[str, Any]) -> Iterator[str]:
     data = {"type": given.get("type"), **given}
     data = {key: value for key, value in data.items() if key not in ("prompt", "on_bad_sample") and value is not None}
     yield f"- data: {_listed(data) if data else 'none named'}"
+    yield from (f"- {what}: from the plugin {origin}" for what, origin in (config.get("plugins") or {}).items())
     found = config.get(FINGERPRINT) or {}
     yield f"- prompt fingerprint: `{found.get('hash', 'none')}`"
 

@@ -46,6 +46,7 @@ from dehvf_kit.adapter.identity import (
 )
 from dehvf_kit.errors import AdapterError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, override
+from dehvf_kit.recipe.plugin_manager import needs, plugins
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
 from dehvf_kit.utils.atomic import exists, files_replaced, is_file, is_folder, sha256, whole_folder, write_file, write_text, writing
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
 
 log = logging.getLogger(__name__)
+KIT, PLUGINS = "dehvf-kit", "plugins"
 FROM_AUTO_CLASSES = (
     "config",
     "adapter_kwargs",
@@ -112,17 +114,40 @@ def adapter_config(model: DehvfModel) -> dict[str, Any]:
     recipe = model.recipe.resolved()
     return {
         "format": FORMAT,
-        "kit": "dehvf-kit",
-        "versions": {"dehvf-kit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "kit": KIT,
+        "versions": {KIT: __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "trainable_parameters": model.num_trainable_parameters(),
         BUFFERS: [name for name in saved_tensors(model) if name not in model.named_trainable_parameters()],
         "bases": model.bases or base_identities(model),
         "base_model_name_or_path": model.recipe.decoder.model,
         "recipe": recipe,
         "recipe_parents": list(model.recipe.parents),
+        PLUGINS: _plugins_of(recipe),
         FINGERPRINT: fingerprint(model.recipe, getattr(model.processor, "tokenizer", None)),
         TOKENIZER: tokenizer_identity(model.processor.tokenizer) if model.processor is not None else None,
     }
+
+
+def _plugins_of(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Of what a recipe names that which plugins supply: the plugin with its version, or its file's name."""
+    supplied = plugins().supplied
+    found = {what: supplied[what] for what in sorted(needs(recipe) & supplied.keys()) if supplied[what] != KIT}
+    return {what: Path(origin).name if origin.endswith(".py") else origin for what, origin in found.items()}
+
+
+def _refuse_missing_plugins(config: Mapping[str, Any], recipe: Mapping[str, Any], folder: Path) -> None:
+    """Raises: AdapterError naming the plugins that the adapter was saved with and that are not installed here."""
+    saved = config.get(PLUGINS)
+    saved = saved if isinstance(saved, Mapping) else {}
+    missing: dict[str, list[str]] = {}
+    for what in sorted(needs(recipe) & saved.keys() - plugins().supplied.keys()):
+        missing.setdefault(str(saved[what]), []).append(what)
+    if missing:
+        lines = [f"{shown(origin)}, for {listing(names)}" for origin, names in missing.items()]
+        files = any(origin.endswith(".py") for origin in missing)
+        how = "load a .py file with --plugin FILE before the command, pip install the others" if files else "pip install them"
+        how += plugins().registry.unloaded()
+        raise AdapterError(f"{folder}: was saved with plugins that are not installed here: {'; '.join(lines)}; {how}")
 
 
 def load(
@@ -143,8 +168,8 @@ def load(
     """Restore an adapter on its base models, or on `decoder` and `vision` that are in memory already.
 
     Args:
-        folder: the adapter's folder, or its hub id, `owner/name` or `owner/name@revision`; only an id that is no folder here is
-            fetched, into the hub's cache.
+        folder: the adapter's folder, its run's, or its hub id, `owner/name` or `owner/name@revision`; only an id that is no folder
+            here is fetched, into the hub's cache.
         decoder: a decoder in memory, used in place of the one that the adapter names.
         vision: an encoder in memory, or several by name.
         tokenizer: the decoder's; the adapter's own where left out.
@@ -235,6 +260,7 @@ def adapter_recipe(config: Mapping[str, Any], folder: Path, overrides: Sequence[
     recipe = {key: value for key, value in config["recipe"].items() if value is not None}
     for text in overrides:
         override(recipe, text)
+    _refuse_missing_plugins(config, recipe, folder)
     parents = config.get("recipe_parents")
     parents = tuple(name for name in parents if isinstance(name, str)) if isinstance(parents, list) else ()
     return replace(parse_recipe(recipe, f"{config_file(folder)}: recipe"), parents=parents)

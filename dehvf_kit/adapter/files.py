@@ -15,10 +15,12 @@ from dehvf_kit.errors import AdapterError, shown
 from dehvf_kit.utils.atomic import exists, finish_replacing, is_file, is_folder
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "dehvf_config.json"
+ADAPTER, WEIGHTS, CONFIG = "adapter", "adapter_model.safetensors", "dehvf_config.json"
 OLD_CONFIG = "adapter_config.json"
 """Its name until 0.1.0, still read. transformers and peft take a file of that name for peft's."""
 FORMAT = 1
+EVALUATIONS = "evaluations.jsonl"
+"""In a run's folder: where `dehvf-kit eval --output` wrote its answers."""
 DIGEST, BUFFERS = "weights_sha256", "buffers"
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
 TRAINERS, MEASURED = "model.safetensors", "measured.json"
@@ -45,7 +47,7 @@ def adapter_folder(
     cache_dir: str | Path | None = None,
     local_files_only: bool | None = None,
 ) -> Path:
-    """The folder of an adapter that is given as a folder, or by the hub id `owner/name` or `owner/name@revision`.
+    """The folder of an adapter that is given as its folder or its run's, or by the hub id `owner/name` or `owner/name@revision`.
 
     Only an id that is no folder here is looked for on the hub, and only the files of an adapter are fetched; huggingface_hub's
     cache and its offline mode are honoured. Arguments but the first: as `huggingface_hub.snapshot_download` takes them.
@@ -56,7 +58,7 @@ def adapter_folder(
     if exists(place) or not HUB_ID.fullmatch(name):
         if revision is not None:
             raise AdapterError(f"{place}: is a folder, which has no revision {shown(revision)}; leave `revision` out")
-        return place
+        return of_run(place)
     from huggingface_hub import snapshot_download
 
     wanted = {"revision": revision or inside or None, "token": token, "cache_dir": cache_dir}
@@ -67,6 +69,12 @@ def adapter_folder(
     except Exception as error:  # the hub's own errors, and those of the network
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise AdapterError(f"{place}: there is no such folder, and it cannot be fetched from the hub: {reason[0]}") from error
+
+
+def of_run(folder: Path) -> Path:
+    """The adapter in a run's folder, `RUN/adapter`; any other folder as it is."""
+    inner = folder / ADAPTER
+    return inner if is_file(config_file(inner)) and not is_file(config_file(folder)) else folder
 
 
 def config_file(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dehvf_kit.adapter.checkpoint import save
-from dehvf_kit.adapter.files import CONFIG, WEIGHTS, config_file, read_config
+from dehvf_kit.adapter.files import CONFIG, WEIGHTS, config_file, of_run, read_config
 from dehvf_kit.data.images import read_image
 from dehvf_kit.errors import AdapterError
 from dehvf_kit.utils.atomic import is_file, writing
@@ -48,9 +48,7 @@ def push_adapter(
         AdapterError: for what is no adapter, or where the hub refuses it.
         ImageError: for a widget's image that cannot be read.
     """
-    place = Path(folder)
-    trained = place / "adapter"
-    place = trained if is_file(config_file(trained)) and not is_file(config_file(place)) else place
+    place = of_run(Path(folder))
     read_config(place)
     if not is_file(place / WEIGHTS):
         raise AdapterError(f"{place}: incomplete, it has no {WEIGHTS}")

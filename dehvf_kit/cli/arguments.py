@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a .yaml file.", show_default=False)]
-Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A saved adapter's folder or hub id.", show_default=False)]
+Adapter = Annotated[
+    Path, typer.Argument(metavar="ADAPTER", help="A saved adapter's folder, its run's, or its hub id.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields to change: training.batch_size=8", show_default=False)
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
-from dehvf_kit.errors import AdapterError, DehvfError
+from dehvf_kit.errors import AdapterError
 from dehvf_kit.utils.atomic import exists
 from dehvf_kit.utils.units import si
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
     from dehvf_kit.recipe.graph import Graph
 
-RUNS = Path("runs")
-FOLDER_NAME = re.compile(r"\w[\w.-]*")
 _PLACES = {"decoder": " on every decoder layer", "vision": " on every vision block", "input": " in the decoder's input"}
 
 
@@ -47,6 +44,7 @@ def build(
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.model.builder import build_on_meta
         from dehvf_kit.recipe.recipe import load_recipe
+        from dehvf_kit.training.run_folder import default_folder
 
         quiet_transformers()
         loaded = load_recipe(recipe, overrides or ())
@@ -68,13 +66,6 @@ def build(
         print_json(_facts(model, parameters, flops, memory, folder))
         return
     _print_report(stdout(), model, parameters, flops, memory, folder)
-
-
-def default_folder(name: str) -> Path:
-    """`runs/NAME`. Raises: DehvfError for a recipe whose name cannot be a folder's."""
-    if not FOLDER_NAME.fullmatch(name):
-        raise DehvfError(f"name: '{name}' cannot name a folder; say where the adapter goes with --output")
-    return RUNS / name
 
 
 def _save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.build import default_folder
 from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
 
 
@@ -30,6 +29,7 @@ def train(
     from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit.training import run
     from dehvf_kit.training.distributed import join_processes, leave_processes
+    from dehvf_kit.training.run_folder import default_folder
 
     quiet_transformers()
     loaded = load_recipe(recipe, overrides or ())

@@ -71,7 +71,7 @@ class LlavaDataConfig(FileSplitsConfig):
         return Reading(samples, issues, len(rows), numbered={sample.id for sample in samples})
 
     def group_of(self, sample: Sample) -> str:
-        return super().group_of(sample) if sample.image is not None else sample.id.rpartition("/")[0]
+        return sample.id.rpartition("/")[0]
 
     def _samples(self, reader: RowReader, key: str, row: Mapping[str, Any], images: Path) -> Iterator[Sample]:
         given = reader.images(row, key, images)

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -339,17 +339,42 @@ class FileSplitsConfig(DataConfig):
         if test and test != type(self).model_fields["test"].default:
             raise DataError(f"data.validation is {self.validation:g} and data.test is '{test}'; leave one of them out")
         reading = self.read_file("train")
-        groups = [self.group_of(sample) for sample in reading.samples]
+        groups = image_groups(reading.samples, self.group_of)
         held_out = held_out_groups(groups, self.validation, self.validation_seed)
         kept = [sample for sample, group in zip(reading.samples, groups, strict=True) if (group in held_out) == (part == "test")]
         return replace(reading, samples=kept, count=None)
 
     def group_of(self, sample: Sample) -> str:
-        """Samples of one group come into one split: those of one image; without an image, those of one question."""
-        image = sample.image
-        if image is None:
-            return f"text {sample.question}"
-        return str(image) if isinstance(image, Path) else hashlib.sha256(image.read_bytes()).hexdigest()
+        """What samples without an image have in common that come into one split: their question."""
+        return f"text {sample.question}"
+
+
+def image_groups(samples: Sequence[Sample], without: Callable[[Sample], str]) -> list[str]:
+    """The group of each sample: samples that share an image, directly or by way of others, are of one group.
+
+    without: the group of a sample that has no image.
+    """
+    above: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while above[name] != name:
+            above[name] = name = above[above[name]]
+        return name
+
+    firsts = []
+    for sample in samples:
+        names = [_image_name(image) for image in sample.images] or [without(sample)]
+        for name in names:
+            above.setdefault(name, name)
+            first, second = sorted((root(names[0]), root(name)))
+            above[second] = first
+        firsts.append(names[0])
+    return [root(name) for name in firsts]
+
+
+def _image_name(image: Any) -> str:
+    """One name for one image: its path, or the digest of a table's cell."""
+    return str(image) if isinstance(image, Path) else hashlib.sha256(image.read_bytes()).hexdigest()
 
 
 def held_out_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:

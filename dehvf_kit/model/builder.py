@@ -38,6 +38,7 @@ def build(
     image_processor: BaseImageProcessor | None = None,
     expected_parameters: int | None = None,
     device_map: Any = None,
+    overrides: Sequence[str] = (),
 ) -> DehvfModel:
     """Build a recipe's model on its base models, or on modules that are already in memory.
 
@@ -51,12 +52,13 @@ def build(
         image_processor: used in place of the recipe's.
         expected_parameters: a graph with more than twice as many trained parameters is refused before any is made.
         device_map: where the decoder is loaded, in transformers' terms; encoders and components go to its first device.
+        overrides: `key=value` changes to the recipe.
 
     Raises:
         RecipeError: where the graph does not fit the towers.
         DehvfError: where a base model is not on this machine.
     """
-    recipe = as_recipe(recipe)
+    recipe = as_recipe(recipe, overrides)
     sources = plugins().registry.sources
     towers = _towers(recipe, vision, meta=False)
     if decoder is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
@@ -22,6 +22,7 @@ from dehvf_kit.api.hookspecs import PROJECT
 from dehvf_kit.api.plugin_code import raised
 from dehvf_kit.api.registry import Registry
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.recipe.files import encoders_of
 from dehvf_kit.utils.atomic import is_file
 
 FILE_MODULE = "dehvf_kit_plugin_"
@@ -37,11 +38,12 @@ HOOKS = (
 
 @dataclass
 class Plugins:
-    """What is loaded: the registry, each plugin's origin, and the plugins that failed with the reason."""
+    """What is loaded: the registry, each plugin's origin, and that of each type and base model, as `needs` names them."""
 
     registry: Registry = field(default_factory=Registry)
     commands: CommandTable = field(default_factory=CommandTable)
     origins: dict[str, str] = field(default_factory=dict)
+    supplied: dict[str, str] = field(default_factory=dict)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(PROJECT))
 
     @property
@@ -70,6 +72,19 @@ def plugins() -> Plugins:
         except (Exception, SystemExit) as error:
             loaded.broken[entry.name] = f"{origin}: {raised(error)}"
     return loaded
+
+
+def needs(recipe: Mapping[str, Any]) -> set[str]:
+    """The types and base models that a recipe's plain data name, such as `fuser 'mean'`, as `Plugins.supplied` names them."""
+    sections = {role: section for role in ("decoder", "data") if isinstance(section := recipe.get(role), Mapping)}
+    graph = recipe.get("graph")
+    nodes = [(node.get("role", name), node) for name, node in (graph if isinstance(graph, Mapping) else {}).items() if node]
+    towers = [("vision", tower) for tower in encoders_of(recipe.get("vision") or {}).values()]
+    found = set()
+    for role, section in [*sections.items(), *towers, *nodes]:
+        if isinstance(section, Mapping):
+            found |= {f"{role} '{section.get('type')}'", f"base model '{section.get('model')}'"}
+    return found
 
 
 def load_plugin_file(path: str | Path) -> None:
@@ -148,6 +163,9 @@ def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
         manager.unregister(module)
         raise
     loaded.origins[name] = origin
+    new = [f"{role} '{kind}'" for role, kind in loaded.registry.entries.keys() - before.entries.keys()]
+    new += [f"base model '{model}'" for model in loaded.registry.sources.keys() - before.sources.keys()]
+    loaded.supplied |= dict.fromkeys(new, origin)
     return registered
 
 

@@ -6,6 +6,7 @@ Sections: `extends` (a parent recipe), `format`, `name`, `description`, `publish
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,11 +122,22 @@ class Recipe:
         }
 
 
-def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    """A recipe as it is, from plain data as `parse_recipe` takes it, or from a file. Raises: RecipeError."""
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe as it is, from plain data as `parse_recipe` takes it, or from a file, with `key=value` overrides.
+
+    Raises: RecipeError.
+    """
     if isinstance(recipe, str | Path):
-        return load_recipe(recipe)
-    return parse_recipe(dict(recipe)) if isinstance(recipe, Mapping) else recipe
+        return load_recipe(recipe, overrides)
+    if isinstance(recipe, Recipe) and not overrides:
+        return recipe
+    raw, source, parents = dict(copy.deepcopy(recipe)) if isinstance(recipe, Mapping) else {}, "recipe", ()
+    if isinstance(recipe, Recipe):
+        raw = {name: section for name, section in recipe.resolved().items() if section is not None}
+        source, parents = recipe.source, recipe.parents
+    for text in [overrides] if isinstance(overrides, str) else overrides:
+        override(raw, text)
+    return _parsed(raw, source, parents)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

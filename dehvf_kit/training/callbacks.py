@@ -29,19 +29,7 @@ SPENT = "training_seconds"
 NAMED = 8
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
-
-
-class StepReport(TrainerCallback):
-    """Calls `report(step, steps, loss)` at every step, with the latest logged loss."""
-
-    def __init__(self, report: Callable[[int, int, float | None], None]) -> None:
-        self.report, self.loss = report, None
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        self.loss = (logs or {}).get("loss", self.loss)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.report(state.global_step, state.max_steps, self.loss)
+Report = Callable[[int, int, float], None]
 
 
 class EpochOrder(TrainerCallback):
@@ -137,10 +125,14 @@ class FiniteSteps(TrainerCallback):
         limit: skipped steps in a row that end the run.
         run: runs the model on a batch as training does, to find the first module whose output is not finite.
         any_process: whether a flag is set on any of the processes that train together.
+        report: called after every step with the step, all steps, and the step's own loss.
     """
 
-    def __init__(self, limit: int, run: Callable[[Batch], Any], any_process: Callable[[bool], bool] = bool) -> None:
-        self.limit, self.run, self.any_process = limit, run, any_process
+    def __init__(
+        self, limit: int, run: Callable[[Batch], Any], any_process: Callable[[bool], bool] = bool, report: Report = lambda *_: None
+    ) -> None:
+        self.limit, self.run, self.any_process, self.report = limit, run, any_process, report
+        self.loss = float("nan")
         self._batches: list[tuple[Batch, Sequence[str], Tensor]] = []
         self.good_since_log = 0
 
@@ -152,6 +144,7 @@ class FiniteSteps(TrainerCallback):
         """Raises: TrainingError after `limit` skipped steps in a row."""
         batches, self._batches = self._batches, []
         losses = [bool(loss.isfinite().all()) for _, _, loss in batches]
+        self.loss = sum(float(loss) for _, _, loss in batches)
         named = {name: p for name, p in model.named_parameters() if p.grad is not None}
         infinite = [name for name, parameter in named.items() if not _is_finite(parameter.grad)]
         if not self.any_process(bool(infinite) or not all(losses)):
@@ -169,6 +162,9 @@ class FiniteSteps(TrainerCallback):
                 "is from before. A lower training.base_learning_rate, training.max_grad_norm=1 or precision float32 may help."
             )
         log.warning("%s (%d in a row, the run stops at %d)", message, in_a_row, self.limit)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.report(state.global_step, state.max_steps, self.loss)
 
     def _where(
         self, model: nn.Module, batches: Sequence[tuple[Batch, Sequence[str], Tensor]], losses: list[bool], infinite: list[str]

@@ -26,10 +26,19 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
-from dehvf_kit.training.callbacks import StepReport, Stopping, skipped_steps
+from dehvf_kit.training.callbacks import Stopping, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model
-from dehvf_kit.training.run_folder import ADAPTER, CHECKPOINTS, RunFolder, compare_records, record_of, training_errors, write_record
+from dehvf_kit.training.run_folder import (
+    ADAPTER,
+    CHECKPOINTS,
+    RunFolder,
+    compare_records,
+    default_folder,
+    record_of,
+    training_errors,
+    write_record,
+)
 from dehvf_kit.training.trainer import DehvfTrainer, trackers, training_arguments
 from dehvf_kit.training.training_set import (
     Progress,
@@ -40,6 +49,7 @@ from dehvf_kit.training.training_set import (
     skipped_samples,
     training_set,
 )
+from dehvf_kit.utils.frames import frame
 
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
 log = logging.getLogger(__name__)
@@ -62,6 +72,10 @@ class TrainResult:
     left_out: tuple[str, ...] = ()
     skipped_samples: tuple[Skipped, ...] = ()
 
+    def to_pandas(self) -> Any:
+        """The log as a pandas DataFrame, a row for each logged step. Raises: DehvfError without pandas."""
+        return frame([row for row in self.log if "loss" in row])
+
 
 def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """A progress function that shows nothing."""
@@ -69,24 +83,27 @@ def silent(stage: str, done: int, total: int, note: str = "") -> None:
 
 def train(
     recipe: Recipe | Mapping[str, Any] | str | Path,
-    output: str | Path,
+    output: str | Path | None = None,
     model: DehvfModel | None = None,
     features: FeatureStore | None = None,
     resume: bool = False,
     progress: Progress = silent,
     samples: Sequence[Sample] | None = None,
+    *,
+    overrides: Sequence[str] = (),
 ) -> TrainResult:
     """Train a recipe's adapter and save it to `output/adapter`, with checkpoints and logs beside it.
 
     Args:
         recipe: what to train, on which data, and how: a recipe, its plain data, or a file's path.
-        output: the run's folder.
+        output: the run's folder; `runs/NAME` by the recipe's name where left out.
         model: a model to train; built from the recipe if None.
         features: a store of image features to use in place of the recipe's.
         resume: go on from the newest whole checkpoint in `output`, or from the start where there is none yet; a finished
             run is left as it is. On a CPU a resumed run ends in the same bits as an uninterrupted one.
         progress: called with stage, done, total and a note.
         samples: train on these in place of the training split.
+        overrides: `key=value` changes to the recipe.
 
     Returns:
         What the run did.
@@ -98,7 +115,8 @@ def train(
             worker died, or too many steps were not finite.
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, once a checkpoint is saved.
     """
-    recipe, output = as_recipe(recipe), Path(output)
+    recipe = as_recipe(recipe, overrides)
+    output = default_folder(recipe.name) if output is None else Path(output)
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
     trackers(recipe.training.report_to)
@@ -175,13 +193,13 @@ def _take_steps(
         _refuse_other_prompt(saved, recipe, model, last)
     set_seed(config.seed)
     args = training_arguments(config, folder.checkpoints, data.count, processes.count)
-    report = StepReport(lambda step, steps, loss: progress("training", step, steps, "" if loss is None else f"loss {loss:.3f}"))
     model.bases = model.bases or base_identities(model)  # once, not for every checkpoint: the bases are frozen
     prepare_model(model, processes)
     model.train()
     with Stopping() as stopping:
         trainer = DehvfTrainer(
-            *(model, args, data.dataset, [report, stopping]), config.node_rates, config.max_bad_steps, config.max_minutes
+            *(model, args, data.dataset, [stopping], config.node_rates, config.max_bad_steps, config.max_minutes),
+            report=lambda step, steps, loss: progress("training", step, steps, f"loss {loss:.3f}"),
         )
         if last is not None and step_of(last) >= args.max_steps:
             # Ended after its last step: transformers would take one more where an epoch is not over.

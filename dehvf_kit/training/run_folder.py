@@ -22,6 +22,7 @@ import transformers
 
 from dehvf_kit import errors
 from dehvf_kit._version import __version__
+from dehvf_kit.adapter.files import ADAPTER
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError, DehvfError, RecipeError, TrainingError, shown
 from dehvf_kit.recipe.files import flat
@@ -36,7 +37,16 @@ try:
 except ImportError:  # Windows: two runs in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-ADAPTER, CHECKPOINTS, LOG, LOCK, RECORD = "adapter", "checkpoints", "log.jsonl", ".lock", "run.json"
+CHECKPOINTS, LOG, LOCK, RECORD = "checkpoints", "log.jsonl", ".lock", "run.json"
+
+RUNS, FOLDER_NAME = Path("runs"), re.compile(r"\w[\w.-]*")
+
+
+def default_folder(name: str) -> Path:
+    """`runs/NAME`. Raises: DehvfError for a recipe whose name cannot be a folder's."""
+    if not FOLDER_NAME.fullmatch(name):
+        raise DehvfError(f"name: '{name}' cannot name a folder; say where the adapter goes with --output")
+    return RUNS / name
 
 
 class RunFolder:

@@ -18,7 +18,7 @@ from dehvf_kit.data.encoding import Collator
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.sections import Tracker, TrainingConfig
-from dehvf_kit.training.callbacks import SPENT, EpochOrder, FiniteSteps, TimeBudget
+from dehvf_kit.training.callbacks import SPENT, EpochOrder, FiniteSteps, Report, TimeBudget
 from dehvf_kit.training.checkpoints import CheckpointingTrainer
 from dehvf_kit.training.training_set import IDS, NOTED, SKIPPED, has_answer, no_answer
 
@@ -102,6 +102,7 @@ class DehvfTrainer(CheckpointingTrainer):
         node_rates: factors on the learning rate of single nodes, by name.
         max_bad_steps: steps in a row with a loss or gradient that is not finite, which end the run.
         max_minutes: minutes of training that end the run before its last step; 0: as long as the steps take.
+        report: called after every step with the step, all steps, and the step's loss.
     """
 
     def __init__(
@@ -113,11 +114,12 @@ class DehvfTrainer(CheckpointingTrainer):
         node_rates: Mapping[str, float] | None = None,
         max_bad_steps: int = 5,
         max_minutes: float = 0.0,
+        report: Report = lambda *_: None,
     ) -> None:
         self.budget = TimeBudget(max_minutes) if max_minutes else None
         self.node_rates = dict(node_rates or {})
         self.tokenizer = model.processor.tokenizer
-        self.finite_steps = FiniteSteps(max_bad_steps, self._forward, self._in_any_process)
+        self.finite_steps = FiniteSteps(max_bad_steps, self._forward, self._in_any_process, report)
         super().__init__(
             model=model,
             args=args,

@@ -22,7 +22,7 @@ WRITERS = {
     "dehvf_kit/training/run_folder.py": "a lock",
     "dehvf_kit/model/features_in_use.py": "locks",
     "dehvf_kit/evaluation/kept_answers.py": "appends whole lines, and reads those that are whole",
-    "dehvf_kit/cli/evaluate.py": "tries the file of kept answers",
+    "dehvf_kit/evaluation/evaluate.py": "tries the file of kept answers, and appends to the list of a run's evaluations",
     "plugins/dehvf-kit-demo/dehvf_kit_demo/dinov2.py": "into a folder that is then renamed",
     "plugins/dehvf-kit-demo/dehvf_kit_demo/smollm2.py": "into a folder that is then renamed",
     "plugins/dehvf-kit-compare/dehvf_kit_compare/processes.py": "a log and a lock",

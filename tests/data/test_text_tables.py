@@ -71,6 +71,17 @@ def test_faulty_files(tmp_path: Path, content: bytes, message: str) -> None:
         TableDataConfig(train=str(tmp_path / "a.csv")).samples("train")
 
 
+def test_rows_of_several_images_are_split_by_all_of_them(tmp_path: Path) -> None:
+    """Rows 0 and 1 share their second image, 1 and 2 their first; only rows 3 and 4 are apart from them."""
+    pairs = [("a", "x"), ("b", "x"), ("b", "y"), ("c", "z"), ("d", "w")]
+    rows = [{"images": [f"{one}.png", f"{two}.png"], "question": "q", "answer": "a"} for one, two in pairs]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(8):
+        config = JsonlDataConfig(train=tmp_path / "a.jsonl", validation=0.4, validation_seed=seed)
+        train, test = ({image for one in config.samples(split) for image in one.images} for split in ("train", "test"))
+        assert train and test and not train & test
+
+
 def test_one_file_is_split_by_image(tmp_path: Path) -> None:
     rows = [{"image": f"{n % 10}.png", "question": f"q{n}", "answer": "a"} for n in range(40)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import dehvf_kit
@@ -49,9 +50,29 @@ def test_generate_answers(run: Path, world: Path) -> None:
     assert say("generate", world / "test2.png", "what colour is it ?", "-a", run / "adapter").stdout == "blue\n"
 
 
+def test_generate_takes_several_images(run: Path, world: Path) -> None:
+    images = [world / "test1.png", world / "test2.png"]
+    result = say("generate", *images, "what colour is it ?", "generation.max_new_tokens=1", "--adapter", run, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["images"] == list(map(str, images)) and facts["question"] == "what colour is it ?"
+    model = dehvf_kit.load(run)
+    inputs = model.processor(images=[[Image.open(image) for image in images]], text=["what colour is it ?"])
+    said = model.generate(**inputs, max_new_tokens=1)[:, inputs["input_ids"].shape[1] :]
+    assert facts["answer"] == model.processor.batch_decode(said, skip_special_tokens=True)[0].strip()
+
+
+@pytest.mark.parametrize("words", [["eval", "--limit", 2], ["verify", "--questions", 2, "--no-store"]])
+def test_the_folder_of_a_run_is_its_adapter(run: Path, words: list[str]) -> None:
+    result = say(words[0], run, *words[1:], "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["adapter"] == str(run)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["generate", "{world}/test0.png", "nowhere.png", "what ?"], "there is no image 'nowhere.png'"),
         (["generate", "nowhere.png", "what ?"], "there is no image 'nowhere.png'"),
         (["generate", "{world}/tiny.yaml", "what ?", "-a", "{run}/adapter"], "tiny.yaml' cannot be read"),
         (["generate", "{world}/test0.png", "  "], "the question is empty"),

@@ -46,6 +46,18 @@ def test_steps_and_warm_up_count_epochs() -> None:
     assert config.cut_warmup(12_726) == short.model_copy(update={"max_steps": 13}).cut_warmup(100) == ""
 
 
+def test_progress_shows_the_loss_of_each_step(world: Path, tmp_path: Path) -> None:
+    notes = []
+
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        notes.extend([note] if stage == "training" else [])
+
+    changes = ["training.max_steps=3", "training.gradient_accumulation=2"]
+    logged = train(world / "tiny.yaml", tmp_path / "each", overrides=changes).log
+    train(world / "tiny.yaml", tmp_path / "rare", overrides=[*changes, "training.logging_steps=100"], progress=progress)
+    assert notes == [f"loss {row['loss']:.3f}" for row in logged if "loss" in row] and len(set(notes)) == 3
+
+
 def test_schedule_is_half_a_cosine_after_linear_warm_up(world: Path, tmp_path: Path) -> None:
     recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.warmup_epochs=2"])
     args = training_arguments(recipe.training, tmp_path, samples=24)

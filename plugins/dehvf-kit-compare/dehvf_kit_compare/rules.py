@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dehvf_kit.data.rows import image_groups
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError, shown
 from dehvf_kit.recipe.recipe import Recipe
@@ -137,22 +138,24 @@ def _within(key: str, name: str) -> bool:
 def hold_out(samples: Sequence[Sample], part: HoldOut) -> tuple[list[Sample], list[Sample]]:
     """(rest, validation part): whole images are held out, drawn with a fixed seed, so that no image is in both.
 
-    A sample without an image is a group of its own. Raises: DehvfError where nothing would be left on one side.
+    Samples that share an image stay together; one without an image is a group of its own.
+    Raises: DehvfError where nothing would be left on one side.
     """
-    groups: dict[object, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.image or sample.id, []).append(sample)
+    names = image_groups(samples, lambda sample: f"text {sample.id}")
+    groups: dict[str, list[Sample]] = {}
+    for sample, name in zip(samples, names, strict=True):
+        groups.setdefault(name, []).append(sample)
     keys = list(groups)
     random.Random(0).shuffle(keys)
-    held: set[object] = set()
+    held: set[str] = set()
     count = 0
     for key in keys[: round(len(keys) * part.share)]:
         if count + len(groups[key]) > part.questions:
             break
         held.add(key)
         count += len(groups[key])
-    rest = [sample for sample in samples if (sample.image or sample.id) not in held]
-    kept = [sample for sample in samples if (sample.image or sample.id) in held]
+    rest = [sample for sample, name in zip(samples, names, strict=True) if name not in held]
+    kept = [sample for sample, name in zip(samples, names, strict=True) if name in held]
     if not rest or not kept:
         raise DehvfError(
             f"a validation part of {part.share:g} of the images of {len(samples)} training samples (at most "

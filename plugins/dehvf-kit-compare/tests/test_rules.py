@@ -76,6 +76,12 @@ def test_whole_pictures_are_held_out() -> None:
     assert part != everything[:15]
 
 
+def test_samples_that_share_any_image_stay_together() -> None:
+    pair = [Sample(f"{n}", "what ?", "red", Path(f"{n}.png"), further_images=(Path(f"{n + n % 2 * 10}.png"),)) for n in range(20)]
+    rest, part = hold_out(pair, HoldOut(0.5, 500))
+    assert part and {image for one in rest for image in one.images}.isdisjoint(image for one in part for image in one.images)
+
+
 def test_the_part_has_no_more_questions_than_wanted() -> None:
     _, part = hold_out(samples(20, 3), HoldOut(0.5, 10))
     assert len(part) == 9

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dehvf_kit.adapter.checkpoint import adapter_recipe
-from dehvf_kit.adapter.files import CONFIG, read_config
+from dehvf_kit.adapter.files import ADAPTER, CONFIG, DIGEST, EVALUATIONS, config_file, of_run, read_config
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
-from dehvf_kit.training.run import ADAPTER
 from dehvf_kit.utils.atomic import exists, is_file, is_folder
 
 if TYPE_CHECKING:
     from dehvf_kit.recipe.recipe import Recipe
 
 LOG, PREDICTIONS = "log.jsonl", "predictions.jsonl"
+MAX_LINE = 1 << 20
 FIELDS = ("id", "kind", "question", "image", "answer", "prediction")
 
 
@@ -50,8 +50,8 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
     predictions: where the answers are, if not in the run. Runs inside the folder that have answers are its baselines.
     Raises: AdapterError for what is neither, DataError for a file that cannot be read.
     """
-    adapter = folder if is_file(folder / CONFIG) else folder / ADAPTER
-    if not is_folder(folder) or not is_file(adapter / CONFIG):
+    adapter = of_run(folder)
+    if not is_folder(folder) or not is_file(config_file(adapter)):
         raise AdapterError(
             f"{folder}: no run of dehvf-kit, it has no {ADAPTER}/{CONFIG}; name a folder that `dehvf-kit train` wrote"
         )
@@ -59,13 +59,33 @@ def read_run(folder: Path, predictions: Path | None = None, overrides: Sequence[
         folder = folder.parent
     config = read_config(adapter)
     recipe = adapter_recipe(config, adapter, overrides)
-    found = predictions or folder / PREDICTIONS
-    answers = read_predictions(found) if predictions is not None or is_file(found) else None
+    found = predictions or newest_answers(folder, adapter, config.get(DIGEST))
+    answers = read_predictions(found) if found is not None else None
     baselines = {file.parent.name.replace("_", " "): read_predictions(file) for file in sorted(folder.glob(f"*/{PREDICTIONS}"))}
     log = read_rows(folder / LOG) if is_file(folder / LOG) else []
     return FinishedRun(
         folder=folder, adapter=adapter, config=config, recipe=recipe, log=log, predictions=answers, baselines=baselines
     )
+
+
+def newest_answers(folder: Path, adapter: Path, weights: Any) -> Path | None:
+    """The newest file of answers that `dehvf-kit eval --output` wrote for a run's weights, in its folder or anywhere else."""
+    noted = read_rows(folder / EVALUATIONS) if is_file(folder / EVALUATIONS) else []
+    files = [Path(str(row.get("predictions"))) for row in noted if row.get("weights") == weights]
+    files += [*folder.glob("*.jsonl"), *adapter.glob("*.jsonl")]
+    return max((file for file in files if _holds_answers(file)), key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _holds_answers(file: Path) -> bool:
+    """Whether a file is named as answers are, or its first line is one."""
+    if not is_file(file):
+        return False
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        first = lines.readline(MAX_LINE)
+    try:
+        return file.name == PREDICTIONS or set(FIELDS) <= set(json.loads(first))
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def read_predictions(file: Path) -> list[Prediction]:
@@ -74,7 +94,8 @@ def read_predictions(file: Path) -> list[Prediction]:
     for number, row in enumerate(read_rows(file), start=1):
         if not all(isinstance(row.get(name), str) for name in FIELDS):
             raise DataError(f"{file}:{number}: no answer as `dehvf-kit eval --output` keeps it; its fields are {', '.join(FIELDS)}")
-        found.append(Prediction(**{name: row[name] for name in FIELDS}))
+        more = {"references": tuple(map(str, row.get("references") or ())), "skipped": str(row.get("skipped") or "")}
+        found.append(Prediction(**{name: row[name] for name in FIELDS}, **more))
     if not found:
         raise DataError(f"{file}: holds no answers")
     return found

@@ -20,7 +20,7 @@ def report(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            "--predictions", metavar="FILE", help="Answers that eval --output wrote.", show_default="RUN/predictions.jsonl"
+            "--predictions", metavar="FILE", help="Answers that eval --output wrote.", show_default="the newest of this run"
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Images over which the fuser's weights are averaged.")] = 64,

@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from dehvf_kit.adapter.card import about, read_measured
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
@@ -64,13 +65,24 @@ def _is_curve(name: str) -> bool:
 
 
 def scored(run: FinishedRun, predictions: Sequence[Prediction] | None) -> Scores | DehvfError | None:
-    """The figures of some answers, as the data set scores them; the reason where it cannot."""
-    if predictions is None or run.recipe.data is None:
+    """The figures of some answers, or the reason why there are none; without answers, the scores that `--store` kept."""
+    if predictions is None:
+        return _stored(run)
+    if run.recipe.data is None:
         return None
     try:
         return run.recipe.data.score(predictions)
     except DehvfError as error:
         return error
+
+
+def _stored(run: FinishedRun) -> Scores | None:
+    """The scores in the adapter's `measured.json`, if they are about its weights."""
+    kept = about(read_measured(run.adapter), run.adapter).get("scores")
+    if not kept:
+        return None
+    scores = [Score(name, **row, percent=False) for name, row in kept["scores"].items()]
+    return Scores(scores, scores[0].name, {}, notes=[f"Stored by dehvf-kit eval --store, times 100; on {kept['data']}."])
 
 
 def scores_section(run: FinishedRun, name: str, main: Scores | DehvfError | None) -> Section:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from cli.commands import Command
+from dehvf_kit_report.finished_run import read_run
 from dehvf_kit_report.memory_maps import memory_map
+from dehvf_kit_report.sections import scored
 from dehvf_kit_report.write import write_report
 from PIL import Image
 
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.evaluation.evaluate import evaluate
 
 VOID = {"meta", "img", "br", "input", "line", "rect", "circle", "polyline", "path"}
 
@@ -76,6 +79,22 @@ def test_it_shows_layers_scores_and_answers(page: Path, run: Path) -> None:
     assert f"{100 * right / len(rows):.1f}%" in text
     assert text.count("<div class='card'>") == len(rows)
     assert "<polyline" in text and "gradient norm" in text
+
+
+def test_the_answers_of_an_evaluation_are_found_wherever_they_are(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for name in ("predictions.jsonl", "evaluations.jsonl"):
+        (copy / name).unlink()
+    assert read_run(copy).predictions is None
+    evaluate(copy, limit=4, output=tmp_path / "elsewhere.jsonl", store=True)
+    assert len(read_run(copy).predictions) == 4
+    evaluate(copy, limit=3, output=copy / "later.jsonl")
+    assert len(read_run(copy).predictions) == 3
+    (tmp_path / "elsewhere.jsonl").unlink()
+    (copy / "later.jsonl").unlink()
+    stored = scored(read_run(copy), None)
+    assert stored.headline.count == 4 and "the first 4 questions" in stored.notes[0]
 
 
 def test_it_says_how_to_repeat_the_run(page: Path, run: Path, tmp_path: Path) -> None:

@@ -56,6 +56,9 @@ def init(
         raw = starter_recipe(name, decoder, vision, data, tuple(overrides or ()))
         images = image_statements(parse_recipe(raw, name))
     write_starter(file, raw)
+    held_out = raw.get("data", {}).get("validation")
+    if held_out:
+        print(f"note: data.validation={held_out} holds that share of the images out as the test split", file=sys.stderr)
     for one in images.values():
         note = one.note or ("" if one.own is not None else f"{one.line}; set vision.image to what the encoder was trained with")
         if note:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dehvf_kit.utils.atomic import exists, writing
 from dehvf_kit.utils.yaml_files import to_yaml
 
 NO_DATA = "none"
+HELD_OUT = 0.1  # of the images, where the data have no test split
 LARGEST_IMAGE = 256  # encoders made for larger images start at 224 where no image processor says otherwise
 HEAD = "# Written by dehvf-kit init. Fields that are not named have their defaults, which `dehvf-kit show` prints.\n"
 
@@ -61,6 +63,11 @@ def starter_recipe(name: str, decoder: str, vision: str, data: str, overrides: t
         raise DataError(
             f"data: '{data}' does not say where its data are; name the file or folder itself, or set data.FIELD=... ({fields})"
         )
+    if recipe.data is not None and "test" not in recipe.data.parts() and "validation" in type(recipe.data).model_fields:
+        held_out = {**raw, "data": {**raw["data"], "validation": HELD_OUT}}
+        with suppress(DataError):  # of one image none can be held out
+            parse_recipe(held_out, name).data.samples("test")
+            return held_out
     return raw
 
 

@@ -42,6 +42,17 @@ def test_the_recipe_passes_check(command: Command, models: Path) -> None:
     assert graph.nodes["grouper"].config.num_groups == 4 and graph.nodes["position"].config.num_slots == 16
 
 
+def test_a_test_split_is_held_out_where_the_data_have_none(command: Command, models: Path) -> None:
+    rows = [{"id": str(n), "image": f"{n}.png", "question": "what?", "answer": "black"} for n in range(20)]
+    Path("many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = ask(command, "-o", "held.yaml", data="many.jsonl")
+    assert ended.code == 0 and "data.validation=0.1" in ended.err
+    data = load_recipe("held.yaml").data
+    assert (data.validation, len(data.samples("train")), len(data.samples("test"))) == (0.1, 18, 2)
+    assert ask(command, "-o", "own.yaml", "data.test=questions.jsonl", data="many.jsonl").code == 0
+    assert load_recipe("own.yaml").data.validation == 0
+
+
 @pytest.mark.parametrize(("kind", "normalisation"), [("ViTImageProcessor", "half"), ("CLIPImageProcessor", "clip")])
 def test_images_are_prepared_as_the_encoders_own_processor_does(
     command: Command, models: Path, kind: str, normalisation: str

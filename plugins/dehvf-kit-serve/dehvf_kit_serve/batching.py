@@ -1,0 +1,112 @@
+"""The thread that answers waiting requests together: one batch at a time, all of one adapter."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Condition, Thread
+
+from dehvf_kit_serve.adapters import Prompt
+from dehvf_kit_serve.chat_request import Refused
+
+log = logging.getLogger(__name__)
+GATHERING_S = 0.01
+"""What a batch that is not full waits for requests that were sent together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A prompt, and what is called in the worker's thread when its row has ended, however it did."""
+
+    prompt: Prompt
+    ended: Callable[[], None]
+
+
+class Batches:
+    """A queue of jobs and the thread that works on it.
+
+    max_batch: rows of a batch; max_waiting: jobs in the queue, of which more are refused.
+    """
+
+    def __init__(self, max_batch: int = 16, max_waiting: int = 64) -> None:
+        self.max_batch, self.max_waiting = max_batch, max_waiting
+        self.sizes: deque[int] = deque(maxlen=1000)
+        self._jobs: deque[Job] = deque()
+        self._working: list[Job] = []
+        self._changed = Condition()
+        self._closed = False
+        self._thread = Thread(target=self._work, name="dehvf-kit serve", daemon=True)
+        self._thread.start()
+
+    def room(self) -> None:
+        """Raises: Refused where the queue is full, or the server ends."""
+        with self._changed:
+            if self._closed:
+                raise Refused(503, "the server is ending", code="server_ending")
+            if len(self._jobs) >= self.max_waiting:
+                raise Refused(429, f"{len(self._jobs)} requests are waiting; try again later", code="queue_full")
+
+    def add(self, job: Job) -> None:
+        """Put a job into the queue. Raises: Refused as `room` does."""
+        with self._changed:
+            self.room()
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def close(self, patience_s: float = 0.0) -> None:
+        """Take nothing more; what is not answered within `patience_s` is cut short."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(patience_s)
+        with self._changed:
+            for job in (*self._jobs, *self._working):
+                job.prompt.row.cancelled = True
+        self._thread.join(10)
+
+    def _work(self) -> None:
+        while batch := self._next():
+            try:
+                self._answer(batch)
+            finally:
+                with self._changed:
+                    self._working = []
+                for job in batch:
+                    job.ended()
+
+    def _next(self) -> list[Job]:
+        """The next jobs of one adapter, the oldest first; empty when the server ends and none are left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            until = time.monotonic() + GATHERING_S
+            while self._jobs and len(self._jobs) < self.max_batch and not self._closed:
+                if not self._changed.wait(max(0.0, until - time.monotonic())):
+                    break
+            adapter = self._jobs[0].prompt.adapter if self._jobs else None
+            batch = [job for job in self._jobs if job.prompt.adapter is adapter][: self.max_batch]
+            for job in batch:
+                self._jobs.remove(job)
+            self._working = batch
+            return batch
+
+    def _answer(self, batch: list[Job]) -> None:
+        """One batch; where it fails before anything was said, each of its rows alone, so that one does not fail the others."""
+        prompts = [job.prompt for job in batch if not job.prompt.row.cancelled]
+        if not prompts:
+            return
+        self.sizes.append(len(prompts))
+        try:
+            prompts[0].adapter.generate(prompts)
+        except Exception as error:  # whatever a model raises: the server goes on
+            if len(prompts) > 1 and not any(prompt.row.tokens for prompt in prompts):
+                log.warning("a batch of %d failed, its requests are answered one by one: %s", len(prompts), error)
+                for job in batch:
+                    self._answer([job])
+                return
+            log.exception("generation failed")
+            for prompt in prompts:
+                if prompt.row.finish is None:
+                    prompt.row.error = "the answer could not be generated; the server's log says why"

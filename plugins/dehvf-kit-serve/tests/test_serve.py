@@ -1,0 +1,267 @@
+"""The server as OpenAI's own client and curl use it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import dehvf_kit
+from dehvf_kit.data.samples import Sample
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.evaluation.answers import answer
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="secret", max_retries=0)
+
+
+def data_uri(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def messages(question: str, *images: Path | str) -> list[dict[str, Any]]:
+    urls = [data_uri(image) if isinstance(image, Path) else image for image in images]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def say(client: openai.OpenAI, question: str, *images: Path | str, model: str = "one", **settings: Any) -> Any:
+    return client.chat.completions.create(model=model, messages=messages(question, *images), **{"max_tokens": 8, **settings})
+
+
+def text(given: Any) -> str:
+    return given.choices[0].message.content
+
+
+def wanted(folder: Path, *asked: tuple[str, Path | None]) -> list[str]:
+    model = dehvf_kit.load(folder)
+    try:
+        samples = [Sample(str(n), question, "", image) for n, (question, image) in enumerate(asked)]
+        return [answer(model, [sample], max_new_tokens=8)[0].prediction for sample in samples]
+    finally:
+        model.detach()
+
+
+def test_answers_are_those_of_generate_also_in_batches(client: openai.OpenAI, service: Any, world: Path) -> None:
+    asked = [("What colour is it ?", world / "red.png"), ("Why ?", None), ("red", world / "blue.png"), ("Is it so ? or", None)]
+    expected = {name: wanted(world / name / "adapter", *asked) for name in ("one", "two")}
+    assert len({*expected["one"], *expected["two"]}) > 4
+    names = {"one": "one", "two": "second"}
+    with ThreadPoolExecutor(16) as pool:
+        found = {
+            name: [pool.submit(say, client, question, *([image] if image else []), model=served) for question, image in asked]
+            for name, served in names.items()
+        }
+        assert {name: [text(one.result()) for one in some] for name, some in found.items()} == expected
+    assert max(service.batches.sizes) > 1
+
+
+def test_adapters_share_the_decoders_weights(service: Any) -> None:
+    one, two = (adapter.model.decoder for adapter in service.adapters.values())
+    assert one is not two
+    shared = {parameter.data_ptr() for parameter in one.parameters()}
+    assert {parameter.data_ptr() for parameter in two.parameters()} == shared
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["one", "second"]
+    assert client.models.retrieve("second").owned_by == "dehvf-kit"
+    with pytest.raises(openai.NotFoundError, match="there is no 'none'; served: one, second"):
+        client.models.retrieve("none")
+
+
+def test_a_stream_says_the_same_and_counts(client: openai.OpenAI, world: Path) -> None:
+    whole = say(client, "What ?", world / "red.png")
+    chunks = list(say(client, "What ?", world / "red.png", stream=True, stream_options={"include_usage": True}))
+    said = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(said) == text(whole) and len([piece for piece in said if piece]) > 1
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage and whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+
+
+def test_lengths_and_stops(client: openai.OpenAI, world: Path) -> None:
+    whole = say(client, "Why ?", max_tokens=12)
+    short = say(client, "Why ?", max_completion_tokens=3, max_tokens=None)
+    assert short.usage.completion_tokens == 3 and short.choices[0].finish_reason == "length"
+    stop = text(whole)[2:4]
+    cut = say(client, "Why ?", max_tokens=12, stop=["never there", stop])
+    assert text(cut) == text(whole)[: text(whole).index(stop)].rstrip() and cut.choices[0].finish_reason == "stop"
+    streamed = say(client, "Why ?", max_tokens=12, stop=stop, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == text(cut)
+
+
+def test_seeds_and_temperatures(client: openai.OpenAI) -> None:
+    def drawn(**settings: Any) -> str:
+        return text(say(client, "Why ?", temperature=1.5, **settings))
+
+    assert drawn(seed=3) == drawn(seed=3)
+    assert len({drawn(seed=seed) for seed in range(4)}) > 1
+    assert drawn(top_p=1e-9) == text(say(client, "Why ?", temperature=0))
+    with ThreadPoolExecutor(4) as pool:  # beside others in a batch, too
+        assert len(set(pool.map(lambda _: drawn(seed=3), range(4)))) == 1
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+
+
+def test_answers_by_a_schema(client: openai.OpenAI, world: Path) -> None:
+    import jsonschema
+
+    wish = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+    with ThreadPoolExecutor(3) as pool:
+        free = pool.submit(say, client, "What ?", world / "red.png")
+        some = [
+            pool.submit(say, client, "What ?", world / "red.png", response_format=wish, max_tokens=60, temperature=temperature)
+            for temperature in (0, 1)
+        ]
+        for one in some:
+            jsonschema.validate(json.loads(text(one.result())), SCHEMA)
+            assert one.result().choices[0].finish_reason == "stop"
+        assert text(free.result()) == text(say(client, "What ?", world / "red.png"))
+    broken = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "nothing"}}}
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        say(client, "What ?", response_format=broken)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
+    "unknown field": ({"extra_body": {"top_k": 3}}, 400, "top_k: is not supported"),
+    "two answers": ({"n": 2}, 400, "n: is not supported"),
+    "tools": ({"tools": [{"type": "function", "function": {"name": "a"}}]}, 400, "tools: is not supported"),
+    "unknown model": ({"model": "gpt"}, 404, "there is no 'gpt'"),
+    "long answer": ({"max_tokens": 65}, 400, "64 are generated at most"),
+    "temperature": ({"temperature": 3}, 400, "temperature: "),
+    "long prompt": ({"messages": [{"role": "user", "content": "why " * 300}]}, 400, "tokens in the prompt"),
+    "not the user": ({"messages": [{"role": "assistant", "content": "yes"}]}, 400, "the last one must be the user's"),
+    "audio": ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "text and image_url are read"),
+    "a file": ({"messages": messages("What ?", "/etc/hostname")}, 400, "must be a data URI"),
+    "a file's address": ({"messages": messages("What ?", "file:///etc/hostname")}, 400, "must be a data URI"),
+    "a web address": ({"messages": messages("What ?", "http://127.0.0.1:9/a.png")}, 400, "no address is fetched"),
+    "no image": ({"messages": messages("What ?", "data:image/png;base64,AAAA")}, 400, "cannot be read"),
+    "too large": ({"messages": [{"role": "user", "content": "a" * 300_000}]}, 413, "200,000 bytes"),
+    "stops": ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop: "),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(client: openai.OpenAI, name: str) -> None:
+    given, status, phrase = REFUSED[name]
+    with pytest.raises(openai.APIStatusError, match=re.escape(phrase)) as refused:
+        client.chat.completions.create(**{"model": "one", "messages": messages("What ?"), **given})
+    assert refused.value.status_code == status and refused.value.body["type"] == "invalid_request_error"
+
+
+def test_images_are_counted(client: openai.OpenAI, world: Path) -> None:
+    with pytest.raises(openai.BadRequestError, match="3 images; 2 are read at most"):
+        say(client, "What ?", *[world / "red.png"] * 3)
+
+
+def test_the_key_the_host_and_the_type_are_asked_for(url: str) -> None:
+    import httpx
+
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="wrong", max_retries=0).models.list()
+    assert httpx.get(f"{url}/models").status_code == 401
+    key = {"authorization": "Bearer secret"}
+    assert httpx.get(f"{url}/models", headers={**key, "host": "evil.example"}).status_code == 400
+    assert httpx.post(f"{url}/chat/completions", content="{}", headers=key).status_code == 415
+    assert httpx.get(f"{url}/nothing", headers=key).json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_full_queue_refuses(service: Any) -> None:
+    from dehvf_kit_serve.batching import Batches
+    from dehvf_kit_serve.chat_request import Refused
+
+    batches = Batches(max_waiting=0)
+    with pytest.raises(Refused) as refused:
+        batches.room()
+    assert refused.value.status == 429
+    batches.close()
+    with pytest.raises(Refused) as refused:
+        batches.room()
+    assert refused.value.status == 503
+
+
+def test_one_bad_row_fails_alone(client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = service.adapters["one"]
+    known = adapter.generate
+
+    def generate(prompts: Any) -> None:
+        if any(len(prompt.ids) > 40 for prompt in prompts):
+            raise RuntimeError("out of memory")
+        known(prompts)
+
+    monkeypatch.setattr(adapter, "generate", generate)
+    with ThreadPoolExecutor(2) as pool:
+        good, bad = pool.submit(say, client, "Why ?"), pool.submit(say, client, "x" * 60)
+        assert text(good.result())
+        with pytest.raises(openai.InternalServerError, match="could not be generated"):
+            bad.result()
+
+
+def test_whoever_hangs_up_is_not_answered_further(client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dehvf_kit_serve.generation import Row
+
+    rows, known = [], Row.take
+
+    def take(row: Row, token: int) -> None:
+        rows.append(row)
+        known(row, token)
+
+    monkeypatch.setattr(Row, "take", take)
+    monkeypatch.setattr(service.adapters["one"], "ends", frozenset())
+    stream = say(client, "Why ?", max_tokens=64, stream=True)
+    next(iter(stream))
+    stream.close()
+    text(say(client, "Why ?", max_tokens=1))  # its batch comes after
+    assert rows[0].cancelled
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl(url: str, world: Path) -> None:
+    body = {"model": "one", "messages": messages("What ?", world / "red.png"), "max_tokens": 4, "stream": True}
+    said = subprocess.run(
+        ["curl", "-sN", f"{url}/chat/completions", "-H", "authorization: Bearer secret", "--json", json.dumps(body)],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    lines = [line for line in said.splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+
+
+def test_two_adapters_of_one_name_are_refused(world: Path) -> None:
+    from dehvf_kit_serve.adapters import load_adapters
+
+    with pytest.raises(DehvfError, match="two adapters are called 'a'; name one"):
+        load_adapters([f"a={world / 'one/adapter'}", f"a={world / 'two/adapter'}"])
+
+
+@pytest.mark.nightly
+def test_the_command_serves_and_ends_gracefully(world: Path) -> None:
+    code = "import sys; from dehvf_kit.cli.main import main; sys.argv[0] = 'dehvf-kit'; main()"
+    environment = {**os.environ, "DEHVF_KIT_API_KEY": "k"}
+    command = [sys.executable, "-c", code, "serve", str(world / "one/adapter"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        address = server.stdout.readline().split()[0]
+        client = openai.OpenAI(base_url=address, api_key="k", max_retries=0)
+        stream = say(client, "Why ?", max_tokens=200, stream=True)
+        next(iter(stream))
+        server.send_signal(signal.SIGTERM)
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
+        assert server.wait(60) == 0, server.stderr.read()

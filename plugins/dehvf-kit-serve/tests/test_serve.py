@@ -169,6 +169,7 @@ def test_what_is_refused(client: openai.OpenAI, name: str) -> None:
 
 
 def test_images_are_counted(client: openai.OpenAI, world: Path) -> None:
+    assert say(client, "Which ?", world / "red.png", world / "blue.png").usage.completion_tokens > 0
     with pytest.raises(openai.BadRequestError, match="3 images; 2 are read at most"):
         say(client, "What ?", *[world / "red.png"] * 3)
 

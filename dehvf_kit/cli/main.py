@@ -31,6 +31,7 @@ PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository.
 IN_PLUGINS = {
+    "cache": "dehvf-kit-doctor",
     "chat": "dehvf-kit-chat",
     "compare": "dehvf-kit-compare",
     "data": "dehvf-kit-doctor",
@@ -39,6 +40,7 @@ IN_PLUGINS = {
     "graph": "dehvf-kit-report",
     "import-memvp": "dehvf-kit-baselines",
     "init": "dehvf-kit-scaffold",
+    "list": "dehvf-kit-doctor",
     "new-plugin": "dehvf-kit-scaffold",
     "plan": "dehvf-kit-plan",
     "prepare": "dehvf-kit-doctor",
@@ -53,9 +55,7 @@ IN_PLUGINS = {
 COMMANDS = (
     ("check", "check:check", "Find every fault of a recipe at once; needs both base models' configs, no weights."),
     ("show", "show:show", "Print a recipe with its parents merged and every default filled in."),
-    ("list", "listing:list_installed", "List components, base models, data sets and plugins, each with its origin."),
     ("build", "build:build", "Save a recipe's adapter without base weights; print graph, parameters, FLOPs and memory."),
-    ("cache", "cache:cache", "Compute the frozen encoders' features once per image, for `train` and `eval`."),
     ("train", "train:train", "Train a recipe's adapter on its data set."),
     ("eval", "evaluate:evaluate", "Score a trained adapter on the test split of its data set."),
     ("generate", "generate:generate", "Answer a question about an image."),

@@ -1,4 +1,4 @@
-"""Commands that examine models, data and adapters: `doctor`, `support`, `prepare`, `data` and `verify`."""
+"""Commands that show what there is and examine it: `list`, `doctor`, `support`, `prepare`, `data`, `cache` and `verify`."""
 
 from __future__ import annotations
 
@@ -29,4 +29,12 @@ def register_commands(register: RegisterCommand) -> None:
         "verify",
         "dehvf_kit_doctor.verify:verify",
         "Compare answers to questions alone and in padded batches, with and without a cache.",
+    )
+    register(
+        "list",
+        "dehvf_kit_doctor.listing:list_installed",
+        "List components, base models, data sets and plugins, each with its origin.",
+    )
+    register(
+        "cache", "dehvf_kit_doctor.cache:cache", "Compute the frozen encoders' features once per image, for `train` and `eval`."
     )

@@ -1,4 +1,4 @@
-"""`check`, `show` and `list`."""
+"""`check` and `show`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from cli.commands import Command
 from helpers import raw_recipe
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -88,43 +87,6 @@ def test_show_repeats_shared_settings_without_aliases(command: Command, recipe: 
     recipe.write_text(json.dumps(sections))
     ended = command("show", recipe)
     assert ended.code == 0 and "&id" not in ended.out
-
-
-def test_list_names_every_component_its_origin_and_a_line(command: Command) -> None:
-    found = json.loads(command("list", "--json").out)
-    entries = {(entry["role"], entry["type"]): entry for entry in found["components"]}
-    assert set(entries) == set(plugins().registry.configs)
-    assert all(entry["summary"] and entry["origin"] for entry in entries.values())
-    assert entries["fuser", "cross_attention"]["origin"] == "built-in"
-    assert {"name": "built-in", "origin": "dehvf-kit"} in found["plugins"]
-
-
-def test_list_prints_all_of_it(command: Command) -> None:
-    out = command("list").out
-    for role, kind in plugins().registry.configs:
-        assert f"\n{role}\n" in out and f"  {kind} " in out
-    assert not any(line.endswith(" ") for line in out.splitlines())
-
-
-def test_list_of_a_role_prints_ports_fields_defaults_and_descriptions(command: Command) -> None:
-    out = command("list", "fuser").out
-    assert "members: batch group member vision_hidden" in out
-    for line in ("num_blocks", "cross-attention blocks k", "one of silu, gelu"):
-        assert line in out, line
-    assert "required" in command("list", "grouper").out
-
-
-def test_list_suggests_a_role(command: Command) -> None:
-    ended = command("list", "fusser")
-    assert ended.code == 1
-    assert ended.err.splitlines()[1].startswith("list: no role is named 'fusser'; did you mean 'fuser'? Roles: ")
-
-
-@pytest.mark.usefixtures("own_plugins")
-def test_list_names_broken_plugins_with_the_reason(command: Command) -> None:
-    plugins().broken["theirs"] = "theirs 1.0: ImportError: no module named 'x'"
-    assert json.loads(command("list", "--json").out)["broken_plugins"][-1]["name"] == "theirs"
-    assert "no module named 'x'" in command("list").out
 
 
 def test_an_override_that_is_none_is_a_fault(command: Command, recipe: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+import dehvf_kit
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from dehvf_kit.recipe.plugin_manager import Plugins
 
-COMPONENTS = Path(__file__).parents[1] / "components"
+COMPONENTS = Path(dehvf_kit.__file__).parent / "components"
 
 
 def _builtin_roles() -> list[str]:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import AdapterError
-from dehvf_kit.utils.atomic import exists
+from dehvf_kit.utils.atomic import check_new_folder, exists
 from dehvf_kit.utils.units import si
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def build(
         quiet_transformers()
         loaded = load_recipe(recipe, overrides or ())
         folder = (output or default_folder(loaded.name)) if save else None
+        if folder is not None:
+            check_new_folder(folder)
         try:
             model = build_on_meta(loaded)
         except NoConfig:

@@ -6,6 +6,8 @@ an interrupt 130, a run stopped by SIGTERM 143, by SIGHUP 129.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from dehvf_kit._version import __version__
 from dehvf_kit.api.commands import Command, CommandTable
-from dehvf_kit.api.plugin_code import raised
+from dehvf_kit.api.plugin_code import DEBUG, raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 from dehvf_kit.utils.atomic import FULL, refused, unwritable
 
@@ -105,9 +107,11 @@ class PluginCommands(TyperGroup):
                 raise typer.Exit(error.exit_status) from error
             except Exception as error:
                 found = refused(error)
-                if found is None or found.errno not in FULL:
+                if found is None or found.errno == errno.EPIPE or os.environ.get(DEBUG):
                     raise
-                print(unwritable(found.filename or "the disk", found), file=sys.stderr)
+                full = found.errno in FULL
+                place = found.filename or "the disk"
+                print(unwritable(place, found) if full else f"{place}: {found.strerror or found}", file=sys.stderr)
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
                 print("interrupted", file=sys.stderr)

@@ -95,6 +95,8 @@ def evaluate(
     if store and place is not None and not atomic.exists(Path(adapter)):
         raise DataError(f"--store: {adapter} is on the hub; `hf download {adapter} --local-dir DIR`, and score that folder")
     replaced = {f"--store ({name})": place / name for name in (MEASURED, "README.md")} if place and store else {}
+    if output is not None and output.name:
+        replaced[f"--output ({SKIPPED})"] = output.with_suffix(f".{SKIPPED}")
     check_new_files({"--output": output, "--results": results}, replaced)
     if isinstance(adapter, DehvfModel):
         if store or overrides or adapter.recipe is None:

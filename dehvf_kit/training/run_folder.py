@@ -88,6 +88,8 @@ class RunFolder:
                 self._made = not there
                 self.place.mkdir(parents=True, exist_ok=True)
                 self._lock_folder()
+                atomic.check_new_files({}, {f"--output ({name})": self.place / name for name in (LOG, RECORD)})
+                atomic.check_new_folder(self.checkpoints)
                 for folder in (self.place, self.checkpoints):
                     atomic.clean_up(folder)
                 stack.pop_all()

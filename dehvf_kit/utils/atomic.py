@@ -274,6 +274,8 @@ def _try(file: Path, option: str, beside_it: Path | None = None) -> None:
     """Make a file beside it, as writing does, and take it away."""
     trial = beside(beside_it or file)
     try:
+        if beside_it is None and is_folder(file):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with trial.open("xb"):
             pass
         trial.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,34 @@ def test_a_closed_folder_is_named(
         ended = command(*given)
     assert ended.code in (1, 2) and "Permission denied" in ended.err, ended.err
     assert "Traceback" not in ended.err and str(closed) in ended.err.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "inside"),
+    [
+        (["train", "RECIPE", "--output", "new"], "new/log.jsonl"),
+        (["train", "RECIPE", "--output", "new"], "new/run.json"),
+        (["train", "RECIPE", "--output", "new"], "new/checkpoints"),
+        (["eval", "ADAPTER", "--output", "new.jsonl"], "new.skipped.jsonl"),
+        (["eval", "ADAPTER", "--store"], "adapter/measured.json"),
+        (["verify", "ADAPTER"], "adapter/README.md"),
+        (["graph", "RECIPE", "--output", "new.svg"], "new.svg"),
+        (["compare", "RECIPE", "--output", "new"], "new/runs"),
+        (["build", "RECIPE", "--output", "new/adapter"], "new"),
+    ],
+)
+def test_a_file_that_is_a_folder_is_named_before_the_work(words, inside, world, adapter, tmp_path, command, monkeypatch) -> None:
+    """Or a folder that is a file; the work itself would be an error here."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, tmp_path / "adapter")
+    place = tmp_path / inside
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("") if place.name in ("checkpoints", "runs", "new") else place.mkdir()
+    monkeypatch.setattr("dehvf_kit.model.builder.build", None)
+    monkeypatch.setattr("dehvf_kit.adapter.checkpoint.load", None)
+    ended = command(*[{"RECIPE": world / "tiny.yaml", "ADAPTER": "adapter"}.get(word, word) for word in words])
+    assert ended.code == 1 and inside in ended.err and ("Is a directory" in ended.err or "Not a directory" in ended.err)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ class PatchTokensReaderConfig(ComponentConfig):
         return (self.layer % num_layers,)
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        _check_layer(context, self.layer)
+        check_layer(context, self.layer)
         return {"layer": 1}
 
     def build(self, context: BuildContext) -> Reader:
-        return Reader(_places(context, [self.layer]))
+        return Reader(places_of(context, [self.layer]))
 
 
 class GlobalTokensReaderConfig(ComponentConfig):
@@ -38,15 +38,22 @@ class GlobalTokensReaderConfig(ComponentConfig):
     gives: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
     type: Literal["global_tokens"] = "global_tokens"
     num_tokens: int = Field(6, ge=1, description="layers read, of which the deepest is the last; 1: the last alone")
+    layer: int | None = Field(None, description="the one vision layer read, 0 the first block; null: as num_tokens says")
 
     def chosen(self, num_layers: int) -> list[int]:
         """0-based layers after blocks round(L / n), round(2 L / n), ..., L: 3, 7, ..., 23 of 24 for six."""
+        if self.layer is not None:
+            return [self.layer % num_layers]
         return [round((place + 1) * num_layers / self.num_tokens) - 1 for place in range(self.num_tokens)]
 
     def vision_layers(self, num_layers: int) -> tuple[int, ...]:
         return tuple(self.chosen(num_layers))
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        if self.layer is not None:
+            check_layer(context, self.layer)
+            if self.num_tokens != 1:
+                raise ConfigMismatchError(f"one layer named, {self.num_tokens} tokens asked for; set num_tokens to 1", "layer")
         if context.vision is not None and self.num_tokens > context.vision.num_layers:
             raise ConfigMismatchError(
                 f"{self.num_tokens} tokens from {context.vision.num_layers} vision layers; use as many at most", "num_tokens"
@@ -55,7 +62,7 @@ class GlobalTokensReaderConfig(ComponentConfig):
 
     def build(self, context: BuildContext) -> Reader:
         num_layers = context.vision.num_layers if context.vision else context.size("layer")
-        return Reader(_places(context, self.chosen(num_layers)))
+        return Reader(places_of(context, self.chosen(num_layers)))
 
 
 class Reader(nn.Module):
@@ -71,13 +78,13 @@ class Reader(nn.Module):
         return patches[:, self.places] if patches is not None else globals[:, self.places].unsqueeze(1)
 
 
-def _check_layer(context: BuildContext, layer: int) -> None:
+def check_layer(context: BuildContext, layer: int) -> None:
     count = context.vision.num_layers if context.vision else None
     if count is not None and not -count <= layer < count:
         raise ConfigMismatchError(f"there is no vision layer {layer} of {count}; use {-count} to {count - 1}", "layer")
 
 
-def _places(context: BuildContext, layers: list[int]) -> list[int]:
+def places_of(context: BuildContext, layers: list[int]) -> list[int]:
     """Positions of vision layers along the `layer` axis, which holds those that are read."""
     if context.vision is None:
         raise ConfigMismatchError("a reader reads one encoder; name it under `inputs:`")

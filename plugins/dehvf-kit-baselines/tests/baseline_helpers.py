@@ -68,6 +68,55 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "lora": {"role": "decoder_adapter", "type": "lora", "rank": 3},
     },
 }
+ZOO: dict[str, dict[str, Any]] = {
+    "flamingo": {
+        "last": {"role": "reader", "type": "patch_tokens", "layer": -1, "inputs": {"patches": "vision"}},
+        "reader": {
+            "type": "perceiver",
+            "num_latents": 3,
+            "num_blocks": 2,
+            "num_heads": 2,
+            "head_size": 4,
+            "expansion": 2,
+            "inputs": {"patches": "last"},
+        },
+        "decoder_adapter": {
+            "type": "gated_cross_attention",
+            "every": 2,
+            "num_heads": 2,
+            "head_size": 3,
+            "expansion": 2,
+            "inputs": {"patches": "reader"},
+        },
+    },
+    "adem_vl": {
+        "vision_adapter": {"type": "parallel", "bottleneck_size": 3, "dropout": 0.0},
+        "reader": {"type": "grids", "layer": -2, "sides": [4, 2], "inputs": {"patches": "vision"}},
+        "token_reader": {"role": "reader", "type": "global_tokens", "num_tokens": 1, "layer": -2},
+        "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "inputs": {"patches": "reader"}},
+        "token_projector": {
+            "role": "projector",
+            "type": "bottleneck_mlp",
+            "bottleneck_size": 8,
+            "inputs": {"patches": "token_reader"},
+        },
+        "position": {"type": "learned", "num_slots": SLOTS},
+        "visual_tokens": {
+            "type": "visual_tokens",
+            "words_before": "Image :",
+            "words_without": "Image : N/A",
+            "inputs": {"codes": "token_projector", "readout": "token_projector"},
+        },
+        "injector": {"type": "adaptive_memory", "visual_scale": 0.5, "inputs": {"codes": "projector", "readout": "projector"}},
+    },
+    "dense_connector": {
+        "reader": {"type": "channels", "layers": [[-2], [1], [0, 2]], "norm": True},
+        "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "activation": "gelu", "inputs": {"patches": "reader"}},
+        "visual_tokens": {"type": "visual_tokens"},
+    },
+    "clipcap": {"visual_tokens": {"type": "clipcap", "num_tokens": 3, "image_tokens": 2, "num_blocks": 2, "num_heads": 4}},
+}
+"""Later methods, at which the contract runs every night."""
 POST_NORM = {"memvp": True, "lavin": False, "llama_adapter": True, "llava_lora": False}
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "Image", ":", "N", "/", "A", *(f"w{number}" for number in range(9, VOCAB))]
 
@@ -105,10 +154,10 @@ def recipe(kind: str, **graph: Any) -> dehvf_kit.Recipe:
         "vision": {
             "config": {"model_type": "clip_vision_model", **VIT, "intermediate_size": 48},
             "image": {"size": 32},
-            "apply_post_norm": POST_NORM[kind],
+            "apply_post_norm": POST_NORM.get(kind, True),
         },
         "decoder": {"config": {"model_type": "llama", **LLAMA}},
-        "graph": merge(GRAPHS[kind], graph),
+        "graph": merge({**GRAPHS, **ZOO}[kind], graph),
     }
     return dehvf_kit.parse_recipe(raw)
 
@@ -152,12 +201,13 @@ def literal_llama(
     beside: Callable[[int, Tensor], Tensor | float] = lambda layer, queries: 0.0,
     update: Callable[[int, str, Tensor], Tensor | float] = lambda layer, name, x: 0.0,
     ffn: Callable[[int, Tensor], Tensor | float] = lambda layer, x: 0.0,
+    between: Callable[[int, Tensor], Tensor | float] = lambda layer, h: 0.0,
 ) -> Tensor:
     """Logits [token, vocabulary] of one sample's embeddings [token, hidden], written out.
 
     visible [token, token]: who sees whom (None: causal). before: what happens to the attention's input; beside: what is
     added to its heads' output [head, token, width], given the rotated queries; update: what is added to a projection's
-    output; ffn: what is added to FFN(x).
+    output; ffn: what is added to FFN(x); between: what is added to the states that enter a layer.
     """
     config, length = model.config, embeds.shape[0]
     width = config.hidden_size // config.num_attention_heads
@@ -167,6 +217,7 @@ def literal_llama(
     angles = torch.arange(length)[:, None] / theta ** (torch.arange(0, width, 2) / width)
     h = embeds
     for index, layer in enumerate(model.model.layers):
+        h = h + between(index, h)
         x = before(index, norm(h, layer.input_layernorm))
         maps = {}
         for name in ("q_proj", "k_proj", "v_proj"):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from baseline_helpers import BOS, GRAPHS, PAD, VOCAB, baseline, decoder, encoder, ids, pixels, tokenizer, worst
+from baseline_helpers import BOS, GRAPHS, PAD, VOCAB, ZOO, baseline, decoder, encoder, ids, pixels, tokenizer, worst
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import dehvf_kit
 from dehvf_kit.costs.parameters import parameter_table
 from dehvf_kit.errors import AdapterError, DecoderError, DehvfError, RecipeError, ShapeError
 
-KINDS = list(GRAPHS)
+KINDS = [*GRAPHS, *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ZOO)]
 INPUT = ["lavin", "llava_lora"]
 MIXED = torch.tensor([True, False, True])
 NEW = 6

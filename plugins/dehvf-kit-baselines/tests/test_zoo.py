@@ -1,0 +1,189 @@
+"""Later methods: each equals its formula, written out for one sample at a time, and has the published number of parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from baseline_helpers import BOS, PATCHES, SLOTS, baseline, decoder, ids, literal_llama, pixels, worst
+from dehvf_kit_baselines.layer_readers import TokenLevels
+from dehvf_kit_baselines.method_table import method_table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dehvf_kit.errors import DecoderError, RecipeError
+from dehvf_kit.testing import tiny_decoder
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+MIXED = torch.tensor([True, False, True])
+IMAGE, COLON, NOT, SLASH, AVAILABLE = 4, 5, 6, 7, 8  # ids of the words in "Image : N/A"
+LOGITS = 2e-5  # float32 sums in another order; worst seen 6e-6
+COUNTS = {
+    "adem_vl_7b": 4_530_432,
+    "adem_vl_13b": 5_449_984,
+    "flamingo_7b": 1_178_834_960,
+    "flamingo_small_7b": 4_163_589,
+    "dense_connector_7b": 29_368_320,
+    "clipcap": 41_745_408,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_recipes_have_the_parameters_of_the_public_code(name: str) -> None:
+    (row,) = method_table([RECIPES / f"{name}.yaml"])
+    assert row.trained == COUNTS[name]
+
+
+def ln(x: Tensor, module: nn.LayerNorm) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + module.eps) * module.weight + module.bias
+
+
+def heads(q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of one sample, head by head."""
+    width = q.shape[-1] // count
+    parts = [slice(head * width, (head + 1) * width) for head in range(count)]
+    return torch.cat([(q[:, p] @ k[:, p].T / width**0.5).softmax(-1) @ v[:, p] for p in parts], -1)
+
+
+def halves(module: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = module.weight.chunk(2)
+    return x @ first.T, x @ second.T
+
+
+@torch.no_grad()
+def test_flamingo() -> None:
+    model = baseline("flamingo")
+    features = model.vision_features(pixels(2))
+    found = model(input_ids=ids(), vision_features=features, has_image=MIXED).logits
+    published = baseline("flamingo", decoder_adapter={"without_image": "feed_forward"})
+    exact = published(input_ids=ids(), vision_features=features, has_image=MIXED).logits
+    resampler, adapter = model.nodes["reader"], model.nodes["decoder_adapter"]
+    for row, place in ((0, 0), (2, 1), (1, None)):
+        latents = resampler.latents
+        if place is not None:
+            for block in resampler.blocks:
+                normed = ln(latents, block.latent_norm)
+                k, v = halves(block.key_value, torch.cat([ln(features[place, -1, 1:], block.media_norm), normed]))
+                latents = latents + heads(normed @ block.query.weight.T, k, v, 2) @ block.output.weight.T
+                inner = F.gelu(ln(latents, block.ffn_norm) @ block.up.weight.T)
+                latents = latents + inner @ block.down.weight.T
+        media = ln(latents, resampler.norm)
+
+        def between(layer: int, h: Tensor, media: Tensor = media, seen: bool = place is not None, ffn: bool = False):
+            if layer not in (1, 3) or not (seen or ffn):
+                return 0.0
+            block, y = adapter.blocks[(1, 3).index(layer)], h
+            if seen:
+                q = ln(h, block.norm) @ block.query.weight.T
+                y = h + block.gate.tanh() * (heads(q, *halves(block.key_value, media), 2) @ block.output.weight.T)
+            inner = F.gelu(ln(y, block.ffn["norm"]) @ block.ffn["up"].weight.T)
+            return y + block.ffn_gate.tanh() * (inner @ block.ffn["down"].weight.T) - h
+
+        embeds = model.decoder.get_input_embeddings()(ids()[row])
+        assert worst(found[row], literal_llama(model.decoder, embeds, between=between)) < LOGITS
+        whole = literal_llama(model.decoder, embeds, between=lambda layer, h: between(layer, h, ffn=True))
+        assert worst(exact[row], whole) < LOGITS
+
+
+def project(module: nn.Module, x: Tensor, activation) -> Tensor:
+    inner = activation(x @ module.fc1.weight.T + module.fc1.bias)
+    return inner @ module.fc2.weight.T + module.fc2.bias
+
+
+@torch.no_grad()
+def test_adem_vl() -> None:
+    model = baseline("adem_vl")
+    model.nodes["position"].values.normal_()
+    features = model.vision_features(pixels(2))
+    found = model(input_ids=ids(), vision_features=features, has_image=MIXED).logits
+    nodes, embed = model.nodes, model.decoder.get_input_embeddings()
+    for row, place in ((0, 0), (2, 1), (1, None)):
+        visual, words = torch.zeros(SLOTS, 32), [IMAGE, COLON, NOT, SLASH, AVAILABLE]
+        shown = [embed(torch.tensor(words))]
+        if place is not None:
+            grid = features[place, -1, 1:]
+            assert len(grid) == PATCHES == 16
+            square = [[4 * (2 * y + dy) + 2 * x + dx for dy in (0, 1) for dx in (0, 1)] for y in (0, 1) for x in (0, 1)]
+            pooled = torch.cat([grid, torch.stack([grid[cells].mean(0) for cells in square])])
+            visual = 0.5 * project(nodes["projector"], pooled, F.silu)
+            token = project(nodes["token_projector"], features[place, -1, :1], F.silu)
+            shown = [embed(torch.tensor([IMAGE, COLON])), token]
+        keys, values = visual + nodes["position"].keys, visual + nodes["position"].values
+
+        def ffn(layer: int, x: Tensor, keys: Tensor = keys, values: Tensor = values) -> Tensor:
+            scores = F.silu(x) @ F.silu(keys).T
+            for token in scores:
+                token[token < token.sort().values[2]] = 0  # a tenth of 20 slots
+            return 0.1 * scores @ values
+
+        text = embed(ids()[row])
+        assert ids()[row, 0] == BOS
+        embeds = torch.cat([text[:1], *shown, text[1:]])
+        logits = literal_llama(model.decoder, embeds, ffn=ffn)
+        assert worst(found[row, 1:], logits[-(len(text) - 1) :]) < LOGITS
+
+
+@torch.no_grad()
+def test_dense_connector() -> None:
+    model = baseline("dense_connector")
+    features = model.vision_features(pixels(3))
+    found = model(input_ids=ids(), vision_features=features).logits
+    states, embed = features[0, :, 1:], model.decoder.get_input_embeddings()
+    layers = model.graph.layers["vision"]
+    by_layer = {layer: states[position] for position, layer in enumerate(layers)}
+    joined = ln(torch.cat([by_layer[6], by_layer[1], (by_layer[0] + by_layer[2]) / 2], -1), model.nodes["reader"].norm)
+    tokens, text = project(model.nodes["projector"], joined, F.gelu), embed(ids()[0])
+    logits = literal_llama(model.decoder, torch.cat([text[:1], tokens, text[1:]]))
+    assert worst(found[0, 1:], logits[-(len(text) - 1) :]) < LOGITS
+    levels = TokenLevels(2, [0, 1], 4)(features[:, :3, 1:])[:, 0]
+    assert torch.equal(levels[0, :16], states[2]) and worst(levels[0, 17], states[0, 4:8].mean(0)) < 1e-6
+    assert levels.shape[1] == 16 + 2 * 4 and worst(levels[0, 23], states[1, 12:].mean(0)) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mapping", ["transformer", "mlp"])
+def test_clipcap(mapping: str) -> None:
+    model = baseline("clipcap", visual_tokens={"mapping": mapping})
+    features = model.vision_features(pixels(3))
+    found = model(input_ids=ids(), vision_features=features).logits
+    mapped, image = model.nodes["visual_tokens"].mapping, features[0, -1, 0]
+    if mapping == "mlp":
+        inner = torch.tanh(image @ mapped[0].weight.T + mapped[0].bias)
+        tokens = (inner @ mapped[2].weight.T + mapped[2].bias).view(3, 32)
+    else:
+        x = torch.cat([(image @ mapped.read.weight.T + mapped.read.bias).view(2, 32), mapped.prefix])
+        for block in mapped.blocks:
+            normed = ln(x, block.norm)
+            seen = heads(normed @ block.query.weight.T, *halves(block.key_value, normed), 4)
+            x = x + seen @ block.output.weight.T + block.output.bias
+            inner = torch.relu(ln(x, block.mlp_norm) @ block.up.weight.T + block.up.bias)
+            x = x + inner @ block.down.weight.T + block.down.bias
+        tokens = x[2:]
+    text = model.decoder.get_input_embeddings()(ids()[0])
+    logits = literal_llama(model.decoder, torch.cat([text[:1], tokens, text[1:]]))
+    assert worst(found[0, 1:], logits[-(len(text) - 1) :]) < LOGITS
+
+
+def test_closed_gates_and_rows_without_image_leave_the_decoder_bit_for_bit() -> None:
+    base = decoder()
+    before = base(input_ids=ids()).logits
+    model = baseline("flamingo", random=False, base=base)
+    assert torch.equal(model(input_ids=ids(), pixel_values=pixels()).logits, before)
+    model = baseline("flamingo", base=decoder())
+    mixed = model(input_ids=ids(), pixel_values=pixels(2), has_image=MIXED).logits
+    assert torch.equal(mixed[1], before[1]) and not torch.equal(mixed[0], before[0])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no layer of 4 is the 5th"):
+        baseline("flamingo", decoder_adapter={"every": 5})
+    with pytest.raises(RecipeError, match="cannot be cut into grids"):
+        baseline("adem_vl", reader={"sides": [3]})
+    with pytest.raises(RecipeError, match="20 tokens of an image for 21 slots"):
+        baseline("adem_vl", position={"num_slots": 21})
+    with pytest.raises(RecipeError, match="there is no vision layer 9 of 8"):
+        baseline("dense_connector", reader={"layers": [[9]]})
+    with pytest.raises(DecoderError, match="nothing can be added between its layers"):
+        baseline("flamingo", base=tiny_decoder("gemma3n"))

@@ -16,7 +16,7 @@ from dehvf_kit.adapter.checkpoint import load
 from dehvf_kit.data.images import read_image
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.evaluation.answers import asked, finite_logits, longest, prompts
+from dehvf_kit.evaluation.answers import asked, finite_logits, longest, prompt_rows
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.model.run import BEAMS, SAMPLING
 from dehvf_kit_chat.uploads import Upload
@@ -28,11 +28,12 @@ MAX_TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class Turn:
-    """What is known so far. answer: its text; depths: weights of this image, or None; why: then the reason."""
+    """What is known so far. answer: its text; depths: weights of this image, or None; why: then the reason; note: what was cut."""
 
     answer: str
     depths: ReadLayers | None = None
     why: str = ""
+    note: str = ""
 
 
 class _Held:
@@ -66,7 +67,10 @@ class Answerer:
         lines = [] if data is None else [f"Trained on: {data.type}, {getattr(data, 'train', None) or getattr(data, 'path', '')}"]
         lines += [] if data is None else [f"Asked as: {model.processor.with_prompt('...')}"]
         images = "It reads one image with each question." if model.reads_images else "It reads no images."
-        return [*lines, f"{images} A question may have {self.max_length:,} tokens; each is answered on its own."]
+        return [
+            *lines,
+            f"{images} Of a longer question than {self.max_length:,} tokens the end is read; each is answered on its own.",
+        ]
 
     @property
     def max_length(self) -> int:
@@ -77,15 +81,18 @@ class Answerer:
         """The weights first, then the answer as it grows; the last turn has what `generate` answers, whole.
 
         temperature: 0 takes the likeliest token each time. Closing the iterator ends the generation at the next token.
-        Raises: DataError for an empty or too long question, ImageError for an image that cannot be read,
-        DataError where the scores of a token are not finite.
+        A prompt that is too long loses its beginning, as in `train`, `eval` and `generate`, which the turns' note says.
+        Raises: DataError for an empty question, ImageError for an image that cannot be read, DataError where the scores of a
+        token are not finite.
         """
         sample = self._sample(question, image)
         held = None
         if image is not None:
             read_image(image)
             held = _Held(EncodedImages(self.model).read(sample)) if self.model.reads_images else None
-        turn = self._depths(sample, held)
+        cut = prompt_rows(self.model.processor, [sample], longest(self.model, None))[0].cut
+        note = f"The prompt lost {cut:,} tokens at its beginning: {self.name} reads {self.max_length:,} at most." if cut else ""
+        turn = replace(self._depths(sample, held), note=note)
         yield turn
         inputs, _ = asked(self.model, [sample], held)  # type: ignore[arg-type]
         for text in self._stream(sample, inputs, _settings(temperature)):
@@ -103,15 +110,7 @@ class Answerer:
             raise DataError("the question is empty")
         if len(question) > MAX_CHARACTERS:
             raise DataError(f"the question has {len(question):,} characters; {MAX_CHARACTERS:,} are read at most")
-        sample = Sample(id=str(image or "question"), question=question.strip(), answer="", image=image)
-        inputs, _ = prompts(self.model.processor, [sample])
-        length = inputs["input_ids"].shape[1]
-        if length > self.max_length:
-            raise DataError(
-                f"the question has {length:,} tokens in its prompt; {self.name} takes {self.max_length:,} at most "
-                "(training.max_length, and the decoder's positions), ask in fewer words"
-            )
-        return sample
+        return Sample(id=str(image or "question"), question=question.strip(), answer="", image=image)
 
     def _depths(self, sample: Sample, held: _Held | None) -> Turn:
         if sample.image is None:

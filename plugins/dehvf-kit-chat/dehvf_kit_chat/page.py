@@ -106,7 +106,7 @@ def replies(adapter: Answerer, uploads: Uploads) -> Callable[[str, str | None, f
         try:
             for turn in adapter.answer(question or "", uploaded(uploads, id, request), temperature):
                 said, depths = turn.answer, depths or depth_panel(turn)
-                yield said, depths, ""
+                yield said, depths, f"<p role='status'>{text(turn.note)}</p>" if turn.note else ""
             if not said:
                 yield said, depths, fault_box("The answer is empty: the model ended it at once.")
         except DehvfError as error:

@@ -140,7 +140,7 @@ def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, 
     ask(page, " ")
     sync_api.expect(page.locator("#fault0 [role=alert]")).to_have_text("the question is empty")
     ask(page, "what " * 600)
-    sync_api.expect(page.locator("#fault0 [role=alert]")).to_contain_text("has 600 tokens in its prompt")
+    sync_api.expect(page.locator("#fault0 [role=status]")).to_contain_text("The prompt lost")
     ask(page, QUESTION)
     assert answered(page, 0) and answered(page, 1)
     sync_api.expect(page.locator("[role=alert]:visible")).to_have_count(0)

@@ -25,7 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dehvf_kit.adapter.base_tensors import checkpoint_files, dtype_name, loaded, named_places, quantisation, readable, stored
+from dehvf_kit.adapter.base_tensors import (
+    bits,
+    checkpoint_files,
+    dtype_name,
+    held,
+    loaded,
+    named_places,
+    quantisation,
+    readable,
+    stored,
+)
 
 NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat16", "float16"), "bfloat16": (), "float16": ()}
 """What each dtype may be rounded to; other dtypes are compared with themselves alone."""
@@ -70,7 +80,7 @@ def record(model: nn.Module) -> dict[str, str] | None:
         with loaded(module):
             return {name: _line(model, name, *places[name], checkpoint) for name in owners[module]}
 
-    sharded = {module for module, key in places.values() if isinstance(getattr(module, key), DTensor)}
+    sharded = {module for module, key in places.values() if isinstance(held(module, key), DTensor)}
     found: dict[str, str] = {}
     for module in (one for one in owners if one in sharded):  # gathered one by one, in the same order in every process
         found |= lines(module)
@@ -96,6 +106,8 @@ def compare(then: Mapping[str, str], now: Mapping[str, str]) -> Difference:
     # Tied weights have two names where they are offloaded, and one elsewhere.
     tied = {name for one, other in ((then, now), (now, then)) for name in one if name not in other and _has_twin(name, one, other)}
     names = [name for name in names if name not in tied]
+    # Beside a quantised weight stand its scales.
+    names = [name for name in names if name in then and name in now or not _is_scale(name, packed, then, now)]
     same = {name: _same(then[name], now[name]) for name in names if name in then and name in now}
     missing = [name for name in names if name not in now and _module(name) not in packed]
     compared = sum(verdict is not None for verdict in same.values())
@@ -107,14 +119,20 @@ def compare(then: Mapping[str, str], now: Mapping[str, str]) -> Difference:
     )
 
 
-def all_names(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model by the names that a record uses."""
-    return {name: getattr(module, key) for name, (module, key) in named_places(model).items()}
+def all_names(model: nn.Module) -> dict[str, Tensor | nn.Module]:
+    """The weights of a model by the names that a record uses; a module where one keeps its weight packed."""
+    return {name: held(module, key) for name, (module, key) in named_places(model).items()}
 
 
 def _has_twin(name: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether another tensor, which is in both records, has the same line."""
     return any(line == one[name] for twin, line in one.items() if twin != name and twin in other)
+
+
+def _is_scale(name: str, packed: set[str], *records: Mapping[str, str]) -> bool:
+    """Whether a tensor belongs to the quantisation of a weight that is in all records."""
+    module, _, leaf = name.rpartition(".")
+    return module in packed and leaf != "bias" and all(f"{module}.weight" in one for one in records)
 
 
 def _module(name: str) -> str:
@@ -124,15 +142,15 @@ def _module(name: str) -> str:
 def _line(model: nn.Module, name: str, module: nn.Module, key: str, files: Callable[[nn.Module], dict[str, Path]]) -> str:
     if name in getattr(model, "unloaded_weights", ()):
         return f"{SKIPPED}{RANDOM}"
-    held = getattr(module, key)
-    tensor = readable(module, held)
+    found = held(module, key)
+    tensor = readable(module, found)
     if tensor is None:
-        return f"{SKIPPED}{'meta' if held.device.type == 'meta' else type(held).__name__}"
-    if type(held) in (Tensor, nn.Parameter) or isinstance(held, DTensor):
+        return f"{SKIPPED}{'meta' if getattr(found, 'is_meta', True) else type(found).__name__}"
+    if type(found) in (Tensor, nn.Parameter) or isinstance(found, DTensor):
         return f"{_digests(tensor)} values={_shown(_values(tensor))}"
-    kind = type(held).__name__
-    settings = hashlib.sha256(quantisation(model, held).encode()).hexdigest()[:8]
-    error = next(part for bits, part in QUANTISED.items() if bits in kind) * tensor.abs().max().item()
+    kind = f"{type(found).__name__}{bits(found) if found is module else ''}"
+    settings = hashlib.sha256(quantisation(model, found).encode()).hexdigest()[:8]
+    error = next(part for digit, part in QUANTISED.items() if digit in kind) * tensor.abs().max().item()
     before, values = stored(files(model).get(name), name), _values(tensor)
     whole = before is not None and before.shape == tensor.shape and dtype_name(before.dtype) in NARROWER
     exact = f" {_digests(before)}" if whole and _near(_values(before), values, error) else ""

@@ -167,7 +167,7 @@ def _check_probe(saved: Mapping[str, Any], model: nn.Module, what: str, dtype: s
         tolerance = 2 * max(ROUNDING.get(name, 2.0**-8) for name in (saved["dtype"], dtype))
     for name, values in (saved.get("probe") or {}).items():
         parameter = held.get(name)
-        if parameter is None or parameter.numel() < 1:
+        if parameter is None or (isinstance(parameter, Tensor) and parameter.numel() < 1):
             raise AdapterError(_has_none(saved, what, name))
         if type(parameter) not in (Tensor, nn.Parameter) or not parameter.is_floating_point():
             continue  # quantised here, and not there: the weights around it tell

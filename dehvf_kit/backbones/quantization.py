@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Quantization = Literal["int8", "int4"]
-REPACKS = "support_avx512bf16_for_cpu"
+SWITCHES = {"support_avx512bf16_for_cpu": False, "linear_mode": "train"}
+"""Attributes of bitsandbytes' and gptqmodel's layers, and the value that keeps them from repacking."""
 BLOCK = 64
 """Weights that share one 4-byte scale in NF4."""
 
@@ -64,22 +65,24 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]
 
 
 def keep_differentiable(model: nn.Module) -> list[nn.Module]:
-    """Keep bitsandbytes' 4-bit layers from repacking their weights, which they do in evaluation on some CPUs.
+    """Keep 4-bit layers of bitsandbytes and gptqmodel from repacking their weights, which they do in evaluation on some CPUs.
 
-    The repacked form has no backward and rounds the scales, and nothing restores it. Gives the layers, for `release`.
+    The repacked form has no backward, may round the scales, and nothing restores it. Gives the layers, for `release`.
     Raises: DecoderError where that has happened already.
     """
-    layers = [module for module in model.modules() if hasattr(module, REPACKS)]
+    layers = [module for module in model.modules() if _switch(module)]
     for layer in layers:
-        if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if getattr(layer, "linear_mode", None) == "inference" or getattr(state, "packing_format_for_cpu", False):
             raise DecoderError(
-                f"{type(model).__name__}: bitsandbytes has repacked its 4-bit weights for inference on this CPU, which rounds them "
-                "and leaves them without gradients; load the decoder again and give it to the kit before its first pass"
+                f"{type(model).__name__}: its library ({type(layer).__module__.partition('.')[0]}) has repacked its 4-bit weights "
+                "for inference on this CPU, which leaves them without gradients; load the decoder again and give it to the kit "
+                "before its first pass"
             )
     for layer in layers:
         layer._kept_differentiable = getattr(layer, "_kept_differentiable", 0) + 1
-        layer.__dict__.setdefault("_repacked_before", getattr(layer, REPACKS))
-        setattr(layer, REPACKS, False)
+        layer.__dict__.setdefault("_repacked_before", getattr(layer, _switch(layer)))
+        setattr(layer, _switch(layer), SWITCHES[_switch(layer)])
     return layers
 
 
@@ -89,8 +92,12 @@ def release(layers: list[nn.Module]) -> None:
         layer = layers.pop()
         layer._kept_differentiable -= 1
         if not layer._kept_differentiable:
-            setattr(layer, REPACKS, layer.__dict__.pop("_repacked_before"))
+            setattr(layer, _switch(layer), layer.__dict__.pop("_repacked_before"))
             del layer._kept_differentiable
+
+
+def _switch(layer: nn.Module) -> str:
+    return next((name for name in SWITCHES if hasattr(layer, name)), "")
 
 
 def weight_bytes(decoder: nn.Module, width: int, kind: Quantization | None) -> int:

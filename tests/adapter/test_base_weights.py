@@ -229,3 +229,32 @@ def test_a_base_quantised_in_memory(bits):
     near = in_bits(uneven(tiny_decoder()), bits)
     near.model.layers[1].mlp.up_proj.weight.data.view(-1)[5] += 1
     assert compare(held, record(near)).other == [name], "quantised alike, so compared to the last bit"
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer as GPTQ keeps one: integers and a scale, no weight."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bits, self.bias = linear.in_features, linear.out_features, 8, None
+        scale = linear.weight.detach().abs().max() / 127
+        self.register_buffer("qweight", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scales", scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.qweight.to(x.dtype) * self.scales).T
+
+
+def test_a_layer_without_a_weight_of_its_own_is_one_weight() -> None:
+    plain, packed = tiny_decoder(), tiny_decoder()
+    mlp = packed.model.layers[0].mlp
+    mlp.up_proj = PackedLinear(mlp.up_proj)
+    name = "model.layers.0.mlp.up_proj.weight"
+    before, after = record(plain), record(packed)
+    assert before.keys() == after.keys() and after[name].startswith("PackedLinear8_")
+    found = compare(before, after)
+    assert not found.missing and not found.other and found.uncompared == 1
+    mlp.up_proj.qweight[3, 5] += 1
+    assert compare(after, record(packed)).other == [name]
+    mlp.up_proj.scales *= -1
+    assert compare(before, record(packed)).other == [name]

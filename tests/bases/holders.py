@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import importlib.util
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
 class Holder:
     """A library, what it does to a decoder, and how to get one from a folder.
 
-    exact: the logits are the plain decoder's (to rounding); whole: every weight can be compared with the plain decoder's.
+    exact: the logits are the plain decoder's (to rounding); whole: every weight can be compared with the plain decoder's; own: it
+    is loaded from a checkpoint of its own, which has no weight of the plain one.
     """
 
     library: str
@@ -31,13 +34,17 @@ class Holder:
     make: Callable[[Path], nn.Module]
     exact: bool = True
     whole: bool = True
+    own: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.library} {self.what}"
 
     def version(self) -> str:
-        return importlib.import_module(self.library).__version__.partition("+")[0]
+        return importlib.metadata.version(self.library).partition("+")[0]
+
+    def missing(self) -> bool:
+        return importlib.util.find_spec(self.library.replace("-", "_").replace("optimum_quanto", "optimum")) is None
 
 
 def plain(folder: Path, **settings: Any) -> nn.Module:
@@ -70,6 +77,92 @@ def torchao(config: str) -> Callable[[Path], nn.Module]:
         decoder = plain(folder)
         quantization.quantize_(decoder.model, getattr(quantization, config)())
         return decoder
+
+    return make
+
+
+def hqq(folder: Path) -> nn.Module:
+    from hqq.core.quantize import BaseQuantizeConfig
+    from hqq.models.hf.base import AutoHQQHFModel
+
+    decoder, config = plain(folder), BaseQuantizeConfig(nbits=4, group_size=64)
+    AutoHQQHFModel.quantize_model(decoder, quant_config=config, compute_dtype=torch.float32, device="cpu")
+    return decoder.eval()
+
+
+def quanto(weights: str) -> Callable[[Path], nn.Module]:
+    def make(folder: Path) -> nn.Module:
+        from transformers import QuantoConfig
+
+        return plain(folder, quantization_config=QuantoConfig(weights=weights))
+
+    return make
+
+
+def compressed(scheme: str) -> Callable[[Path], nn.Module]:
+    """Quantised by rounding, with a scale for each row, saved, and loaded by transformers."""
+
+    def make(folder: Path) -> nn.Module:
+        from compressed_tensors.compressors import ModelCompressor
+        from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
+        from compressed_tensors.quantization.utils import calculate_qparams
+
+        decoder, saved = plain(folder), Path(tempfile.mkdtemp())
+        groups = {"group": preset_name_to_scheme(scheme, ["Linear"])}
+        for group in groups.values():
+            group.weights.strategy, group.weights.group_size = "channel", None
+        apply_quantization_config(decoder, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))
+        for module in decoder.modules():
+            if hasattr(module, "quantization_scheme"):
+                weight = module.weight.data
+                ends = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+                scale, zero = calculate_qparams(*ends, module.quantization_scheme.weights)
+                module.weight_scale.data.copy_(scale)
+                module.weight_zero_point.data.copy_(zero)
+        compressor = ModelCompressor.from_pretrained_model(decoder)
+        compressor.compress_model(decoder)
+        decoder.save_pretrained(saved)
+        compressor.update_config(saved)
+        return plain(saved)
+
+    return make
+
+
+def packed_by_gptqmodel(method: str) -> Callable[[Path], nn.Module]:
+    """Quantised by rounding to 4 bits in groups of 64, packed by gptqmodel, saved, and loaded by transformers in bfloat16."""
+
+    def make(folder: Path) -> nn.Module:
+        from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+        from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+        from safetensors.torch import save_file
+
+        decoder, saved, kind = plain(folder), Path(tempfile.mkdtemp()), TorchLinear if method == "gptq" else AwqTorchLinear
+        for name, linear in list(decoder.model.named_modules()):
+            if type(linear) is not nn.Linear:
+                continue
+            weight = linear.weight.data.reshape(linear.out_features, -1, 64)
+            scale = (weight.amax(-1) - weight.amin(-1)) / 15
+            zero = (-weight.amin(-1) / scale).round().clamp(0, 15)
+            sizes = {"in_features": linear.in_features, "out_features": linear.out_features, "bias": False}
+            packed = kind(bits=4, group_size=64, sym=False, desc_act=False, **sizes, register_buffers=True)
+            groups = torch.arange(linear.in_features, dtype=torch.int32) // 64
+            if method == "gptq":
+                packed.pack_original(linear, scale, zero, groups)
+            else:
+                packed.pack(linear, scale, zero)
+            parent, _, key = name.rpartition(".")
+            setattr(decoder.model.get_submodule(parent), key, packed)
+        decoder.config.save_pretrained(saved)
+        config = json.loads((saved / "config.json").read_text())
+        settings = {"quant_method": method, "bits": 4, "group_size": 64, "desc_act": False, "sym": False}
+        settings |= {"checkpoint_format": "gptq_v2"} if method == "gptq" else {"format": "gemm", "zero_point": True}
+        (saved / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+        save_file(
+            {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()},
+            saved / "model.safetensors",
+            {"format": "pt"},
+        )
+        return plain(saved, dtype=torch.bfloat16)
 
     return make
 
@@ -134,6 +227,14 @@ HOLDERS = [
     Holder("bitsandbytes", "int4 in bfloat16 storage", int4("bfloat16"), exact=False),
     Holder("torchao", "int8 weights", torchao("Int8WeightOnlyConfig"), exact=False),
     Holder("torchao", "float8 weights", torchao("Float8WeightOnlyConfig"), exact=False),
+    Holder("hqq", "4 bits, in memory", hqq, exact=False),
+    Holder("optimum-quanto", "int8 weights", quanto("int8"), exact=False),
+    Holder("optimum-quanto", "int4 weights", quanto("int4"), exact=False),
+    Holder("compressed-tensors", "4-bit weights", compressed("W4A16"), exact=False, own=True),
+    Holder("compressed-tensors", "int8 weights and inputs", compressed("W8A8"), exact=False, own=True),
+    Holder("compressed-tensors", "float8 weights and inputs", compressed("FP8_DYNAMIC"), exact=False, own=True),
+    Holder("gptqmodel", "GPTQ", packed_by_gptqmodel("gptq"), exact=False, own=True),
+    Holder("gptqmodel", "AWQ", packed_by_gptqmodel("awq"), exact=False, own=True),
     Holder("accelerate", "half offloaded to disk", offloaded),
     Holder("accelerate", "offloaded whole", offloaded_whole),
     Holder("torch", "torch.compile", compiled),

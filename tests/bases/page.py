@@ -21,6 +21,9 @@ def line(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
+    missing = sorted({holder.library for holder in HOLDERS if holder.missing()})
+    if missing:
+        sys.exit(f"not installed, so the table cannot be written: pip install {' '.join(missing)} optimum")
     versions = {holder.library: holder.version() for holder in HOLDERS}
     with tempfile.TemporaryDirectory() as place, process_group():
         folder = save_plain(Path(place) / "decoder")

@@ -146,6 +146,21 @@ def test_a_decoder_that_was_repacked_is_refused() -> None:
     assert repacks(decoder) == {True}
 
 
+def test_gptqmodel_s_layers_keep_their_backward() -> None:
+    """They choose a kernel by their first input, and no other afterwards."""
+    decoder, keys = tiny_decoder(), [torch.zeros(1, 2, 32)] * 4
+    layers = [layer.mlp.up_proj for layer in decoder.model.layers]
+    for layer in layers:
+        layer.linear_mode = None
+    handle = dehvf_kit.attach_memory(decoder, keys, keys)
+    assert {layer.linear_mode for layer in layers} == {"train"}
+    handle.detach()
+    assert {layer.linear_mode for layer in layers} == {None}
+    layers[1].linear_mode = "inference"
+    with pytest.raises(DecoderError, match="repacked its 4-bit weights .* load the decoder again"):
+        dehvf_kit.attach_memory(decoder, keys, keys)
+
+
 def test_the_missing_library_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more))

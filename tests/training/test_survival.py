@@ -71,10 +71,13 @@ def unfinished(run: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("number", "status", "name", "settings"),
     [
-        (signal.SIGINT, 130, "Ctrl-C", ["training.num_workers=1"]),
-        (signal.SIGTERM, 143, "SIGTERM", ["training.group_by_length=true"]),
-        (signal.SIGHUP, 129, "SIGHUP", []),
-        (signal.SIGTERM, 143, "SIGTERM", ["training.gradient_accumulation=2", "training.epochs=8"]),
+        (signal.SIGTERM, 143, "SIGTERM", []),
+        pytest.param(signal.SIGINT, 130, "Ctrl-C", ["training.num_workers=1"], marks=pytest.mark.nightly),
+        pytest.param(signal.SIGTERM, 143, "SIGTERM", ["training.group_by_length=true"], marks=pytest.mark.nightly),
+        pytest.param(signal.SIGHUP, 129, "SIGHUP", [], marks=pytest.mark.nightly),
+        pytest.param(
+            *(signal.SIGTERM, 143, "SIGTERM", ["training.gradient_accumulation=2", "training.epochs=8"]), marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_a_signal_saves_and_the_resumed_run_ends_alike(
@@ -94,6 +97,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_alike(
     assert result.steps == 24 and weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
+@pytest.mark.nightly  # the signal itself is tested above, the exit status with the command line
 def test_the_command_exits_with_143(world: Path, tmp_path: Path) -> None:
     words = ["train", world / "tiny.yaml", "training.epochs=5000", "--output", tmp_path / "run"]
     process = subprocess.Popen([sys.executable, "-m", "dehvf_kit", *words], stderr=subprocess.PIPE, text=True)
@@ -258,7 +262,7 @@ def test_a_read_only_folder_is_refused(world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("part", ["optimiser", "weights", "flush"])
+@pytest.mark.parametrize("part", ["weights", *(pytest.param(part, marks=pytest.mark.nightly) for part in ("optimiser", "flush"))])
 def test_a_full_disk_leaves_the_last_checkpoint(world: Path, whole: Path, tmp_path: Path, monkeypatch, part: str) -> None:
     """Writes that the system itself refuses, each reported in other words: by torch, by safetensors, by Python."""
     import resource

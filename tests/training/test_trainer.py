@@ -120,13 +120,14 @@ def test_loss_of_answer_positions_equals_the_decoders_own() -> None:
     torch.testing.assert_close(summed.loss * 18, whole.loss * int((labels[:, 1:] != -100).sum()), rtol=1e-6, atol=0)
 
 
+@pytest.mark.nightly  # test_commands.py does it by the command line
 def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> None:
     from dehvf_kit.evaluation.answers import accuracy, answer
 
-    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.epochs=50", "graph.injector.dropout=0"])
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.epochs=20", "graph.injector.dropout=0"])
     seen: list[tuple[str, int, int]] = []
     result = train(recipe, tmp_path / "run", progress=lambda stage, done, total, note: seen.append((stage, done, total)))
-    assert result.steps == 300 and result.samples == 1200 and ("training", 300, 300) in seen
+    assert result.steps == 120 and result.samples == 480 and ("training", 120, 120) in seen
     losses = [row["loss"] for row in result.log if "loss" in row]
     assert losses[-1] < losses[0] / 2
     model = dehvf_kit.load(result.adapter)
@@ -140,9 +141,14 @@ def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> N
     "settings",
     [
         [],
-        ["training.cache_features=true", "training.num_workers=1"],
-        ["training.gradient_accumulation=2"],
-        ["training.group_by_length=true"],
+        *(
+            pytest.param(changes, marks=pytest.mark.nightly)
+            for changes in (
+                ["training.cache_features=true", "training.num_workers=1"],
+                ["training.gradient_accumulation=2"],
+                ["training.group_by_length=true"],
+            )
+        ),
     ],
 )
 def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, settings: list[str]) -> None:

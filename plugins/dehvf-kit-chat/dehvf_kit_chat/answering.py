@@ -67,10 +67,8 @@ class Answerer:
         lines = [] if data is None else [f"Trained on: {data.type}, {getattr(data, 'train', None) or getattr(data, 'path', '')}"]
         lines += [] if data is None else [f"Asked as: {model.processor.with_prompt('...')}"]
         images = "It reads one image with each question." if model.reads_images else "It reads no images."
-        return [
-            *lines,
-            f"{images} Of a longer question than {self.max_length:,} tokens the end is read; each is answered on its own.",
-        ]
+        length = f"A question may have {self.max_length:,} tokens; of a longer one the end is read."
+        return [*lines, f"{images} {length} Each is answered on its own."]
 
     @property
     def max_length(self) -> int:

@@ -24,6 +24,7 @@ from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
+from dehvf_kit.model.question import Prompt, question, reads_prompt
 from dehvf_kit.model.run import (
     Features,
     MemoryScope,
@@ -160,12 +161,13 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         vision_features: Features | None = None,
         has_image: Tensor | None = None,
         image_index: Tensor | None = None,
+        prompt: Prompt | None = None,
     ) -> dict[str, Any]:
         """Run the graph: what each component attached to the decoder holds while it reads `rows` samples.
 
         Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.
         """
-        return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image, image_index))
+        return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image, image_index, prompt))
 
     def _attached_to(self, place: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: out for name, out in outputs.items() if self.graph.nodes[name].config.attaches == place}
@@ -187,8 +189,9 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         vision_features: Features | None = None,
         has_image: Tensor | None = None,
         image_index: Tensor | None = None,
+        prompt: Prompt | None = None,
     ) -> dict[str, Any]:
-        """Every node's output by name: one value, or a tuple in the order of its ports."""
+        """Every node's output by name, one value or a tuple in the order of its ports; prompt: where a node reads the question."""
         if not self.attached:
             raise DehvfError("this model was detached from its decoder; build or load it again")
         if pixel_values is not None and vision_features is not None:
@@ -224,9 +227,11 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
                 given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
             if text_row is not None and self.one_image_nodes:
                 raise ShapeError(f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one")
+            if prompt is None and reads_prompt(self.graph):
+                raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
             features = one_a_row(given, self.towers, rows if text_row is None else len(text_row), has_image)
         seen = None if torch.compiler.is_compiling() else self._compared
-        return run_nodes(self.graph, self.nodes, features, has_image, seen, text_row)
+        return run_nodes(self.graph, self.nodes, features, has_image, seen, text_row, prompt)
 
     @property
     def one_image_nodes(self) -> list[str]:
@@ -274,11 +279,12 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         text = input_ids if input_ids is not None else inputs_embeds
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
-        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index)
+        prompt = question(self, text, attention_mask, labels, cache := kwargs.get("past_key_values"))
+        outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index, prompt)
         given = {**kwargs, "attention_mask": attention_mask} | ({} if labels is None else {"labels": labels})
         if labels is None and self.training and torch.is_grad_enabled():
             given.pop("logits_to_keep", None)  # the caller takes the loss, and has labels for every column
-        extended = self._extended(outputs, text, attention_mask, kwargs.get("past_key_values"))
+        extended = self._extended(outputs, text, attention_mask, cache)
         if extended is not None:
             given = extended.arguments(self.decoder, inputs_embeds, given)
         else:
@@ -320,8 +326,10 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             raise ShapeError("give input_ids or inputs_embeds")
         images = {"pixel_values": pixel_values, "vision_features": vision_features}
         images |= {"has_image": has_image, "image_index": image_index}
-        outputs = self.run_graph(text.shape[0], **images)
-        extended = self._extended(outputs, text, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        prompt = question(self, text, mask, None, cache)
+        outputs = self.run_graph(text.shape[0], **images, prompt=prompt)
+        extended = self._extended(outputs, text, mask, cache)
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
         if extended is not None and input_ids is None:

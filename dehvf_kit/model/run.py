@@ -110,6 +110,7 @@ def run_nodes(
     has_image: Tensor | None,
     seen: set[str] | None = None,
     text_row: Tensor | None = None,
+    prompt: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Every node's output by name: one value, or a tuple in the order of its ports.
 
@@ -119,6 +120,9 @@ def run_nodes(
     for one whose output has another number of axes than its port, or another size where that is known.
     """
     values: dict[tuple[str, str], Any] = {(BATCH, "has_image"): has_image, (BATCH, "text_row"): text_row}
+    if prompt is not None:
+        prompt = prompt if text_row is None else (prompt[0][text_row], prompt[1][text_row])
+        values |= {(BATCH, "prompt"): prompt[0], (BATCH, "prompt_mask"): prompt[1]}
     for name, tensor in (features or {}).items():
         values[name, "globals"], values[name, "patches"] = tensor[:, :, 0], tensor[:, :, 1:]
     outputs = {}

@@ -1,7 +1,8 @@
 """Nodes, typed ports and wires: finds the wiring, resolves every axis size, reports every fault at once.
 
 Nothing here imports torch. A port is `"name: axis axis ..."`; `name?` may stay unconnected, `name*` takes several wires.
-Each vision encoder offers `patches`, `globals` and `tower`; the batch offers `has_image` and `text_row`.
+Each vision encoder offers `patches`, `globals` and `tower`; the batch offers `has_image`, `text_row` and the
+question's embeddings with their mask, `prompt` and `prompt_mask`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _ports(texts: Iterable[str]) -> dict[str, Port]:
 
 _PATCHES, _GLOBALS, _TOWER = "batch layer patch vision_hidden", "batch layer vision_hidden", "layer vision_hidden"
 TOWER_PORTS = _ports((f"patches: {_PATCHES}", f"globals: {_GLOBALS}", f"tower: {_TOWER}"))
-BATCH_PORTS = _ports(("has_image: batch", "text_row: batch"))
+BATCH_PORTS = _ports(("has_image: batch", "text_row: batch", "prompt: batch token decoder_hidden", "prompt_mask: batch token"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,10 @@ class _Checker:
             self.ports |= {Wire(tower, name): port for name, port in TOWER_PORTS.items()}
         for name, node in nodes.items():
             self.ports |= {Wire(name, output): port for output, port in node.gives.items()}
-        self.sizes: dict[tuple[str, str], Sizes] = {(BATCH, name): {"batch": None} for name in BATCH_PORTS}
+        hidden = {"decoder_hidden": decoder.hidden_size}
+        self.sizes: dict[tuple[str, str], Sizes] = {
+            (BATCH, name): {axis: hidden.get(axis) for axis in port.axes} for name, port in BATCH_PORTS.items()
+        }
         self.encoders: dict[str, frozenset[str]] = {}
 
     def fault(self, path: str, message: str) -> None:

@@ -14,6 +14,7 @@ COMPONENTS = {
     ("reader", "channels"): "dehvf_kit_baselines.layer_readers:ChannelsReaderConfig",
     ("reader", "token_levels"): "dehvf_kit_baselines.layer_readers:TokenLevelsReaderConfig",
     ("reader", "grids"): "dehvf_kit_baselines.layer_readers:GridsReaderConfig",
+    ("reader", "instruction_groups"): "dehvf_kit_baselines.instruction_groups:InstructionGroupsReaderConfig",
     ("visual_tokens", "clipcap"): "dehvf_kit_baselines.clipcap:ClipCapConfig",
     ("injector", "adaptive_memory"): "dehvf_kit_baselines.adaptive_memory:AdaptiveMemoryConfig",
     ("decoder_adapter", "gated_cross_attention"): "dehvf_kit_baselines.gated_cross_attention:GatedCrossAttentionConfig",

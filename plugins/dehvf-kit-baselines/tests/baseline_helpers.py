@@ -114,6 +114,11 @@ ZOO: dict[str, dict[str, Any]] = {
         "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "activation": "gelu", "inputs": {"patches": "reader"}},
         "visual_tokens": {"type": "visual_tokens"},
     },
+    "igva": {
+        "reader": {"type": "instruction_groups", "num_groups": 3, "hidden_size": 8, "num_blocks": 2, "num_heads": 2},
+        "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "activation": "gelu", "inputs": {"patches": "reader"}},
+        "visual_tokens": {"type": "visual_tokens"},
+    },
     "clipcap": {"visual_tokens": {"type": "clipcap", "num_tokens": 3, "image_tokens": 2, "num_blocks": 2, "num_heads": 4}},
 }
 """Later methods, at which the contract runs every night."""

@@ -12,7 +12,7 @@ from dehvf_kit_baselines.method_table import method_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dehvf_kit.errors import DecoderError, RecipeError
+from dehvf_kit.errors import DecoderError, RecipeError, ShapeError
 from dehvf_kit.testing import tiny_decoder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -26,6 +26,7 @@ COUNTS = {
     "flamingo_small_7b": 4_163_589,
     "dense_connector_7b": 29_368_320,
     "clipcap": 41_745_408,
+    "igva_7b": 27_047_940 + 25_174_016,
 }
 
 
@@ -164,6 +165,39 @@ def test_clipcap(mapping: str) -> None:
     text = model.decoder.get_input_embeddings()(ids()[0])
     logits = literal_llama(model.decoder, torch.cat([text[:1], tokens, text[1:]]))
     assert worst(found[0, 1:], logits[-(len(text) - 1) :]) < LOGITS
+
+
+@torch.no_grad()
+def test_igva_weighs_the_layers_by_the_question_and_never_by_the_answer() -> None:
+    model = baseline("igva", reader={"sentence_size": 16})
+    features, text = model.vision_features(pixels(3)), ids()
+    labels = torch.full_like(text, -100)
+    labels[:, 5:] = text[:, 5:]
+    found = model(input_ids=text, vision_features=features, labels=labels, logits_to_keep=torch.arange(6)).logits
+    reader, embed, mean = model.nodes["reader"], model.decoder.get_input_embeddings(), lambda x: x.sum(0) / len(x)
+    for row in range(3):
+        groups = [[0, 1, 2], [3, 4, 5], [6, 7]]
+        q = mean(embed(text[row, :5])).view(16, 2).mean(-1) @ reader.query.weight.T + reader.query.bias
+        keys = torch.stack([mean(features[row, group, 0]) for group in groups]) @ reader.globals.weight.T + reader.globals.bias
+        for block in reader.blocks:
+            (w, b), out = (block.attention.in_proj_weight.chunk(3), block.attention.in_proj_bias.chunk(3)), block.attention.out_proj
+            maps = [x @ w[i].T + b[i] for i, x in enumerate((q[None], keys, keys))]
+            q = ln(q + (heads(*maps, 2) @ out.weight.T + out.bias)[0], block.norm)
+            inner = torch.relu(q @ block.up.weight.T + block.up.bias)
+            q = ln(q + inner @ block.down.weight.T + block.down.bias, block.ffn_norm)
+        weights = (q @ reader.score.weight.T + reader.score.bias).softmax(-1)
+        mixed = sum(weight * mean(features[row, group, 1:]) for weight, group in zip(weights, groups, strict=True))
+        tokens = project(model.nodes["projector"], torch.cat([features[row, 6, 1:], mixed], -1), F.gelu)
+        whole = embed(text[row])
+        logits = literal_llama(model.decoder, torch.cat([whole[:1], tokens, whole[1:]]))
+        assert worst(found[row, 1:], logits[-6:-1]) < LOGITS
+    question = model(input_ids=text[:, :5], vision_features=features).logits
+    assert worst(question, found[:, :5]) < LOGITS, "generation reads the same question"
+    with pytest.raises(ShapeError, match="reads the question"):
+        model.memory(3, vision_features=features)
+    cache = model.decoder(input_ids=text, use_cache=True).past_key_values
+    with pytest.raises(ShapeError, match="reads the whole question"):
+        model(input_ids=text[:, :1], vision_features=features, past_key_values=cache)
 
 
 def test_closed_gates_and_rows_without_image_leave_the_decoder_bit_for_bit() -> None:

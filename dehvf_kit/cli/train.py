@@ -45,12 +45,17 @@ def train(
         return
     if as_json:
         facts = {"adapter": str(result.adapter), "steps": result.steps, "samples": result.samples, "seconds": result.seconds}
-        print_json({**facts, "log": result.log})
+        best = None if result.best is None else dict(zip(("step", "value"), result.best, strict=True))
+        print_json({**facts, "best": best, "test_score": result.test_score, "log": result.log})
         return
     if result.skipped:
         print(f"{len(result.skipped)} steps skipped because their loss or gradient is not finite: see {folder / 'log.jsonl'}")
     if result.left_out:
         print(f"{len(result.left_out)} samples excluded, without a token to learn from")
+    if result.best is not None:
+        print(f"best {loaded.training.metric_for_best} of the validation split: {result.best[1]:.4g}, at step {result.best[0]}")
+    if result.test_score is not None:
+        print(f"score of the test split: {result.test_score:.4g}")
     print(f"{result.steps} steps in {result.seconds:.0f} s; adapter in {result.adapter}")
     if result.skipped_samples:
         print(summary(result.skipped_samples, folder / SKIPPED))

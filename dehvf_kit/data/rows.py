@@ -310,7 +310,10 @@ class FileSplitsConfig(DataConfig):
     """Parent of the data sets that are named by `train` and `test`. A subclass reads one of them: `read_file`."""
 
     validation: float = Field(
-        0.0, ge=0, lt=1, description="share of the images of `train` that is held out as the test split, where `test` is not set"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the images of `train` held out as validation split; also as the test split, where `test` is not set",
     )
     validation_seed: int = Field(0, ge=0, description="another seed holds out other images")
 
@@ -322,9 +325,24 @@ class FileSplitsConfig(DataConfig):
         """What messages call a split."""
         return f"data.{part}"
 
+    @property
+    def names_test(self) -> bool:
+        """Whether there is a test split beside what `validation` holds out."""
+        test: Any = getattr(self, "test", None)
+        return bool(test) and not (self.validation and test == type(self).model_fields["test"].default)
+
+    @property
+    def validation_split(self) -> Split | None:
+        return None if not self.validation else "validation" if self.names_test else "test"
+
+    def file_of(self, part: str) -> str:
+        """Which of `train` and `test` a split is read from."""
+        return "test" if part == "test" and (self.names_test or not self.validation) else "train"
+
     def parts(self) -> Sequence[str]:
-        named = [part for part in ("train", "test") if getattr(self, part)]
-        return ("train", "test") if self.validation else named
+        if self.validation:
+            return ("train", "validation", "test") if self.names_test else ("train", "test")
+        return [part for part in ("train", "test") if getattr(self, part)]
 
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(split)
@@ -333,15 +351,14 @@ class FileSplitsConfig(DataConfig):
         return list(reading.samples)
 
     def read(self, part: str) -> Reading:
-        if not self.validation:
-            return self.read_file(part)
-        test: Any = getattr(self, "test", None)
-        if test and test != type(self).model_fields["test"].default:
-            raise DataError(f"data.validation is {self.validation:g} and data.test is '{test}'; leave one of them out")
-        reading = self.read_file("train")
+        if part == "validation" and not self.validation:
+            raise DataError("data.validation is not set; give the share of the training images to hold out, such as 0.1")
+        reading = self.read_file(self.file_of(part))
+        if not self.validation or self.file_of(part) == "test":
+            return reading
         groups = image_groups(reading.samples, self.group_of)
         held_out = held_out_groups(groups, self.validation, self.validation_seed)
-        kept = [sample for sample, group in zip(reading.samples, groups, strict=True) if (group in held_out) == (part == "test")]
+        kept = [sample for sample, group in zip(reading.samples, groups, strict=True) if (group in held_out) == (part != "train")]
         return replace(reading, samples=kept, count=None)
 
     def group_of(self, sample: Sample) -> str:

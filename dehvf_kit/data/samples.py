@@ -18,7 +18,7 @@ from dehvf_kit.errors import DataError, shown
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 class ImageFile(Hashable, Protocol):
@@ -179,6 +179,11 @@ class DataConfig(Settings):
     def part_of(self, split: Split) -> str:
         """Which of `parts` a split is."""
         return split
+
+    @property
+    def validation_split(self) -> Split | None:
+        """The split that training may be scored on while it runs; None where there is none."""
+        return "validation" if {"val", "validation"} & set(self.parts()) else None
 
     def usable(self, split: Split) -> Reading:
         """`samples(split)`; where bad samples are skipped, those that can be used, and what is wrong with the others."""

@@ -45,7 +45,7 @@ class TableDataConfig(FileSplitsConfig):
         return {"path": str(place), "test": ""} if without_test else {"path": str(place)}
 
     def where(self, part: str) -> str:
-        name = self.train if part == "train" or self.validation else self.test
+        name = getattr(self, self.file_of(part))
         return f"{self.path}:{name}" if self.path else name
 
     def read_file(self, part: str) -> Reading:

@@ -195,17 +195,22 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 PLACES = ("path", "images", "annotations")
-FILES = ("train", "test")
+FILES = ("train", "validation", "test")
 """Files of a data set, or the names of its splits where `path` is set."""
 
 
 def beside_recipe(raw: dict[str, Any], folder: Path, parent: Mapping[str, Any]) -> None:
-    """Make those relative data paths absolute that are found in a recipe's folder; in the current folder they stay as written.
+    """Make those relative data paths, and `training.init_from`, absolute that are found in a recipe's folder; in the current
+    folder they stay as written.
 
     raw: a recipe file's own data; parent: its parents', which may name the `path` that its splits belong to.
     """
-    data, above = raw.get("data"), parent.get("data")
-    if not isinstance(data, dict) or os.path.abspath(folder) == os.getcwd():
+    if os.path.abspath(folder) == os.getcwd():
+        return
+    data, above, training = raw.get("data"), parent.get("data"), raw.get("training")
+    if isinstance(training, dict) and isinstance(training.get("init_from"), str):
+        training["init_from"] = _found(training["init_from"], folder)
+    if not isinstance(data, dict):
         return
     has_path = bool(data.get("path") or (isinstance(above, Mapping) and above.get("path")))
     for field in PLACES if has_path else (*PLACES, *FILES):

@@ -6,13 +6,16 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dehvf_kit.api.config import MAX_COUNT, MAX_EPOCHS, MAX_SEED, MAX_SIZE, MAX_WORKERS, Settings
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Tracker = Literal["auto", "none", "tensorboard", "wandb"]
+Tracker = Literal[
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune", "swanlab",
+    "tensorboard", "trackio", "wandb",
+]  # fmt: skip
 
 
 class TrainingConfig(Settings):
@@ -48,8 +51,8 @@ class TrainingConfig(Settings):
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
     group_by_length: bool = Field(False, description="batch samples of like length together")
     num_workers: int = Field(0, ge=0, le=MAX_WORKERS, description="processes that decode and resize images")
-    report_to: Tracker = Field(
-        "auto", description="where figures go besides the run's own log; auto: TensorBoard where it is installed"
+    report_to: Literal["auto", "none"] | Tracker | list[Tracker] = Field(
+        "auto", description="trackers that get the figures besides the run's own log; auto: TensorBoard where it is installed"
     )
     cache_features: bool = Field(
         False, description="run frozen encoders once per image and keep the features on disk, for later runs too"
@@ -63,12 +66,35 @@ class TrainingConfig(Settings):
     cache_limit_gib: float = Field(
         0.0, ge=0, description="GiB the cache may hold, the longest unused making room; 0: as many as the disk has"
     )
+    init_from: str | None = Field(None, description="an adapter of the same graph, whose weights the training begins with")
+    eval_steps: int | Literal["epoch"] | None = Field(
+        None, description="steps between two scores of the validation split, or epoch; null: training is not scored"
+    )
+    keep_best: bool = Field(True, description="with eval_steps: save the adapter of the best score, not the last one")
+    metric_for_best: Literal["score", "loss"] = Field(
+        "score", description="what is best: the highest score that the data set gives, or the lowest loss"
+    )
+    patience: int = Field(0, ge=0, le=MAX_COUNT, description="scores in a row without a better one that end a run; 0: none do")
+    test_at_end: bool = Field(False, description="score the finished adapter on the test split")
     save_steps: int = Field(500, ge=1, le=MAX_COUNT, description="steps between checkpoints")
     logging_steps: int = Field(10, ge=1, le=MAX_COUNT, description="steps between log lines")
     max_bad_steps: int = Field(
         5, ge=1, le=MAX_COUNT, description="skipped steps in a row, their loss or gradient not finite, that end a run"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of initial weights, order and dropout")
+
+    @field_validator("eval_steps")
+    @classmethod
+    def _some_steps(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and not 1 <= value <= MAX_COUNT:
+            raise ValueError(f"given {value}; wants a number of steps from 1, epoch, or null")
+        return value
+
+    @model_validator(mode="after")
+    def _patience_has_scores(self) -> TrainingConfig:
+        if self.patience and self.eval_steps is None:
+            raise ValueError(f"patience ({self.patience}) counts scores of the validation split; set eval_steps")
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainingConfig:
@@ -89,6 +115,10 @@ class TrainingConfig(Settings):
         """
         steps_per_epoch = math.ceil(samples / self.samples_per_step(processes))
         return self.max_steps or max(1, math.ceil(steps_per_epoch * self.epochs))
+
+    def num_eval_steps(self, samples: int, processes: int = 1) -> int | None:
+        """Steps between two scores of the validation split; None where training is not scored."""
+        return math.ceil(samples / self.samples_per_step(processes)) if self.eval_steps == "epoch" else self.eval_steps
 
     def num_warmup_steps(self, samples: int, processes: int = 1) -> int:
         """Steps of linear warm-up: `warmup_epochs`, or half of a run that `max_steps` ends before its rate has reached the peak."""

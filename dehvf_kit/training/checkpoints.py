@@ -98,10 +98,11 @@ def newest(folder: Path, put_aside: bool = True) -> Path | None:
     return None
 
 
-def retire(folder: Path, keep: int = KEPT) -> None:
-    """Remove all but the newest checkpoints."""
+def retire(folder: Path, best: int | None = None, keep: int = KEPT) -> None:
+    """Remove all checkpoints but the newest, and the one of step `best`."""
     for old in checkpoints(folder)[keep:]:
-        atomic.remove_folder(old)
+        if step_of(old) != best:
+            atomic.remove_folder(old)
 
 
 def _facts(file: Path) -> dict[str, Any]:
@@ -135,10 +136,13 @@ class CheckpointingTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 (self._saving_in / name / TRAINERS).unlink(missing_ok=True)
+                if self.state.best_model_checkpoint is not None:  # a path in the unfinished folder; `best_global_step` says which
+                    self.state.best_model_checkpoint = None
+                    self.state.save_to_json(str(self._saving_in / name / TRAINER_STATE_NAME))
                 seal(self._saving_in / name)
                 atomic.publish(self._saving_in / name, place / name)
                 self._saving_in.rmdir()
-                retire(place)
+                retire(place, self.state.best_global_step)
         except (OSError, RuntimeError, SafetensorError, AdapterError) as error:
             shutil.rmtree(self._saving_in, ignore_errors=True)
             if "DataLoader worker" in str(error):  # torch reports a worker's death wherever the main thread happens to be

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import set_seed
 
-from dehvf_kit.adapter.checkpoint import restore
+from dehvf_kit.adapter.checkpoint import adapter_recipe, restore
 from dehvf_kit.adapter.files import read_config, read_weights
 from dehvf_kit.adapter.fingerprint import differences, fingerprint, saved_fingerprint
 from dehvf_kit.adapter.identity import base_identities, check_bases
 from dehvf_kit.data.sample_filter import SKIPPED, Skipped, write_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.data.stream import SampleStream
-from dehvf_kit.errors import DataError, Stopped, TrainingError, shown
+from dehvf_kit.errors import AdapterError, DataError, Stopped, TrainingError, shown
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.training.callbacks import Stopping, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
@@ -49,6 +51,7 @@ from dehvf_kit.training.training_set import (
     skipped_samples,
     training_set,
 )
+from dehvf_kit.training.validation import Questions, best_of, scored_split, scored_splits
 from dehvf_kit.utils.frames import frame
 
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
@@ -60,7 +63,8 @@ class TrainResult:
     """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, and its log.
 
     skipped: the steps whose loss or gradient was not finite; left_out: ids of the samples excluded because they have no
-    token to learn; skipped_samples: bad ones, where `data.on_bad_sample` says to skip them.
+    token to learn; skipped_samples: bad ones, where `data.on_bad_sample` says to skip them; best: step and figure of the best
+    score of the validation split; test_score: of the finished adapter, where the recipe asks for it.
     """
 
     adapter: Path
@@ -71,6 +75,8 @@ class TrainResult:
     skipped: tuple[int, ...] = ()
     left_out: tuple[str, ...] = ()
     skipped_samples: tuple[Skipped, ...] = ()
+    best: tuple[int, float] | None = None
+    test_score: float | None = None
 
     def to_pandas(self) -> Any:
         """The log as a pandas DataFrame, a row for each logged step. Raises: DehvfError without pandas."""
@@ -120,6 +126,7 @@ def train(
     if recipe.data is None:
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
     trackers(recipe.training.report_to)
+    splits = scored_splits(recipe)
     processes = join_processes()
     progress = progress if processes.main else silent
     with RunFolder(output, resume, processes.main) as folder:
@@ -137,12 +144,17 @@ def train(
             progress("loading the base models", 0, 1, "")
             model = build(recipe)
             model.bases = base_identities(model, loaded=True)
+        if last is None and recipe.training.init_from is not None:
+            begin_from(model, recipe.training.init_from)
         data = training_set(recipe, model, given, features, progress, processes)
+        questions = {
+            prefix: scored_split(recipe, split, model, data, features, progress, processes) for prefix, split in splits.items()
+        }
         if folder.writes:
             write_skipped(output / SKIPPED, data.skipped)
         with training_errors(folder):
             started = time.perf_counter()
-            state = _take_steps(recipe, folder, model, data, last, progress, processes)
+            state = _take_steps(recipe, folder, model, data, questions, last, progress, processes)
             seconds = time.perf_counter() - started
             if folder.writes:
                 folder.write_log(state.log_history)
@@ -151,6 +163,25 @@ def train(
             model.bases = None
         processes.wait()
         return _result(folder, recipe, processes, state.global_step, state.log_history, seconds, data)
+
+
+def begin_from(model: DehvfModel, place: str) -> None:
+    """Put an adapter's weights into a model that is about to be trained.
+
+    Raises: AdapterError where the adapter has another graph, or belongs to other base models, or its weights do not fit.
+    """
+    folder = Path(place)
+    saved = read_config(folder)
+    before, now = (dict(flat(one.resolved()["graph"])) for one in (adapter_recipe(saved, folder), model.recipe))
+    names = (name for name in dict.fromkeys([*before, *now]) if name.rpartition(".")[2] != "dropout")
+    name = next((name for name in names if before.get(name) != now.get(name)), None)
+    if name is not None:
+        raise AdapterError(
+            f"training.init_from: {folder}: its recipe has graph.{name}={shown(before.get(name))}, this one "
+            f"{shown(now.get(name))}; begin with an adapter of the same graph, or leave init_from out"
+        )
+    check_bases(model, saved, folder)
+    restore(model, read_weights(folder), f"training.init_from: {folder}")
 
 
 def _begin(folder: RunFolder, recipe: Recipe, samples: Sequence[Sample], last: Path | None, processes: int) -> None:
@@ -181,6 +212,7 @@ def _take_steps(
     folder: RunFolder,
     model: DehvfModel,
     data: TrainingSet,
+    questions: Mapping[str, Questions],
     last: Path | None,
     progress: Progress,
     processes: Processes,
@@ -196,12 +228,16 @@ def _take_steps(
     model.bases = model.bases or base_identities(model)  # once, not for every checkpoint: the bases are frozen
     prepare_model(model, processes)
     model.train()
+    patient = [EarlyStoppingCallback(config.patience)] if config.patience else []
     with Stopping() as stopping:
+        callbacks, times = [stopping, *patient], (config.max_bad_steps, config.max_minutes)
         trainer = DehvfTrainer(
-            *(model, args, data.dataset, [stopping], config.node_rates, config.max_bad_steps, config.max_minutes),
+            *(model, args, data.dataset, callbacks, config.node_rates, *times),
             report=lambda step, steps, loss: progress("training", step, steps, f"loss {loss:.3f}"),
+            questions=questions,
+            keep_best=config.keep_best,
         )
-        if last is not None and step_of(last) >= args.max_steps:
+        if last is not None and _has_ended(last, args.max_steps, config.patience):
             # Ended after its last step: transformers would take one more where an epoch is not over.
             restore(model, read_weights(last), str(last))
             trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
@@ -219,7 +255,19 @@ def _take_steps(
             "go on with the same command and --resume",
             stopping.number,
         )
+    if config.keep_best and "eval" in questions:
+        trainer.take_best()
+    if "test" in questions:
+        trainer.remove_callback(EarlyStoppingCallback)
+        trainer.evaluate(questions["test"].encoded, metric_key_prefix="test")
     return trainer.state
+
+
+def _has_ended(checkpoint: Path, steps: int, patience: int) -> bool:
+    """Whether a run that was ended after this checkpoint has no step left, or no patience."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    waited = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
+    return step_of(checkpoint) >= steps or 0 < patience <= waited.get("early_stopping_patience_counter", 0)
 
 
 def _result(
@@ -239,6 +287,8 @@ def _result(
         log=rows,
         skipped=tuple(skipped_steps(rows)),
         left_out=tuple(data.left_out) if data is not None else (),
+        best=best_of(rows, recipe.training.metric_for_best),
+        test_score=next((row["test_score"] for row in rows if "test_score" in row), None),
         skipped_samples=(*(data.skipped if data is not None else ()), *skipped_samples(rows)),
     )
 

@@ -13,17 +13,23 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
+from dehvf_kit.adapter.checkpoint import restore
+from dehvf_kit.adapter.files import read_weights
 from dehvf_kit.data.encoding import Collator
-from dehvf_kit.errors import DataError, DehvfError
+from dehvf_kit.errors import DataError, DehvfError, TrainingError
 from dehvf_kit.model.model import DehvfModel
-from dehvf_kit.recipe.sections import Tracker, TrainingConfig
+from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.callbacks import SPENT, EpochOrder, FiniteSteps, Report, TimeBudget
-from dehvf_kit.training.checkpoints import CheckpointingTrainer
+from dehvf_kit.training.checkpoints import CheckpointingTrainer, fault
 from dehvf_kit.training.training_set import IDS, NOTED, SKIPPED, has_answer, no_answer
+from dehvf_kit.training.validation import SCORE, Questions
 
 log = logging.getLogger(__name__)
-INSTALL = {"tensorboard": "pip install 'dehvf-kit[train]'", "wandb": "pip install wandb"}
+MODULES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": ""}
+"""Modules of the trackers that are not called like them; Kubeflow's is a part of transformers."""
+PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit", "tensorboard": "'dehvf-kit[train]'"}
 
 
 def training_arguments(config: TrainingConfig, output: Path, samples: int, processes: int = 1) -> TrainingArguments:
@@ -66,6 +72,12 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
         dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_steps=config.save_steps,
+        eval_strategy="no" if config.eval_steps is None else "steps",
+        eval_steps=config.num_eval_steps(samples, processes),
+        per_device_eval_batch_size=config.batch_size,
+        metric_for_best_model=config.metric_for_best,
+        greater_is_better=config.metric_for_best == "score",
+        restore_callback_states_from_checkpoint=config.patience > 0,
         logging_steps=config.logging_steps,
         logging_first_step=True,
         seed=config.seed,
@@ -79,16 +91,19 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
     )
 
 
-def trackers(report_to: Tracker) -> list[str]:
+def trackers(report_to: str | Sequence[str]) -> list[str]:
     """transformers' `report_to`; `auto` is TensorBoard where it is installed. Raises: DehvfError for one that is not."""
-    if report_to == "none":
+    names = [report_to] if isinstance(report_to, str) else list(dict.fromkeys(report_to))
+    if names == ["none"]:
         return []
-    name = "tensorboard" if report_to == "auto" else report_to
-    if importlib.util.find_spec(name) is not None:
-        return [name]
-    if report_to == "auto":
-        return []
-    raise DehvfError(f"training.report_to: {name} is not installed; {INSTALL[name]}, or set training.report_to=none")
+    if names == ["auto"]:
+        return ["tensorboard"] if importlib.util.find_spec("tensorboard") is not None else []
+    for name in names:
+        module = MODULES.get(name, name)
+        if module and importlib.util.find_spec(module) is None:
+            package = PACKAGES.get(name, name.replace("_", "-"))
+            raise DehvfError(f"training.report_to: {name} is not installed; pip install {package}, or set training.report_to=none")
+    return names
 
 
 class DehvfTrainer(CheckpointingTrainer):
@@ -103,6 +118,8 @@ class DehvfTrainer(CheckpointingTrainer):
         max_bad_steps: steps in a row with a loss or gradient that is not finite, which end the run.
         max_minutes: minutes of training that end the run before its last step; 0: as long as the steps take.
         report: called after every step with the step, all steps, and the step's loss.
+        questions: the splits that are scored, by the prefix of their figures; `eval` while the run trains.
+        keep_best: whether each better score leaves a checkpoint that is kept.
     """
 
     def __init__(
@@ -115,8 +132,11 @@ class DehvfTrainer(CheckpointingTrainer):
         max_bad_steps: int = 5,
         max_minutes: float = 0.0,
         report: Report = lambda *_: None,
+        questions: Mapping[str, Questions] | None = None,
+        keep_best: bool = False,
     ) -> None:
         self.budget = TimeBudget(max_minutes) if max_minutes else None
+        self.questions, self.keep_best = dict(questions or {}), keep_best
         self.node_rates = dict(node_rates or {})
         self.tokenizer = model.processor.tokenizer
         self.finite_steps = FiniteSteps(max_bad_steps, self._forward, self._in_any_process, report)
@@ -124,6 +144,7 @@ class DehvfTrainer(CheckpointingTrainer):
             model=model,
             args=args,
             train_dataset=samples,
+            eval_dataset=self.questions["eval"].encoded if "eval" in self.questions else None,
             data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
             callbacks=[*callbacks, self.finite_steps, EpochOrder(), *([self.budget] if self.budget else [])],
         )
@@ -176,6 +197,33 @@ class DehvfTrainer(CheckpointingTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.finite_steps.saw(batch, ids, loss)
         return loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **keywords: Any) -> EvalLoopOutput:
+        """The mean loss of a split's batches, and its score. The random states of the training stay as they are."""
+        devices = [self.args.device.index] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **keywords)
+            split = any(hasattr(parameter, "to_local") for parameter in self.model.parameters())
+            output.metrics[f"{metric_key_prefix}_{SCORE}"] = self.questions[metric_key_prefix].score(self.model, share=not split)
+        return output
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **keywords: Any) -> Any:
+        return super().prediction_step(
+            model, {k: v for k, v in inputs.items() if k not in (IDS, SKIPPED, NOTED)}, *args, **keywords
+        )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        better = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= better and self.keep_best
+        return better
+
+    def take_best(self) -> None:
+        """Put the weights of the best score's checkpoint into the model. Raises: TrainingError where it is damaged."""
+        place = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        what = fault(place) if place.is_dir() else "it is missing"
+        if what is not None:
+            raise TrainingError(f"{place}: the checkpoint of the best score cannot be used: {what}; begin again in another folder")
+        restore(self.model, read_weights(place), str(place))
 
     def _note_skipped(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep skipped samples of a stream in the state, which checkpoints hold; each is met again in every pass."""

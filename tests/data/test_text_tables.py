@@ -92,5 +92,10 @@ def test_one_file_is_split_by_image(tmp_path: Path) -> None:
     assert config.samples("test") == test
     other = JsonlDataConfig(train=tmp_path / "a.jsonl", validation=0.2, validation_seed=1).samples("test")
     assert {one.image for one in other} != {one.image for one in test}
-    with pytest.raises(DataError, match="leave one of them out"):
-        JsonlDataConfig(train=tmp_path / "a.jsonl", test=tmp_path / "b.jsonl", validation=0.2).samples("test")
+    assert config.validation_split == "test" and JsonlDataConfig(train=tmp_path / "a.jsonl").validation_split is None
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    three = JsonlDataConfig(train=tmp_path / "a.jsonl", test=tmp_path / "b.jsonl", validation=0.2)
+    assert three.parts() == ("train", "validation", "test") and three.validation_split == "validation"
+    assert [len(three.samples(part)) for part in three.parts()] == [32, 8, 3] and three.samples("validation") == test
+    with pytest.raises(DataError, match="data.validation is not set; give the share"):
+        JsonlDataConfig(train=tmp_path / "a.jsonl").samples("validation")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.recipe.sections import TrainingConfig
+from dehvf_kit.recipe.sections import Tracker, TrainingConfig
 from dehvf_kit.training.trainer import trackers, training_arguments
 
 
@@ -31,6 +32,15 @@ def test_one_that_is_named_must_be_there(installed: tuple[str, ...], name: str) 
         return
     with pytest.raises(DehvfError, match=rf"training.report_to: {name} is not installed; pip install .*report_to=none"):
         trackers(name)
+
+
+def test_every_tracker_of_transformers_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert set(get_args(Tracker)) == set(INTEGRATION_TO_CALLBACK)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    several = TrainingConfig(report_to=["mlflow", "tensorboard", "mlflow"])
+    assert trackers(several.report_to) == ["mlflow", "tensorboard"]
 
 
 def test_the_recipes_word_reaches_the_trainer(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class CocoCaptionsDataConfig(DataConfig):
         return {**super().prompt_facts(), "asked": self.question}
 
     def part_of(self, split: Split) -> str:
-        return "train" if split == "train" else self.test_split
+        return {"train": "train", "validation": "val", "test": self.test_split}[split]
 
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(self.part_of(split))

@@ -66,7 +66,7 @@ class ScienceQaDataConfig(DataConfig):
         return self.text_only or not self.pictures
 
     def part_of(self, split: Split) -> str:
-        return self.train_split if split == "train" else self.test_split
+        return {"train": self.train_split, "validation": "val", "test": self.test_split}[split]
 
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(self.part_of(split))

@@ -13,6 +13,7 @@ from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.training.validation import best_of
 from dehvf_kit_report.charts import heat_map, intervals, lines
 from dehvf_kit_report.finished_run import PREDICTIONS, FinishedRun
 from dehvf_kit_report.fuser_weights import ReadLayers
@@ -57,11 +58,16 @@ def curves_section(run: FinishedRun) -> Section:
     note = "Thin: as logged; bold: its running mean. Losses on a logarithmic axis."
     if last is not None:
         note += f" {run.steps:,} steps in {float(last['train_runtime']) / 60:.1f} minutes."
+    best = best_of(run.log, run.recipe.training.metric_for_best)
+    if best is not None:
+        note += f" Best {run.recipe.training.metric_for_best} of the validation split: {best[1]:.4g} at step {best[0]:,}."
+    note += "".join(f" Test score: {row['test_score']:.4g}." for row in run.log if isinstance(row.get("test_score"), float))
     return Section("curves", "Training curves", f"<div class='pair'>{''.join(charts)}</div>", note)
 
 
 def _is_curve(name: str) -> bool:
-    return name in CURVES or name.startswith(("eval_", "score", "accuracy"))
+    speed = name.endswith(("runtime", "per_second", "_time"))
+    return name in CURVES or (name.startswith(("eval_", "score", "accuracy")) and not speed)
 
 
 def scored(run: FinishedRun, predictions: Sequence[Prediction] | None) -> Scores | DehvfError | None:

@@ -33,7 +33,8 @@ class StreamDataConfig(DataConfig):
     train: str | list[str] = Field(
         "", description="training files (.jsonl, .csv, .parquet, .tar; `*` allowed), or splits of `path`, read in order"
     )
-    test: str | list[str] = Field("", description="test files, or splits of `path`")
+    validation: str | list[str] = Field("", description="validation files, or splits of `path`; they are held whole")
+    test: str | list[str] = Field("", description="test files, or splits of `path`; they are held whole")
     path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
     size: int = Field(ge=1, le=MAX_COUNT, description="training samples; epochs and warm-up are counted by it")
     shuffle: int = Field(1000, ge=1, le=MAX_COUNT, description="samples among which the next one is drawn; 1: as they come")
@@ -51,7 +52,7 @@ class StreamDataConfig(DataConfig):
         return self
 
     def parts(self) -> list[str]:
-        return [part for part in ("train", "test") if getattr(self, part)]
+        return [part for part in ("train", "validation", "test") if getattr(self, part)]
 
     def samples(self, split: Split) -> list[Sample]:
         """All samples of a split, as a list: for a test split, which is small."""
@@ -70,7 +71,7 @@ class StreamDataConfig(DataConfig):
 
     def rows(self, split: str, issues: list[Issue] | None = None) -> Iterator[Row]:
         """Every row; a row without an id is called by its key in the shard, or by its place."""
-        named = self.train if split == "train" else self.test
+        named = getattr(self, split)
         if not named:
             raise DataError(f"data.{split} names no file")
         if self.path:

@@ -57,6 +57,15 @@ def test_a_resumed_stream_goes_on_where_it_was(world: Path, tmp_path: Path, sett
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_stream_is_scored_on_its_validation_files(world: Path, tmp_path: Path) -> None:
+    data = {"validation": str(world / "test.jsonl")}
+    recipe = dehvf_kit.load_recipe(
+        recipe_file(world, tmp_path, [str(world / "train.jsonl")], data, max_steps=2, eval_steps="epoch")
+    )
+    run = train(recipe, tmp_path / "run")
+    assert run.best is not None and run.best[0] == 2 and [row["eval_loss"] > 0 for row in run.log if "eval_loss" in row] == [True]
+
+
 BAD = [1, 5, 7, 12, 20]
 
 

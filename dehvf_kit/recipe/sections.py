@@ -66,7 +66,9 @@ class TrainingConfig(Settings):
     cache_limit_gib: float = Field(
         0.0, ge=0, description="GiB the cache may hold, the longest unused making room; 0: as many as the disk has"
     )
-    init_from: str | None = Field(None, description="an adapter of the same graph, whose weights the training begins with")
+    init_from: str | None = Field(
+        None, description="adapter of the same graph (folder or hub id) whose weights the training begins with"
+    )
     eval_steps: int | Literal["epoch"] | None = Field(
         None, description="steps between two scores of the validation split, or epoch; null: training is not scored"
     )

@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import set_seed
 
 from dehvf_kit.adapter.checkpoint import adapter_recipe, restore
-from dehvf_kit.adapter.files import read_config, read_weights
+from dehvf_kit.adapter.files import adapter_folder, read_config, read_weights
 from dehvf_kit.adapter.fingerprint import differences, fingerprint, saved_fingerprint
 from dehvf_kit.adapter.identity import base_identities, check_bases
 from dehvf_kit.data.sample_filter import SKIPPED, Skipped, write_skipped
@@ -170,7 +170,7 @@ def begin_from(model: DehvfModel, place: str) -> None:
 
     Raises: AdapterError where the adapter has another graph, or belongs to other base models, or its weights do not fit.
     """
-    folder = Path(place)
+    folder = adapter_folder(place)
     saved = read_config(folder)
     before, now = (dict(flat(one.resolved()["graph"])) for one in (adapter_recipe(saved, folder), model.recipe))
     names = (name for name in dict.fromkeys([*before, *now]) if name.rpartition(".")[2] != "dropout")

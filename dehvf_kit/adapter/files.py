@@ -19,8 +19,8 @@ ADAPTER, WEIGHTS, CONFIG = "adapter", "adapter_model.safetensors", "dehvf_config
 OLD_CONFIG = "adapter_config.json"
 """Its name until 0.1.0, still read. transformers and peft take a file of that name for peft's."""
 FORMAT = 1
-EVALUATIONS = "evaluations.jsonl"
-"""In a run's folder: where `dehvf-kit eval --output` wrote its answers."""
+LOG, EVALUATIONS = "log.jsonl", "evaluations.jsonl"
+"""In a run's folder: its log, and where `dehvf-kit eval --output` wrote its answers."""
 DIGEST, BUFFERS = "weights_sha256", "buffers"
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 4_000_000, 32
 TRAINERS, MEASURED = "model.safetensors", "measured.json"

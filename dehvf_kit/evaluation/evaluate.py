@@ -16,7 +16,7 @@ import transformers
 from dehvf_kit._version import __version__
 from dehvf_kit.adapter.card import MEASURED, keep
 from dehvf_kit.adapter.checkpoint import adapter_recipe, load
-from dehvf_kit.adapter.files import DIGEST, EVALUATIONS, WEIGHTS, adapter_folder, read_config
+from dehvf_kit.adapter.files import DIGEST, EVALUATIONS, LOG, WEIGHTS, adapter_folder, read_config
 from dehvf_kit.adapter.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
@@ -29,7 +29,6 @@ from dehvf_kit.model.feature_files import cached_features, default_folder
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import merge
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
-from dehvf_kit.training.run_folder import LOG
 from dehvf_kit.utils import atomic
 from dehvf_kit.utils.atomic import check_new_files
 from dehvf_kit.utils.frames import frame

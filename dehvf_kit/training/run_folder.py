@@ -22,7 +22,7 @@ import transformers
 
 from dehvf_kit import errors
 from dehvf_kit._version import __version__
-from dehvf_kit.adapter.files import ADAPTER
+from dehvf_kit.adapter.files import ADAPTER, LOG
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError, DehvfError, RecipeError, TrainingError, shown
 from dehvf_kit.recipe.files import flat
@@ -37,7 +37,7 @@ try:
 except ImportError:  # Windows: two runs in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-CHECKPOINTS, LOG, LOCK, RECORD = "checkpoints", "log.jsonl", ".lock", "run.json"
+CHECKPOINTS, LOCK, RECORD = "checkpoints", ".lock", "run.json"
 
 RUNS, FOLDER_NAME = Path("runs"), re.compile(r"\w[\w.-]*")
 

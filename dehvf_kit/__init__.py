@@ -17,6 +17,8 @@ _HOME = {
     "Recipe": "dehvf_kit.recipe.recipe",
     "build": "dehvf_kit.model.builder",
     "train": "dehvf_kit.training.run",
+    "evaluate": "dehvf_kit.evaluation.evaluate",
+    "compare": "dehvf_kit.evaluation.evaluate",
     "load": "dehvf_kit.adapter.checkpoint",
     "DehvfConfig": "dehvf_kit.model.config",
     "DehvfModel": "dehvf_kit.model.model",
@@ -78,6 +80,8 @@ if TYPE_CHECKING:  # `as`: exported, in the eyes of strict type checkers
     from dehvf_kit.data.processing import DehvfProcessor as DehvfProcessor
     from dehvf_kit.errors import DehvfError as DehvfError
     from dehvf_kit.errors import RecipeError as RecipeError
+    from dehvf_kit.evaluation.evaluate import compare as compare
+    from dehvf_kit.evaluation.evaluate import evaluate as evaluate
     from dehvf_kit.model.builder import build as build
     from dehvf_kit.model.config import DehvfConfig as DehvfConfig
     from dehvf_kit.model.model import DehvfModel as DehvfModel

@@ -22,6 +22,8 @@ def build_and_save(decoder: PreTrainedModel, vision: nn.Module) -> None:
     assert_type(model.num_trainable_parameters(), int)
     assert_type(model.named_trainable_parameters(), dict[str, nn.Parameter])
     model.save_pretrained("runs/mine")
+    assert_type(dehvf_kit.train("mine.yaml", "runs/mine", overrides=["training.epochs=1"]).steps, int)
+    assert_type(dehvf_kit.evaluate("runs/mine", {"test": "other.jsonl"}).scores.headline.value, float)
     assert_type(dehvf_kit.load("runs/mine"), dehvf_kit.DehvfModel)
     model.detach()
 

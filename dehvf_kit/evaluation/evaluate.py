@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.sample_filter import SKIPPED, SampleFilter, Skipped, note_skipped, with_skipped, write_skipped
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import AdapterError, DataError
+from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.evaluation.answers import answer
 from dehvf_kit.evaluation.kept_answers import SUFFIX, KeptAnswers, digest
 from dehvf_kit.model.feature_files import cached_features, default_folder
@@ -121,6 +122,23 @@ def evaluate(
         model.processor.prompt = prompt
         model.train(training)
     return replace(found, prompt_mismatch=mismatch)
+
+
+def compare(
+    recipes: Sequence[Recipe | Mapping[str, Any] | str | Path], output: str | Path = "runs/compare", **settings: Any
+) -> Any:
+    """Train and score several recipes with identical data and budget, as `dehvf-kit compare` does.
+
+    settings: of `dehvf_kit_compare.comparison.compare`, whose result this is.
+    Raises: DehvfError where the plugin is not installed, or for recipes that cannot be compared.
+    """
+    try:
+        module = import_module("dehvf_kit_compare.comparison")
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "dehvf_kit_compare":
+            raise
+        raise DehvfError("dehvf_kit.compare comes with the plugin dehvf-kit-compare; pip install 'dehvf-kit[compare]'") from error
+    return module.compare(recipes, output, **settings)
 
 
 def _with_data(recipe: Recipe, data: Mapping[str, Any] | str | Path | None) -> Recipe:

@@ -113,3 +113,15 @@ def test_a_compiled_model() -> None:
     with model.hooks_disabled():
         pass
     assert worst(compiled(**other).logits, expected[1]) < 1e-6
+
+
+def test_a_whole_model_compiles_into_one_graph() -> None:
+    """Encoder, graph and decoder, with a loss: without a graph break, also for other images and another batch."""
+    plain, model = (tiny_model(graph={"vision_adapter": None}) for _ in range(2))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for rows in (3, 2):
+        given = {"input_ids": tokens(rows), "pixel_values": pixels(rows, seed=rows), "labels": tokens(rows)}
+        output, expected = compiled(**given), plain(**given)
+        assert worst(output.logits, expected.logits) < 1e-6  # the same operations, in the order that autograd's trace gives
+        output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.nodes.parameters())

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 import dehvf_kit
 from dehvf_kit.cli.main import app
+from dehvf_kit.errors import AdapterError
 
 RECIPE_CHANGES = ["training.epochs=20", "graph.injector.dropout=0"]
 
@@ -41,6 +42,27 @@ def test_eval_scores_and_keeps_every_answer(run: Path, tmp_path: Path) -> None:
     assert again.exit_code == 1 and "answers.jsonl: exists already" in again.stderr
     table = say("eval", run / "adapter", "--limit", 4)
     assert "100.0%" in table.stdout and "colour" in table.stdout
+
+
+def test_evaluate_from_python_does_what_eval_does(run: Path, world: Path, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="not installed")
+    found = dehvf_kit.evaluate(run, limit=3)
+    assert [one.id for one in found.predictions] == ["test0", "test1", "test2"] and found.scores.headline.value == 1.0
+    assert isinstance(found.to_pandas(), pandas.DataFrame) and list(found.to_pandas()["prediction"]) == ["red", "green", "blue"]
+    model = dehvf_kit.load(run).train()
+    assert dehvf_kit.evaluate(model, limit=3).predictions == found.predictions and model.training
+    rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
+    wrong = [{**row, "image": str(world / row["image"]), "answer": "white"} for row in rows[:4]]
+    (tmp_path / "wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    for data in (tmp_path / "wrong.jsonl", {"test": str(tmp_path / "wrong.jsonl")}):
+        assert dehvf_kit.evaluate(model, data).scores.facts["all"]["accuracy"] == 0.25
+    with pytest.raises(AdapterError, match="trained on other prompts"):
+        dehvf_kit.evaluate(model, {"prompt": {"question": "{question} !"}})
+    other = dehvf_kit.evaluate(model, {"prompt": {"question": "{question} !"}}, limit=1, allow_prompt_mismatch=True)
+    assert [one["field"] for one in other.prompt_mismatch] == ["text.question"]
+    assert dehvf_kit.evaluate(model, limit=3).predictions == found.predictions, "the model's own prompt is back"
+    with pytest.raises(AdapterError, match="for an adapter's folder"):
+        dehvf_kit.evaluate(model, store=True)
 
 
 def test_generate_answers(run: Path, world: Path) -> None:

@@ -8,6 +8,8 @@ have one size, so no padding is needed.
 from __future__ import annotations
 
 import inspect
+import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -108,6 +110,8 @@ class VisionTower(nn.Module):
         rows, columns = (image_size // side for side in self.patch_size)
         self.native_size = getattr(config, "image_size", None)
         self.layers: tuple[int, ...] = tuple(range(len(self.blocks)))
+        self.number = next(_numbers)
+        _towers[self.number] = self
         self._layouts: dict[tuple[int, int], TokenLayout] = {}
         self._post_norm: list[nn.Module | None] = []
         self.spec = VisionSpec(
@@ -125,6 +129,8 @@ class VisionTower(nn.Module):
         Patches come in row-major order of the image. The global token is the class token, or the mean of the patch
         tokens where the encoder has none. Raises: VisionError where a block does not yield one token a patch.
         """
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return _encode(pixel_values, self.number)
         pixels = pixel_values.to(next(self.model.parameters()).dtype)
         check_size(self.model, (pixels.shape[-2], pixels.shape[-1]), self.patch_size, self.override)
         layout, norm = self.layout(pixels), self.post_norm(pixels)
@@ -246,6 +252,25 @@ class VisionTower(nn.Module):
             for handle in handles:
                 handle.remove()
         return [outputs[layer] for layer in self.layers]
+
+
+_numbers = itertools.count()
+_towers: weakref.WeakValueDictionary[int, VisionTower] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("dehvf_kit::encode", mutates_args=())
+def _encode(pixels: Tensor, number: int) -> Tensor:
+    """A frozen encoder as one operation, for a model that is compiled around it: hooks for one pass cannot be compiled."""
+    return _towers[number](pixels)
+
+
+@_encode.register_fake
+def _encoded(pixels: Tensor, number: int) -> Tensor:
+    tower = _towers[number]
+    (height, width), (rows, columns) = pixels.shape[-2:], tower.patch_size
+    like = next(tower.model.parameters())
+    shape = len(pixels), len(tower.layers), 1 + (height // rows) * (width // columns), tower.spec.hidden_size
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 def _differing(sizes: Any) -> bool:

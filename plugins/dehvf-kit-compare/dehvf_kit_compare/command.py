@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,8 +14,6 @@ from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
     from dehvf_kit_compare.rules import Tuning
-
-FIGURE = "comparison.png"
 
 
 def compare(
@@ -58,31 +55,24 @@ def compare(
 
     Raises: DehvfError for recipes that cannot be compared, before anything runs.
     """
-    from dehvf_kit.recipe.plugin_manager import loaded_files
-    from dehvf_kit.recipe.several import load_all
-    from dehvf_kit_compare import compare as run
-    from dehvf_kit_compare.table import cells, table, write_table
+    from dehvf_kit_compare import comparison
+    from dehvf_kit_compare.table import cells
 
-    recipes = load_all(words)
+    files, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     strengths = strengths or scales
     tuning = _tuning(rate_factors, rates, strengths, fraction, validation) if tune or rates or strengths else None
-    threads = threads or max(1, (os.cpu_count() or 1) // side_by_side)
-    settings = run.Settings(
+    run = comparison.compare(
+        files,
+        output,
         seeds=seeds,
         tuning=tuning,
+        overrides=overrides,
         side_by_side=side_by_side,
         threads=threads,
-        allowed=tuple(allow or ()),
-        plugins=tuple(map(str, loaded_files())),
+        allow=allow or (),
+        say=_say,
     )
-
-    def update(methods: list[run.MethodRuns]) -> None:
-        write_table(table(methods, settings), output)
-
-    methods = run.compare(recipes, output, settings, _say, update)
-    found = table(methods, settings)
-    write_table(found, output)
-    drawn = _draw(found, output / FIGURE)
+    found = dict(run.table)
     if as_json:
         print_json(found)
     else:
@@ -93,8 +83,8 @@ def compare(
             shown.add_row("", *row)
         stdout(minimum_width=200).print(shown)
         print(f"table:   {output / 'comparison.md'} (and .csv, .json)")
-        if drawn:
-            print(f"figure:  {output / FIGURE}")
+        if run.figure:
+            print(f"figure:  {run.figure}")
     for error in found["errors"]:
         print(f"failed: {error}", file=sys.stderr)
     if found["errors"]:
@@ -129,17 +119,3 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 def _say(line: str) -> None:
     """A line of progress, on standard error."""
     print(line, file=sys.stderr, flush=True)
-
-
-def _draw(found: dict, file: Path) -> bool:
-    """Draw the figure, or print in one line why there is none."""
-    from dehvf_kit_compare.figure import draw
-
-    if not any("accuracy" in row for row in found["rows"]):
-        return False
-    try:
-        draw(found, file)
-    except DehvfError as error:
-        _say(f"no figure: {error}")
-        return False
-    return True

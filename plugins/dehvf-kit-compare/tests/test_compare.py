@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from dehvf_kit_compare.processes import locked
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import dehvf_kit
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
 
@@ -36,6 +39,23 @@ def order(output: Path) -> list[str]:
 
 def rows(output: Path) -> dict[str, dict]:
     return {row["recipe"]: row for row in json.loads((output / "comparison.json").read_text())["rows"]}
+
+
+def test_a_comparison_from_python_is_the_commands(recipes: list[Path], tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = dehvf_kit.compare(recipes, tmp_path / "out", seeds=1, overrides=["training.epochs=1"], say=lines.append)
+    assert [row["recipe"] for row in found.rows] == ["dehvf", "mean"] == list(rows(tmp_path / "out")) and not found.errors
+    assert found.figure == tmp_path / "out" / "comparison.png" and any("seeds, 2 of 2 runs" in line for line in lines)
+    if find_spec("pandas"):
+        assert list(found.to_pandas()["recipe"]) == ["dehvf", "mean"]
+
+
+def test_without_the_plugin_compare_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("dehvf_kit_compare")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dehvf_kit_compare", None)
+    with pytest.raises(DehvfError, match=r"pip install 'dehvf-kit\[compare\]'"):
+        dehvf_kit.compare(["a.yaml"])
 
 
 def test_seeds_of_all_recipes_take_turns_and_make_a_table(recipes: list[Path], tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 IN_PLUGINS = {
     ("data", "scienceqa"): "dehvf-kit-benchmarks",
     ("data", "coco_captions"): "dehvf-kit-benchmarks",
+    ("data", "messages"): "dehvf-kit-streams",
     ("data", "stream"): "dehvf-kit-streams",
+    ("data", "table"): "dehvf-kit-streams",
 }
 """Types of the kit's own recipes that live in plugins, for the message where a plugin is missing."""
 

@@ -21,9 +21,7 @@ COMPONENTS = {
     ("position", "image_order"): "dehvf_kit.components.position.image_order:ImageOrderConfig",
     ("injector", "ffn_memory"): "dehvf_kit.components.injector.ffn_memory:FfnMemoryInjectorConfig",
     ("data", "jsonl"): "dehvf_kit.data.jsonl:JsonlDataConfig",
-    ("data", "table"): "dehvf_kit.data.table:TableDataConfig",
     ("data", "llava"): "dehvf_kit.data.llava:LlavaDataConfig",
-    ("data", "messages"): "dehvf_kit.data.messages:MessagesDataConfig",
 }
 """(role, type) -> the place of its config class."""
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from data.small_sets import picture
 from dehvf_kit_streams.stream import StreamDataConfig
+from dehvf_kit_streams.table import TableDataConfig
 
 from dehvf_kit.data.jsonl import JsonlDataConfig
 from dehvf_kit.data.samples import Reading
-from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from dehvf_kit_streams.stream import StreamDataConfig
+from dehvf_kit_streams.table import TableDataConfig
 
 from dehvf_kit.data.samples import DataConfig, Reading
-from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="needs the extra `data`")

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from dehvf_kit_scaffold.schema import builtin_registry
 
-from dehvf_kit.api.registry import IN_PLUGINS
-from dehvf_kit.recipe.plugin_manager import plugins
 from tools.reference.hours import with_hours
 from tools.reference.messages import ROOT
 from tools.reference.pages import component_page, recipe_page
@@ -26,7 +24,6 @@ def pages(docs: Path = DOCS) -> dict[str, str]:
     They hold the built-ins and the data sets of the repository's plugins, whatever else is installed.
     """
     registry = builtin_registry()
-    registry.entries |= {one: plugins().registry.entries[one] for one in IN_PLUGINS}
     return {
         "recipe_reference.md": recipe_page(registry),
         "component_reference.md": component_page(registry),

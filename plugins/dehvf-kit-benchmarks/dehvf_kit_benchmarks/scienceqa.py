@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dehvf_kit_streams.hub_tables import TableImage, open_table
 from pydantic import Field, field_validator
 
 from dehvf_kit.data.answers import named
-from dehvf_kit.data.hub_tables import TableImage, open_table
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
 from dehvf_kit.errors import DataError, listing, shown

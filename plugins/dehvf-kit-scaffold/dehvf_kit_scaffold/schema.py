@@ -1,9 +1,8 @@
 """The JSON Schema of recipes, for editors: `python -m dehvf_kit_scaffold.schema` writes it, `--check` says whether it is fresh.
 
-It is generated from the registered configs. The file in `recipes/` knows the built-ins alone, whatever is installed
-beside them; `--installed --output FILE` writes one with the plugins of this environment. Data sets mostly come with
-plugins, so a `data.type` that is not built in is let through. Wiring is beyond a schema: `dehvf-kit check`
-looks at that.
+It is generated from the registered configs. The file in `recipes/` knows the built-ins and the data sets of dehvf-kit-streams and
+-benchmarks, whatever is installed beside them; `--installed --output FILE` writes one with all plugins of this environment. A
+`data.type` that it does not know is let through. Wiring is beyond a schema: `dehvf-kit check` looks at that.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dehvf_kit.api.config import ComponentConfig
-from dehvf_kit.api.registry import Registry
+from dehvf_kit.api.registry import IN_PLUGINS, Registry
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe import builtin_plugin
 from dehvf_kit.recipe.migrations import FORMAT
@@ -42,9 +41,10 @@ INPUTS = {
 
 
 def builtin_registry() -> Registry:
-    """The built-ins alone."""
-    registry = Registry()
+    """The built-ins and the data sets of the repository's plugins, as far as they are installed."""
+    registry, installed = Registry(), plugins().registry.entries
     builtin_plugin.register_components(registry.register)
+    registry.entries |= {one: installed[one] for one in IN_PLUGINS if one in installed}
     return registry
 
 

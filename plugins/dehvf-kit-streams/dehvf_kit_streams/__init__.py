@@ -1,4 +1,4 @@
-"""The data type `stream`: data too large to be listed, read from front to back out of files, tar shards or a hub data set."""
+"""The data types of tables: `table` and `messages` read whole, `stream` from front to back, out of files, shards or the hub."""
 
 from __future__ import annotations
 
@@ -9,4 +9,6 @@ __version__ = "0.1.0"
 
 @hookimpl
 def register_components(register: Register) -> None:
+    register("dehvf_kit_streams.table:TableDataConfig", role="data", type="table")
+    register("dehvf_kit_streams.messages:MessagesDataConfig", role="data", type="messages")
     register("dehvf_kit_streams.stream:StreamDataConfig", role="data", type="stream")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from data.shards import add, rows, shard
 from dehvf_kit_streams.stream import StreamDataConfig
+from dehvf_kit_streams.table import TableDataConfig
 from pydantic import ValidationError
 
-from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
 
 

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from dehvf_kit.data.jsonl import holds_conversations
 from dehvf_kit.data.samples import PromptConfig
-from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.utils.atomic import is_file
+from dehvf_kit_streams.table import TableDataConfig
 
 
 class ChatPromptConfig(PromptConfig):

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from dehvf_kit_streams.table import TableDataConfig
 
 from dehvf_kit.data.jsonl import JsonlDataConfig
-from dehvf_kit.data.table import TableDataConfig
 from dehvf_kit.errors import DataError
 
 ROWS = [("a.png", "what, and ?", "3.0"), ("b.png", 'say "hi"\nnow', "10.0"), ("", "none ?", "0.5")]

@@ -59,11 +59,14 @@ class DecoderComponent(VisionComponent):
 
     What its `forward` returns for a batch is `self.memory` while the decoder reads that batch (in training, in generation, and
     again when gradient checkpointing repeats a layer), and None outside; hooks read it there and add nothing where it is None.
+    `self.places` says where an image's tokens stand in the input, if a component put them there: [row, token], a token's number in
+    its image, -1 for text; None in passes without any, as all but the first of cached generation are.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.memory: Any = None
+        self.places: Any = None
 
     def detach(self) -> None:
         """Take the hooks and the memory away: the decoder is bit-identical to before."""

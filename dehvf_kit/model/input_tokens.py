@@ -8,7 +8,7 @@ and uncached generation and beams all see the same sequence. No loss is taken on
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,13 @@ IGNORED = -100
 class InputTokens:
     """What a component with `attaches = "input"` returns.
 
-    embeds [batch or 1, token, decoder_hidden]; mask [batch or 1, token], True where a row has that token (None: all do).
+    embeds [batch or 1, token, decoder_hidden]; mask [batch or 1, token], True where a row has that token (None: all do);
+    numbers [token], of an image's tokens their number in it, -1 for words (None: components at the decoder are not told).
     """
 
     embeds: Tensor
     mask: Tensor | None = None
+    numbers: Tensor | None = None
 
 
 class ExtendedInputs:
@@ -53,7 +55,7 @@ class ExtendedInputs:
     ) -> None:
         rows, length = text.shape[:2]
         device = text.device
-        embeds, mask = _one_block(inserted, rows, device)
+        embeds, mask, numbers = _one_block(inserted, rows, device)
         self.count, self.rows, self.text_length = embeds.shape[1], rows, length
         real = torch.ones(rows, length, device=device) if attention_mask is None else attention_mask
         if real.shape != (rows, length):
@@ -63,6 +65,8 @@ class ExtendedInputs:
         self._source = source = self._sources(text, mask, bos_token_id)
         self.attention_mask = torch.cat([real.long(), mask.long()], 1).gather(1, source)
         self.position_ids = positions(self.attention_mask)
+        none = torch.full((rows, length), -1, device=device)
+        self.places: Tensor | None = None if numbers is None else torch.cat([none, numbers], 1).gather(1, source)
         self.input_ids: Tensor | None = None
         if text.ndim == 2:
             padding = text.new_full((rows, self.count), placeholder)
@@ -112,15 +116,24 @@ class ExtendedInputs:
         return torch.cat([labels.new_full((self.rows, self.count), IGNORED), labels], 1)
 
     @contextmanager
-    def embedded(self, embedding: nn.Module) -> Iterator[None]:
-        """Inside, the decoder's embedding gives the inserted tokens wherever it is given this batch's ids."""
+    def embedded(self, embedding: nn.Module, tell: Callable[[Tensor | None], None]) -> Iterator[None]:
+        """Inside, the decoder's embedding gives the inserted tokens wherever it is given this batch's ids.
+
+        tell: called at each pass with the place of an image's tokens [row, token] (their number, else -1), or None without any.
+        """
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             ids = args[0]
+            tell(None)
             if ids.ndim != 2 or ids.shape[1] < self.length or ids.shape[0] % self.rows:
                 return None
             own = self.input_ids.repeat_interleave(ids.shape[0] // self.rows, 0)
-            return self.fill(output) if torch.equal(ids[:, : self.length], own) else None
+            if not torch.equal(ids[:, : self.length], own):
+                return None
+            if self.places is not None:
+                places = self.places.repeat_interleave(ids.shape[0] // self.rows, 0)
+                tell(nn.functional.pad(places, (0, ids.shape[1] - self.length), value=-1))
+            return self.fill(output)
 
         handle = embedding.register_forward_hook(hook)
         try:
@@ -128,6 +141,7 @@ class ExtendedInputs:
                 yield
         finally:
             handle.remove()
+            tell(None)
 
     def arguments(self, decoder: nn.Module, inputs_embeds: Tensor | None, given: dict[str, Any]) -> dict[str, Any]:
         """Keywords of the decoder's forward for the whole sequence; labels and `logits_to_keep` in `given` move along.
@@ -150,13 +164,20 @@ class ExtendedInputs:
             arguments["logits_to_keep"] = given["logits_to_keep"] + self.count
         return arguments
 
-    def generate(self, decoder: nn.Module, prompt: Tensor, config: GenerationConfig, given: dict[str, Any]) -> Any:
+    def generate(
+        self,
+        decoder: nn.Module,
+        prompt: Tensor,
+        config: GenerationConfig,
+        given: dict[str, Any],
+        tell: Callable[[Tensor | None], None],
+    ) -> Any:
         """transformers' `generate` on the whole sequence; what comes back is the prompt [batch, token] and the new tokens."""
         for name in ("max_length", "min_length"):
             if getattr(config, name):
                 setattr(config, name, getattr(config, name) + self.count)
         arguments = {**given, "inputs": self.input_ids, "attention_mask": self.attention_mask}
-        with self.embedded(decoder.get_input_embeddings()):
+        with self.embedded(decoder.get_input_embeddings(), tell):
             output = decoder.generate(generation_config=config, **arguments)
         whole = output if isinstance(output, Tensor) else output.sequences
         before = prompt.repeat_interleave(whole.shape[0] // self.rows, 0)
@@ -167,21 +188,25 @@ class ExtendedInputs:
         return output
 
 
-def _one_block(inserted: Sequence[InputTokens], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All inserted tokens as one block [rows, token, hidden] and mask [rows, token], each row's own tokens last."""
-    blocks, masks = [], []
+def _one_block(inserted: Sequence[InputTokens], rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All inserted tokens as one block: [rows, token, hidden], mask and numbers [rows, token], each row's own tokens last."""
+    blocks, masks, numbers = [], [], []
     for tokens in inserted:
         if tokens.embeds.shape[0] not in (1, rows):
             raise ShapeError(f"inserted tokens for {tokens.embeds.shape[0]} rows; the text has {rows}")
         mask = torch.ones(tokens.embeds.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask
         blocks.append(tokens.embeds.to(device).expand(rows, -1, -1))
         masks.append(mask.to(device).bool().expand(rows, -1))
-    block, mask = torch.cat(blocks, 1), torch.cat(masks, 1)
+        count = torch.full(mask.shape[1:], -1) if tokens.numbers is None else tokens.numbers
+        numbers.append(count.to(device).expand(rows, -1))
+    block, mask, number = torch.cat(blocks, 1), torch.cat(masks, 1), torch.cat(numbers, 1)
     order = mask.long().argsort(dim=1, stable=True)
     mask = mask.gather(1, order)
     keep = mask.any(0)
+    number = number.gather(1, order).masked_fill(~mask, -1)
+    told = any(tokens.numbers is not None for tokens in inserted)
     block = block.gather(1, order[..., None].expand_as(block))
-    return block[:, keep], mask[:, keep]
+    return block[:, keep], mask[:, keep], number[:, keep] if told else None
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -230,8 +230,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             if prompt is None and reads_prompt(self.graph):
                 raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
             features = one_a_row(given, self.towers, rows if text_row is None else len(text_row), has_image)
-        seen = None if torch.compiler.is_compiling() else self._compared
-        return run_nodes(self.graph, self.nodes, features, has_image, seen, text_row, prompt)
+        compared = None if torch.compiler.is_compiling() else self._compared
+        return run_nodes(self.graph, self.nodes, features, has_image, compared, text_row, prompt)
 
     @property
     def one_image_nodes(self) -> list[str]:
@@ -273,8 +273,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         of the rows flagged in has_image [batch]), each distinct image once where image_index [row with an image] says which
         of them a row has, or image_index [batch, image] which ones, in their order (lists, or -1 where a row has fewer);
         vision_features as `vision_features()` returns them; labels [batch, token] with -100 where no loss is taken. Further
-        keywords go to the decoder. Tokens that a component puts into
-        the input have no logits here: column i predicts what follows text token i.
+        keywords go to the decoder. Tokens put into the input have no logits here: column i predicts what follows text token i.
         """
         text = input_ids if input_ids is not None else inputs_embeds
         if text is None:
@@ -294,7 +293,9 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         with contextlib.ExitStack() as stack:
             stack.enter_context(MemoryScope(self.nodes, self._attached_to("decoder", outputs)))
             if extended is not None and inputs_embeds is None:
-                stack.enter_context(extended.embedded(self.get_input_embeddings()))
+                stack.enter_context(extended.embedded(self.get_input_embeddings(), self._tell))
+            elif extended is not None:
+                self._tell(extended.places)
             if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
                 return answer_loss(self.decoder, given)
             output = decoder_loss(self.decoder, given)
@@ -327,8 +328,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         images = {"pixel_values": pixel_values, "vision_features": vision_features}
         images |= {"has_image": has_image, "image_index": image_index}
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        prompt = question(self, text, mask, None, cache)
-        outputs = self.run_graph(text.shape[0], **images, prompt=prompt)
+        outputs = self.run_graph(text.shape[0], **images, prompt=question(self, text, mask, None, cache))
         extended = self._extended(outputs, text, mask, cache)
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)
@@ -344,7 +344,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         memory = MemoryScope(self.nodes, self._attached_to("decoder", outputs))
         with memory, drafting(kwargs, text.shape[0], images) as given:
             if extended is not None:
-                return extended.generate(self.decoder, input_ids, config, given)
+                return extended.generate(self.decoder, input_ids, config, given, self._tell)
             return self.decoder.generate(inputs=input_ids, generation_config=config, **given)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from dehvf_kit.api.components import DecoderComponent
 from dehvf_kit.api.plugin_code import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
 from dehvf_kit.errors import DehvfError, PluginError, ShapeError
@@ -193,17 +194,31 @@ def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -
     return arguments
 
 
+def tell_places(nodes: nn.ModuleDict, places: Tensor | None) -> None:
+    """Say to the components at the decoder where the image's tokens stand in the pass that begins."""
+    for node in nodes.values():
+        if isinstance(node, DecoderComponent):
+            node.places = places
+
+
+def places_told(nodes: nn.ModuleDict) -> Tensor | None:
+    """What the components were told last."""
+    return next((node.places for node in nodes.values() if isinstance(node, DecoderComponent)), None)
+
+
 class MemoryScope(contextlib.AbstractContextManager[None]):
     """Inside, the decoder reads a batch's memory. It may be entered again, as each backward over a kept graph does."""
 
-    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any]) -> None:
-        self.nodes, self.memory = nodes, memory
+    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any], places: Tensor | None = None) -> None:
+        self.nodes, self.memory, self.places = nodes, memory, places
         self.open: list[contextlib.ExitStack] = []
 
     def __enter__(self) -> None:
         self.open.append(contextlib.ExitStack())
         for name, state in self.memory.items():
             self.open[-1].enter_context(self.nodes[name].holding(state))
+        self.open[-1].callback(tell_places, self.nodes, places_told(self.nodes))
+        tell_places(self.nodes, self.places)
 
     def __exit__(self, *error: object) -> None:
         self.open.pop().close()
@@ -217,10 +232,13 @@ class RecomputedLayers:
     training: bool
     _checkpointing: bool = False
 
+    def _tell(self, places: Tensor | None) -> None:
+        tell_places(self.nodes, places)
+
     def _checkpoint_contexts(self) -> tuple[Any, Any]:
         """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
         held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
-        return contextlib.nullcontext(), MemoryScope(self.nodes, held)
+        return contextlib.nullcontext(), MemoryScope(self.nodes, held, places_told(self.nodes))
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""

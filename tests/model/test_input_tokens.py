@@ -44,9 +44,9 @@ def test_they_stand_after_bos_or_in_front_and_text_columns_agree() -> None:
 
 
 def test_the_embedding_says_them_for_this_batch_alone() -> None:
-    made, embedding = extended(), Numbers()
+    made, embedding, told = extended(), Numbers(), []
     plain = embedding(made.input_ids)
-    with made.embedded(embedding):
+    with made.embedded(embedding, told.append):
         filled = embedding(made.input_ids)
         longer = embedding(torch.cat([made.input_ids, torch.full((4, 2), 9)], 1))
         beams = embedding(made.input_ids.repeat_interleave(3, 0))
@@ -58,6 +58,21 @@ def test_the_embedding_says_them_for_this_batch_alone() -> None:
     assert torch.equal(longer[:, :8], filled) and (longer[:, 8:] == 9).all()
     assert torch.equal(beams, filled.repeat_interleave(3, 0))
     assert torch.equal(embedding(made.input_ids), plain), "the hook is gone"
+
+
+def test_components_are_told_where_an_image_stands_in_the_passes_that_hold_it() -> None:
+    """Its tokens' numbers, -1 for words and text; nothing in a cached step, and nothing afterwards."""
+    block = InputTokens(torch.ones(1, 3, 1), torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]), torch.tensor([-1, 0, 1]))
+    made, embedding, told = ExtendedInputs([block], TEXT, MASK, BOS), Numbers(), []
+    with made.embedded(embedding, told.append):
+        embedding(made.input_ids.repeat_interleave(2, 0))
+        embedding(TEXT[:, :1])
+    places = told[1]
+    assert told[0] is None and told[2:] == [None, None] and torch.equal(places[0], places[1])
+    for row, ids in enumerate(made.input_ids):
+        assert places[2 * row].shape == ids.shape
+        assert places[2 * row][places[2 * row] >= 0].tolist() == [[0, 1], [], [], [0, 1]][row]
+    assert ExtendedInputs([FIRST], TEXT, MASK, BOS).places is None
 
 
 def test_labels_and_positions_move_along_and_nothing_inserted_is_learned() -> None:
@@ -80,7 +95,7 @@ def test_gradients_reach_what_is_inserted() -> None:
     tokens = torch.ones(1, 2, 3, requires_grad=True)
     made = ExtendedInputs([InputTokens(tokens)], TEXT, None, None)
     embedding = nn.Embedding(64, 3)
-    with made.embedded(embedding):
+    with made.embedded(embedding, lambda places: None):
         embedding(made.input_ids).sum().backward()
     assert torch.equal(tokens.grad, torch.full((1, 2, 3), 4.0)), "each of four rows has each token once"
 

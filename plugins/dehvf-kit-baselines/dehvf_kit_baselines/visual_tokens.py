@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost, DehvfError, Readout
+from dehvf_kit.api.config import MAX_SIZE
 from dehvf_kit.model.input_tokens import InputTokens
 
 
@@ -26,21 +27,28 @@ class VisualTokensConfig(ComponentConfig):
     words_before: str = Field("", description="text before a picture's tokens")
     words_without: str = Field("", description="text in their place for a sample without picture")
 
+    level: int | None = Field(
+        None, ge=0, description="the one of the codes' layers whose tokens are taken; null: all, one after another"
+    )
+
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if "codes" not in context.wires or "readout" not in context.wires:
             raise ConfigMismatchError("needs an image's codes and readout; add a projector", "inputs")
+        if self.level is not None and self.level >= (context.axes.get("layer") or MAX_SIZE):
+            raise ConfigMismatchError(f"there is no layer {self.level} of {context.axes['layer']} in the codes", "level")
         return {}
 
     def input_tokens(self, context: BuildContext) -> int:
         """Tokens of a picture; the words before them, which only a tokenizer can count, are left out."""
-        return (context.axes.get("layer") or 0) * (context.axes.get("patch") or 0)
+        layers = 1 if self.level is not None else context.axes.get("layer") or 0
+        return layers * (context.axes.get("patch") or 0)
 
     def cost(self, context: BuildContext) -> Cost:
         width = (context.axes.get("code") or 0) * context.decoder.hidden_size
         return Cost(per_image=2 * self.input_tokens(context) * width)
 
     def build(self, context: BuildContext) -> VisualTokens:
-        return VisualTokens(self.words_before, self.words_without)
+        return VisualTokens(self.words_before, self.words_without, self.level)
 
 
 class VisualTokens(nn.Module):
@@ -49,9 +57,9 @@ class VisualTokens(nn.Module):
     Raises: DehvfError where there are words and no tokenizer. Cost: the readout.
     """
 
-    def __init__(self, words_before: str = "", words_without: str = "") -> None:
+    def __init__(self, words_before: str = "", words_without: str = "", level: int | None = None) -> None:
         super().__init__()
-        self.words = words_before, words_without
+        self.words, self.level = (words_before, words_without), level
         self._embedding: list[nn.Module] = []  # in a list: the decoder's own module is no part of this one
         self._tokenizer: Any = None
 
@@ -70,13 +78,15 @@ class VisualTokens(nn.Module):
         if codes is None or readout is None:
             return InputTokens(without[None]) if len(without) else None
         rows = codes.shape[0]
+        codes = codes if self.level is None else codes[:, self.level : self.level + 1]
         tokens = nn.functional.linear(readout.activation(codes), readout.weight, readout.bias).flatten(1, 2)
         device = tokens.device
         seen = torch.ones(rows, dtype=torch.bool) if has_image is None else has_image.bool()
         seen = seen.to(device)[:, None]
         words = torch.cat([without, before]).to(tokens)
         shown = torch.cat([(~seen).expand(-1, len(without)), seen.expand(-1, len(before) + tokens.shape[1])], dim=1)
-        return InputTokens(torch.cat([words.expand(rows, -1, -1), tokens], 1), shown)
+        numbers = torch.cat([torch.full((len(words),), -1), torch.arange(tokens.shape[1])])
+        return InputTokens(torch.cat([words.expand(rows, -1, -1), tokens], 1), shown, numbers)
 
     def _embed(self, words: str) -> Tensor:
         """Words -> the decoder's own embeddings [token, decoder_hidden]."""

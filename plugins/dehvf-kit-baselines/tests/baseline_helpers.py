@@ -119,6 +119,12 @@ ZOO: dict[str, dict[str, Any]] = {
         "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "activation": "gelu", "inputs": {"patches": "reader"}},
         "visual_tokens": {"type": "visual_tokens"},
     },
+    "deepstack": {
+        "reader": {"type": "subgrids", "layer": -2, "side": 2},
+        "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "inputs": {"patches": "reader"}},
+        "visual_tokens": {"type": "visual_tokens", "words_before": "Image :", "level": 0},
+        "decoder_adapter": {"type": "stacked_tokens", "first": 0, "skip": 1},
+    },
     "clipcap": {"visual_tokens": {"type": "clipcap", "num_tokens": 3, "image_tokens": 2, "num_blocks": 2, "num_heads": 4}},
 }
 """Later methods, at which the contract runs every night."""

@@ -26,6 +26,7 @@ COUNTS = {
     "flamingo_small_7b": 4_163_589,
     "dense_connector_7b": 29_368_320,
     "clipcap": 41_745_408,
+    "deepstack_7b": (1024 + 1) * 4096 + (4096 + 1) * 4096,
     "igva_7b": 27_047_940 + 25_174_016,
 }
 
@@ -198,6 +199,55 @@ def test_igva_weighs_the_layers_by_the_question_and_never_by_the_answer() -> Non
     cache = model.decoder(input_ids=text, use_cache=True).past_key_values
     with pytest.raises(ShapeError, match="reads the whole question"):
         model(input_ids=text[:, :1], vision_features=features, past_key_values=cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["deepstack", "qwen3_vl"])
+def test_deepstack_adds_levels_to_the_image_tokens_alone(form: str) -> None:
+    graph = {}
+    if form == "qwen3_vl":
+        graph["mergers"] = {"role": "projector", "type": "mergers", "layers": [1, 5], "inputs": {"patches": "vision"}}
+        graph["decoder_adapter"] = {
+            "type": "stacked_tokens",
+            "where": "after",
+            "first": 0,
+            "skip": 0,
+            "inputs": {"levels": "mergers"},
+        }
+    model = baseline("deepstack", **graph)
+    features, text, embed = model.vision_features(pixels(2)), ids(), model.decoder.get_input_embeddings()
+    found = model(input_ids=text, vision_features=features, has_image=MIXED).logits
+    places, nodes = model.graph.layers["vision"], model.nodes
+    for row, place in ((0, 0), (2, 1)):
+        grid = features[place, places.index(6), 1:].view(4, 4, -1)
+        parts = [grid[y::2, x::2].flatten(0, 1) for y in (0, 1) for x in (0, 1)]
+        shown = project(nodes["projector"], sum(parts) / 4, F.silu)
+        if form == "deepstack":
+            levels = dict(enumerate(project(nodes["projector"], part, F.silu) for part in parts))
+        else:
+            levels = {}
+            for index, layer in enumerate((1, 5)):
+                grid = features[place, places.index(layer), 1:].view(4, 4, -1)
+                cells = [
+                    torch.cat([grid[y, x], grid[y, x + 1], grid[y + 1, x], grid[y + 1, x + 1]]) for y in (0, 2) for x in (0, 2)
+                ]
+                merger = nodes["mergers"]
+                inner = F.gelu(ln(torch.stack(cells), merger.norms[index]) @ merger.up[index].weight.T + merger.up[index].bias)
+                levels[index + 1] = inner @ merger.down[index].weight.T + merger.down[index].bias  # after 0, 1: before 1, 2
+        whole = embed(text[row])
+        embeds = torch.cat([whole[:1], embed(torch.tensor([IMAGE, COLON])), shown, whole[1:]])
+
+        def between(layer: int, h: Tensor, levels: dict = levels) -> Tensor:
+            added = torch.zeros_like(h)
+            if layer in levels:
+                added[3:7] = levels[layer]
+            return added
+
+        logits = literal_llama(model.decoder, embeds, between=between)
+        assert worst(found[row, 1:], logits[-(len(whole) - 1) :]) < LOGITS
+    embedded = model(inputs_embeds=embed(text), vision_features=features, has_image=MIXED).logits
+    assert embedded.shape == found.shape
+    assert nodes["decoder_adapter"].places is None, "told for the pass alone"
 
 
 def test_closed_gates_and_rows_without_image_leave_the_decoder_bit_for_bit() -> None:

@@ -9,7 +9,7 @@ CHAT := plugins/dehvf-kit-chat
 LMMS := plugins/dehvf-kit-lmms
 SERVE := plugins/dehvf-kit-serve
 # Plugins with commands and data sets; make demo installs them.
-COMMANDS := $(addprefix plugins/dehvf-kit-,plan compare report probe benchmarks baselines scaffold doctor streams)
+COMMANDS := $(addprefix plugins/dehvf-kit-,plan compare report probe benchmarks baselines scaffold doctor streams tune)
 PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(COMMANDS) $(CHAT) $(SERVE)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal

@@ -51,6 +51,7 @@ IN_PLUGINS = {
     "reproduce": "dehvf-kit-baselines",
     "score": "dehvf-kit-benchmarks",
     "support": "dehvf-kit-doctor",
+    "tune": "dehvf-kit-tune",
     "verify": "dehvf-kit-doctor",
 }
 # The command, its function in this folder (`module:function`), and its line in `--help`.

@@ -116,7 +116,7 @@ def _unpacked(module: Any) -> Tensor:
     """The weight of a packed layer, [out, in]: each product of the identity has one term, so that nothing is rounded twice."""
     dtype = getattr(module, "compute_dtype", None) or next(one.dtype for one in _own(module).values() if one.is_floating_point())
     device = next(iter(_own(module).values())).device
-    pieces = torch.eye(module.in_features, dtype=dtype, device=device).split(ROWS)
+    pieces = torch.split(torch.eye(module.in_features, dtype=dtype, device=device), ROWS)
     kept = keep_differentiable(module)
     try:
         whole = torch.cat([module.forward(piece) for piece in pieces]).T

@@ -93,8 +93,14 @@ class HfDecoderConfig(TowerConfig):
         quantised: dict[str, Any] = {}
         placed = {} if device_map is None else {"device_map": device_map}
         if self.quantization is not None:
-            from dehvf_kit.backbones.quantization import quantization_config
+            from dehvf_kit.backbones.quantization import checkpoint_method, quantization_config
 
+            before = checkpoint_method(self.hf_config(sources))
+            if before:
+                raise DehvfError(
+                    f"decoder.quantization={self.quantization}: the checkpoint '{self.model}' is quantised already ({before}); "
+                    "leave the field out, or give the float checkpoint"
+                )
             quantised = {"quantization_config": quantization_config(self.quantization, torch_dtype(self.dtype))}
         if self.original(sources):
             from dehvf_kit.backbones.llama_original import load_original

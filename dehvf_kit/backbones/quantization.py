@@ -10,9 +10,10 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from dehvf_kit.errors import DecoderError, DehvfError
+from dehvf_kit.errors import DecoderError, DehvfError, listing
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +99,44 @@ def release(layers: list[nn.Module]) -> None:
 
 def _switch(layer: nn.Module) -> str:
     return next((name for name in SWITCHES if hasattr(layer, name)), "")
+
+
+def float_experts(decoder: nn.Module) -> dict[str, int]:
+    """Weights that int8 and int4 leave in float: experts that are one tensor. Counts by name, `*` for a layer's number."""
+    import re
+
+    from torch import nn
+
+    found: dict[str, int] = {}
+    for path, module in decoder.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 2 and not isinstance(module, nn.modules.conv._ConvNd):
+                name = re.sub(r"\.\d+(?=\.)", ".*", f"{path}.{key}")
+                found[name] = found.get(name, 0) + parameter.numel()
+    return found
+
+
+def weight_notes(decoder: nn.Module, kind: Quantization | None) -> list[str]:
+    """What the counts of a decoder's bytes do not show: experts left in float, or a checkpoint that is quantised already."""
+    experts = float_experts(decoder) if kind is not None else {}
+    before = checkpoint_method(decoder.config)
+    notes = []
+    if experts:
+        notes.append(
+            f"decoder.quantization={kind} leaves {sum(experts.values()):,} expert weights in float ({listing(experts)}): "
+            "bitsandbytes quantises linear layers alone"
+        )
+    if before:
+        notes.append(f"the decoder's checkpoint is quantised already ({before}): its bytes are counted as if it were float")
+    return notes
+
+
+def checkpoint_method(config: Any) -> str:
+    """How a checkpoint is quantised by its config (`gptq`, `awq`, ...); "" where it is not."""
+    found = getattr(config, "quantization_config", None) or {}
+    found = found if isinstance(found, Mapping) else vars(found)
+    method = found.get("quant_method", "")
+    return str(getattr(method, "value", method))
 
 
 def weight_bytes(decoder: nn.Module, width: int, kind: Quantization | None) -> int:

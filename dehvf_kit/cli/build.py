@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,6 +40,7 @@ def build(
     """Build, save and report. Raises: RecipeError for a faulty recipe, AdapterError where weights would be lost."""
     with waiting(f"Building {recipe} without base weights", plain=True):
         from dehvf_kit.backbones.base import NoConfig
+        from dehvf_kit.backbones.quantization import weight_notes
         from dehvf_kit.costs.flops import count_flops
         from dehvf_kit.costs.memory import memory_usage
         from dehvf_kit.costs.parameters import parameter_table
@@ -64,9 +66,12 @@ def build(
             flops = count_flops(model.graph, model.decoder, model.towers)
             quantization = getattr(loaded.decoder, "quantization", None)
             memory = memory_usage(model.graph, model.decoder, model.towers, loaded.decoder.dtype, dtypes, quantization)
+            notes = weight_notes(model.decoder, quantization)
     if as_json:
-        print_json(_facts(model, parameters, flops, memory, folder))
+        print_json({**_facts(model, parameters, flops, memory, folder), "notes": notes})
         return
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     _print_report(stdout(), model, parameters, flops, memory, folder)
 
 

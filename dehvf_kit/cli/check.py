@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
@@ -59,6 +60,12 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     notes = [loaded.training.cut_warmup(size)] if size else []
     if loaded.data is not None and longest < loaded.training.max_length:
         notes.append(f"the decoder has positions for {longest} tokens of text: longer samples lose their beginning")
+    base: Any = loaded.decoder
+    if getattr(base, "quantization", None) is not None:
+        from dehvf_kit.backbones.quantization import weight_notes
+        from dehvf_kit.recipe.plugin_manager import plugins
+
+        notes += weight_notes(base.meta(plugins().registry.sources), base.quantization)
     notes = [note for note in (*notes, *(one.note for one in images.values())) if note]
     if as_json:
         facts = {"recipe": str(recipe), "sound": True, "faults": [], "components": list(graph.order)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from helpers import HIDDEN, LAYERS, VOCAB, pixels, tiny_decoder, tiny_model, tokens
@@ -59,6 +61,35 @@ def test_guidance_goes_away_from_the_answer_without_the_image(model: DehvfModel)
     assert (seen - blind).abs().max() > 1e-2
     # float32's rounding of the same sums in another order: 4e-6 seen
     assert torch.allclose(given.scores[0], blind + scale * (seen - blind), atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_quantised_cache_is_warned_of_where_rows_share_it(
+    model: DehvfModel, rows: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder's own `generate` is left out: the cache's backends are other packages."""
+    given: list[object] = []
+    monkeypatch.setattr(
+        model.decoder, "generate", lambda **settings: given.append(settings["generation_config"].cache_implementation)
+    )
+    with caplog.at_level(logging.WARNING, "dehvf_kit"):
+        model.generate(tokens(rows), pixel_values=pixels(rows), cache_implementation="quantized")
+    assert given == ["quantized"]
+    assert ("can depend on the rows beside it" in caplog.text) == (rows > 1)
+
+
+@torch.no_grad()
+def test_guidance_over_several_tokens_is_worked_out_apart(model: DehvfModel) -> None:
+    """Each step's scores from two passes without a cache, one with the image and one without."""
+    ids, images, scale = tokens(2), pixels(2), 2.0
+    asked = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
+    mask = torch.ones_like(ids)
+    found = model.generate(ids, pixel_values=images, attention_mask=mask, guidance_scale=scale, negative_prompt_ids=ids, **asked)
+    for step, scores in enumerate(found.scores):
+        so_far = found.sequences[:, : ids.shape[1] + step]
+        logits = model(so_far, pixel_values=images).logits, model(so_far).logits
+        seen, blind = (torch.log_softmax(one[:, -1], -1) for one in logits)
+        assert torch.allclose(scores, blind + scale * (seen - blind), atol=1e-4)
 
 
 def test_continuous_batching_is_refused_by_name(model: DehvfModel) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from cli.commands import Command
+from helpers import raw_recipe
 from safetensors.torch import load_file, save_file
 
 from dehvf_kit.model.builder import build_nodes
@@ -114,3 +116,31 @@ def test_a_recipe_without_configs_is_refused(command: Command, recipe: Path) -> 
     assert ended.code == 1
     assert "tiny.yaml: vision: no config of 'nobody/nothing'" in ended.err
     assert not Path("runs").exists()
+
+
+MIXTRAL = {
+    "model_type": "mixtral",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "vocab_size": 99,
+}
+
+
+@pytest.mark.parametrize(("name", "more"), [("build", ("--no-save",)), ("check", ()), ("plan", ("--gpu", "h100-80gb"))])
+def test_experts_that_quantising_leaves_in_float_are_named_and_counted(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(
+        yaml.safe_dump(raw_recipe(decoder={"config": MIXTRAL, "dtype": "bfloat16", "quantization": "int4"}), sort_keys=False)
+    )
+    count = 2 * 4 * 3 * 32 * 48
+    found = json.loads(command(name, "tiny.yaml", *more, "--json").out)
+    notes = found["plans"][0]["notes"] if name == "plan" else found["notes"]
+    assert any(f"{count:,} expert weights in float" in note and "model.layers.*.mlp.experts" in note for note in notes), found
+    if name == "build":
+        assert "expert weights in float" in command(name, "tiny.yaml", *more).err

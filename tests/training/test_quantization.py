@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import torch
 from helpers import randomise, tiny_decoder
 
 import dehvf_kit
-from dehvf_kit.backbones.decoder import num_weights
+from dehvf_kit.backbones.decoder import HfDecoderConfig, num_weights
 from dehvf_kit.backbones.ffn.sites import ffn_sites
-from dehvf_kit.backbones.quantization import weight_bytes
+from dehvf_kit.backbones.quantization import float_experts, quantization_config, weight_bytes, weight_notes
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.errors import DecoderError, DehvfError
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.testing.tiny_models import tiny_decoder as tiny_family
 from dehvf_kit.training.run import train
 
 KINDS = ("int8", "int4")
@@ -159,6 +161,44 @@ def test_gptqmodel_s_layers_keep_their_backward() -> None:
     layers[1].linear_mode = "inference"
     with pytest.raises(DecoderError, match="repacked its 4-bit weights .* load the decoder again"):
         dehvf_kit.attach_memory(decoder, keys, keys)
+
+
+def test_experts_that_stay_in_float_are_those_that_are_counted(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    plain = tiny_family("mixtral", hidden_size=64, intermediate_size=64)
+    plain.save_pretrained(tmp_path)
+    config = quantization_config("int4", torch.float32)
+    quantised = type(plain).from_pretrained(tmp_path, quantization_config=config)
+    left = [one for one in quantised.parameters() if one.ndim > 2 and one.is_floating_point()]
+    assert sum(one.numel() for one in left) == sum(float_experts(plain).values()) > 0
+    assert list(float_experts(plain)) == ["model.layers.*.mlp.experts.gate_up_proj", "model.layers.*.mlp.experts.down_proj"]
+    assert float_experts(tiny_decoder()) == {}
+
+
+METHODS = {
+    "gptq": ({"bits": 4, "group_size": 64}, "optimum|gptqmodel"),
+    "awq": ({"bits": 4, "group_size": 64}, "gptqmodel"),
+    "compressed-tensors": ({"config_groups": {}, "format": "dense", "quantization_status": "compressed"}, "compressed.tensors"),
+    "quanto": ({"weights": "int8"}, "quanto"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_that_is_quantised_already(method: str, tmp_path: Path) -> None:
+    """By its config alone: counted with a note, not quantised again, and refused by name where its library is missing."""
+    settings, named = METHODS[method]
+    plain = tiny_decoder()
+    plain.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, **settings}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    given = HfDecoderConfig(model=str(tmp_path))
+    assert [f"quantised already ({method})" in note for note in weight_notes(given.meta({}), None)] == [True]
+    with pytest.raises(DehvfError, match=rf"decoder.quantization=int4: .* quantised already \({method}\); leave the field out"):
+        given.model_copy(update={"quantization": "int4"}).load({})
+    if not any(importlib.util.find_spec(name) for name in ("gptqmodel", "compressed_tensors", "optimum")):
+        with pytest.raises(DehvfError, match=named):
+            given.load({})
 
 
 def test_the_missing_library_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,8 @@ def _show(console: Any, description: str, plan: Plan, gpu: Gpu, work: Workload) 
     table.add_row("", "FLOPs per step", si(count.forward + count.backward, ""), f"{si(count.forward, '')} of them forward")
     split = "on each GPU, the decoder split, with two gathered layers" if work.shard and work.gpus > 1 else ""
     table.add_row("", "frozen weights", si(plan.weights, "B"), split)
+    for note in plan.notes:
+        table.add_row("", "", "", f"note: {escape(note)}")
     kept = f"gradients {si(plan.gradients, 'B')}, AdamW {si(plan.optimiser, 'B')}"
     table.add_row("", "adapter and its state", si(plan.adapter + plan.gradients + plan.optimiser, "B"), kept)
     table.add_row("", "activations", si(count.saved, "B"), "kept for backward")

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dehvf_kit.api.cost_formulas import TowerSizes
-from dehvf_kit.backbones.quantization import weight_bytes
+from dehvf_kit.backbones.quantization import weight_bytes, weight_notes
 from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.costs.flops import decoder_flops
 from dehvf_kit.costs.memory import BYTES, TRAINED_BYTES, memory_usage
@@ -92,6 +92,7 @@ class Plan:
     fits_decode: bool
     traffic: int
     would_fit: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = None) -> Plan:
@@ -115,6 +116,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
         width = BYTES[held.dtype]
         spared = {kind: held.decoder - weight_bytes(model.decoder, width, kind) for kind in ("int8", "int4")}
         layer = largest_layer(model.decoder, width)
+        notes = tuple(weight_notes(model.decoder, quantization))
     trained = parameter_table(model.graph).trainable
     config = recipe.training
     sharded = work.shard and work.gpus > 1
@@ -155,6 +157,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
         fits_train=fits,
         fits_decode=decode_bytes <= room,
         traffic=traffic(held.adapter, held.decoder if sharded else 0, work.gpus, config.gradient_accumulation),
+        notes=notes,
         would_fit=() if fits or counts else _would_fit(recipe, work, room, fixed, spared),
     )
 

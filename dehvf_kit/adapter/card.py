@@ -49,6 +49,7 @@ def card(config: Mapping[str, Any], sizes: Mapping[str, int], measured: Mapping[
         _scores(measured.get("scores")),
         "## Batch parity",
         _parity(measured.get("batch_parity")),
+        *_exports(measured),
         "## Use",
         USE,
         "The resolved recipe is stored in `dehvf_config.json`.",
@@ -139,6 +140,18 @@ def _parity(found: Mapping[str, Any] | None) -> str:
             *rows,
         ]
     )
+
+
+def _exports(measured: Mapping[str, Any]) -> list[str]:
+    """What `dehvf-kit export` measured of each format; nothing where it was not run."""
+    found = [one for name, one in measured.items() if name.startswith("export_")]
+    rows = [
+        f"| {one['format']}: {case['case']} | " + " | ".join(f"{case[part]:.2e}" for part in ("memory", "prefill", "decode"))
+        + f" | {one['runtime']} |"
+        for one in found for case in one["cases"]
+    ]  # fmt: skip
+    head = ["| export | memory | prefill | decoding | by |", "|---|---|---|---|---|"]
+    return ["## Largest difference of an export", "\n".join([*head, *rows])] if rows else []
 
 
 def read_measured(folder: Path) -> dict[str, Any]:

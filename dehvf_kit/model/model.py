@@ -209,7 +209,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             pixel_values = vision_features = None
         elif pixel_values is not None:
             given = by_tower(pixel_values, self.towers, "pixel_values")
-            pixel_values = pixel_values if any(map(len, given.values())) else None
+            pixel_values = pixel_values if any(one.shape[0] for one in given.values()) else None
         if self.reads_images and pixel_values is None and vision_features is None and has_image is not None:
             if has_image.any():
                 raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no images were given")

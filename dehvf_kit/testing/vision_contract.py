@@ -180,7 +180,7 @@ def _as_patches(subject: VisionSubject, tower: VisionTower, states: Any) -> Tens
         tokens = token_rows(states, IMAGES, tower.spec.hidden_size, layout.tokens_first)
     except VisionError:
         return None
-    return tokens[:, layout.patches] if tokens.shape[1] > int(layout.patches.max()) else None
+    return tokens[:, list(layout.patches)] if tokens.shape[1] > max(layout.patches) else None
 
 
 def only_adapter_gets_gradients(subject: VisionSubject) -> None:

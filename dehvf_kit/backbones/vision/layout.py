@@ -30,19 +30,19 @@ class Enough(Exception):
 @dataclass(frozen=True)
 class TokenLayout:
     """Among one image's tokens: the place of each patch in row-major order, of the global token (None: there is
-    none), and whether the encoder's states come as [token, image, hidden]."""
+    none), and whether the encoder's states come as [token, image, hidden]. Numbers, as an export cannot look into tensors."""
 
-    patches: Tensor
+    patches: tuple[int, ...]
     global_token: int | None
     tokens_first: bool
 
     def read(self, tokens: Tensor) -> Tensor:
         """Tokens [image, token, hidden] -> [image, 1 + patch, hidden]: the global token, or the patches' mean, first."""
-        start, count = int(self.patches[0]), len(self.patches)
-        if torch.equal(self.patches, torch.arange(start, start + count)):
+        start, count = self.patches[0], len(self.patches)
+        if self.patches == tuple(range(start, start + count)):
             patches = tokens[:, start : start + count]
         else:
-            patches = tokens[:, self.patches.to(tokens.device)]
+            patches = tokens[:, torch.tensor(self.patches, device=tokens.device)]
         place = self.global_token
         first = patches.mean(1, keepdim=True) if place is None else tokens[:, place : place + 1]
         return torch.cat([first, patches], dim=1)
@@ -125,7 +125,7 @@ def find_layout(
             f"{name}: {len(places)} of {len(reacts)} tokens show pixels, for a grid of {rows} x {columns} patches; {READABLE}"
         )
     others = (~reacts).nonzero().squeeze(1).tolist()
-    return TokenLayout(places[found.argsort()].cpu(), others[0] if others else None, tokens_first)
+    return TokenLayout(tuple(places[found.argsort()].tolist()), others[0] if others else None, tokens_first)
 
 
 @torch.no_grad()

@@ -136,8 +136,8 @@ class VisionTower(nn.Module):
         layout, norm = self.layout(pixels), self.post_norm(pixels)
         features = []
         for states in self._run(pixels):
-            tokens = token_rows(states, len(pixels), self.spec.hidden_size, layout.tokens_first)
-            if tokens.shape[1] <= int(layout.patches.max()):
+            tokens = token_rows(states, pixels.shape[0], self.spec.hidden_size, layout.tokens_first)
+            if tokens.shape[1] <= max(layout.patches):
                 raise VisionError(
                     f"{type(self.model).__name__} is hierarchical: a block yields {tokens.shape[1]} tokens an image, "
                     f"fewer than the first takes; {READABLE}"
@@ -161,7 +161,7 @@ class VisionTower(nn.Module):
         """Take it that patches follow the prefix tokens in row-major order, for a tower without weights to look at."""
         size, count = self.spec.image_size, self.spec.num_patches
         prefix = self.num_prefix_tokens()
-        places = torch.arange(prefix, prefix + count)
+        places = tuple(range(prefix, prefix + count))
         self._layouts[size, size] = TokenLayout(places, 0 if prefix and not registers_alone(self.model) else None, False)
 
     def num_prefix_tokens(self) -> int:
@@ -237,7 +237,9 @@ class VisionTower(nn.Module):
         def keep(layer: int) -> Any:
             def hook(module: nn.Module, args: tuple, output: Any) -> None:
                 outputs[layer] = output
-                if layer == last:
+                if (
+                    layer == last and not torch.compiler.is_exporting()
+                ):  # torch.export follows no exception; it drops what is unused
                     raise Enough
 
             return hook

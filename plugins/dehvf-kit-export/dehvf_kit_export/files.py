@@ -96,9 +96,7 @@ def _write(part: nn.Module, given: tuple[Any, ...], shapes: Any, file: Path, nam
             written.save(str(file), external_data=True)
         except Exception as error:  # torch and onnxscript raise whatever a model makes them stumble over
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DehvfError(
-                f"{file.stem}: cannot be exported: {reason}; `dehvf-kit verify` shows whether it runs at all"
-            ) from error
+            raise DehvfError(f"{file.stem}: cannot be exported: {reason}") from error
 
 
 class Exported:

@@ -126,6 +126,8 @@ def _table(facts: dict[str, Any]) -> None:
         if row["parameters_from"].startswith("formula"):
             note = f"{row['method']}: parameters by {row['parameters_from']}; {row['missing']}"
             console.print(f"  [dim]{escape(note)}[/]", soft_wrap=True)
+        if row["footnote"]:
+            console.print(f"  [dim]{escape(row['method'])}: {escape(row['footnote'])}[/]", soft_wrap=True)
 
 
 def _figure2(facts: dict[str, Any]) -> None:

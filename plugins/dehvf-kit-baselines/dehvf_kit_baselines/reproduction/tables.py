@@ -37,7 +37,8 @@ class Row:
     """One method: as published, and ours. ours is None until there is a run.
 
     parameters_from: where ours come from (the recipe, or a closed formula); matches: whether they round to the published
-    figure; hours: one A100's, estimated; missing: why nothing of ours can be said.
+    figure (None where none is printed); hours: one A100's, estimated; missing: why nothing of ours can be said; footnote: what is
+    doubtful about the published figures.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Row:
     command: str
     hours: float | None
     missing: str
+    footnote: str = ""
 
 
 @lru_cache(maxsize=1)
@@ -81,12 +83,13 @@ def _row(row: Mapping[str, Any], kind: Mapping[str, Any], data: str, runs: Path)
         published_parameters=printed,
         parameters=parameters,
         parameters_from=source,
-        matches=agrees(parameters, printed) if parameters is not None else None,
+        matches=agrees(parameters, printed) if parameters is not None and printed != "-" else None,
         published=tuple(row["values"]),
         ours=ours,
         command=_command(row, kind, data, runs) if recipe is not None and ours is None else "",
         hours=_hours(recipe, kind["work"]) if recipe is not None and ours is None else None,
         missing=missing,
+        footnote=row.get("footnote", ""),
     )
 
 

@@ -129,7 +129,7 @@ class VisionTower(nn.Module):
         Patches come in row-major order of the image. The global token is the class token, or the mean of the patch
         tokens where the encoder has none. Raises: VisionError where a block does not yield one token a patch.
         """
-        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not torch.is_grad_enabled():
             return _encode(pixel_values, self.number)
         pixels = pixel_values.to(next(self.model.parameters()).dtype)
         check_size(self.model, (pixels.shape[-2], pixels.shape[-1]), self.patch_size, self.override)
@@ -237,9 +237,7 @@ class VisionTower(nn.Module):
         def keep(layer: int) -> Any:
             def hook(module: nn.Module, args: tuple, output: Any) -> None:
                 outputs[layer] = output
-                if (
-                    layer == last and not torch.compiler.is_exporting()
-                ):  # torch.export follows no exception; it drops what is unused
+                if layer == last and not torch.compiler.is_exporting():  # which follows no exception and drops what is unused
                     raise Enough
 
             return hook

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.model.question import reads_prompt
 from dehvf_kit.model.run import MemoryScope
 from dehvf_kit.recipe.files import alone
 
@@ -46,6 +47,8 @@ def attached(model: DehvfModel) -> list[str]:
     inserting = [name for name, place in places.items() if place == "input"]
     if inserting:
         raise DehvfError(f"graph.{inserting[0]}: puts tokens into the decoder's input, which export does not support")
+    if reads_prompt(model.graph):
+        raise DehvfError("export: this graph reads the question (port prompt), so its memory cannot be made from the image alone")
     if not model.reads_images:
         raise DehvfError("export: this model reads no images; export its decoder with transformers")
     config = model.decoder.config.get_text_config()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dehvf_kit_doctor.decoder_family import quiet
 from dehvf_kit_doctor.vision_family import EncoderResult, run_vision_matrix
+from dehvf_kit_timm.check import verdicts
 
 from dehvf_kit.errors import DehvfError, did_you_mean
 from dehvf_kit.testing.vision_models import image_encoder_types
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             near = did_you_mean(model_type, known)
             raise DehvfError(f"vision_matrix: no image encoder type is named '{model_type}'{near}")
     results = run_vision_matrix(given.types or known, _say)
-    page = vision_page(results)
+    page = vision_page(results, () if given.types else verdicts(lambda line: print(line, file=sys.stderr, flush=True)))
     if given.output == "-":
         print(page)
     else:

@@ -27,8 +27,11 @@ def is_stale(page: str) -> bool:
     return f"fingerprint: {vision_fingerprint()}" not in page
 
 
-def vision_page(results: Sequence[EncoderResult]) -> str:
-    """The page: what was run, the counts, a row an encoder, the reasons for whatever is not a plain yes."""
+def vision_page(results: Sequence[EncoderResult], timm_verdicts: Sequence[tuple[str, str, str]] = ()) -> str:
+    """The page: what was run, the counts, a row an encoder, the reasons for whatever is not a plain yes.
+
+    timm_verdicts: of the plugin dehvf-kit-timm, each family's smallest network and what keeps it from being read.
+    """
     ran = [result for result in results if result.items]
     passed = [result for result in ran if result.status == "pass"]
     bare = [result for result in passed if not result.described]
@@ -68,6 +71,15 @@ def vision_page(results: Sequence[EncoderResult]) -> str:
     lines += _section("Broken", [_reasons(result, "broken") for result in ran])
     for kind in sorted({result.kind for result in others}):
         lines += _section(f"Not supported: {kind}", [f"- {r.model_type}: {_short(r.note)}" for r in others if r.kind == kind])
+    if timm_verdicts:
+        lines += [
+            "",
+            "## timm",
+            "",
+            "Read by the plugin dehvf-kit-timm; the smallest network of each of timm's families, tiny and random.",
+        ]
+        lines += ["", "| family | network | verdict |", "|---|---|---|"]
+        lines += [f"| {family} | {name} | {reason or 'passes the whole contract'} |" for family, name, reason in timm_verdicts]
     return "\n".join(lines) + "\n"
 
 

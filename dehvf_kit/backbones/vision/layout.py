@@ -172,7 +172,8 @@ def find_post_norm(
 ) -> nn.Module | None:
     """The encoder's final norm: the first module with weights to run after the last block, if it is a norm.
 
-    None where another module comes first (a neck, a pooling head), or none of that width. Cost: one image.
+    None where another module comes first (a neck, a pooling head), or none of that width, or one over maps whose channels are
+    not the last axis. Cost: one image.
     """
     inside = {id(part) for block in blocks for part in block.modules()}
     outside = [
@@ -189,7 +190,8 @@ def find_post_norm(
 
     def note(module: nn.Module, args: tuple) -> None:
         if done:
-            after.append(module)
+            if isinstance(args[0], Tensor) and args[0].shape[-1] == width:
+                after.append(module)
             raise Enough
 
     handles = [blocks[-1].register_forward_hook(finish)]

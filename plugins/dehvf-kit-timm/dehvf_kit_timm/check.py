@@ -19,8 +19,16 @@ from dehvf_kit_timm.vision import FAMILIES, TimmVisionConfig
 
 GRID = 6
 TINY = {"embed_dim": 64, "num_heads": 4, "depth": 2}
-# Tried in turn: as it is, a gated FFN whose width must divide, key/value heads listed a block.
-FURTHER: tuple[dict[str, int], ...] = ({}, {"mlp_ratio": 4}, {"num_kv_heads": 2})
+# Tried in turn: as it is, a gated FFN whose width must divide, key/value heads listed a block, two kinds of heads, two
+# blocks alone, and full size.
+FURTHER: tuple[dict[str, int], ...] = (
+    TINY,
+    {**TINY, "mlp_ratio": 4},
+    {**TINY, "num_kv_heads": 2},
+    {"embed_dim": 64, "depth": 2, "num_heads_inner": 2, "num_heads_outer": 4, "inner_dim": 24},
+    {"depth": 2},
+    {},
+)
 
 
 def family_names() -> list[str]:
@@ -30,11 +38,11 @@ def family_names() -> list[str]:
 
 def tiny(name: str, seed: int = 0) -> nn.Module:
     """A random model of an architecture with 2 blocks 64 wide, patches as they are, and a grid of 6 x 6."""
-    side = TimmVisionConfig(model=name).meta({}).patch_embed.patch_size[0]
+    side = TimmVisionConfig(model=name).meta({}).config.patch_size[0]
     for further in FURTHER:
         torch.manual_seed(seed)
         try:
-            model = TimmVisionConfig(model=name, image={"size": GRID * side}, settings={**TINY, **further}).create()
+            model = TimmVisionConfig(model=name, image={"size": GRID * side}, settings=dict(further)).create()
             break
         except DehvfError:
             if further is FURTHER[-1]:
@@ -86,6 +94,31 @@ def check(names: Sequence[str], on_name: Callable[[str, list[str]], None] | None
         if on_name is not None:
             on_name(name, results[name])
     return results
+
+
+def verdicts(on_module: Callable[[str], None] | None = None) -> list[tuple[str, str, str]]:
+    """Of each module of timm, its smallest network by name: (module, name, what keeps it from being an encoder of the kit)."""
+    found = []
+    for module in timm.list_modules():
+        names = sorted(timm.list_models(module=module), key=lambda name: (len(name), name))[:3]
+        if names:
+            name = min(names, key=_size)
+            found.append((module, name, _first("; ".join(faults(name)))))
+            if on_module is not None:
+                on_module(" ".join(found[-1]))
+    return found
+
+
+def _size(name: str) -> int:
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in timm.create_model(name).parameters())
+
+
+def _first(reason: str) -> str:
+    """A reason without what would do instead, and without the error's class."""
+    for end in ("; take a model of", "; the kit reads", "; mix patches", " Looked for:", ". Memory can"):
+        reason = reason.partition(end)[0]
+    return reason.partition("Error: ")[2] or reason
 
 
 def main(names: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ from dehvf_kit.backbones.base import TowerConfig, first_line, torch_dtype
 from dehvf_kit.backbones.ffn.overrides import register_ffn_override
 from dehvf_kit.backbones.vision.config import ImageConfig, VisionTower
 from dehvf_kit.backbones.vision.pixels import RESAMPLE, RESCALE, OwnImages
+from dehvf_kit.backbones.vision.tower import pair
 from dehvf_kit.errors import did_you_mean
 from dehvf_kit.utils.atomic import is_file
 
@@ -31,8 +32,11 @@ FAMILIES = ("vision_transformer", "eva", "deit", "beit")
 FUSED = {
     "mlp_out_proj": ("in_proj", "mlp_out_proj", "one matrix feeds attention and FFN"),
     "in_proj": ("in_proj", "out_proj", "one matrix feeds attention and FFN, one sums them"),
+    "mlp_channels": ("mlp_channels", "mlp_channels", "one FFN mixes patches, the other one channels"),
     "ffns": ("ffns.0.mlp", "ffns.0.mlp", "several FFNs side by side; the first stands for the block"),
 }
+EMBEDDINGS = ("patch_embed", "embeds", "stem", "pixel_embed")
+"""What timm's models call the module that cuts an image into patches."""
 MEANINGLESS = ("revision", "config", "attn_implementation", "trust_remote_code")
 
 
@@ -103,8 +107,14 @@ class TimmVisionConfig(TowerConfig):
         if not timm.is_model(self.model):
             known = timm.list_models()
             raise DehvfError(f"timm has no model '{self.model}'{did_you_mean(name, known)} timm.list_models() has all")
+        given = {"num_classes": 0, "img_size": self.image.size, **self.settings, **keywords}
         try:
-            model = timm.create_model(self.model, **{"num_classes": 0, "img_size": self.image.size, **self.settings, **keywords})
+            try:
+                model = timm.create_model(self.model, **given)
+            except TypeError as error:  # a network of any size: what it is decides
+                if "img_size" not in str(error):
+                    raise
+                model = timm.create_model(self.model, **{name: value for name, value in given.items() if name != "img_size"})
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise DehvfError(f"timm cannot build '{self.model}': {first_line(error)}") from error
         return described(model, self.model)
@@ -143,17 +153,20 @@ def described(model: nn.Module, name: str) -> nn.Module:
 
     Raises: VisionError for a model without blocks and patch embedding (a convolutional or hierarchical one).
     """
-    blocks, embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
-    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not hasattr(embed, "patch_size"):
+    body = getattr(model, "encoder", model)
+    blocks = getattr(body, "blocks", None)
+    embed = next((part for part in (getattr(body, child, None) for child in EMBEDDINGS) if hasattr(part, "patch_size")), None)
+    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or embed is None:
         raise VisionError(
             f"timm's {type(model).__name__} ({name}) is no plain vision transformer: it has no list of blocks behind a "
             f"patch embedding; take a model of {', '.join(FAMILIES)}, or any that timm.list_models(module=...) lists there"
         )
+    native, grid = pair(getattr(embed, "img_size", None)), pair(getattr(embed, "grid_size", None))
+    patch = pair(embed.patch_size) if native is None or grid is None else (native[0] // grid[0], native[1] // grid[1])
     kind = f"timm {name}"
     fused = next((child for child in FUSED if hasattr(blocks[0], child)), None)
-    if fused is not None:
-        entry, last, reason = FUSED[fused]
-        register_ffn_override(kind, entry=entry, exit=last, reason=reason)
+    entry, last, reason = FUSED[fused] if fused else (None, None, "blocks after these hold the class token alone")
+    register_ffn_override(kind, layers="encoder.blocks" if body is not model else "blocks", entry=entry, exit=last, reason=reason)
     attention = next((part for part in blocks[0].modules() if hasattr(part, "num_heads")), None)
     grown = next((part for part in blocks[0].modules() if isinstance(getattr(part, "fc1", None), nn.Linear)), None)
     model.config = PretrainedConfig(
@@ -162,8 +175,8 @@ def described(model: nn.Module, name: str) -> nn.Module:
         num_hidden_layers=len(blocks),
         num_attention_heads=getattr(attention, "num_heads", None),
         intermediate_size=None if grown is None else grown.fc1.out_features,
-        patch_size=list(embed.patch_size),
-        image_size=list(embed.img_size) if embed.img_size else None,
+        patch_size=patch,  # of a hybrid, `embed.patch_size` counts cells of the feature map before it
+        image_size=native,
         num_channels=3,
     )
     return model

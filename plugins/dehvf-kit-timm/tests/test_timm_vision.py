@@ -51,13 +51,36 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
 
 
+# Of other modules of timm: patches cut by `stem` or `embeds`, an encoder below a classifier, a hybrid, blocks that hold the
+# class token alone at the end, states as maps whose neck is normed over channels.
+OTHERS = ["mixer_s32_224", "naflexvit_base_patch16_gap", "qwen3_vit_306m", "deepseek_vit_412m", "gemma4_vit_570m",
+          "vit_base_mci_224", "cait_xxs24_224", "samvit_base_patch16_224"]  # fmt: skip
 # Run by make test; the others by make nightly.
 QUICK = {"vit_base_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "beit_base_patch16_224"}
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in DOZEN])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in [*DOZEN, *OTHERS]]
+)
 def test_contract(name: str) -> None:
     assert faults(name) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("xcit_nano_12_p8_224", "tokens depend on pixels of several patches"),
+        ("tnt_s_legacy_patch16_224", "576 of 576 tokens show pixels"),
+        ("convmixer_768_32", "no list of blocks behind a patch embedding"),
+    ],
+)
+def test_what_is_refused_says_why(name: str, why: str) -> None:
+    """xcit ended in a TypeError: its patch size is one number."""
+    assert why in faults(name)[0]
+
+
+def test_a_hybrids_patches_are_counted_in_pixels() -> None:
+    assert TimmVisionConfig(model="vit_base_mci_224").spec({}).num_patches == 14 * 14
 
 
 @pytest.mark.nightly

@@ -45,13 +45,13 @@ def test_any_single_changed_weight_shows(saved):
     for base, model in (("decoder", uneven(tiny_decoder())), ("vision", uneven(tiny_vision()))):
         names = [name for name, _ in model.named_parameters()]
         assert list(bases[base]["weights"]) == names
-        for name, parameter in model.named_parameters():
-            for place in (0, parameter.numel() // 2, parameter.numel() - 1):
-                before = parameter.detach().reshape(-1)[place].clone()
-                parameter.data.view(-1)[place] = torch.nextafter(before, torch.tensor(9.0))
-                found = compare(bases[base]["weights"], record(model))
-                assert found.other == [name] and not found.missing and not found.uncompared
-                parameter.data.view(-1)[place] = before
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            place = (0, parameter.numel() // 2, parameter.numel() - 1)[number % 3]
+            before = parameter.detach().reshape(-1)[place].clone()
+            parameter.data.view(-1)[place] = torch.nextafter(before, torch.tensor(9.0))
+            found = compare(bases[base]["weights"], record(model))
+            assert found.other == [name] and not found.missing and not found.uncompared
+            parameter.data.view(-1)[place] = before
         assert compare(bases[base]["weights"], record(model)).other == []
 
 

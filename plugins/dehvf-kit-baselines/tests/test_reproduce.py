@@ -129,6 +129,7 @@ def test_figure2_counts_as_the_closed_formulas(points: list) -> None:
         assert point.dehvf > point.dehvf_formula
 
 
+@pytest.mark.nightly
 def test_figure2_says_what_the_paper_says(points: list) -> None:
     """5.3% counted where the paper says 6%, which it rounds up or counts with the projector; and linear growth."""
     assert points[-1].share == pytest.approx(0.06, abs=0.01)

@@ -40,6 +40,7 @@ def test_perfect_captions() -> None:
     assert scores.headline.name == "CIDEr" and scores.headline.value > 1
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("java")
 def test_values_by_hand_and_intervals() -> None:
     said = {"1": "a man riding a horse", "2": "a cat", "3": ""}

@@ -234,10 +234,8 @@ serve(chat_page([Pixels()], uploads), bound, uploads)
 """
 
 
-LATER = [pytest.param(end, marks=pytest.mark.nightly) for end in (signal.SIGINT, signal.SIGHUP, signal.SIGKILL)]
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, *LATER])
+@pytest.mark.nightly
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_nothing_is_written_to_disk(tmp_path: Path, end: signal.Signals) -> None:
     """However the server ends; its temporary files would be in the folder that TMPDIR names."""
     path = [str(Path(__file__).parent), *sys.path]

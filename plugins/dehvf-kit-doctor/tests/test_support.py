@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from dehvf_kit.cli.main import app
@@ -22,6 +23,7 @@ def test_runs_an_encoder_now() -> None:
     assert facts["decoders"] == [] and [one["status"] for one in facts["vision"]] == ["pass"]
 
 
+@pytest.mark.nightly
 def test_prints_the_items_of_a_run() -> None:
     result = CliRunner().invoke(app, ["support", "vit"])
     assert result.exit_code == 0, result.output

@@ -27,6 +27,7 @@ def test_a_split_decoder_by_hand() -> None:
     assert sharded_bytes(decoder=1000, layer=100, gpus=8) == 125 + 200
 
 
+@pytest.mark.nightly
 def test_splitting_changes_weights_and_traffic_alone() -> None:
     recipe = tiny_recipe()
     whole, split = (make_plan(recipe, GPU, Workload(tokens=20, answer=2, gpus=8, shard=shard)) for shard in (False, True))
@@ -41,6 +42,7 @@ def test_a_quantised_decoder_is_not_planned_split() -> None:
         make_plan(recipe, GPU, Workload(tokens=20, answer=2, gpus=8, shard=True))
 
 
+@pytest.mark.nightly
 def test_quantising_leaves_the_counts_alone() -> None:
     work = Workload(tokens=20, answer=2)
     plain, small = tiny_recipe(), tiny_recipe(decoder={"quantization": "int4"})

@@ -94,7 +94,7 @@ def test_flops_and_saved_bytes_are_those_of_the_real_model(name: str) -> None:
         assert 0.9 * kept.total < count.saved <= kept.total
 
 
-@pytest.mark.parametrize("name", ["dehvf", "mean", "blind", "built"])
+@pytest.mark.parametrize("name", ["dehvf", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("mean", "blind", "built"))])
 def test_the_peak_is_that_of_the_real_model(name: str) -> None:
     """Within a tenth: on the CPU the fuser's attention is another kernel (worst seen: 2%)."""
     recipe = recipe_of(GRAPHS[name])
@@ -164,7 +164,7 @@ def test_a_fused_kernel_keeps_what_the_cpus_does() -> None:
     assert torch.nn.functional.scaled_dot_product_attention is scaled_dot_product_attention
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.nightly)])
 def test_checkpointing_trades_bytes_for_flops(attention: str) -> None:
     recipe = recipe_of({}, attention)
     plain = count_training(recipe, BATCH, LENGTH, ANSWER)

@@ -1,4 +1,4 @@
-"""An adapter that is asked about one image at a time: its answer in pieces, and the vision layers it read for that image."""
+"""An adapter that is asked about images: its answer in pieces, and the vision layers it read for each image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from dehvf_kit_report.inside import look_inside
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from dehvf_kit.adapter.checkpoint import load
+from dehvf_kit.data.conversations import conversation_sample
 from dehvf_kit.data.images import read_image
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Message, Sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import asked, finite_logits, longest, prompt_rows
 from dehvf_kit.model.model import DehvfModel
@@ -28,22 +29,24 @@ MAX_TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class Turn:
-    """What is known so far. answer: its text; depths: weights of this image, or None; why: then the reason; note: what was cut."""
+    """What is known so far. answer: its text; depths: weights of each image by its name; why: the reason where there are none;
+    note: what was cut."""
 
     answer: str
-    depths: ReadLayers | None = None
+    depths: Sequence[tuple[str, ReadLayers]] = ()
     why: str = ""
     note: str = ""
 
 
 class _Held:
-    """The features of one image, computed once for the answer and for the weights."""
+    """The features of a question's images, computed once for the answer and for the weights."""
 
-    def __init__(self, features: Any) -> None:
-        self.features = features
+    def __init__(self, model: DehvfModel, sample: Sample) -> None:
+        encoded = EncodedImages(model)
+        self.features = {one.image: encoded.read(one) for one in sample.apart()}
 
     def read(self, sample: Sample) -> Any:
-        return self.features
+        return self.features[sample.image]
 
 
 class Answerer:
@@ -66,28 +69,37 @@ class Answerer:
         data = recipe.data
         lines = [] if data is None else [f"Trained on: {data.type}, {getattr(data, 'train', None) or getattr(data, 'path', '')}"]
         lines += [] if data is None else [f"Asked as: {model.processor.with_prompt('...')}"]
-        images = "It reads one image with each question." if model.reads_images else "It reads no images."
+        several = "one image" if model.one_image_nodes else "one image or several"
+        images = f"It reads {several} with each question." if model.reads_images else "It reads no images."
         length = f"A question may have {self.max_length:,} tokens; of a longer one the end is read."
-        return [*lines, f"{images} {length} Each is answered on its own."]
+        return [*lines, f"{images} {length}"]
+
+    @property
+    def converses(self) -> bool:
+        """Whether earlier turns are sent with a question: where training rendered conversations, in messages or a chat template."""
+        prompt, data = self.model.processor.prompt, self.model.recipe.data
+        return bool((prompt and prompt.get("chat")) or (data is not None and data.type == "messages"))
 
     @property
     def max_length(self) -> int:
         """Tokens that a prompt may have: what the adapter was trained on, and the decoder has positions for beside an answer."""
         return longest(self.model, None) or self.model.recipe.training.max_length
 
-    def answer(self, question: str, image: Upload | None, temperature: float = 0.0) -> Iterator[Turn]:
+    def answer(
+        self, question: str, images: Sequence[Upload], temperature: float = 0.0, earlier: Sequence[tuple[str, str]] = ()
+    ) -> Iterator[Turn]:
         """The weights first, then the answer as it grows; the last turn has what `generate` answers, whole.
 
-        temperature: 0 takes the likeliest token each time. Closing the iterator ends the generation at the next token.
+        temperature: 0 takes the likeliest token each time; earlier: questions and answers before, which are sent along as training
+        renders conversations where the adapter converses. Closing the iterator ends the generation at the next token.
         A prompt that is too long loses its beginning, as in `train`, `eval` and `generate`, which the turns' note says.
         Raises: DataError for an empty question, ImageError for an image that cannot be read, DataError where the scores of a
         token are not finite.
         """
-        sample = self._sample(question, image)
-        held = None
-        if image is not None:
+        sample = self._sample(question, images, earlier if self.converses else ())
+        for image in images:
             read_image(image)
-            held = _Held(EncodedImages(self.model).read(sample)) if self.model.reads_images else None
+        held = _Held(self.model, sample) if images and self.model.reads_images else None
         cut = prompt_rows(self.model.processor, [sample], longest(self.model, None))[0].cut
         note = f"The prompt lost {cut:,} tokens at its beginning: {self.name} reads {self.max_length:,} at most." if cut else ""
         turn = replace(self._depths(sample, held), note=note)
@@ -103,18 +115,28 @@ class Answerer:
             self._alone.release()
         return ended
 
-    def _sample(self, question: str, image: Upload | None) -> Sample:
+    def _sample(self, question: str, images: Sequence[Upload], earlier: Sequence[tuple[str, str]]) -> Sample:
         if not question.strip():
             raise DataError("the question is empty")
         if len(question) > MAX_CHARACTERS:
             raise DataError(f"the question has {len(question):,} characters; {MAX_CHARACTERS:,} are read at most")
-        return Sample(id=str(image or "question"), question=question.strip(), answer="", image=image)
+        said = sum(len(text) for turn in earlier for text in turn)
+        if said > MAX_CHARACTERS:
+            raise DataError(f"the conversation has {said:,} characters; {MAX_CHARACTERS:,} are read at most: begin a new one")
+        roles = ("user", "assistant")
+        before = [Message(role, text) for turn in earlier for role, text in zip(roles, turn, strict=True) if text.strip()]
+        named = str(images[0]) if images else "question"
+        return conversation_sample(named, [*before, Message("user", question.strip())], "", images)
 
     def _depths(self, sample: Sample, held: _Held | None) -> Turn:
         if sample.image is None:
             return Turn("", why="No image was asked about.")
-        inside = look_inside(self.model, [sample], maps=0, features=held)
-        return Turn("", inside.layers, inside.why.get("layers", ""))
+        found, why = [], ""
+        for one in sample.apart():
+            inside = look_inside(self.model, [one], maps=0, features=held)
+            found += [] if inside.layers is None else [(str(one.image), inside.layers)]
+            why = why or inside.why.get("layers", "")
+        return Turn("", found, why)
 
     def _stream(self, sample: Sample, inputs: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
         """The answer so far, each time something was added to it."""

@@ -1,4 +1,4 @@
-"""The chat page: an image, a question, and for each adapter its answer and the vision layers it read."""
+"""The chat page: images, a question, and for each adapter the conversation and the vision layers it read for each image."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from dehvf_kit_chat.uploads import Upload, Uploads
 PREVIEW = 360  # pixels of the longer side
 WAITING = 32  # questions that may wait; the next is told that there are too many
 log = logging.getLogger(__name__)
-Shown = tuple[str, str, str]
+Turns = list[tuple[str, str, str]]
+"""A conversation: question, answer, and the ids of the images that the question was about."""
+Shown = tuple[str, str, str, Turns, str]
+OTHER_IMAGES = "The images are others than before, so a new conversation began."
 
 
 def chat_page(adapters: Sequence[Answerer], uploads: Uploads) -> gr.Blocks:
     """The page for one adapter, or for several side by side, which answer the same question."""
-    title = "Ask about an image"
+    title = "Ask about images"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<h1>{title}</h1>", elem_id="title")
         with gr.Row():
@@ -52,20 +55,23 @@ def chat_page(adapters: Sequence[Answerer], uploads: Uploads) -> gr.Blocks:
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
                     stop = gr.Button("Stop", elem_id="stop", min_width=100)
-        running = []
+                    anew = gr.Button("New conversation", elem_id="anew", min_width=180)
+        running, cleared = [], []
         with gr.Row():
             for number, adapter in enumerate(adapters):
                 with gr.Column(min_width=300, elem_id=f"adapter{number}"):
                     gr.HTML(f"<h2>{text(adapter.name)}</h2>{about(adapter)}", elem_classes="name")
                     fault = gr.HTML(elem_id=f"fault{number}", elem_classes="fault")
+                    turns = gr.State([])
+                    earlier = gr.HTML(elem_id=f"earlier{number}", elem_classes="earlier")
                     answer = gr.Textbox(label="Answer", lines=2, interactive=False, buttons=["copy"])
                     depths = gr.HTML(elem_id=f"depths{number}", elem_classes="depths")
                 running.append(
                     gr.on(
                         [ask.click, question.submit],
                         replies(adapter, uploads),
-                        [question, image, temperature],
-                        [answer, depths, fault],
+                        [question, image, temperature, turns],
+                        [answer, depths, fault, turns, earlier],
                         concurrency_limit=1,
                         trigger_mode="always_last",  # asked again while one adapter still answers: all get the new question
                         show_progress="minimal",
@@ -73,57 +79,80 @@ def chat_page(adapters: Sequence[Answerer], uploads: Uploads) -> gr.Blocks:
                         api_visibility="private",
                     )
                 )
+                cleared += [answer, depths, fault, turns, earlier]
         stop.click(None, cancels=running)
-        image.change(looks(uploads), image, preview, show_progress="hidden", api_visibility="private")
+        empty = [*("", "", "", [], "")] * len(adapters)
+        shown = {"show_progress": "hidden", "api_visibility": "private"}
+        anew.click(lambda: empty, None, cleared, cancels=running, **shown)
+        image.change(looks(uploads), image, preview, **shown)
     page.queue(max_size=WAITING)
     return page
 
 
 def about(adapter: Answerer) -> str:
-    """What an adapter was trained on and can be asked, to unfold."""
+    """Whether an adapter keeps a conversation; what it was trained on and can be asked, to unfold."""
     lines = "".join(f"<p>{text(line)}</p>" for line in adapter.about)
-    return f"<details><summary>About this adapter</summary>{lines}</details>"
+    keeps = "It is given the earlier questions and answers." if adapter.converses else "Each question is answered on its own."
+    return f"<p class='keeps'>{keeps}</p><details><summary>About this adapter</summary>{lines}</details>"
 
 
 def looks(uploads: Uploads) -> Callable[[str | None, gr.Request], str]:
-    """What the page calls when an image was uploaded: the image as it is read, small, or what is wrong with it."""
+    """What the page calls when images were chosen: each as it is read, small, or what is wrong with it."""
 
-    def look(id: str | None, request: gr.Request) -> str:
+    def look(ids: str | None, request: gr.Request) -> str:
         try:
-            upload = uploaded(uploads, id, request)
-            return f"<img alt='{text(upload)}' src='{inline_image(read_image(upload), PREVIEW)}'>" if upload else ""
+            return "".join(map(seen, uploaded(uploads, ids, request)))
+        except DehvfError as error:
+            return fault_box(str(error))
+
+    def seen(upload: Upload) -> str:
+        try:
+            return f"<img alt='{text(upload)}' src='{inline_image(read_image(upload), PREVIEW)}'>"
         except DehvfError as error:
             return fault_box(str(error))
 
     return look
 
 
-def replies(adapter: Answerer, uploads: Uploads) -> Callable[[str, str | None, float, gr.Request], Iterator[Shown]]:
-    """What the page calls when something is asked: answer, weights and fault, again and again while the answer grows."""
+def replies(adapter: Answerer, uploads: Uploads) -> Callable[[str, str | None, float, Turns, gr.Request], Iterator[Shown]]:
+    """What the page calls when something is asked: answer, weights, fault and conversation, again while the answer grows."""
 
-    def reply(question: str, id: str | None, temperature: float, request: gr.Request) -> Iterator[Shown]:
-        said = depths = ""
+    def reply(question: str, ids: str | None, temperature: float, turns: Turns, request: gr.Request) -> Iterator[Shown]:
+        question, ids, said, depths, notes = (question or "").strip(), ids or "", "", "", ""
+        turns = turns if adapter.converses else []
+        if turns and not f"{ids} ".startswith(f"{turns[-1][2]} ".lstrip()):
+            turns, notes = [], f"<p role='status'>{OTHER_IMAGES}</p>"
+        kept = turns, conversation(turns)
         try:
-            for turn in adapter.answer(question or "", uploaded(uploads, id, request), temperature):
+            earlier = [(asked, answered) for asked, answered, _ in turns]
+            for turn in adapter.answer(question, uploaded(uploads, ids, request), temperature, earlier):
                 said, depths = turn.answer, depths or depth_panel(turn)
-                yield said, depths, f"<p role='status'>{text(turn.note)}</p>" if turn.note else ""
-            if not said:
-                yield said, depths, fault_box("The answer is empty: the model ended it at once.")
+                fault = notes + (f"<p role='status'>{text(turn.note)}</p>" if turn.note else "")
+                yield said, depths, fault, *kept
+            if said:
+                yield said, depths, fault, [*turns, (question, said, ids)], kept[1]
+            else:
+                yield said, depths, fault_box("The answer is empty: the model ended it at once."), *kept
         except DehvfError as error:
-            yield said, depths, fault_box(str(error))
+            yield said, depths, fault_box(str(error)), *kept
         except OutOfMemoryError:
             torch.cuda.empty_cache()
-            yield said, depths, fault_box("The GPU's memory is full. Other programs may hold some of it.")
+            yield said, depths, fault_box("The GPU's memory is full. Other programs may hold some of it."), *kept
         except Exception as error:  # a page that stays up says what happened; the terminal gets the traceback
             log.exception("%s could not answer", adapter.name)
-            yield said, depths, fault_box(f"{adapter.name} could not answer: {first_line(error)}")
+            yield said, depths, fault_box(f"{adapter.name} could not answer: {first_line(error)}"), *kept
 
     return reply
 
 
-def uploaded(uploads: Uploads, id: str | None, request: gr.Request) -> Upload | None:
-    """The image of an id that a page sent; None where it sent none. Raises: DataError for another session's."""
-    return uploads.find(request.cookies.get(COOKIE, ""), id) if id else None
+def uploaded(uploads: Uploads, ids: str | None, request: gr.Request) -> list[Upload]:
+    """The images of the ids that a page sent. Raises: DataError for another session's, and for too many."""
+    return uploads.find_all(request.cookies.get(COOKIE, ""), ids or "")
+
+
+def conversation(turns: Turns) -> str:
+    """Earlier questions and answers."""
+    return "".join(f"<p class='asked'>{text(asked)}</p><p class='said'>{text(said)}</p>" for asked, said, _ in turns)
 
 
 def fault_box(message: str) -> str:

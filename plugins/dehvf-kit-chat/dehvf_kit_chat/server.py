@@ -84,7 +84,9 @@ def application(page: gr.Blocks, uploads: Uploads) -> Guard:
 
 
 def _takes(part: Any) -> Takes:
-    """A slider takes a number in its range, every other part a text or nothing."""
+    """A slider takes a number in its range, what the server keeps nothing, every other part a text or nothing."""
+    if isinstance(part, gr.State):
+        return lambda value: value is None
     if isinstance(part, gr.Slider):
         return lambda value: isinstance(value, float) and part.minimum <= value <= part.maximum
     return lambda value: value is None or isinstance(value, str)

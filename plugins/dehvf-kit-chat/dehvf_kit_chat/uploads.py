@@ -13,6 +13,7 @@ from typing import IO
 from dehvf_kit.errors import DataError
 
 KEPT = 32  # images
+MOST = 8  # images of one question
 KEPT_SIZES = 8  # times the largest image
 INCOMING = 4  # images received at the same time
 MAX_NAME = 200  # characters
@@ -98,6 +99,13 @@ class Uploads:
             raise DataError("this page does not hold that image (newer ones replace the oldest); choose it again")
         return upload
 
+    def find_all(self, session: str, ids: str) -> list[Upload]:
+        """The images of ids with spaces between them. Raises: DataError as `find` does, and for more than a question may have."""
+        each = ids.split(" ") if ids else []
+        if len(each) > MOST:
+            raise self.too_many()
+        return [self.find(session, id) for id in each]
+
     def _begin(self) -> None:
         with self._lock:
             if self._incoming >= INCOMING:
@@ -116,6 +124,10 @@ class Uploads:
 
     def _bytes(self) -> int:
         return sum(len(upload.data) for _, upload in self._kept.values())
+
+    def too_many(self) -> DataError:
+        """What is said of more images than a question may have."""
+        return DataError(f"a question has at most {MOST} images; remove some")
 
     def too_large(self) -> TooLarge:
         """What is said of an image over the limit."""

@@ -40,15 +40,17 @@ def uploaded(file: Path) -> Upload:
 class Speaker:
     """Says `a`, then `a b`. error: raised after the first word; words: how many more to say, a twentieth of a second each."""
 
-    name, temperature, about = "speaker <1>", 0.0, ["Trained on: <b>"]
+    name, temperature, about, converses = "speaker <1>", 0.0, ["Trained on: <b>"], True
 
     def __init__(self, error: Exception | None = None, words: int = 0) -> None:
         self.error, self.words = error, words
-        self.asked: list[tuple[str, Upload | None, float]] = []
+        self.asked: list[tuple[str, list[Upload], float]] = []
+        self.earlier: list[list[tuple[str, str]]] = []
         self.speaking = self.most = self.said = 0
 
-    def answer(self, question: str, picture: Upload | None, temperature: float) -> Iterator[Turn]:
-        self.asked.append((question, picture, temperature))
+    def answer(self, question: str, images: list[Upload], temperature: float, earlier: list[tuple[str, str]]) -> Iterator[Turn]:
+        self.asked.append((question, images, temperature))
+        self.earlier.append(earlier)
         self.speaking += 1
         self.most = max(self.most, self.speaking)
         try:
@@ -66,12 +68,13 @@ class Speaker:
 
 
 class Pixels(Speaker):
-    """Answers with the name, the size and the first pixel of the image that it was asked about."""
+    """Answers with the name, the size and the first pixel of each image that it was asked about."""
 
-    def answer(self, question: str, picture: Upload | None, temperature: float) -> Iterator[Turn]:
-        self.asked.append((question, picture, temperature))
-        image = read_image(picture) if picture else None
-        yield Turn(f"{picture} {image.size} {image.getpixel((0, 0))}" if image else "no image")
+    def answer(self, question: str, images: list[Upload], temperature: float, earlier: list[tuple[str, str]]) -> Iterator[Turn]:
+        self.asked.append((question, images, temperature))
+        self.earlier.append(earlier)
+        read = [(one, read_image(one)) for one in images]
+        yield Turn("; ".join(f"{one} {image.size} {image.getpixel((0, 0))}" for one, image in read) or "no image")
 
 
 class Browser:

@@ -48,7 +48,7 @@ def whole(answerer: Answerer, picture: Upload | None) -> str:
 @pytest.mark.parametrize("pictured", [True, False])
 def test_the_pieces_grow_to_the_answer_that_generate_gives(seeing: Answerer, red: Upload, pictured: bool) -> None:
     picture = red if pictured else None
-    first, *turns = seeing.answer(QUESTION, picture)
+    first, *turns = seeing.answer(QUESTION, [picture] if picture else [])
     texts = [turn.answer for turn in turns]
     assert first.answer == "" and len(texts) > 3, "it comes in pieces"
     assert all(later.startswith(sooner) for sooner, later in zip(texts, texts[1:], strict=False))
@@ -58,38 +58,38 @@ def test_the_pieces_grow_to_the_answer_that_generate_gives(seeing: Answerer, red
 def test_it_says_what_it_was_trained_on_and_can_be_asked(seeing: Answerer, unseeing: Answerer, world: Path) -> None:
     trained, form, asked = seeing.about
     assert trained == f"Trained on: jsonl, {world}/train.jsonl" and form == "Asked as: ..."
-    assert asked.startswith("It reads one image with each question. A question may have ")
+    assert asked.startswith("It reads one image or several with each question. A question may have ")
     assert unseeing.about[-1].startswith("It reads no images.")
 
 
 def test_the_weights_are_those_of_this_picture(seeing: Answerer, red: Upload, world: Path) -> None:
     """Rows sum to one within 1e-6: eight float32 weights of a softmax (worst seen 1.2e-7)."""
-    found = next(seeing.answer(QUESTION, red)).depths
-    assert found is not None and found.images == 1
+    ((name, found),) = next(seeing.answer(QUESTION, [red])).depths
+    assert name == "train0.png" and found.images == 1
     weights = found.weights.weights
     assert weights.shape == (LAYERS, 2, VISION_LAYERS)
     assert found.weights.labels == [str(number + 1) for number in range(VISION_LAYERS)]
     assert torch.allclose(weights.sum(-1), torch.ones(LAYERS, 2), atol=1e-6)
     alone = read_layers(seeing.model, [Sample("one", "", "", red)], EncodedImages(seeing.model))
     assert alone is not None and torch.equal(weights, alone.weights.weights)
-    other = next(seeing.answer(QUESTION, uploaded(world / "train1.png"))).depths
+    ((_, other),) = next(seeing.answer(QUESTION, [uploaded(world / "train1.png")])).depths
     assert other is not None and not torch.allclose(weights, other.weights.weights, atol=1e-4)
 
 
 def test_the_panel_draws_a_cell_for_every_layer_that_may_be_read(seeing: Answerer, red: Upload) -> None:
-    turn = next(seeing.answer(QUESTION, red))
-    assert turn.depths is not None
+    turn = next(seeing.answer(QUESTION, [red]))
+    ((_, found),) = turn.depths
     drawn = depth_panel(turn)
-    read = sum(len(turn.depths.members[group]) for group in turn.depths.group_of_layer)
+    read = sum(len(found.members[group]) for group in found.group_of_layer)
     assert drawn.count("<rect") == 2 * read, "keys and values"
     assert "memory keys" in drawn and "memory values" in drawn
-    assert f"layer {LAYERS}, {VISION_LAYERS}: {turn.depths.weights.weights[-1, 0, -1]:.3f}" in drawn
+    assert f"layer {LAYERS}, {VISION_LAYERS}: {found.weights.weights[-1, 0, -1]:.3f}" in drawn
 
 
 def test_why_there_are_no_weights(seeing: Answerer, unseeing: Answerer, red: Upload) -> None:
-    assert next(seeing.answer(QUESTION, None)).why == "No image was asked about."
-    first, *_, last = unseeing.answer(QUESTION, red)
-    assert first.depths is None and first.why == "This graph reads no image."
+    assert next(seeing.answer(QUESTION, [])).why == "No image was asked about."
+    first, *_, last = unseeing.answer(QUESTION, [red])
+    assert not first.depths and first.why == "This graph reads no image."
     assert last.answer == whole(unseeing, red)
     assert "This graph reads no image." in depth_panel(first)
     assert "&lt;b&gt;" in depth_panel(Turn("", why="<b>"))
@@ -106,24 +106,24 @@ def test_a_baseline_without_a_fuser_answers_too(world: Path, tmp_path: Path, red
         "graph.lora={role: decoder_adapter, type: lora, rank: 3}",
     ]
     baseline = load_answerer(save(world, tmp_path / "llava", *nodes))
-    first, *turns = baseline.answer(QUESTION, red)
-    assert first.depths is None and first.why.startswith("This graph has no fuser")
+    first, *turns = baseline.answer(QUESTION, [red])
+    assert not first.depths and first.why.startswith("This graph has no fuser")
     assert turns[-1].answer == whole(baseline, red) != ""
 
 
 def test_beams_are_left_out_where_the_answer_is_streamed(adapter: Path, red: Upload) -> None:
     beams = load_answerer(adapter, ["generation.num_beams=3"])
-    *_, last = beams.answer(QUESTION, red)
+    *_, last = beams.answer(QUESTION, [red])
     assert last.answer == whole(beams, red)
 
 
 def test_a_temperature_samples(seeing: Answerer, red: Upload) -> None:
     torch.manual_seed(0)
-    answers = {list(seeing.answer(QUESTION, red, 2.0))[-1].answer for _ in range(4)}
+    answers = {list(seeing.answer(QUESTION, [red], 2.0))[-1].answer for _ in range(4)}
     assert len(answers) > 1
-    assert len({list(seeing.answer(QUESTION, red, 0.0))[-1].answer for _ in range(2)}) == 1
+    assert len({list(seeing.answer(QUESTION, [red], 0.0))[-1].answer for _ in range(2)}) == 1
     with pytest.raises(DataError, match="the temperature is 3.0; 0 to 2 would do"):
-        list(seeing.answer(QUESTION, red, 3.0))
+        list(seeing.answer(QUESTION, [red], 3.0))
 
 
 def test_the_recipes_temperature_is_where_the_page_begins(adapter: Path, seeing: Answerer) -> None:
@@ -138,10 +138,10 @@ def test_every_kind_of_bad_image(bad: Case, seeing: Answerer, world: Path, adapt
     if not file.is_file():
         pytest.skip("not a file that can be uploaded")
     if bad.outcome == HANDLED:
-        assert all(turn.depths is not None for turn in seeing.answer(QUESTION, uploaded(file)))
+        assert all(turn.depths for turn in seeing.answer(QUESTION, [uploaded(file)]))
         return
     with pytest.raises(ImageError) as refused:
-        next(seeing.answer(QUESTION, uploaded(file)))
+        next(seeing.answer(QUESTION, [uploaded(file)]))
     assert f"'{file.name}' cannot be read: " in str(refused.value)
     assert str(tmp_path) not in str(refused.value)
 
@@ -152,7 +152,7 @@ def test_every_kind_of_bad_image(bad: Case, seeing: Answerer, world: Path, adapt
 )
 def test_questions_that_are_not_asked(seeing: Answerer, red: Upload, question: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        next(seeing.answer(question, red))
+        next(seeing.answer(question, [red]))
 
 
 def test_scores_that_are_not_finite_end_the_answer(seeing: Answerer, red: Upload) -> None:
@@ -162,10 +162,10 @@ def test_scores_that_are_not_finite_end_the_answer(seeing: Answerer, red: Upload
     hook = seeing.model.decoder.register_forward_hook(spoil)
     try:
         with pytest.raises(DataError, match="scores of the next token are not finite"):
-            list(seeing.answer(QUESTION, red))
+            list(seeing.answer(QUESTION, [red]))
     finally:
         hook.remove()
-    assert list(seeing.answer(QUESTION, red))[-1].answer == whole(seeing, red), "nothing stays behind"
+    assert list(seeing.answer(QUESTION, [red]))[-1].answer == whole(seeing, red), "nothing stays behind"
 
 
 def test_a_question_beyond_the_decoders_positions_is_cut_as_in_training_and_said(
@@ -173,8 +173,8 @@ def test_a_question_beyond_the_decoders_positions_is_cut_as_in_training_and_said
 ) -> None:
     monkeypatch.setattr("dehvf_kit.data.processing.text_positions", lambda graph: 32)
     fits = "what " * (32 - NEW_TOKENS)
-    within = list(seeing.answer(fits, red))[-1]
-    cut = list(seeing.answer(f"red green {fits}", red))
+    within = list(seeing.answer(fits, [red]))[-1]
+    cut = list(seeing.answer(f"red green {fits}", [red]))
     assert within.note == "" and cut[-1].answer == within.answer
     assert all("lost 2 tokens at its beginning" in turn.note for turn in cut)
 
@@ -189,14 +189,14 @@ def test_closing_the_answer_ends_the_generation(seeing: Answerer, red: Upload) -
             assert closed.wait(20)
 
     hook = seeing.model.decoder.register_forward_pre_hook(slow)
-    turns = seeing.answer(QUESTION, red)
+    turns = seeing.answer(QUESTION, [red])
     next(turns), next(turns)
     turns.close()
     closed.set()
     assert seeing.idle(20)
     hook.remove()
     assert passes[0] <= 4 < NEW_TOKENS
-    assert list(seeing.answer(QUESTION, red))[-1].answer == whole(seeing, red)
+    assert list(seeing.answer(QUESTION, [red]))[-1].answer == whole(seeing, red)
 
 
 def test_what_goes_wrong_inside_is_raised_outside(seeing: Answerer, red: Upload) -> None:
@@ -205,11 +205,45 @@ def test_what_goes_wrong_inside_is_raised_outside(seeing: Answerer, red: Upload)
 
     hook = seeing.model.decoder.register_forward_pre_hook(broken)
     with pytest.raises(RuntimeError, match="out of something"):
-        list(seeing.answer(QUESTION, red))
+        list(seeing.answer(QUESTION, [red]))
     hook.remove()
-    assert list(seeing.answer(QUESTION, red))[-1].answer == whole(seeing, red)
+    assert list(seeing.answer(QUESTION, [red]))[-1].answer == whole(seeing, red)
 
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(AdapterError):
         load_answerer(tmp_path)
+
+
+def test_several_images_are_read_and_weighed_one_by_one(seeing: Answerer, red: Upload, world: Path) -> None:
+    green = uploaded(world / "train1.png")
+    first, *_, last = seeing.answer(QUESTION, [red, green])
+    (found,) = answer(seeing.model, [Sample("two", QUESTION, "", red, further_images=(green,))], num_beams=1)
+    assert last.answer == found.prediction
+    assert [name for name, _ in first.depths] == ["train0.png", "train1.png"]
+    for image, (_, read) in zip((red, green), first.depths, strict=True):
+        ((_, alone),) = next(seeing.answer(QUESTION, [image])).depths
+        assert torch.equal(read.weights.weights, alone.weights.weights)
+    drawn = depth_panel(first)
+    assert "read for train0.png" in drawn and "read for train1.png" in drawn
+
+
+def test_a_conversation_is_rendered_as_training_does(world: Path, tmp_path: Path, red: Upload, seeing: Answerer) -> None:
+    template = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
+    template += "{% if add_generation_prompt %}assistant :{% endif %}"
+    chatting = load_answerer(save(world, tmp_path / "chatting"), ["data.prompt.chat=true"])
+    chatting.model.processor.tokenizer.chat_template = template
+    assert chatting.converses and not seeing.converses
+    earlier = [("what is it ?", "red")]
+    sample = chatting._sample("what colour ?", [red], earlier)
+    assert chatting.model.processor.with_prompt(sample.asked) == (
+        "user : what is it ? assistant : red user : what colour ? assistant :"
+    )
+    assert sample.images == (red,)
+    *_, last = chatting.answer("what colour ?", [red], 0.0, earlier)
+    (found,) = answer(chatting.model, [sample], num_beams=1)
+    assert last.answer == found.prediction
+    *_, alone = seeing.answer(QUESTION, [red], 0.0, earlier)
+    assert alone.answer == whole(seeing, red), "an adapter that was not trained on conversations answers each question on its own"
+    with pytest.raises(DataError, match="begin a new one"):
+        next(chatting.answer("what ?", [], 0.0, [("what ?", "red" * MAX_CHARACTERS)]))

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 from bad_files.image_cases import png
-from chat_helpers import Speaker
+from chat_helpers import Pixels, Speaker
 from helpers import LAYERS, VISION_LAYERS
 from PIL import Image
 
@@ -110,13 +110,39 @@ def test_upload_ask_answer_and_what_was_read(page: sync_api.Page, world: Path, t
     assert re.fullmatch(rf"layer {LAYERS}, {VISION_LAYERS}: [01]\.\d\d\d", last or "")
     assert "This graph reads no image." in page.locator("#depths1").inner_text()
     assert page.locator("[role=alert]:visible").count() == 0
-    page.get_by_role("button", name="Remove the image").click()
+    page.get_by_role("button", name="Remove train0.png").click()
     page.locator("#preview img").wait_for(state="detached")
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 390, "no sideways scrolling on a phone"
     shot = tmp_path / "page.png"
     page.screenshot(path=shot, full_page=True)
     assert len(Image.open(shot).convert("RGB").getcolors(1 << 24)) > 50, "something is drawn"
+
+
+def test_several_images_and_a_conversation(browser: sync_api.Browser, world: Path, tmp_path: Path) -> None:
+    speaker, bound, uploads = Pixels(), listen(0), Uploads(1)
+    Thread(target=serve, args=(chat_page([speaker], uploads), bound, uploads), daemon=True).start()
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(address(bound))
+    page.locator("#ask").wait_for()
+    page.wait_for_timeout(PACE_MS)
+    page.locator("#image input[type=file]").set_input_files([world / "train0.png", world / "train1.png"])
+    sync_api.expect(page.locator("#preview img")).to_have_count(2)
+    for number, question in enumerate(("first", "second", "third")):
+        ask(page, question)
+        sync_api.expect(page.locator("#earlier0 .asked")).to_have_text(["first", "second", "third"][:number])
+        assert comes_true(lambda: len(speaker.asked) == number + 1)  # noqa: B023 - called at once
+        assert answered(page, 0).count("train") == 2
+    page.screenshot(path=os.environ.get("CHAT_SHOT", tmp_path / "page.png"), full_page=True)
+    assert [asked for asked, _ in speaker.earlier[-1]] == ["first", "second"]
+    page.locator("#anew").click()
+    sync_api.expect(page.locator("#earlier0 .asked")).to_have_count(0)
+    ask(page, "fourth")
+    assert comes_true(lambda: len(speaker.asked) == 4) and speaker.earlier[-1] == []
+    page.locator("#image input[type=file]").set_input_files([world / f"train{number}.png" for number in range(9)])
+    sync_api.expect(page.locator("#image [role=alert]")).to_contain_text("at most 8 images")
+    sync_api.expect(page.locator("#preview img")).to_have_count(8)
+    page.close()
 
 
 def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, tmp_path: Path) -> None:
@@ -131,6 +157,8 @@ def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, 
         ask(page, QUESTION)
         for number in (0, 1):
             sync_api.expect(page.locator(f"#fault{number} [role=alert]")).to_have_text(said)
+        page.get_by_role("button", name=f"Remove {file.name}").click()
+        sync_api.expect(page.locator("#preview [role=alert]")).to_have_count(0)
     large = tmp_path / "large.bmp"
     Image.new("RGB", (200, 200)).save(large)
     upload(page, large)

@@ -59,9 +59,9 @@ def quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     yield
     made, browser, _ = page()
     browser.hash, id = secrets.token_hex(6), browser.upload(png("red"), "mine.png").json()["id"]
-    answer, _, fault = browser.call(made.functions["reply"], "still there?", id, 0)
+    answer, _, fault, *_ = browser.call(made.functions["reply"], "still there?", id, 0, None)
     assert (answer, fault) == ("mine.png (8, 8) (255, 0, 0)", "")
-    assert all(picture is None or picture.name == "mine.png" for _, picture, _ in made.speaker.asked)
+    assert all(image.name == "mine.png" for _, images, _ in made.speaker.asked for image in images)
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err + printed.out
 
@@ -70,7 +70,7 @@ def quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 @given(st.sampled_from(sorted(BODIES)), st.sampled_from(["reply", "look"]), st.booleans(), CHANGES, TEXT_CHANGES)
 def test_calls(path: str, function: str, file: bool, changes: list, text_changes: list) -> None:
     made, browser, id = page()
-    data = ["what?", FILE if file else id, 0.5] if function == "reply" else [FILE if file else id]
+    data = ["what?", FILE if file else id, 0.5, None] if function == "reply" else [FILE if file else id]
     call = {"data": data, "fn_index": made.functions[function], "session_hash": browser.hash, **BODIES[path]}
     body = cut(json.dumps(mutated(call, changes)).encode(), text_changes)
     answer = browser.http.post(f"/gradio_api/{'queue/' if path == 'join' else ''}{path}", content=body)

@@ -47,7 +47,7 @@ def test_an_uploaded_image_reaches_the_answer_and_the_preview(page: Page) -> Non
     assert sent.status_code == 200 and len(sent.json()["id"]) == 43
     cookie = sent.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie
-    answer, _, fault = browser.call(page.functions["reply"], "what?", sent.json()["id"], 0)
+    answer, _, fault, *_ = browser.call(page.functions["reply"], "what?", sent.json()["id"], 0, None)
     assert (answer, fault) == ("my red.png (8, 8) (255, 0, 0)", "")
     (preview,) = browser.call(page.functions["look"], sent.json()["id"])
     assert str(preview).startswith("<img alt='my red.png' src='data:image/png;base64,")
@@ -65,10 +65,9 @@ def test_a_text_that_is_no_id_opens_nothing(page: Page, secret: Path, monkeypatc
     browser = page.browser()
     browser.upload(png("red"))
     for name in names(secret):
-        data = ("what?", name, 0) if function == "reply" else (name,)
-        *_, fault = browser.call(page.functions[function], *data)
-        assert "does not hold that image" in str(fault), name
-    assert all(asked[1] is None or asked[1].name != secret.name for asked in page.speaker.asked)
+        data = ("what?", name, 0, None) if function == "reply" else (name,)
+        assert "does not hold that image" in str(browser.call(page.functions[function], *data)), name
+    assert all(image.name != secret.name for asked in page.speaker.asked for image in asked[1])
 
 
 def test_a_file_of_gradio_is_refused_in_every_function(page: Page, secret: Path) -> None:
@@ -78,8 +77,8 @@ def test_a_file_of_gradio_is_refused_in_every_function(page: Page, secret: Path)
     for path in names(secret):
         for file in ({"path": path, **meta}, {"url": path, "path": path, **meta}, [{"path": path, **meta}], [path]):
             for name, number in page.functions.items():
-                for place in range(3):
-                    data: list[Any] = ["what?", "", 0] if name == "reply" else [""]
+                for place in range(4):
+                    data: list[Any] = ["what?", "", 0, None] if name == "reply" else [""]
                     data[min(place, len(data) - 1)] = file
                     assert browser.join(number, *data).status_code == 422
     assert browser.join(page.functions["look"], "", event_data={"path": str(secret), **meta}).status_code == 200
@@ -96,6 +95,23 @@ def test_an_id_is_good_for_its_session_alone(page: Page) -> None:
     assert COOKIE in forged.upload(png("blue")).headers["set-cookie"]
     assert "does not hold" in str(forged.call(page.functions["look"], id))
     assert "<img" in str(owner.call(page.functions["look"], id))
+
+
+def test_several_images_are_each_of_this_session_and_no_more_than_allowed(page: Page) -> None:
+    browser, other = page.browser(), page.browser()
+    red, blue = (browser.upload(png(colour), f"{colour}.png").json()["id"] for colour in ("red", "blue"))
+    foreign = other.upload(png("green")).json()["id"]
+    answer, *_ = browser.call(page.functions["reply"], "what?", f"{red} {blue}", 0, None)
+    assert answer == "red.png (8, 8) (255, 0, 0); blue.png (8, 8) (0, 0, 255)"
+    assert str(browser.call(page.functions["look"], f"{blue} {red}")).count("<img") == 2
+    asked = len(page.speaker.asked)
+    unknown = "does not hold that image"
+    for ids, says in ((f"{red} {foreign}", unknown), (f"{red}  {blue}", unknown), (" ".join([red] * 9), "at most 8 images")):
+        assert says in str(browser.call(page.functions["reply"], "what?", ids, 0, None))
+        assert says in str(browser.call(page.functions["look"], ids))
+    assert len(page.speaker.asked) == asked
+    for forged in ("[]", 0, [["asked", "said", ""]]):
+        assert browser.join(page.functions["reply"], "what?", red, 0, forged).status_code == 422, "the server keeps conversations"
 
 
 @pytest.mark.parametrize("prefix", ["", "/gradio_api"])
@@ -133,7 +149,7 @@ def test_other_pages_are_refused_before_anything_is_kept(page: Page, headers: di
     browser = page.browser(**headers)
     kept = len(page.uploads)
     assert browser.upload(png("red")).status_code == 403
-    assert browser.join(page.functions["reply"], "what?", "", 0).status_code == 403
+    assert browser.join(page.functions["reply"], "what?", "", 0, None).status_code == 403
     assert browser.http.get("/").status_code == 403
     assert len(page.uploads) == kept
 
@@ -215,7 +231,7 @@ def test_calls_that_are_no_calls(page: Page) -> None:
     for number, data in ((99, ["a"]), (page.functions["reply"], ["a"]), (page.functions["look"], ["a", "b"])):
         assert browser.join(number, *data).status_code == 422
     for temperature in (-1, 9, True, "", None):
-        assert browser.join(page.functions["reply"], "what?", "", temperature).status_code == 422
+        assert browser.join(page.functions["reply"], "what?", "", temperature, None).status_code == 422
     for body in (b"", b"[]", b"{", b"\xff", b"[" * 10_000, b'{"data":["\\ud83d"],"fn_index":0,"session_hash":"a"}'):
         assert browser.http.post("/gradio_api/queue/join", content=body).status_code == 422
     assert browser.http.post("/gradio_api/cancel", json={"event_id": None}).status_code == 422
@@ -253,7 +269,7 @@ def test_nothing_is_written_to_disk(tmp_path: Path, end: signal.Signals) -> None
         pytest.fail(process.communicate()[1])
     browser = Browser(line)
     id = browser.upload(png("red")).json()["id"]
-    answer, _, _ = browser.call(0, "what?", id, 0)
+    answer, *_ = browser.call(0, "what?", id, 0, None)
     assert answer == "image.png (8, 8) (255, 0, 0)"
     assert browser.upload(b"no image").status_code == 200
     kept = [file for file in tmp_path.rglob("*") if file.is_file()]

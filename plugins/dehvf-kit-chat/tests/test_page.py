@@ -35,21 +35,34 @@ class Held(Uploads):
 
 def test_a_reply_grows_and_keeps_its_panel() -> None:
     speaker = Speaker()
-    shown = list(replies(speaker, Held())("what?", "a", 0.5, HERE))
-    assert [said for said, _, _ in shown] == ["", "a", "a b"]
-    assert all("nothing was weighed" in panel and fault == "" for _, panel, fault in shown)
-    assert speaker.asked == [("what?", Upload("a.png", b""), 0.5)]
-    list(replies(speaker, Held())("what?", None, 0, HERE))
-    assert speaker.asked[-1] == ("what?", None, 0)
-    *_, (_, _, fault) = replies(speaker, Held())("what?", "b", 0, HERE)
+    shown = list(replies(speaker, Held())("what?", "a", 0.5, [], HERE))
+    assert [said for said, *_ in shown] == ["", "a", "a b", "a b"]
+    assert all("nothing was weighed" in panel and fault == "" for _, panel, fault, *_ in shown)
+    assert speaker.asked == [("what?", [Upload("a.png", b"")], 0.5)]
+    list(replies(speaker, Held())("what?", None, 0, [], HERE))
+    assert speaker.asked[-1] == ("what?", [], 0)
+    *_, (_, _, fault, *_) = replies(speaker, Held())("what?", "b", 0, [], HERE)
     assert "does not hold that image" in fault and len(speaker.asked) == 2
 
 
+def test_a_conversation_goes_on_about_the_same_images_and_begins_anew_about_others() -> None:
+    speaker, held = Speaker(), Held()
+    held._kept["b"] = held._kept["a"]
+    reply, turns = replies(speaker, held), []
+    for question, ids, kept in (("one", "a", []), ("two", "a b", ["one"]), ("three", "a b", ["one", "two"]), ("four", "b", [])):
+        *_, (_, _, fault, turns, earlier) = reply(question, ids, 0, turns, HERE)
+        assert [asked for asked, _ in speaker.earlier[-1]] == kept and all(one in earlier for one in kept)
+        assert turns[-1] == (question, "a b", ids) and ("new conversation began" in fault) == (question == "four")
+    speaker.converses = False
+    *_, (_, _, _, turns, earlier) = reply("five", "b", 0, turns, HERE)
+    assert speaker.earlier[-1] == [] and earlier == ""
+
+
 def test_a_mistake_is_its_message_and_a_bug_leaves_the_page_up(caplog: pytest.LogCaptureFixture) -> None:
-    *_, (said, panel, fault) = replies(Speaker(DataError("<b> is empty")), Held())("", None, 0, HERE)
+    *_, (said, panel, fault, *_) = replies(Speaker(DataError("<b> is empty")), Held())("", None, 0, [], HERE)
     assert (said, fault) == ("a", "<p role='alert'>&lt;b&gt; is empty</p>") and "nothing was weighed" in panel
     assert not caplog.records
-    *_, (_, _, fault) = replies(Speaker(ZeroDivisionError("by zero")), Held())("", None, 0, HERE)
+    *_, (_, _, fault, *_) = replies(Speaker(ZeroDivisionError("by zero")), Held())("", None, 0, [], HERE)
     assert fault == "<p role='alert'>speaker &lt;1&gt; could not answer: by zero</p>"
     assert "ZeroDivisionError" in caplog.text
 

@@ -63,7 +63,7 @@ class DehvfLmm(lmms):
 
         A request's args: text, generation keywords, a function from a task's document to its images, document, task, split.
         Answers that are not in that form are passed on as they are, and counted in a warning.
-        Raises: DataError for a request with more than one image.
+        Raises: ShapeError for several images and a graph that reads one.
         """
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -100,11 +100,9 @@ class DehvfLmm(lmms):
         text, _, images_of, document, task, split = request.args
         place = f"{task}/{document}"
         images = list(_flat(images_of(_read(self.task_dict[task][split][document]))))
-        if len(images) > 1:
-            raise DataError(f"{place}: asks about {len(images)} images; an adapter reads one")
-        image = _Image(read_any(images[0]), place) if images else None
+        read = [_Image(read_any(image), place) for image in images]
         (asked,) = RowReader(TableColumns()).texts([Message("user", text)], place, len(images))
-        return Sample(str(number), asked.content.strip(), "", image)
+        return Sample(str(number), asked.content.strip(), "", read[0] if read else None, further_images=tuple(read[1:]))
 
 
 class _Image:

@@ -177,8 +177,11 @@ def test_requests_are_answered_in_order_and_images_are_never_dropped(adapter: Pa
     seen = model._sample(0, request(2, lambda doc: [doc["images"][0].convert("RGB")])).image
     assert open_image(Sample("0", "", "", seen)).getpixel((0, 0)) == (200, 200, 200)  # Pillow's own conversion makes it white
     for several in (lambda doc: doc["images"], lambda doc: [doc["images"]], lambda doc: [red, red]):
-        with pytest.raises(DataError, match="task/2: asks about 2 images; an adapter reads one"):
-            model.generate_until([request(2, several)])
+        sample = model._sample(0, request(2, several))
+        assert [open_image(one).size for one in sample.apart()] == [(40, 40)] * 2
+        assert model.generate_until([request(2, several, max_new_tokens=2)]) == [
+            one.prediction for one in answer(model.dehvf, [sample], max_new_tokens=2, do_sample=False)
+        ]
     with pytest.raises(DataError, match="task/1: the text has <image>, and there is no image"):
         model.generate_until([request(1, lambda doc: [], f"<image> {QUESTION}")])
     with pytest.raises(DataError, match="form=words: one of task, letter"):

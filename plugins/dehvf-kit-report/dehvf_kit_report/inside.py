@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.model.feature_files import cached_features
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit_report.fuser_weights import EncodedImages, FeatureSource, ReadLayers, fuser_of, read_layers
@@ -45,7 +45,7 @@ def look_inside(
     Raises:
         DataError: where an image cannot be read.
     """
-    with_image = list({sample.image: sample for sample in samples if sample.image is not None}.values())
+    with_image = each_image(samples)
     if not model.reads_images or not with_image:
         why = "This graph reads no image." if not model.reads_images else "The test split has no images."
         return Inside(why={"layers": why, "maps": why})

@@ -18,6 +18,7 @@ COMPONENTS = {
     ("reader", "subgrids"): "dehvf_kit_baselines.stacked_tokens:SubgridsReaderConfig",
     ("projector", "mergers"): "dehvf_kit_baselines.stacked_tokens:MergersConfig",
     ("decoder_adapter", "stacked_tokens"): "dehvf_kit_baselines.stacked_tokens:StackedTokensConfig",
+    ("decoder_adapter", "perceptual_weights"): "dehvf_kit_baselines.perceptual_weights:PerceptualWeightsConfig",
     ("visual_tokens", "clipcap"): "dehvf_kit_baselines.clipcap:ClipCapConfig",
     ("injector", "adaptive_memory"): "dehvf_kit_baselines.adaptive_memory:AdaptiveMemoryConfig",
     ("decoder_adapter", "gated_cross_attention"): "dehvf_kit_baselines.gated_cross_attention:GatedCrossAttentionConfig",

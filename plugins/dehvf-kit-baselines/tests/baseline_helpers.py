@@ -125,6 +125,20 @@ ZOO: dict[str, dict[str, Any]] = {
         "visual_tokens": {"type": "visual_tokens", "words_before": "Image :", "level": 0},
         "decoder_adapter": {"type": "stacked_tokens", "first": 0, "skip": 1},
     },
+    "vlora": {
+        "reader": {"type": "patch_tokens", "layer": -2},
+        "decoder_adapter": {
+            "type": "perceptual_weights",
+            "rank": 2,
+            "alpha": 3.0,
+            "every": 2,
+            "targets": ["query", "value", "output", "ffn"],
+            "width": 8,
+            "num_blocks": 2,
+            "num_heads": 2,
+            "inputs": {"patches": "reader"},
+        },
+    },
     "clipcap": {"visual_tokens": {"type": "clipcap", "num_tokens": 3, "image_tokens": 2, "num_blocks": 2, "num_heads": 4}},
 }
 """Later methods, at which the contract runs every night."""
@@ -239,7 +253,8 @@ def literal_llama(
         k, v = k.repeat_interleave(share, 0), maps["v_proj"].repeat_interleave(share, 0)
         scores = (q @ k.transpose(1, 2)) / width**0.5
         heads = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v + beside(index, q)
-        h = h + heads.transpose(0, 1).reshape(length, -1) @ layer.self_attn.o_proj.weight.T
+        joined = heads.transpose(0, 1).reshape(length, -1)
+        h = h + joined @ layer.self_attn.o_proj.weight.T + update(index, "o_proj", joined)
         x = norm(h, layer.post_attention_layernorm)
         mlp = layer.mlp
         inner = F.silu(x @ mlp.gate_proj.weight.T) * (x @ mlp.up_proj.weight.T)

@@ -154,7 +154,7 @@ def llava_lora(model, base, vision, row: Tensor, pixel: Tensor | None) -> Tensor
         tokens.append(project(nodes.projector, states[BLOCKS - 2][1:]))
 
     def update(layer, name, x):
-        if name == "k_proj":
+        if name in ("k_proj", "o_proj"):
             return 0.0
         scale = nodes.lora.alpha / nodes.lora.rank
         return scale * (x @ nodes.lora.down[name][layer].weight.T) @ nodes.lora.up[name][layer].weight.T
@@ -203,7 +203,7 @@ def test_a_row_without_bos_has_the_tokens_in_front() -> None:
     lora = model.nodes.lora
 
     def update(layer, name, x):
-        if name == "k_proj":
+        if name in ("k_proj", "o_proj"):
             return 0.0
         return lora.alpha / lora.rank * (x @ lora.down[name][layer].weight.T) @ lora.up[name][layer].weight.T
 

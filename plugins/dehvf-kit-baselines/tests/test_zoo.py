@@ -18,6 +18,7 @@ from dehvf_kit.testing import tiny_decoder
 RECIPES = Path(__file__).parents[1] / "recipes"
 MIXED = torch.tensor([True, False, True])
 IMAGE, COLON, NOT, SLASH, AVAILABLE = 4, 5, 6, 7, 8  # ids of the words in "Image : N/A"
+ROLE = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
 LOGITS = 2e-5  # float32 sums in another order; worst seen 6e-6
 COUNTS = {
     "adem_vl_7b": 4_530_432,
@@ -26,6 +27,7 @@ COUNTS = {
     "flamingo_small_7b": 4_163_589,
     "dense_connector_7b": 29_368_320,
     "clipcap": 41_745_408,
+    "vlora_7b": 851_891_712,
     "deepstack_7b": (1024 + 1) * 4096 + (4096 + 1) * 4096,
     "igva_7b": 27_047_940 + 25_174_016,
 }
@@ -250,14 +252,55 @@ def test_deepstack_adds_levels_to_the_image_tokens_alone(form: str) -> None:
     assert nodes["decoder_adapter"].places is None, "told for the pass alone"
 
 
+def affine(module: nn.Linear, x: Tensor) -> Tensor:
+    return x @ module.weight.T + module.bias
+
+
+@torch.no_grad()
+def test_vlora() -> None:
+    model = baseline("vlora")
+    features = model.vision_features(pixels(2))
+    found = model(input_ids=ids(), vision_features=features, has_image=MIXED).logits
+    adapter, made = model.nodes["decoder_adapter"], {}
+    for row, place in ((0, 0), (2, 1), (1, None)):
+        if place is not None:
+            image = affine(adapter.image.map, features[place, 0, 1:]) + adapter.image.positions
+            for name, generator in adapter.generators.items():
+                x = generator.queries
+                for block in generator.blocks:
+                    (q, k, v, o), n = block.own, ln(x, block.norms[0])
+                    x = x + affine(o, heads(affine(q, n), affine(k, n), affine(v, n), 2))
+                    (q, k, v, o), n = block.seen, ln(x, block.norms[1])
+                    x = x + affine(o, heads(affine(q, n), affine(k, image), affine(v, image), 2))
+                    x = x + affine(block.down, F.gelu(affine(block.up, ln(x, block.norms[2]))))
+                made[name] = affine(generator.output, ln(x, generator.norm)).view(2, -1, 2)
+
+        def delta(name: str, layer: int, x: Tensor, seen: bool = place is not None):
+            if layer not in (1, 3) or not seen or name not in made:
+                return 0.0
+            return 1.5 * (x @ made[name][layer // 2]) @ adapter.generators[name].b[layer // 2].T
+
+        logits = literal_llama(
+            model.decoder,
+            model.decoder.get_input_embeddings()(ids()[row]),
+            update=lambda layer, name, x: delta(ROLE[name], layer, x),
+            ffn=lambda layer, x: delta("ffn", layer, x),
+        )
+        assert worst(found[row], logits) < LOGITS
+
+
 def test_closed_gates_and_rows_without_image_leave_the_decoder_bit_for_bit() -> None:
     base = decoder()
     before = base(input_ids=ids()).logits
     model = baseline("flamingo", random=False, base=base)
     assert torch.equal(model(input_ids=ids(), pixel_values=pixels()).logits, before)
-    model = baseline("flamingo", base=decoder())
-    mixed = model(input_ids=ids(), pixel_values=pixels(2), has_image=MIXED).logits
-    assert torch.equal(mixed[1], before[1]) and not torch.equal(mixed[0], before[0])
+    model = baseline("vlora", random=False, base=decoder())
+    assert torch.equal(model(input_ids=ids(), pixel_values=pixels()).logits, before)
+    for kind in ("flamingo", "vlora", "deepstack", "dense_connector", "clipcap"):
+        model = baseline(kind, base=decoder())
+        mixed = model(input_ids=ids(), pixel_values=pixels(2), has_image=MIXED).logits
+        assert worst(mixed[1, 1:], before[1, 1:]) < LOGITS and not torch.equal(mixed[0], before[0]), kind
+        assert torch.equal(mixed[1], before[1]) or kind in ("deepstack", "dense_connector", "clipcap"), kind
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -37,12 +37,12 @@ def run(job: Job, output: Path) -> dict:
 
 
 def test_a_run_leaves_result_answers_and_adapter(recipes: list[Path], tmp_path: Path) -> None:
-    result = run(job_of(recipes[0], "training.epochs=20", "graph.injector.dropout=0"), tmp_path)
+    result = run(job_of(recipes[0], "training.epochs=50", "graph.injector.dropout=0"), tmp_path)
     folder = tmp_path / "runs" / "dehvf" / "seed0"
     answers = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(answers) == 8 and result["scored_on"] == "test"
     assert result["scores"]["all"]["accuracy"] == sum(row["right"] for row in answers) / 8 == 1.0
-    assert (result["steps"], result["batch"], result["training_questions"]) == (120, 4, 24)
+    assert (result["steps"], result["batch"], result["training_questions"]) == (300, 4, 24)
     model = dehvf_kit.load(folder / "adapter")
     assert result["trained_parameters"] == model.num_trainable_parameters()
     assert result["seconds_per_step"] > 0 and result["memory"]["peak"] >= result["memory"]["rest"] > 0

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/serve.json")
+    parser.add_argument("--output", type=Path, default=Path("serve.json"))
     given = parser.parse_args()
     command = [sys.executable, "-c", START, "serve", f"subject={given.adapter}", "--port", "0", "--max-batch", str(CLIENTS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -74,7 +74,8 @@ def main() -> None:
         finally:
             server.terminate()
     ratio = statistics.median(run["ratio"] for run in runs)
-    given.output.write_text(json.dumps({"arguments": {**vars(given), "output": ""}, "runs": runs, "ratio": ratio}, indent=1) + "\n")
+    settings = {"questions": given.questions, "tokens": given.tokens, "repetitions": given.repetitions}
+    given.output.write_text(json.dumps({"arguments": settings, "runs": runs, "ratio": ratio}, indent=1) + "\n")
     print(f"{CLIENTS} clients: {ratio:.1f} times the tokens per second of one")
 
 

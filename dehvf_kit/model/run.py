@@ -15,7 +15,6 @@ from dehvf_kit.api.components import DecoderComponent
 from dehvf_kit.api.plugin_code import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
 from dehvf_kit.errors import DehvfError, PluginError, ShapeError
-from dehvf_kit.model.input_tokens import IGNORED
 from dehvf_kit.recipe.files import SINGLE, alone
 from dehvf_kit.recipe.graph import BATCH, Graph, Wire
 
@@ -276,19 +275,16 @@ class RecomputedLayers:
 
 
 def run_decoder(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
-    """The decoder's output with one column of logits for each text token, and no loss on the first of a row.
+    """The decoder's output with one column of logits for each text token.
 
     peft's prompt tuning, p-tuning and multitask prompt tuning put virtual tokens before the text: they have columns of their own in
-    its logits, `logits_to_keep` would count them, and the first text token would be predicted from the last of them.
+    its logits, and `logits_to_keep` would count them.
     """
     tuned = getattr(decoder, "active_peft_config", None)
     if tuned is None or not tuned.is_prompt_learning:
         return decoder(**arguments)
     given = dict(arguments)
     kept = given.pop("logits_to_keep") if isinstance(given.get("logits_to_keep"), Tensor) else None
-    if given.get("labels") is not None:
-        given["labels"] = given["labels"].clone()
-        given["labels"][:, 0] = IGNORED
     output = decoder(**given)
     text = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
     output.logits = output.logits[:, -text.shape[1] :]
@@ -310,27 +306,30 @@ def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOut
     output = run_decoder(decoder, given)
     if output.logits.shape[1] != len(kept):
         output.logits = output.logits[:, kept]
-    targets = labels[:, kept + 1]
-    loss = nn.functional.cross_entropy(
-        output.logits.float().flatten(0, 1), targets.flatten(), reduction="mean" if items is None else "sum"
-    )
-    output.loss = loss if items is None else loss / items
+    output.loss = next_token_loss(output.logits, labels[:, kept + 1], items)
     return output
 
 
 def decoder_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
-    """The decoder's output, its own mean loss scaled to its part of an accumulated step.
+    """The decoder's output, with labels also the loss of the next token.
 
-    arguments: what the decoder is given; with num_items_in_batch, the labels of a step, which not every decoder heeds.
+    arguments: what the decoder is given; with num_items_in_batch, the labels of a step. The decoder's own loss is not asked for:
+    some families take it at the token a position stands at, and some ignore num_items_in_batch.
     """
     given = dict(arguments)
-    items, labels = given.pop("num_items_in_batch", None), given.get("labels")
+    labels, items = given.pop("labels", None), given.pop("num_items_in_batch", None)
     output = run_decoder(decoder, given)
-    if labels is not None and items is not None:
-        own = (labels[:, 1:] != IGNORED).sum()
-        # The mean over no label is not a number.
-        output.loss = output.loss * (own / items).to(output.loss) if own else output.logits.sum() * 0.0
+    if labels is not None:
+        output.loss = next_token_loss(output.logits[:, :-1], labels[:, -output.logits.shape[1] :][:, 1:], items)
     return output
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, items: Any) -> Tensor:
+    """Cross entropy of logits [batch, position, vocabulary] at targets [batch, position]; items: what the sum is divided by."""
+    scores, wanted = logits.float().flatten(0, 1), targets.flatten().to(logits.device)
+    if items is None:
+        return nn.functional.cross_entropy(scores, wanted)
+    return nn.functional.cross_entropy(scores, wanted, reduction="sum") / items
 
 
 def generation_config(decoder: nn.Module, recipe: Recipe | None, tokenizer: Any = None) -> GenerationConfig:

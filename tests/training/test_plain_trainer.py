@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, Tra
 import dehvf_kit
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.testing.tiny_models import tiny_decoder as tiny_family
 from dehvf_kit.training.run import train
 from dehvf_kit.training.trainer import training_arguments
 
@@ -97,6 +98,22 @@ def test_the_loss_of_an_accumulated_step_is_the_mean_over_its_labels(family: typ
     items = (labels[:, 1:] != -100).sum()
     parts = [model(input_ids=ids[r : r + 1], labels=labels[r : r + 1], num_items_in_batch=items).loss for r in range(4)]
     assert parts[1] == 0 and sum(parts).item() == pytest.approx(whole.item(), abs=1e-5)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["bart", "gemma3n_text", "xlm"])
+def test_families_whose_own_loss_is_another(name: str) -> None:
+    """Bart's and XLM's forward take it at the token a position stands at, and all ignore `num_items_in_batch`."""
+    model = tiny_model(tiny_family(name)).train()
+    ids = tokens(4, length=6) % 90 + 3
+    labels = ids.clone()
+    labels[0, :5] = labels[1] = -100
+    items = (labels[:, 1:] != -100).sum()
+    whole = model(input_ids=ids, labels=labels).loss
+    parts = [model(input_ids=ids[r : r + 1], labels=labels[r : r + 1], num_items_in_batch=items).loss for r in range(4)]
+    assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-5)
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    assert whole.item() == pytest.approx(F.cross_entropy(logits, labels[:, 1:].flatten()).item(), abs=1e-5)
 
 
 def arguments(folder: Path, **settings: Any) -> TrainingArguments:

@@ -1,4 +1,4 @@
-"""The folder of what comes with the kit beside its code: `recipes` and `docs`."""
+"""The folder of what comes with the kit beside its code: `recipes`, `launch` and `docs`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,12 @@ def test_names_and_licence(built: Path) -> None:
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     assert wheel.name == f"dehvf_kit-{dehvf_kit.__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"dehvf_kit/py.typed", "dehvf_kit/recipes/llama7b_clip.yaml", "dehvf_kit/docs/support.md"} <= set(names)
+    assert {
+        "dehvf_kit/py.typed",
+        "dehvf_kit/recipes/llama7b_clip.yaml",
+        "dehvf_kit/launch/zero2.json",
+        "dehvf_kit/docs/support.md",
+    } <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "plugins/", "benchmarks/"))]
     with tarfile.open(sdist) as archive:

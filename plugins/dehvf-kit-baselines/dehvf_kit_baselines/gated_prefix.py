@@ -31,7 +31,10 @@ from dehvf_kit_baselines.llama_attention import needs_llama_attention
 
 
 class GatedPrefixConfig(ComponentConfig):
-    """attention(x) + scale * tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers, the picture's token added to P."""
+    """attention(x) + scale * tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers.
+
+    An image's token is added to every row of P, or as many tokens as P has, row by row (LLaMA-Adapter V2).
+    """
 
     role: ClassVar[str] = "decoder_adapter"
     takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "readout?: code decoder_hidden", "has_image?: batch")
@@ -52,10 +55,10 @@ class GatedPrefixConfig(ComponentConfig):
         if self.top(context) > context.decoder.num_layers:
             most = context.decoder.num_layers
             raise ConfigMismatchError(f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers")
-        if "codes" in context.wires and context.axes.get("patch") not in (None, 1):
+        if "codes" in context.wires and context.axes.get("patch") not in (None, 1, self.num_prompts):
             raise ConfigMismatchError(
-                f"adds one image token to its prompts, but {context.axes['patch']} are wired to it; use a reader of "
-                "type global_tokens with num_tokens 1",
+                f"adds one image token to its {self.num_prompts} prompts, or one to each, but {context.axes['patch']} are "
+                f"wired to it; use a reader of type global_tokens with num_tokens 1, or one that gives {self.num_prompts}",
                 "inputs",
             )
         return {}
@@ -85,7 +88,7 @@ class Prefix:
 
 
 class GatedPrefix(DecoderComponent):
-    """forward: codes [batch, 1, 1, code], a readout and has_image [batch] -> the batch's `Prefix`.
+    """forward: codes [batch, 1, 1 or prompt, code], a readout and has_image [batch] -> the batch's `Prefix`.
 
     The prompts' keys and values come from the decoder's own frozen maps, without rotation; queries are the text's, rotated.
     Cost: 4 * prompt * attention width FLOPs a token and layer, and the prompts' keys and values once a batch.

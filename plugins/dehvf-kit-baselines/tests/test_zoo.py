@@ -289,6 +289,22 @@ def test_vlora() -> None:
         assert worst(found[row], logits) < LOGITS
 
 
+@torch.no_grad()
+def test_as_many_image_tokens_as_prompts_are_added_row_by_row() -> None:
+    """LLaMA-Adapter V2's form. Worst seen 2e-7."""
+    model = baseline("llama_adapter", reader={"num_tokens": 5})
+    features, adapter = model.vision_features(pixels(2)), model.nodes["decoder_adapter"]
+    held = model.memory(3, vision_features=features, has_image=MIXED)["decoder_adapter"]
+    tokens = project(model.nodes["projector"], features[1, :, 0], F.silu)
+    for layer, (keys, values) in held.keys_values.items():
+        prompts, attention = adapter.prompts[layer - 1], model.decoder.model.layers[layer].self_attn
+        for row, seen in ((2, prompts + tokens), (1, prompts)):
+            assert worst(keys[row], (seen @ attention.k_proj.weight.T).view(5, 2, 8).transpose(0, 1)) < LOGITS
+            assert worst(values[row], (seen @ attention.v_proj.weight.T).view(5, 2, 8).transpose(0, 1)) < LOGITS
+    with pytest.raises(RecipeError, match="or one to each, but 3 are wired"):
+        baseline("llama_adapter", reader={"num_tokens": 3})
+
+
 def test_closed_gates_and_rows_without_image_leave_the_decoder_bit_for_bit() -> None:
     base = decoder()
     before = base(input_ids=ids()).logits

@@ -14,7 +14,7 @@ import dehvf_kit
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import AdapterError
 
-RECIPE_CHANGES = ["training.epochs=20", "graph.injector.dropout=0"]
+RECIPE_CHANGES = ["training.epochs=50", "graph.injector.dropout=0"]
 
 
 def say(*words: object) -> Result:
@@ -27,7 +27,7 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands") / "run"
     result = say("train", world / "tiny.yaml", *RECIPE_CHANGES, "--output", folder)
     assert result.exit_code == 0, result.output
-    assert "120 steps" in result.stdout and f"adapter in {folder / 'adapter'}" in result.stdout
+    assert "300 steps" in result.stdout and f"adapter in {folder / 'adapter'}" in result.stdout
     return folder
 
 

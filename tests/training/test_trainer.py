@@ -124,10 +124,10 @@ def test_loss_of_answer_positions_equals_the_decoders_own() -> None:
 def test_training_learns_the_colours_and_saves(world: Path, tmp_path: Path) -> None:
     from dehvf_kit.evaluation.answers import accuracy, answer
 
-    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.epochs=20", "graph.injector.dropout=0"])
+    recipe = dehvf_kit.load_recipe(world / "tiny.yaml", ["training.epochs=50", "graph.injector.dropout=0"])
     seen: list[tuple[str, int, int]] = []
     result = train(recipe, tmp_path / "run", progress=lambda stage, done, total, note: seen.append((stage, done, total)))
-    assert result.steps == 120 and result.samples == 480 and ("training", 120, 120) in seen
+    assert result.steps == 300 and result.samples == 1200 and ("training", 300, 300) in seen
     losses = [row["loss"] for row in result.log if "loss" in row]
     assert losses[-1] < losses[0] / 2
     model = dehvf_kit.load(result.adapter)

@@ -94,7 +94,7 @@ def hook_layers(decoder: nn.Module, sites: Sequence[LayerSite], where: Literal["
         raise DecoderError(f"hook_layers: where is {where!r}; give 'before' or 'after'")
 
     def hook(index: int, site: LayerSite) -> list[RemovableHandle]:
-        layer = decoder.get_submodule(site.path)
+        layer: Any = decoder.get_submodule(site.path)
         names = forward_arguments(type(layer))
         place = f"hook_layers {where} {site.path}"
 

@@ -223,6 +223,12 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
                 if not isinstance(image_index, Tensor):
                     image_index = padded_index(image_index)
                 if image_index.ndim == 2:
+                    count = max(map(len, given.values()))
+                    if not torch.compiler.is_compiling() and (named := len(image_index[image_index >= 0].unique())) < count:
+                        raise ShapeError(
+                            f"{count} images were given, and image_index names {named} of them; where a pipeline of transformers "
+                            "puts several conversations together, set batch_size=1"
+                        )
                     text_row, has_image, image_index = image_entries(image_index, rows)
                 given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
             if text_row is not None and self.one_image_nodes:

@@ -10,11 +10,13 @@ import torch
 from data.chat_templates import chat_tokenizer
 from data.small_sets import picture
 from helpers import LLAMA, randomise, tiny_recipe, tiny_vision
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, pipeline
 
 from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.errors import ShapeError
 from dehvf_kit.evaluation.answers import answer, asked
 from dehvf_kit.model.builder import build
+from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 
 DECODERS = {
@@ -65,3 +67,40 @@ def test_conversations_with_images_train_and_answer_together_as_alone(family: st
     assert said == [one.prediction for sample in samples for one in answer(model, [sample], 1, max_new_tokens=3)]
     inputs, _ = asked(model, samples[:1])
     assert "red" in model.processor.tokenizer.decode(inputs["input_ids"][0]), "the earlier answer is in the prompt"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", DECODERS)
+def test_conversations_with_images_are_cached_and_go_through_the_pipeline(family: str, tmp_path: Path) -> None:
+    """Answers from kept features, and of transformers' own pipeline on the saved adapter, are those of the model that was saved."""
+    model = made(family, tmp_path)
+    samples = model.recipe.data.samples("train")
+    model.decoder.save_pretrained(tmp_path / "decoder")
+    model.processor.tokenizer.save_pretrained(tmp_path / "decoder")
+    tiny_vision().save_pretrained(tmp_path / "vision")
+    raw = model.recipe.resolved()
+    raw = {name: section for name, section in raw.items() if section is not None}
+    raw["decoder"], raw["vision"] = ({"model": str(tmp_path / part)} for part in ("decoder", "vision"))
+    raw["vision"]["image"] = {"size": 32}
+    del raw["graph"]["vision_adapter"]  # trained inside the encoder, it leaves no features to keep
+    saved = build(raw)
+    randomise(saved.nodes)
+    saved.save_pretrained(tmp_path / "adapter")
+    wanted = [one.prediction for one in answer(saved, samples, 1, max_new_tokens=3)]
+    store = FeatureStore(saved)
+    assert store.fill(samples) == 2
+    assert [one.prediction for one in answer(saved, samples, 3, features=store, max_new_tokens=3)] == wanted
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    chats = [[dict(turn) for turn in row["messages"][:-1]] for row in rows]
+    first, text = chats[0][0]["content"], chats[1][0]["content"]
+    images = [{"type": "image", "image": image} for image in rows[0]["images"]]
+    chats[0][0]["content"] = [images[0], first[1], images[1]]
+    chats[1][0]["content"] = [images[0], {"type": "text", "text": text}]
+    processor = AutoProcessor.from_pretrained(tmp_path / "adapter")
+    ask = pipeline("image-text-to-text", model=str(tmp_path / "adapter"), processor=processor)
+    found = ask(text=chats, max_new_tokens=3, return_full_text=False)
+    assert [one[0]["generated_text"].strip() for one in found] == wanted
+    others = [{"type": "image", "image": str(picture(tmp_path / f"other{number}.png", "green"))} for number in range(2)]
+    other = [{**chats[0][0], "content": [others[0], first[1], others[1]]}, *chats[0][1:]]
+    with pytest.raises(ShapeError, match="4 images were given, and image_index names 2 of them.*batch_size=1"):
+        ask(text=[other, chats[0]], batch_size=2, max_new_tokens=3)  # transformers concatenates both, each numbered from 0

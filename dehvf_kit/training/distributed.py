@@ -47,15 +47,28 @@ class Processes:
 def join_processes() -> Processes:
     """The processes that a launcher started, connected by gloo or NCCL; alone where there was no launcher.
 
-    Raises: DehvfError where the launcher asks for DeepSpeed's ZeRO-3.
+    Raises: DehvfError where the launcher asks for DeepSpeed's ZeRO-3, or the variables of a launcher are there in part.
     """
     _refuse_zero3()
+    _refuse_half_a_launch()
     if int(os.environ.get("WORLD_SIZE") or 1) < 2:
         return Processes()
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.process_index, state.num_processes)
+
+
+def _refuse_half_a_launch() -> None:
+    numbers = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    odd = [f"{name}={os.environ[name]}" for name in numbers if not os.environ.get(name, "0").lstrip("-").isdecimal()]
+    if not odd and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        odd = [f"{name} missing" for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if odd:
+        raise DehvfError(
+            f"the environment speaks of several processes, but not as a launcher does ({', '.join(odd)}); start with torchrun or "
+            "accelerate launch, or unset WORLD_SIZE, RANK and LOCAL_RANK"
+        )
 
 
 def _refuse_zero3() -> None:

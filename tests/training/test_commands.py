@@ -131,3 +131,12 @@ def test_pipeline_of_transformers_answers_from_the_folder(run: Path, world: Path
 def test_moved_adapter_still_loads(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "adapter", tmp_path / "moved")
     assert dehvf_kit.load(tmp_path / "moved").num_trainable_parameters() > 0
+
+
+@pytest.mark.parametrize("set_to", [{"WORLD_SIZE": "2"}, {"RANK": "x"}, {"WORLD_SIZE": ""}, {"LOCAL_RANK": "one"}])
+def test_half_a_launch_is_named(set_to: dict, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    result = say("train", world / "tiny.yaml", "--output", tmp_path / "run")
+    assert result.exit_code == 1 and next(iter(set_to)) in result.output and "torchrun" in result.output, result.output
+    assert not (tmp_path / "run").exists()

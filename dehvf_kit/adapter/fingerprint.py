@@ -72,7 +72,7 @@ def check_fingerprint(trained: Mapping[str, Any], asked: Mapping[str, Any], wher
     different = differences(trained, asked)
     if not different:
         return
-    lines = [f"{where}: trained on other prompts or pictures than it is asked with now; --allow-prompt-mismatch goes on"]
+    lines = [f"{where}: trained on other prompts or images than it is asked with now; --allow-prompt-mismatch goes on"]
     width = max(len(name) for name, _, _ in different)
     for name, before, now in different:
         lines.append(f"  {name:<{width}}  trained {_shown(before)}")

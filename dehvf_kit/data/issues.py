@@ -15,7 +15,7 @@ PREPARE = "dehvf-kit prepare lists all of it"
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing worth knowing of a data set: its `kind` (`missing picture`), its place (a sample's id, a line), details.
+    """One thing worth knowing of a data set: its `kind` (`missing image`), its place (a sample's id, a line), details.
 
     fatal: False for what is handled, as the documentation of the reader says.
     """

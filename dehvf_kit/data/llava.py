@@ -34,7 +34,7 @@ class LlavaDataConfig(FileSplitsConfig):
     type: Literal["llava"] = "llava"
     train: Path | None = Field(None, description="file of the training conversations")
     test: Path | None = Field(None, description="file of the test conversations")
-    images: Path | None = Field(None, description="folder of the pictures; the file's own where left out")
+    images: Path | None = Field(None, description="folder of the images; the file's own where left out")
     turns: Literal["each", "first"] = Field("each", description="a sample for each answer, or for the first alone")
 
     @classmethod

@@ -43,7 +43,7 @@ class TableColumns(Settings):
     """Which column holds what; those of id, image and kind may be missing from the table."""
 
     id: str = Field("id", description="a unique name; the row's number where there is no such column")
-    image: str = Field("image", description="a path beside the file (or under `images`), or the picture itself")
+    image: str = Field("image", description="a path beside the file (or under `images`), or the image itself")
     question: str = Field("question", description="the question")
     answer: str = Field("answer", description="the answer: a text, a number, or a list whose first text is meant")
     kind: str = Field("kind", description="what groups the scores, such as a question type")

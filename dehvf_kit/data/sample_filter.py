@@ -175,11 +175,11 @@ def image_issues(samples: Sequence[Sample], open_images: bool = True, progress: 
 def image_issue(sample: Sample, open_images: bool = True) -> Issue | None:
     """What is wrong with a sample's image, or None. open_images: decode it, not only look for its file."""
     if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
-        return Issue("missing picture", sample.id, str(sample.image))
+        return Issue("missing image", sample.id, str(sample.image))
     if not open_images:
         return None
     try:
         read_image(sample.image)
     except ImageError as error:
-        return Issue("broken picture", sample.id, str(error))
+        return Issue("broken image", sample.id, str(error))
     return None

@@ -16,7 +16,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise DehvfError("pictures need matplotlib: pip install 'dehvf-kit[figures]'") from error
+        raise DehvfError("plots need matplotlib: pip install 'dehvf-kit[figures]'") from error
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

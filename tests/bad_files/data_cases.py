@@ -94,17 +94,17 @@ def mark(ground: Ground) -> Words:
     return ["prepare", ground.write("a.jsonl", b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())]
 
 
-@case("an image that is not there", REFUSED, "missing picture")
+@case("an image that is not there", REFUSED, "missing image")
 def image_gone(ground: Ground) -> Words:
     return lines(ground, row(image="gone.png"))
 
 
-@case("an image whose name holds a null character", REFUSED, "missing picture")
+@case("an image whose name holds a null character", REFUSED, "missing image")
 def null_in_image_name(ground: Ground) -> Words:
     return lines(ground, row(image="a\0b.png"))
 
 
-@case("an image whose name is 300 letters long", REFUSED, "missing picture")
+@case("an image whose name is 300 letters long", REFUSED, "missing image")
 def long_image_name(ground: Ground) -> Words:
     return lines(ground, row(image="a" * 300))
 

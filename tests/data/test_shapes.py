@@ -229,12 +229,12 @@ SHAPES = {
         lambda f: shard(f, jpg=PIXELS, json={"url": "http://a.org/b.jpg", "caption": "a"}), "missing column", "caption", STREAM
     ),
     "Label Studio: JSON": Shape(lambda f: whole(f, [TASK]), "missing column", "annotations"),
-    "Label Studio: JSON-MIN": Shape(lambda f: whole(f, [{**ROW, "image": "/data/upload/1/a.png"}]), "missing picture"),
+    "Label Studio: JSON-MIN": Shape(lambda f: whole(f, [{**ROW, "image": "/data/upload/1/a.png"}]), "missing image"),
     "Label Studio: JSON-MIN, several choices": Shape(
         lambda f: whole(f, [{**ROW, "answer": {"choices": ["a", "b"]}}]), "answer is no text"
     ),
     "Label Studio: CSV": Shape(
-        lambda f: csv(f, **{**ROW, "image": "/data/local-files/?d=a.png"}, lead_time=3.2), "missing picture", "lead_time"
+        lambda f: csv(f, **{**ROW, "image": "/data/local-files/?d=a.png"}, lead_time=3.2), "missing image", "lead_time"
     ),
     "TRL: messages in parts": Shape(lambda f: lines(f, said(PARTS, images=["a.png"])), GOOD),
     "TRL: messages in Parquet": Shape(lambda f: parquet(f, said(PARTS, [{"type": "text", "text": "red"}], images=[CELL])), GOOD),

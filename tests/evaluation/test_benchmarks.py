@@ -89,7 +89,7 @@ def test_training_stops_at_what_is_missing(base: Path, tmp_path: Path, command: 
     (folder / "images/train/2/image.png").unlink()
     ended = command("train", recipe(base, f"{{type: scienceqa, path: {folder}}}"), "--output", tmp_path / "run")
     assert ended.code == 1 and not (tmp_path / "run").exists()
-    for text in ("no choices: train/1", "missing picture: 2 (", "dehvf-kit prepare lists all of it"):
+    for text in ("no choices: train/1", "missing image: 2 (", "dehvf-kit prepare lists all of it"):
         assert text in ended.err, text
 
 

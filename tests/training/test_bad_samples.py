@@ -16,8 +16,8 @@ SHORT = ["training.max_steps=3", "training.save_steps=100", "training.max_length
 
 @pytest.fixture
 def spoilt(world: Path, tmp_path: Path) -> Path:
-    """The world's recipe with data of its own: of 24 training samples a half line, a broken and a missing picture, a long answer;
-    of 8 test samples a half line, and a broken picture that two questions share."""
+    """The world's recipe with data of its own: of 24 training samples a half line, a broken and a missing image, a long answer;
+    of 8 test samples a half line, and a broken image that two questions share."""
     folder = tmp_path / "spoilt"
     folder.mkdir()
     for split in ("train", "test"):
@@ -55,7 +55,7 @@ def test_train_and_eval_skip_count_and_list(spoilt: Path, command: Command, tmp_
     assert f"skipped 4 samples, listed in {tmp_path / 'run' / 'skipped.jsonl'}:" in ended.out
     rows = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert [row["sample"].rpartition("/")[2] for row in rows] == ["train.jsonl:1", "train5", "train7", "train3"]
-    reasons = ["faulty line: not JSON", "broken picture: ", "missing picture: ", "its answer has 21 tokens, max_length is 8"]
+    reasons = ["faulty line: not JSON", "broken image: ", "missing image: ", "its answer has 21 tokens, max_length is 8"]
     assert all(reason in row["reason"] for reason, row in zip(reasons, rows, strict=True))
 
     asked = command("eval", tmp_path / "run" / "adapter", "--json", "--output", tmp_path / "answers.jsonl")
@@ -77,14 +77,14 @@ def test_an_empty_reference_does_not_make_a_skipped_answer_right() -> None:
     from dehvf_kit.data.metrics.exact_match import Prediction
 
     assert Prediction("a", "", "what ?", "a.png", "", "").right
-    assert not Prediction("a", "", "what ?", "a.png", "", "", skipped="broken picture").right
+    assert not Prediction("a", "", "what ?", "a.png", "", "", skipped="broken image").right
 
 
 def test_prepare_and_cache(spoilt: Path, command: Command) -> None:
     refused = command("prepare", spoilt / "tiny.yaml")
     assert refused.code == 1 and "fault" in refused.out
     ended = command("prepare", spoilt / "tiny.yaml", SKIP)
-    assert ended.code == 0 and "1 x broken picture, skipped" in ended.out and "1 x faulty line, skipped" in ended.out
+    assert ended.code == 0 and "1 x broken image, skipped" in ended.out and "1 x faulty line, skipped" in ended.out
     kept = command("cache", spoilt / "tiny.yaml", SKIP, "--json")
     assert kept.code == 0, kept.err
     facts = json.loads(kept.out)
@@ -95,7 +95,7 @@ def test_a_split_of_nothing_else_is_refused(world: Path, command: Command, tmp_p
     (tmp_path / "a.jsonl").write_text('{"question": "what ?", "answer": "red", "image": "gone.png"}\n')
     words = ["train", world / "tiny.yaml", *SHORT, SKIP, f"data.train={tmp_path}/a.jsonl", "--output", tmp_path / "run"]
     ended = command(*words)
-    assert ended.code == 1 and "data.train: not one of 1 samples can be read; the first: 1: missing picture" in ended.err
+    assert ended.code == 1 and "data.train: not one of 1 samples can be read; the first: 1: missing image" in ended.err
 
 
 def test_a_big_set_skips_without_stopping(world: Path, tmp_path: Path) -> None:

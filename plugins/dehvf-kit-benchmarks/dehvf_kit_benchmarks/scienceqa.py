@@ -71,7 +71,7 @@ class ScienceQaDataConfig(DataConfig):
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(self.part_of(split))
         missing = [
-            Issue("missing picture", sample.id, str(sample.image))
+            Issue("missing image", sample.id, str(sample.image))
             for sample in reading.samples
             if isinstance(sample.image, Path) and not os.path.isfile(sample.image)
         ]

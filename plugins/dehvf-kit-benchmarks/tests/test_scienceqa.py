@@ -215,7 +215,7 @@ def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         config(folder).samples("train")
     message = str(caught.value)
-    expected = [*FAULTS, "missing picture", "id twice in pid_splits.json", "id twice in problems.json"]
+    expected = [*FAULTS, "missing image", "id twice in pid_splits.json", "id twice in problems.json"]
     for kind in [*expected, "id missing from problems.json: train/99"]:
         assert f"{folder}: {kind}" in message, kind
 

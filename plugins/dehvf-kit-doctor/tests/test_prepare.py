@@ -32,16 +32,16 @@ def test_json_lists_every_fault(command: Command, tmp_path: Path) -> None:
     assert {kind: (row["count"], row["fatal"]) for kind, row in train["issues"].items()} == {
         "no choices": (1, True),
         "more than five choices": (1, False),
-        "broken picture": (2, True),
+        "broken image": (2, True),
     }
-    assert [place.split()[0] for place in train["issues"]["broken picture"]["places"]] == ["2", "4"]
-    assert (val["sound"], test["sound"]) == (True, False) and list(test["issues"]) == ["missing picture"]
+    assert [place.split()[0] for place in train["issues"]["broken image"]["places"]] == ["2", "4"]
+    assert (val["sound"], test["sound"]) == (True, False) and list(test["issues"]) == ["missing image"]
     assert (train["samples"], train["samples_with_image"], train["facts"]) == (7, 4, {"with a picture": 4})
     assert train["published"]["count"] == 12_726 and train["published"]["equal"] is False
     text = command("prepare", folder)
-    assert text.code == 1 and "fault  train: 2 x broken picture" in text.out
+    assert text.code == 1 and "fault  train: 2 x broken image" in text.out
     without = json.loads(command("prepare", folder, "--json", "--no-open").out)
-    assert "broken picture" not in without["data"][str(folder)]["splits"][0]["issues"]
+    assert "broken image" not in without["data"][str(folder)]["splits"][0]["issues"]
 
 
 def test_ids_in_two_splits(command: Command, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_json_lines_and_conversations(command: Command, tmp_path: Path) -> None:
     talks.write_text(json.dumps([{"conversations": []}]))
     ended = command("prepare", lines, talks, "--json")
     first, second = (json.loads(ended.out)["data"][str(file)] for file in (lines, talks))
-    assert (first["type"], list(first["splits"][0]["issues"])) == ("jsonl", ["missing picture"])
+    assert (first["type"], list(first["splits"][0]["issues"])) == ("jsonl", ["missing image"])
     assert (second["type"], list(second["splits"][0]["issues"])) == ("llava", ["not a conversation"])
 
 

@@ -38,7 +38,7 @@ class StreamDataConfig(DataConfig):
     path: str = Field("", description="hub id; train and test then name its splits, and `download` must be true")
     size: int = Field(ge=1, le=MAX_COUNT, description="training samples; epochs and warm-up are counted by it")
     shuffle: int = Field(1000, ge=1, le=MAX_COUNT, description="samples among which the next one is drawn; 1: as they come")
-    images: Path | None = Field(None, description="folder of pictures given as paths; the file's own where left out")
+    images: Path | None = Field(None, description="folder of images given as paths; the file's own where left out")
     columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
     download: bool = Field(False, description="allow reading from the hub")
     revision: str | None = Field(None, description="hub branch, tag or commit")

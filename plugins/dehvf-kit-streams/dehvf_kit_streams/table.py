@@ -27,7 +27,7 @@ class TableDataConfig(FileSplitsConfig):
     path: str = Field("", description="folder of files, `datasets` folder, or hub id; train and test name its splits")
     train: str = Field("train", description="training split of `path`; without a path a .csv, .tsv, .jsonl, .json or .parquet file")
     test: str = Field("test", description="test split of `path`; without a path such a file")
-    images: Path | None = Field(None, description="folder of pictures given as paths; the file's own where left out")
+    images: Path | None = Field(None, description="folder of images given as paths; the file's own where left out")
     columns: TableColumns = Field(default_factory=TableColumns, description="which column holds what")
     download: bool = Field(False, description="allow fetching a hub id that is not on this machine")
     revision: str | None = Field(None, description="hub branch, tag or commit")

@@ -101,8 +101,8 @@ def test_bad_samples_are_skipped_listed_once_and_never_trained_on(world: Path, t
     assert [(row["sample"].rpartition("/")[2], row["reason"].partition(":")[0]) for row in listed] == [
         ("spoilt.jsonl:2", "faulty line"),
         ("spoilt.jsonl:6", "empty question"),
-        ("train7", "broken picture"),
-        ("train12", "missing picture"),
+        ("train7", "broken image"),
+        ("train12", "missing image"),
         ("train20", "sample 'train20'"),
     ]
     assert listed[2]["image"] == str(tmp_path / "broken.png") and listed[0]["image"] is None

@@ -12,3 +12,4 @@ def register_components(register: Register) -> None:
     register("dehvf_kit_streams.table:TableDataConfig", role="data", type="table")
     register("dehvf_kit_streams.messages:MessagesDataConfig", role="data", type="messages")
     register("dehvf_kit_streams.stream:StreamDataConfig", role="data", type="stream")
+    register("dehvf_kit_streams.mixture:MixtureDataConfig", role="data", type="mixture")

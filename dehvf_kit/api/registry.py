@@ -24,6 +24,7 @@ IN_PLUGINS = {
     ("data", "scienceqa"): "dehvf-kit-benchmarks",
     ("data", "coco_captions"): "dehvf-kit-benchmarks",
     ("data", "messages"): "dehvf-kit-streams",
+    ("data", "mixture"): "dehvf-kit-streams",
     ("data", "stream"): "dehvf-kit-streams",
     ("data", "table"): "dehvf-kit-streams",
 }

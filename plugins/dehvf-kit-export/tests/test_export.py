@@ -41,7 +41,7 @@ def test_the_command_writes_files_that_answer_as_the_model_does(adapter: Path, t
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert [one["case"] for one in found["cases"]] == ["one row", "four rows, padded"]
-    for one in found["cases"]:  # worst seen 2e-6
+    for one in found["cases"]:  # worst seen 8.3e-6 of logits that range over 5.2
         assert max(one["memory"], one["prefill"], one["decode"]) < 2e-5 and one["changed_tokens"] == 0
     assert f"export_{kind}" in json.loads((copy / "measured.json").read_text())
     assert f"| {kind}: one row |" in (copy / "README.md").read_text()
@@ -67,7 +67,7 @@ def test_parts_are_the_model(adapter: Path) -> None:
         memory, flags = encoder(*pixels.values()), torch.ones(2, dtype=torch.bool)
         logits = Decoder(model, encoder)(tokens, mask, flags, memory, empty_cache(model, 2))[0]
         expected = model(tokens, pixel_values=pixels["vision"]).logits
-    assert (logits - expected).abs().max() < 1e-5 < expected.abs().max()  # worst seen 5e-7
+    assert (logits - expected).abs().max() < 1e-5 < expected.abs().max()  # worst seen 1.7e-6
     model.detach()
 
 

@@ -94,8 +94,9 @@ def hook_layers(decoder: nn.Module, sites: Sequence[LayerSite], where: Literal["
         raise DecoderError(f"hook_layers: where is {where!r}; give 'before' or 'after'")
 
     def hook(index: int, site: LayerSite) -> list[RemovableHandle]:
-        layer: Any = decoder.get_submodule(site.path)
-        names = forward_arguments(type(layer))
+        layer = decoder.get_submodule(site.path)
+        kind: Any = type(layer)
+        names = forward_arguments(kind)
         place = f"hook_layers {where} {site.path}"
 
         def added(x: Tensor) -> Tensor | None:

@@ -15,9 +15,9 @@ import torch
 import transformers
 
 from dehvf_kit._version import __version__
-from dehvf_kit.adapter.card import MEASURED, keep
+from dehvf_kit.adapter.card import keep
 from dehvf_kit.adapter.checkpoint import adapter_recipe, load
-from dehvf_kit.adapter.files import DIGEST, EVALUATIONS, LOG, WEIGHTS, adapter_folder, read_config
+from dehvf_kit.adapter.files import DIGEST, EVALUATIONS, LOG, MEASURED, WEIGHTS, adapter_folder, read_config
 from dehvf_kit.adapter.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
@@ -89,15 +89,16 @@ def evaluate(
         AdapterError: for what is not an adapter, or was trained on other prompts.
         DataError: where there is no data set or no question, or a sample cannot be read.
     """
-    output, results = output and Path(output), results and Path(results)
+    output, results = Path(output) if output else None, Path(results) if results else None
     place = None if isinstance(adapter, DehvfModel) else adapter_folder(adapter)
     where = str(place or "the model")
-    if store and place is not None and not atomic.exists(Path(adapter)):
+    if store and not isinstance(adapter, DehvfModel) and not atomic.exists(Path(adapter)):
         raise DataError(f"--store: {adapter} is on the hub; `hf download {adapter} --local-dir DIR`, and score that folder")
     replaced = {f"--store ({name})": place / name for name in (MEASURED, "README.md")} if place and store else {}
     if output is not None and output.name:
         replaced[f"--output ({SKIPPED})"] = output.with_suffix(f".{SKIPPED}")
     check_new_files({"--output": output, "--results": results}, replaced)
+    trained: Mapping[str, Any]
     if isinstance(adapter, DehvfModel):
         if store or overrides or adapter.recipe is None:
             raise AdapterError("evaluate: `store` and `overrides` are for an adapter's folder; save the model and name its folder")
@@ -105,6 +106,7 @@ def evaluate(
         trained = fingerprint(adapter.recipe, model.processor.tokenizer)
         mismatch = _compared(trained, fingerprint(recipe, model.processor.tokenizer), where, allow_prompt_mismatch)
     else:
+        assert place is not None
         config = read_config(place)
         trained = saved_fingerprint(config, adapter_recipe(config, place), where)
         recipe = _with_data(adapter_recipe(config, place, overrides), data)
@@ -115,7 +117,7 @@ def evaluate(
         raise DataError(f"{where}: its recipe has no `data` section; name one, for example data.type=jsonl data.test=FILE")
     prompt, training = model.processor.prompt, model.training
     model.processor.prompt = recipe.data.prompt.model_dump()
-    model.eval()
+    model.train(False)
     try:
         found = _asked(model, recipe, place, limit, output, results, store, progress)
     finally:
@@ -168,11 +170,13 @@ def _asked(
     progress: Callable[..., None],
 ) -> Evaluation:
     """The answers, written and scored. place: of the adapter; None for a model in memory, whose answers are kept nowhere else."""
-    sample_filter = SampleFilter(recipe.data, "test")
+    data = recipe.data
+    assert data is not None
+    sample_filter = SampleFilter(data, "test")
     sample_filter.samples = asked = sample_filter.samples[:limit]
     if not asked:
         raise DataError(f"{place or 'the model'}: the test split of its data set is empty")
-    recipe.data.check_scoring()
+    data.check_scoring()
     samples = sample_filter.with_question()
     features = None
     if model.reads_images:
@@ -193,11 +197,13 @@ def _asked(
             with suppress(OSError), (place.parent / EVALUATIONS).open("a", encoding="utf-8") as noted:
                 row = {"predictions": str(output.absolute()), "weights": read_config(place).get(DIGEST)}
                 noted.write(json.dumps(row) + "\n")
-    scores = _noted(note_skipped(recipe.data.score(predictions), sample_filter.skipped), predictions)
+    scores = _noted(note_skipped(data.score(predictions), sample_filter.skipped), predictions)
     if results is not None:
         atomic.write_output(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
-    if store:
-        what = f"{'the first ' if limit else ''}{len(samples):,} questions of the test split of its `{recipe.data.type}` data"
+    if store and place is not None:
+        what = (
+            f"{'the first ' if limit else ''}{len(samples):,} questions of the test split of its `{getattr(data, 'type', '')}` data"
+        )
         keep(place, "scores", {"data": what, "scores": {one.name: one.row() for one in scores.scores}})
     if kept is not None:
         kept.remove()

@@ -270,7 +270,7 @@ def _batch(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _with_new_fields(before: Mapping[str, Any]) -> Mapping[str, Any]:
     """A record's recipe with the defaults of fields that are newer than it; as it is where it is no recipe any more."""
     try:
-        return json.loads(json.dumps(as_recipe(before).resolved(), default=str))
+        return dict(json.loads(json.dumps(as_recipe(before).resolved(), default=str)))
     except RecipeError:
         return before
 

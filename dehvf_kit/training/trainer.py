@@ -146,7 +146,12 @@ class DehvfTrainer(CheckpointingTrainer):
             train_dataset=samples,
             eval_dataset=self.questions["eval"].encoded if "eval" in self.questions else None,
             data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
-            callbacks=[*callbacks, self.finite_steps, EpochOrder(), *([self.budget] if self.budget else [])],
+            callbacks=[
+                self.finite_steps,  # before `callbacks`: it reports a step, and one of them stops at it
+                *callbacks,
+                EpochOrder(),
+                *([self.budget] if self.budget else []),
+            ],
         )
         self.remove_callback(PrinterCallback)  # the kit shows progress itself
 

@@ -78,7 +78,8 @@ def needs(recipe: Mapping[str, Any]) -> set[str]:
     """The types and base models that a recipe's plain data name, such as `fuser 'mean'`, as `Plugins.supplied` names them."""
     sections = {role: section for role in ("decoder", "data") if isinstance(section := recipe.get(role), Mapping)}
     graph = recipe.get("graph")
-    nodes = [(node.get("role", name), node) for name, node in (graph if isinstance(graph, Mapping) else {}).items() if node]
+    named = graph.items() if isinstance(graph, Mapping) else ()
+    nodes = [(node.get("role", name), node) for name, node in named if isinstance(node, Mapping)]
     towers = [("vision", tower) for tower in encoders_of(recipe.get("vision") or {}).values()]
     found = set()
     for role, section in [*sections.items(), *towers, *nodes]:

@@ -25,6 +25,7 @@ from dehvf_kit.training.callbacks import SPENT, EpochOrder, FiniteSteps, Report,
 from dehvf_kit.training.checkpoints import CheckpointingTrainer, fault
 from dehvf_kit.training.training_set import IDS, NOTED, SKIPPED, has_answer, no_answer
 from dehvf_kit.training.validation import SCORE, Questions
+from dehvf_kit.utils.atomic import is_folder
 
 log = logging.getLogger(__name__)
 MODULES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": ""}
@@ -225,7 +226,7 @@ class DehvfTrainer(CheckpointingTrainer):
     def take_best(self) -> None:
         """Put the weights of the best score's checkpoint into the model. Raises: TrainingError where it is damaged."""
         place = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        what = fault(place) if place.is_dir() else "it is missing"
+        what = fault(place) if is_folder(place) else "it is missing"
         if what is not None:
             raise TrainingError(f"{place}: the checkpoint of the best score cannot be used: {what}; begin again in another folder")
         restore(self.model, read_weights(place), str(place))

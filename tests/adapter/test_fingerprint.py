@@ -76,6 +76,7 @@ WHICH = {
     "type", "metric", "on_bad_sample", "text_only", "path", "train", "test", "annotations",
     "images", "restval", "test_split", "train_split",
     "download", "revision", "columns", "size", "shuffle", "turns", "validation", "validation_seed", "prompt", "seed", "sizes",
+    "sources", "weights", "stop",
     "canvas", "questions", "train_questions", "test_questions", "questions_per_image", "train_scenes", "test_scenes",
 }  # fmt: skip
 
@@ -91,7 +92,10 @@ def test_every_field_that_decides_what_is_asked_is_in_the_fingerprint():
             one, other = (kind.model_construct(**{name: value}).prompt_facts() for value in ("one", "other"))
             assert one != other, f"{kind.__name__}.{name}"
         for name in ("question", "answer", "chat"):
-            facts = [kind.model_construct(prompt=PromptConfig.model_construct(**{name: value})).prompt_facts() for value in "ab"]
+            facts = [
+                kind.model_construct(sources={}, prompt=PromptConfig.model_construct(**{name: value})).prompt_facts()
+                for value in "ab"
+            ]
             assert facts[0] != facts[1], f"{kind.__name__}.prompt.{name}"
 
 

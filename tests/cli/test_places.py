@@ -67,6 +67,11 @@ COMMANDS = {
     "graph": ["graph", "PATH"],
     "init --output": ["init", "--decoder", "PATH", "--output", "NEW"],
     "score": ["score", "coco", "--predictions", "PATH", "--references", "PATH"],
+    "export": ["export", "PATH"],
+    "export --output": ["export", "ADAPTER", "--output", "PATH"],
+    "serve": ["serve", "PATH"],
+    "tune": ["tune", "PATH", "--search", "training.base_learning_rate=0.1,0.2"],
+    "tune --output": ["tune", "RECIPE", "--output", "PATH"],
     "plugin": ["--plugin", "PATH", "list"],
 }
 PATHS = {

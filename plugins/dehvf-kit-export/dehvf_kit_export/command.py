@@ -38,12 +38,13 @@ def export(
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if kind == "onnx" and missing:
         raise DehvfError(f"export needs {', '.join(missing)}; pip install 'dehvf-kit[export]'")
-    if output.exists():
+    from dehvf_kit.utils.atomic import exists, whole_folder
+
+    if exists(output):
         raise DehvfError(f"--output: '{output}' is there already; name a new folder")
     from dehvf_kit.adapter.card import keep
     from dehvf_kit.adapter.checkpoint import load
     from dehvf_kit.adapter.files import adapter_folder
-    from dehvf_kit.utils.atomic import whole_folder
     from dehvf_kit_export.check import compare
 
     quiet_transformers()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.model.run import by_encoder
+from dehvf_kit.utils.atomic import write_text
 from dehvf_kit_export.parts import EMPTY, Decoder, Encoder, empty_cache
 
 FORMATS = ("onnx", "pt2")
@@ -77,7 +78,7 @@ def write(model: DehvfModel, folder: Path, kind: str) -> dict[str, Any]:
     pixel_shapes = tuple({0: batch} for _ in pixels)
     _write(encoder, tuple(pixels.values()), (pixel_shapes,), folder / f"encoder.{kind}", facts["encoder"])
     _write(decoder, (tokens, mask, flags, memory, past), shapes, folder / f"decoder.{kind}", facts["decoder"])
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
     return facts
 
 

@@ -85,6 +85,15 @@ class MixtureDataConfig(DataConfig):
     def validation_split(self) -> Split | None:
         return "validation" if "validation" in self.parts() else None
 
+    def prompt_facts(self) -> dict[str, Any]:
+        own = super().prompt_facts()
+        return own | {
+            f"{name}.{fact}": value
+            for name, config in self.configs.items()
+            for fact, value in config.prompt_facts().items()
+            if fact not in own
+        }
+
     def check_training(self, training: Any) -> None:
         for config in self.configs.values():
             config.check_training(training)

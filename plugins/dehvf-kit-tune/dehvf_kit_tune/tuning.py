@@ -16,7 +16,7 @@ from dehvf_kit.errors import DehvfError, Stopped
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.training.run import CHECKPOINTS, Progress, train
-from dehvf_kit.utils.atomic import remove_folder
+from dehvf_kit.utils.atomic import exists, remove_folder
 from dehvf_kit_tune.search import Axis, grid
 
 STORAGE, FOLDER, BEGUN_WITH, FAULT = "study.db", "folder", "begun_with", "fault"
@@ -104,7 +104,7 @@ class Tuning:
             trial = self.study.ask({axis.key: axis.distribution for axis in self.space})
             trial.set_user_attr(FOLDER, folder := trial.user_attrs.get(FOLDER, self._name(trial)))
             place = self.place / folder
-            if place.exists() and not checkpoints(place / CHECKPOINTS):
+            if exists(place) and not checkpoints(place / CHECKPOINTS):
                 remove_folder(place)  # nothing was trained yet
             settings = self.settings(trial.params)
             stage = f"trial {done + 1} of {self.trials}"
@@ -112,7 +112,7 @@ class Tuning:
                 found = train(
                     load_recipe(self.file, settings),
                     place,
-                    resume=place.exists(),
+                    resume=exists(place),
                     progress=lambda name, *rest, stage=stage: progress(f"{stage}: {name}", *rest),
                 )
             except Stopped:

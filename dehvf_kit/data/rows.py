@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pydantic import Field
 from dehvf_kit.api.config import Settings
 from dehvf_kit.data.answers import answer_of, is_missing, named
 from dehvf_kit.data.conversations import PLACEHOLDER, conversation_sample, marked, messages_of
+from dehvf_kit.data.held_out import held_out_groups, image_groups
 from dehvf_kit.data.issues import PREPARE, Issue, grouped, note, refuse
 from dehvf_kit.data.samples import DataConfig, HeldImage, ImageFile, Message, Reading, Sample, Split
 from dehvf_kit.errors import DataError, did_you_mean, listing, shown
@@ -364,45 +364,6 @@ class FileSplitsConfig(DataConfig):
     def group_of(self, sample: Sample) -> str:
         """What samples without an image have in common that come into one split: their question."""
         return f"text {sample.question}"
-
-
-def image_groups(samples: Sequence[Sample], without: Callable[[Sample], str]) -> list[str]:
-    """The group of each sample: samples that share an image, directly or by way of others, are of one group.
-
-    without: the group of a sample that has no image.
-    """
-    above: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while above[name] != name:
-            above[name] = name = above[above[name]]
-        return name
-
-    firsts = []
-    for sample in samples:
-        names = [_image_name(image) for image in sample.images] or [without(sample)]
-        for name in names:
-            above.setdefault(name, name)
-            first, second = sorted((root(names[0]), root(name)))
-            above[second] = first
-        firsts.append(names[0])
-    return [root(name) for name in firsts]
-
-
-def _image_name(image: Any) -> str:
-    """One name for one image: its path, or the digest of a table's cell."""
-    return str(image) if isinstance(image, Path) else hashlib.sha256(image.read_bytes()).hexdigest()
-
-
-def held_out_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
-    """A share of the distinct groups, at least one and not all; the choice does not depend on their order.
-
-    Raises: DataError where there is only one.
-    """
-    ranked = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
-    if len(ranked) < 2:
-        raise DataError("data.validation: all samples have one image, so none can be held out; set data.test")
-    return set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
 
 
 def log_notes(where: str, reading: Reading) -> None:

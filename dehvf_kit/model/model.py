@@ -126,12 +126,6 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         total = trained + sum(num_weights(tower) for tower in (self.decoder, *self.towers.values()))
         print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
 
-    def __reduce__(self) -> Any:
-        raise DehvfError(
-            "torch.save and pickle cannot store a model with hooks; save_pretrained(folder) writes the adapter alone, "
-            "dehvf_kit.load(folder) restores it"
-        )
-
     @property
     def image_is_trained(self) -> bool:
         """Whether something trained works inside a vision encoder, so that its features change with training."""

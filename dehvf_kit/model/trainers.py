@@ -24,6 +24,12 @@ class SeenByTrainers(nn.Module):
             )
         super().__setattr__(name, value)
 
+    def __reduce__(self) -> Any:
+        raise DehvfError(
+            "torch.save and pickle cannot store a model with hooks; save_pretrained(folder) writes the adapter alone, "
+            "dehvf_kit.load(folder) restores it"
+        )
+
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What the Trainer should not miss in `model.safetensors`: everything that is not trained."""

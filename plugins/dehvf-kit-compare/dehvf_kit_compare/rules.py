@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dehvf_kit.data.rows import image_groups
+from dehvf_kit.data.held_out import image_groups
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError, shown
 from dehvf_kit.recipe.recipe import Recipe

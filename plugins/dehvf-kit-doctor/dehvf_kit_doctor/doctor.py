@@ -154,7 +154,7 @@ def vision_facts(name: str) -> dict[str, Any]:
 def _fitting_size(model: nn.Module, patch_size: tuple[int, int]) -> int:
     """The side nearest IMAGE_SIZE that an encoder of any size can cut into patches and blocks of them."""
     from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverride
-    from dehvf_kit.backbones.vision.tower import packing
+    from dehvf_kit.backbones.vision.packed import packing
 
     packed = packing(model, VISION_OVERRIDES.get(model.config.model_type, VisionOverride()))
     step = max(patch_size) * (packed[1] if packed else 1)

@@ -59,7 +59,7 @@ $(VENV)/lmms/.done: $(VENV)/.test $(LMMS)/pyproject.toml
 	$(BIN)/python -m venv $(VENV)/lmms
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(VENV)/lmms/lib/python3*/site-packages)/kit.pth
 	grep -v '^protobuf' constraints.txt > $(VENV)/lmms/constraints.txt
-	$(VENV)/lmms/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lmms/constraints.txt --editable plugins/dehvf-kit-benchmarks --editable '$(LMMS)[test]'
+	$(VENV)/lmms/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/lmms/constraints.txt --editable plugins/dehvf-kit-streams --editable plugins/dehvf-kit-benchmarks --editable '$(LMMS)[test]'
 	@touch $@
 
 # Adapters inside the real lmms-eval.

@@ -82,6 +82,19 @@ def test_rows_of_several_images_are_split_by_all_of_them(tmp_path: Path) -> None
         assert train and test and not train & test
 
 
+def test_the_split_does_not_depend_on_where_the_data_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"image": f"images/{n}.png", "question": "q", "answer": "a"} for n in range(40)]
+    chosen = []
+    for folder in (tmp_path / "one", tmp_path / "another" / "deeper"):
+        folder.mkdir(parents=True)
+        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        chosen.append(JsonlDataConfig(train=folder / "a.jsonl", validation=0.2).samples("test"))
+    monkeypatch.chdir(tmp_path)
+    chosen.append(JsonlDataConfig(train="one/a.jsonl", validation=0.2).samples("test"))
+    names = [{one.image.name for one in samples} for samples in chosen]
+    assert names[0] == names[1] == names[2] and len(names[0]) == 8
+
+
 def test_one_file_is_split_by_image(tmp_path: Path) -> None:
     rows = [{"image": f"{n % 10}.png", "question": f"q{n}", "answer": "a"} for n in range(40)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

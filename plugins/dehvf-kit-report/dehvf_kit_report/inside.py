@@ -7,19 +7,26 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dehvf_kit.data.samples import Sample, each_image
+from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.feature_files import cached_features
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit_report.fuser_weights import EncodedImages, FeatureSource, ReadLayers, fuser_of, read_layers
 from dehvf_kit_report.memory_maps import MemoryMap, memory_map, writes_memory
+from dehvf_kit_report.weight_worth import WeightWorth, weight_worth
 
 Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
 class Inside:
-    """layers: None without a fuser; maps: empty where no key/value memory is written; why: the reason for what is missing."""
+    """What `look_inside` found.
+
+    layers: None without a fuser; worth: None where no question was asked with replaced weights; maps: empty where no key/value
+    memory is written; why: the reason for what is missing.
+    """
 
     layers: ReadLayers | None = None
+    worth: WeightWorth | None = None
     maps: list[MemoryMap] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
 
@@ -31,6 +38,7 @@ def look_inside(
     maps: int = 6,
     features: FeatureSource | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    worth: int = 0,
 ) -> Inside:
     """Run the model on the images of some samples.
 
@@ -41,6 +49,7 @@ def look_inside(
         maps: images that a memory map is made of.
         features: a filled store; without one the encoder runs.
         progress: takes a stage, what is done of it, and how much there is.
+        worth: questions that are asked again with replaced weights (`weight_worth`); 0 asks none.
 
     Raises:
         DataError: where an image cannot be read.
@@ -48,27 +57,44 @@ def look_inside(
     with_image = each_image(samples)
     if not model.reads_images or not with_image:
         why = "This graph reads no image." if not model.reads_images else "The test split has no images."
-        return Inside(why={"layers": why, "maps": why})
+        return Inside(why={"layers": why, "maps": why, "worth": why})
     why = {}
     layers = None
+    asked = evenly(samples, worth) if worth else []
+    wanted = evenly(with_image, limit)
+    if features is None and fuser_of(model) is not None:
+        features = _features(model, [*wanted, *asked], progress)
     if fuser_of(model) is None:
         why["layers"] = "This graph has no fuser: no decoder layer weighs several vision layers."
     else:
-        chosen = evenly(with_image, limit)
-        if features is None:
-            features = _features(model, chosen, progress)
-        layers = read_layers(model, chosen, features)
+        layers = read_layers(model, wanted, features)
+    found_worth = _worth(model, asked, features, why, progress) if asked else None
     found = []
     if not writes_memory(model):
         why["maps"] = "This method writes no key/value memory, so there is no slot for each patch."
     else:
-        wanted = evenly(sorted(with_image, key=lambda sample: sample.kind), maps)
-        for number, sample in enumerate(wanted):
+        mapped = evenly(sorted(with_image, key=lambda sample: sample.kind), maps)
+        for number, sample in enumerate(mapped):
             found.append(memory_map(model, sample))
-            progress("mapping memory contributions", number + 1, len(wanted))
+            progress("mapping memory contributions", number + 1, len(mapped))
         if any(one is None for one in found):
             why["maps"] = "The patches of this graph are no square grid, so they cannot be laid over the image."
-    return Inside(layers, [one for one in found if one is not None], why)
+    return Inside(layers, found_worth, [one for one in found if one is not None], why)
+
+
+def _worth(
+    model: DehvfModel,
+    samples: Sequence[Sample],
+    features: FeatureSource | None,
+    why: dict[str, str],
+    progress: Callable[[str, int, int], None],
+) -> WeightWorth | None:
+    """What the weights are worth, or in `why` the reason why that cannot be told."""
+    try:
+        return weight_worth(model, samples, features, progress=lambda *done: progress("asking with replaced weights", *done))
+    except DehvfError as error:
+        why["worth"] = str(error)
+        return None
 
 
 def _features(model: DehvfModel, samples: Sequence[Sample], progress: Callable[[str, int, int], None]) -> FeatureSource:

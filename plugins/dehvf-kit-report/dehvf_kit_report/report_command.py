@@ -25,6 +25,9 @@ def report(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Images over which the fuser's weights are averaged.")] = 64,
     maps: Annotated[int, typer.Option("--maps", min=1, help="Images whose memory contributions are mapped.")] = 6,
+    worth: Annotated[
+        int, typer.Option("--worth", min=0, help="Questions asked again with the fuser's weights replaced; 0: none.")
+    ] = 64,
     as_json: Json = False,
 ) -> None:
     """Write the page and print what it lacks.
@@ -35,7 +38,7 @@ def report(
 
     quiet_transformers()
     with reporting() as progress:
-        found = write_report(folder, output, predictions, overrides or (), limit, maps, progress=progress)
+        found = write_report(folder, output, predictions, overrides or (), limit, maps, progress=progress, worth=worth)
     if as_json:
         print_json(found)
         return

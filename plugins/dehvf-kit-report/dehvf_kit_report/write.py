@@ -19,6 +19,7 @@ from dehvf_kit_report.finished_run import FinishedRun, read_run, refuse_foreign
 from dehvf_kit_report.inside import Inside, look_inside
 from dehvf_kit_report.page import MARK, Section, missing, page
 from dehvf_kit_report.repeat_section import repeat_section
+from dehvf_kit_report.worth_section import worth_sections
 
 PAGE = "report.html"
 Progress = Callable[[str, int, int], None]
@@ -34,6 +35,7 @@ def write_report(
     inside: Inside | None = None,
     title: str = "",
     progress: Progress = lambda *_: None,
+    worth: int = 64,
 ) -> dict[str, Any]:
     """Write a run's page. What is merely absent is mentioned on the page.
 
@@ -47,6 +49,7 @@ def write_report(
         inside: results of `look_inside` for the model in memory; without them the adapter is loaded.
         title: the page's title; the recipe's name where it is empty.
         progress: takes a stage, what is done of it, and how much there is.
+        worth: questions that are asked again with the fuser's weights replaced; 0 asks none.
 
     Returns:
         {"page", "recipe", "sections": {title: whether it has its data}}.
@@ -62,13 +65,14 @@ def write_report(
     check_new_files({}, {"--output": target})
     samples, no_samples = _samples(run)
     if inside is None:
-        inside = _inside(run, overrides, samples, no_samples, limit, maps, progress)
+        inside = _inside(run, overrides, samples, no_samples, (limit, maps, worth), progress)
     scores = sections.scored(run, run.predictions)
     parts = [
         *_counted(run),
         sections.curves_section(run),
         sections.scores_section(run, run.recipe.name, scores),
         *sections.layers_sections(run, inside),
+        *worth_sections(inside),
         sections.memory_section(run, inside),
         sections.answers_section(run, samples),
         repeat_section(run),
@@ -95,10 +99,10 @@ def _inside(
     overrides: Sequence[str],
     samples: Mapping[str, Sample],
     no_samples: str,
-    limit: int,
-    maps: int,
+    counts: tuple[int, int, int],
     progress: Progress,
 ) -> Inside:
+    limit, maps, worth = counts
     if no_samples or not samples:
         why = no_samples or "The test split is empty."
         return Inside(why={"layers": why, "maps": why, "base": why})
@@ -106,7 +110,7 @@ def _inside(
         progress("loading the adapter", 0, 1)
         model = load(run.adapter, overrides=overrides)
         progress("loading the adapter", 1, 1)
-        return look_inside(model, list(samples.values()), limit, maps, progress=progress)
+        return look_inside(model, list(samples.values()), limit, maps, progress=progress, worth=worth)
     except DehvfError as error:
         why = f"The adapter cannot be loaded and run here: {error}"
         return Inside(why={"layers": why, "maps": why, "base": why})

@@ -1,7 +1,7 @@
 """What the fuser's weights are worth: accuracy with the weights replaced by their means, by one layer, by another image's.
 
-A trained adapter answers the same questions again and again, each time with one part of the choice taken away. Where accuracy does not
-fall, that part carries nothing for these questions.
+A trained adapter answers the same questions again and again, each time with one part of the choice taken away. Where accuracy does
+not fall, that part carries nothing for these questions.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dehvf_kit_report.inside import Inside
 from dehvf_kit_report.page import Section, missing, table
-from dehvf_kit_report.weight_worth import REPLACEMENTS, WeightWorth, Worth
+from dehvf_kit_report.weight_worth import WeightWorth, Worth
 
 TITLE = "What the fuser's weights are worth"
 HEADS = {
@@ -40,8 +40,8 @@ def _note(found: WeightWorth) -> str:
     spread = ", ".join(f"{value:.3f} over {axis.replace('kv', 'keys and values')}" for axis, value in found.spread.items())
     left = f" {found.not_asked:,} questions without exactly one image were not asked." if found.not_asked else ""
     return (
-        f"The adapter answered {found.questions:,} questions about {found.images:,} images once for each column, its fuser's weights "
-        f"replaced by {REPLACEMENTS['images']}, and so on. Columns after the first: change of accuracy in points over the same "
-        "questions, with its 95% interval. Where nothing is lost, that part of the choice carries nothing here. As trained, "
-        f"the largest weight is {found.largest:.2f} on average; standard deviation of the weights: {spread}.{left}"
+        f"The adapter answered {found.questions:,} questions about {found.images:,} images once for each column, with other "
+        "weights in place of its fuser's. Columns after the first: change of accuracy in points over the same questions, with "
+        "its 95% interval. Where nothing is lost, that part of the choice carries nothing here. As trained, the largest weight is "
+        f"{found.largest:.2f} on average; standard deviation of the weights: {spread}.{left}"
     )

@@ -145,9 +145,9 @@ class FiniteSteps(TrainerCallback):
         batches, self._batches = self._batches, []
         losses = [bool(loss.isfinite().all()) for _, _, loss in batches]
         self.loss = sum(float(loss) for _, _, loss in batches)
-        named = {name: p for name, p in model.named_parameters() if p.grad is not None}
-        infinite = [name for name, parameter in named.items() if not _is_finite(parameter.grad)]
-        if not self.any_process(bool(infinite) or not all(losses)):
+        infinite = [name for name, parameter in model.named_parameters() if not all_finite(parameter.grad)]
+        skipped = bool(getattr(getattr(optimizer, "optimizer", None), "overflow", False))  # by DeepSpeed, which keeps the gradients
+        if not self.any_process(bool(infinite) or skipped or not all(losses)):
             self.good_since_log += 1
             return
         where = self._where(model, batches, losses, infinite)
@@ -178,7 +178,7 @@ class FiniteSteps(TrainerCallback):
         elif infinite:
             reason = f"{len(infinite)} gradients are not finite"
         else:
-            reason = "another process's loss or gradient is not finite"
+            reason = "a loss or gradient of several processes is not finite"
         first = next((found for batch, _, _ in bad if (found := first_non_finite(model, batch, self.run))), None)
         if first is None:
             first = f"the gradient of '{infinite[0].removeprefix('nodes.')}'" if infinite else "unknown"
@@ -204,11 +204,6 @@ def skipped_in_a_row(rows: Sequence[dict[str, Any]], step: int) -> int:
     while step - count in skipped:
         count += 1
     return count
-
-
-def _is_finite(gradient: Tensor) -> bool:
-    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return bool(local.isfinite().all())
 
 
 def first_non_finite(model: nn.Module, batch: Mapping[str, Any], run: Callable[[dict[str, Any]], Any]) -> str | None:

@@ -8,6 +8,7 @@ no gradients, so only its weights are communicated: each process gathers a layer
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,10 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.utils.strict_json import parse_json
 
 if TYPE_CHECKING:
+    from dehvf_kit.data.samples import Sample
     from dehvf_kit.model.model import DehvfModel
 
+OWN = "dehvf_kit.components."
 WANTS_FSDP, LOADS_ONCE = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
@@ -90,6 +93,12 @@ def leave_processes() -> None:
     """Close the connections, if there are any."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def reaches_all(model: DehvfModel, samples: Sequence[Sample]) -> bool:
+    """Whether every batch gives every trained weight a gradient: the kit's own components alone, and samples that have images."""
+    own = {id(weight) for node in model.nodes.values() if type(node).__module__.startswith(OWN) for weight in node.parameters()}
+    return bool(samples) and all(sample.images for sample in samples) and own >= {*map(id, model.trainable_parameters())}
 
 
 def prepare_model(model: DehvfModel, processes: Processes) -> None:

@@ -30,7 +30,7 @@ from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.training.callbacks import Stopping, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
-from dehvf_kit.training.distributed import Processes, join_processes, prepare_model
+from dehvf_kit.training.distributed import Processes, join_processes, prepare_model, reaches_all
 from dehvf_kit.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,
@@ -225,6 +225,7 @@ def _take_steps(
         _refuse_other_prompt(saved, recipe, model, last)
     set_seed(config.seed)
     args = training_arguments(config, folder.checkpoints, data.count, processes.count)
+    args.ddp_find_unused_parameters = not reaches_all(model, getattr(data.dataset, "samples", ()))
     model.bases = model.bases or base_identities(model)  # once, not for every checkpoint: the bases are frozen
     prepare_model(model, processes)
     model.train()

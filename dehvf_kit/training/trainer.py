@@ -86,7 +86,6 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
         report_to=trackers(config.report_to),
         remove_unused_columns=False,
         label_names=["labels"],
-        ddp_find_unused_parameters=True,  # a batch without images leaves fuser and projector without gradients
         accelerator_config={"dispatch_batches": False},  # a batch has tensors that cannot be cut by rows
         disable_tqdm=True,
     )
@@ -140,7 +139,9 @@ class DehvfTrainer(CheckpointingTrainer):
         self.questions, self.keep_best = dict(questions or {}), keep_best
         self.node_rates = dict(node_rates or {})
         self.tokenizer = model.processor.tokenizer
-        self.finite_steps = FiniteSteps(max_bad_steps, self._forward, self._in_any_process, report)
+        self.finite_steps = FiniteSteps(
+            max_bad_steps, lambda batch: self.model(**self._prepare_inputs(batch)), self._in_any_process, report
+        )
         super().__init__(
             model=model,
             args=args,
@@ -214,9 +215,8 @@ class DehvfTrainer(CheckpointingTrainer):
         return output
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **keywords: Any) -> Any:
-        return super().prediction_step(
-            model, {k: v for k, v in inputs.items() if k not in (IDS, SKIPPED, NOTED)}, *args, **keywords
-        )
+        inputs = {key: value for key, value in inputs.items() if key not in (IDS, SKIPPED, NOTED)}
+        return super().prediction_step(model, inputs, *args, **keywords)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         better = super()._determine_best_metric(metrics, trial)
@@ -233,10 +233,8 @@ class DehvfTrainer(CheckpointingTrainer):
 
     def _note_skipped(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep skipped samples of a stream in the state, which checkpoints hold; each is met again in every pass."""
-        known = [row[SKIPPED] for row in self.state.log_history if SKIPPED in row] if rows else []
         for row in rows:
-            if row not in known:
-                known.append(row)
+            if {SKIPPED: row} not in self.state.log_history:
                 self.state.log_history.append({SKIPPED: row})
 
     def _count(self, noted: Mapping[str, Sequence[str]]) -> None:
@@ -252,9 +250,6 @@ class DehvfTrainer(CheckpointingTrainer):
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         spent = {SPENT: round(self.budget.spent, 1)} if self.budget else {}
         super().log({**self.finite_steps.clean(logs), **spent}, start_time)
-
-    def _forward(self, batch: dict[str, Any]) -> Any:
-        return self.model(**self._prepare_inputs(batch))
 
     def _in_any_process(self, found: bool) -> bool:
         if self.accelerator.num_processes == 1:

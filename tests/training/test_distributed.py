@@ -27,10 +27,21 @@ from dehvf_kit.utils.atomic import UNFINISHED
 LAUNCH = Path(__file__).parents[2] / "launch"
 
 SETTINGS = ["graph.injector.dropout=0", "training.max_steps=12", "training.cache_features=true"]
+ACCUMULATED = ["training.batch_size=1", "training.gradient_accumulation=2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", "--config_file"]
 LAUNCHES = {
-    "ddp": ({}, ["training.batch_size=1", "training.gradient_accumulation=2"]),
-    "fsdp2": ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, ["training.batch_size=2"]),
+    "torchrun": ([*TORCHRUN, "-m", "dehvf_kit"], ACCUMULATED),
+    "ddp": ([*ACCELERATE, "launch/ddp.yaml", "-m", "dehvf_kit"], ["training.batch_size=2"]),
+    "fsdp2": ([*ACCELERATE, "launch/fsdp2.yaml", "-m", "dehvf_kit"], ["training.batch_size=2"]),
+    "zero2": ([*ACCELERATE, "launch/zero2.yaml", "gloo.py"], ACCUMULATED),
 }
+GLOO = """
+import runpy
+from deepspeed import ops
+ops.__compatible_ops__["deepspeed_shm_comm"] = False  # in C++, compiled in a minute at the first start on a machine without GPU
+runpy.run_module("dehvf_kit", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +56,18 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(
     request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The same global batch in two processes, started by torchrun, with a feature cache of their own."""
-    environment, settings = LAUNCHES[request.param]
+    """The same global batch in two processes, started by torchrun or accelerate, with a feature cache of their own."""
+    if request.param == "zero2":
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install deepspeed")
+    launcher, settings = LAUNCHES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    environment = {**os.environ, **environment, "DEHVF_KIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "dehvf_kit", "train", world / "tiny.yaml", *SETTINGS, *settings, "--output", folder / "run"]
-    ended = subprocess.run([*launcher, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
+    (folder / "gloo.py").write_text(GLOO, encoding="utf-8")
+    (folder / "launch").symlink_to(LAUNCH)
+    here = os.pathsep.join([str(LAUNCH.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {**os.environ, "PYTHONPATH": here, "DEHVF_KIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "train", world / "tiny.yaml", *SETTINGS, *settings, "--output", folder / "run"]
+    asked = {"env": environment, "cwd": folder, "capture_output": True, "text": True, "timeout": 300}
+    ended = subprocess.run([sys.executable, *map(str, command)], **asked)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder, ended
 
@@ -89,6 +105,8 @@ def test_only_rank_0_writes_and_prints(together: tuple) -> None:
     assert {file.name for file in (folder / "run").iterdir()} == {".lock", "adapter", "checkpoints", "log.jsonl", "run.json"}
     assert not [file for file in folder.rglob("*") if file.name.startswith(UNFINISHED) or file.suffix == ".part"]
     assert ended.stderr.count("training: 12/12") == 1
+    assert "find_unused_parameters" not in ended.stderr
+    assert bool(list(folder.rglob("zero_pp_rank_1_*"))) == folder.name.startswith("zero2")
 
 
 @pytest.mark.nightly

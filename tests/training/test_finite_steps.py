@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dehvf_kit
 from dehvf_kit.adapter.checkpoint import read_weights
@@ -18,7 +19,7 @@ from dehvf_kit.errors import DataError, TrainingError
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.training import training_set
-from dehvf_kit.training.callbacks import first_non_finite
+from dehvf_kit.training.callbacks import FiniteSteps, first_non_finite
 from dehvf_kit.training.checkpoints import checkpoints, fault
 from dehvf_kit.training.run import TrainResult, train
 
@@ -199,3 +200,15 @@ def test_samples_without_an_answer_are_left_out_and_counted(world: Path, tmp_pat
     result = train(dehvf_kit.load_recipe(world / "tiny.yaml", ["training.max_steps=3"]), tmp_path / "run")
     assert result.left_out == ("train3", "train7")
     assert "2 of 24 samples have no token to learn and are excluded: train3, train7" in caplog.text
+
+
+def test_a_step_that_deepspeed_skipped_is_counted() -> None:
+    """ZeRO-2 keeps the gradients to itself and says `overflow` where it took no step."""
+    model, state = nn.Linear(2, 2), SimpleNamespace(global_step=6, log_history=[])
+    steps = FiniteSteps(5, run=lambda batch: None)
+    for overflow in (False, True):
+        steps.saw({}, ["one"], torch.tensor(1.0))
+        optimizer = SimpleNamespace(optimizer=SimpleNamespace(overflow=overflow), zero_grad=lambda set_to_none: None)
+        steps.on_pre_optimizer_step(None, state, None, model=model, optimizer=optimizer)
+        assert [row["skipped_step"] for row in state.log_history] == ([7] if overflow else [])
+    assert state.log_history[0]["samples"] == "one" and "of several processes" in state.log_history[0]["reason"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
 from dehvf_kit.backbones.base import first_line
@@ -13,9 +13,10 @@ from dehvf_kit.errors import DataError, shown
 
 PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
-IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
-"""Keys of a part of the type `image` under which the image itself may be."""
+IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")  # of a part of the type `image`: where the image itself may be
 GENERATION = re.compile(r"{%-?\s*generation\b")
+NEXT = {"role": "assistant", "content": "\1"}  # stands for the answer that follows
+DATED = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"  # a prompt must not change with the day of its rendering
 
 
 def messages_of(given: Any) -> tuple[list[Message], list[Any]]:
@@ -59,10 +60,8 @@ def marked(messages: Sequence[Message], num_images: int) -> list[Message]:
     """
     found, count = list(messages), 0
     for number, one in enumerate(messages):
-        if one.role == "user":
+        if one.role == "user" and not (num_images == 1 and count):  # a lone image has its place: what comes later is text
             edges, text = without_placeholders(one.content)
-            if num_images == 1 and count:  # the image has its place; what comes later is text
-                continue
             count += edges if num_images < 2 else one.content.count(PLACEHOLDER)
             found[number] = Message(one.role, text) if num_images < 2 else one
             if not text.strip():
@@ -97,86 +96,108 @@ def conversation_sample(key: str, before: Sequence[Message], answer: str, images
     return Sample(key, plain_text(before), answer, first, kind, messages=() if alone else tuple(before), further_images=further)
 
 
-def in_template(messages: Sequence[Message], prompt: PromptConfig, tokenizer: Any, ask: bool = True, **arguments: Any) -> Any:
+def marks_answers(prompt: PromptConfig, tokenizer: Any) -> bool:
+    """Whether the chat template of a prompt marks by `{% generation %}` what an assistant writes."""
+    return prompt.chat and GENERATION.search(str(tokenizer.chat_template)) is not None
+
+
+def in_template(messages: Sequence[Message], prompt: PromptConfig, tokenizer: Any, ask: bool = True) -> str:
     """Messages in the decoder's chat template, user and assistant texts inside the recipe's own templates.
 
-    ask: whether the assistant's next answer follows. arguments: for the tokenizer's `apply_chat_template`. Raises: DataError for
-    a chat template that is missing, raises, or drops a message.
+    ask: whether the assistant's next answer follows; a template that marks answers is written up to the answer's own text, such
+    as behind the empty thoughts that Qwen3's puts before it. Raises: DataError for a chat template that is missing, raises, or
+    drops a message.
     """
     if not tokenizer.chat_template:
         raise DataError(
             "data.prompt.chat: the tokenizer has no chat template; add one to its folder (chat_template.jinja), or set "
             "data.prompt.chat=false"
         )
-    forms = {"user": prompt.question.replace("{question}", "{}"), "assistant": prompt.answer.replace("{answer}", "{}")}
-    texts = [_filled(forms.get(one.role, "{}"), one.content) for one in messages]
-    turns = [{"role": one.role, "content": text} for one, text in zip(messages, texts, strict=True)]
+    turns = _turns(messages, prompt)
+
+    def written(turns: Sequence[Mapping[str, str]]) -> str:
+        end = [NEXT] if ask and marks_answers(prompt, tokenizer) else []
+        how = {"add_generation_prompt": ask and not end, "chat_template": _template(tokenizer), "tokenize": False}
+        text = tokenizer.apply_chat_template([*turns, *end], **how)
+        return text.partition(NEXT["content"])[0] if end else text
+
     try:
-        found = tokenizer.apply_chat_template(turns, add_generation_prompt=ask, **{"tokenize": False, **arguments})
+        found = written(turns)
     except Exception as error:  # a template is a program: it raises whatever it likes
         raise DataError(
             f"data.prompt.chat: the tokenizer's chat template cannot be applied: {first_line(error)}; correct the template, "
             "or set data.prompt.chat=false"
         ) from error
     place = 0
-    for number, (one, turn) in enumerate(zip(messages, turns, strict=True) if isinstance(found, str) else ()):
+    for number, (one, turn) in enumerate(zip(messages, turns, strict=True)):
         text = turn["content"].strip()
         at = found.find(text, place)
         place = max(place, at + len(text))
-        if at < 0:  # dropped, or written another way: then it changes with the message
-            other = [*turns[:number], {**turn, "content": f"{text}."}, *turns[number + 1 :]]
-            if tokenizer.apply_chat_template(other, add_generation_prompt=ask, tokenize=False) == found:
-                what = "question" if len(messages) == 1 else f"{one.role}'s message"
-                raise DataError(
-                    f"data.prompt.chat: the tokenizer's chat template drops the {what} {shown(one.content)}; correct the template, "
-                    "or set data.prompt.chat=false"
-                )
+        # one that is not found was dropped, or written another way: then the text changes with the message
+        if at < 0 and written([*turns[:number], {**turn, "content": f"{text}."}, *turns[number + 1 :]]) == found:
+            what = "question" if len(messages) == 1 else f"{one.role}'s message"
+            raise DataError(
+                f"data.prompt.chat: the tokenizer's chat template drops the {what} {shown(one.content)}; correct the template, "
+                "or set data.prompt.chat=false"
+            )
     return found
 
 
-def _filled(form: str, text: str) -> str:
-    before, _, after = form.partition("{}")
+def _template(tokenizer: Any) -> str:
+    """A tokenizer's chat template, with a fixed date where it writes today's, as LLaMA 3.2's does."""
+    found = str(tokenizer.get_chat_template())
+    return DATED + found if "strftime_now" in found else found
+
+
+def _turns(messages: Sequence[Message], prompt: PromptConfig) -> list[dict[str, str]]:
+    return [{"role": one.role, "content": filled(prompt, one.role, one.content)} for one in messages]
+
+
+def filled(prompt: PromptConfig, role: str, text: str) -> str:
+    """A message in the recipe's own template of its role; one that is in it already is left alone."""
+    form, place = (prompt.answer, "{answer}") if role == "assistant" else (prompt.question, "{question}")
+    before, _, after = ("", "", "") if role == "system" else form.partition(place)
     return text if before + after and text.startswith(before) and text.endswith(after) else before + text + after
 
 
 def learned_parts(sample: Sample, prompt: PromptConfig, tokenizer: Any) -> list[str]:
     """The conversation before a sample's last answer in the chat template, cut where learned text begins and ends.
 
-    Every second part is an earlier answer, with the template's own end where that is the tokenizer's end token. One part where
-    only the last answer is learned. Raises: DataError for a template that writes earlier turns another way as more follow.
+    Every second part is an earlier answer, with the template's own end where that is the tokenizer's end token. Raises: DataError
+    for a template that does not write an earlier answer right behind the prompt it is asked by.
     """
-    messages = sample.messages or (Message("user", sample.question),)
-    whole = in_template(messages, prompt, tokenizer)
-    cuts = [0]
-    for number, one in enumerate(messages):
-        if one.role != "assistant" or prompt.targets == "last":
+    whole, end_token, cuts = in_template(sample.messages, prompt, tokenizer), tokenizer.eos_token, [0]
+    for number, turn in enumerate(_turns(sample.messages, prompt)):
+        if turn["role"] != "assistant":
             continue
-        asked = in_template(messages[:number], prompt, tokenizer)
-        said = in_template(messages[: number + 1], prompt, tokenizer, ask=False).rstrip()
-        if not (whole.startswith(said) and said.startswith(asked)):
+        asked, text = in_template(sample.messages[:number], prompt, tokenizer), turn["content"].strip()
+        start = whole.find(text, len(asked))
+        if not whole.startswith(asked) or start < 0 or whole[len(asked) : start].strip():
             raise DataError(
-                f"sample '{sample.id}': the chat template writes the answer {shown(one.content)} another way when more follows, "
+                f"sample '{sample.id}': the chat template writes the answer {shown(text)} another way when more follows, "
                 "so it cannot be learned; set data.prompt.targets=last, or mark answers in the template by {% generation %}"
             )
-        answer = whole.find(one.content.strip(), len(asked)) + len(one.content.strip())
-        cuts += [len(asked), len(said) if tokenizer.eos_token and said.endswith(tokenizer.eos_token) else answer]
-    return [whole[start:end] for start, end in zip(cuts, [*cuts[1:], None], strict=True)]
+        after = whole[start + len(text) :].lstrip()
+        ended = end_token is not None and after.startswith(end_token)
+        cuts += [len(asked), len(whole) - len(after) + len(end_token) if ended else start + len(text)]
+    return [whole[start:end] for start, end in pairwise([*cuts, None])]
 
 
-def generated_parts(sample: Sample, prompt: PromptConfig, tokenizer: Any) -> list[list[int]] | None:
-    """Tokens of a whole conversation in parts, every second of which its template marks by `{% generation %}`.
+def generated_parts(sample: Sample, prompt: PromptConfig, tokenizer: Any) -> list[str]:
+    """A whole conversation in parts, every second of which its template marks by `{% generation %}`; the last is the answer.
 
-    None where the template marks nothing, or the tokenizer cannot say where its tokens stand. Raises: DataError where no token of
-    this conversation is marked, and as `in_template` does.
+    The answer begins where the prompt of generation ends, whatever of the template's own is marked before it. Raises: DataError
+    where nothing of the answer is marked, and as `in_template` does.
     """
-    if not (prompt.chat and tokenizer.is_fast and GENERATION.search(str(tokenizer.chat_template))):
-        return None
-    messages = [*(sample.messages or (Message("user", sample.question),)), Message("assistant", sample.answer)]
-    in_template(messages, prompt, tokenizer, ask=False)
-    found = in_template(messages, prompt, tokenizer, False, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
-    runs = [(bool(mask), [token for token, _ in run]) for mask, run in groupby(pairs, lambda pair: pair[1])]
-    if not any(mask for mask, _ in runs):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    before = sample.messages or (Message("user", sample.question),)
+    messages = [*before, Message("assistant", sample.answer)]
+    asked, whole = in_template(before, prompt, tokenizer), in_template(messages, prompt, tokenizer, ask=False)
+    how: Any = {"chat_template": _template(tokenizer), "return_assistant_tokens_mask": True, **tokenizer.special_tokens_map}
+    rendered: Any = render_jinja_template([_turns(messages, prompt)], **how)
+    end = max((end for _, end in rendered[1][0]), default=0)
+    if not whole.startswith(asked) or end <= len(asked):
         raise DataError(f"sample '{sample.id}': the chat template marks no token of it by {{% generation %}}; correct it")
-    parts = [[]] * runs[0][0] + [run for _, run in (runs if runs[-1][0] else runs[:-1])]
-    return parts if prompt.targets == "every" else [[token for part in parts[:-1] for token in part], parts[-1]]
+    earlier = [edge for span in rendered[1][0] if span[1] <= len(asked) for edge in span if prompt.targets == "every"]
+    return [whole[start:stop] for start, stop in pairwise([0, *earlier, len(asked), end])]

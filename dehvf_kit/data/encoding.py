@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from os.path import commonprefix
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dehvf_kit.data.conversations import generated_parts, learned_parts
+from dehvf_kit.data.conversations import generated_parts, learned_parts, marks_answers
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.processing import DehvfProcessor, image_places, open_ended
 from dehvf_kit.data.samples import PromptConfig, Sample
@@ -59,27 +61,22 @@ class EncodedSamples(Dataset):
                     raise
                 return skip(sample, str(error))
 
-        found = [(sample, usable(self._parts, sample)) for sample in samples]
-        texts = [parts for _, parts in found if parts and isinstance(parts[0], str)]
-        encoded = iter(encode_parts(tokenizer, texts, special=not prompt.chat))
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        for sample, parts in found:
-            if parts and isinstance(parts[0], str):
-                *before, answer = next(encoded)
-                parts = [*before, [*answer, *end]]
-            tokens = usable(self._join, sample, parts) if parts else None
+        found = [(sample, parts) for sample in samples if (parts := usable(self._parts, sample))]
+        encoded = encode_parts(tokenizer, [parts for _, parts in found], special=not prompt.chat)
+        end = [] if marks_answers(prompt, tokenizer) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        for (sample, _), (*before, answer) in zip(found, encoded, strict=True):
+            tokens = usable(self._join, sample, [*before, [*answer, *end]])
             if tokens is not None:
                 self.tokens.append(tokens)
                 self.samples.append(sample)
 
-    def _parts(self, sample: Sample) -> Sequence[str] | Sequence[list[int]]:
-        """A sample as parts of text, or of tokens where the chat template marks answers; every second one is learned."""
+    def _parts(self, sample: Sample) -> Sequence[str]:
+        """A sample's text in parts, every second of which is learned."""
         answer = self.prompt.answer.replace("{answer}", sample.answer)
         if not sample.question.strip():
             raise DataError(f"sample '{sample.id}': its question is empty; write one, or leave the sample out")
-        tokens = generated_parts(sample, self.prompt, self.processor.tokenizer)
-        if tokens is not None:
-            return tokens
+        if marks_answers(self.prompt, self.processor.tokenizer):
+            return generated_parts(sample, self.prompt, self.processor.tokenizer)
         if self.prompt.targets == "every" and sample.messages:
             return [*learned_parts(sample, self.prompt, self.processor.tokenizer), answer]
         return [self.processor.with_prompt(sample.asked), answer]
@@ -166,7 +163,7 @@ def encode_pairs(
     tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], special: bool
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of each prompt and of the answer that follows it: see `encode_parts`."""
-    rows = [[prompt, answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    rows = list(zip(prompts, answers, strict=True))
     return [(prompt, answer) for prompt, answer in encode_parts(tokenizer, rows, special)]
 
 
@@ -174,7 +171,8 @@ def encode_parts(tokenizer: Any, rows: Sequence[Sequence[str]], special: bool) -
     """Token ids of each part of some texts. special: whether the texts get the tokenizer's own marks.
 
     The parts are tokenised as one text, as the official MemVP and LaVIN scripts do, where that text begins with the tokens of
-    the parts before, which are what generation sees; where a token would straddle a border, the part behind it is tokenised alone.
+    the parts before the last, which are what generation sees; where a token would straddle that border, the last part is
+    tokenised alone. At an earlier border such a token belongs to the part behind it.
     """
     if not rows:
         return []
@@ -182,12 +180,9 @@ def encode_parts(tokenizer: Any, rows: Sequence[Sequence[str]], special: bool) -
     found = iter(open_ended(tokenizer, tokenizer(texts, add_special_tokens=special)["input_ids"], special))
     encoded = []
     for row in rows:
-        before, parts = list(next(found)), []
-        parts.append(list(before))
-        for text in row[1:]:
-            joined = list(next(found))
-            whole = joined[: len(before)] == before
-            parts.append(joined[len(before) :] if whole else tokenizer(text, add_special_tokens=False)["input_ids"])
-            before += parts[-1]
-        encoded.append(parts)
+        *heads, prompt, joined = [list(next(found)) for _ in row]
+        cuts = [0, *(len(commonprefix([head, prompt])) for head in heads), len(prompt)]
+        alone = joined[: len(prompt)] != prompt
+        answer = tokenizer(row[-1], add_special_tokens=False)["input_ids"] if alone else joined[len(prompt) :]
+        encoded.append([*(prompt[start:end] for start, end in pairwise(cuts)), answer])
     return encoded

@@ -13,7 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.backbones.vision.config import ImageConfig
-from dehvf_kit.data.conversations import in_template, marked, messages_of, plain_text
+from dehvf_kit.data.conversations import filled, in_template, marked, messages_of, plain_text
 from dehvf_kit.data.images import read_any
 from dehvf_kit.data.samples import Message, PromptConfig
 from dehvf_kit.errors import DataError, shown
@@ -40,9 +40,6 @@ class SeveralImageProcessor(BaseImageProcessor):
             for name, settings in self.encoders.items()
         }
         return BatchFeature({"pixel_values": pixels})
-
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, **kwargs)
 
 
 class CheckedImageProcessor(CLIPImageProcessorPil):
@@ -152,15 +149,6 @@ class DehvfProcessor(ProcessorMixin):
             return texts if several else texts[0]
         extra = kwargs.get("processor_kwargs") or {}
         return self(images=images if any(images) else None, text=texts, apply_prompt=False, **extra)
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        return self.tokenizer.batch_decode(*args, **kwargs)
-
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        return self.tokenizer.decode(*args, **kwargs)
-
-    def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
-        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -272,9 +260,7 @@ def format_question(question: str, prompt: PromptConfig, tokenizer: PreTrainedTo
     Raises: DataError for a chat template that is missing, raises, or drops the question.
     """
     if not prompt.chat:
-        before, _, after = prompt.question.partition("{question}")
-        within = question.startswith(before) and question.endswith(after) and before + after
-        return question if within else before + question + after
+        return filled(prompt, "user", question)
     found = in_template([Message("user", question)], prompt, tokenizer)
     bare = PromptConfig(question="{question}", chat=True)
     opening, place, _ = in_template([Message("user", "\0")], bare, tokenizer).partition("\0")
@@ -360,6 +346,5 @@ def tokenizer_faults(tokenizer: Any, prompt: PromptConfig | None, embedded: int 
 
 def require_tokenizer(tokenizer: Any, prompt: PromptConfig | None, embedded: int = 0, learns: bool = True) -> None:
     """Raises: DataError with every one of `tokenizer_faults`."""
-    faults = tokenizer_faults(tokenizer, prompt, embedded, learns)
-    if faults:
+    if faults := tokenizer_faults(tokenizer, prompt, embedded, learns):
         raise DataError("\n".join(str(fault) for fault in faults))

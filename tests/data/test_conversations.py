@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data.chat_templates import FAMILIES, chat_tokenizer
+from data.chat_templates import FAMILIES, PUBLISHED, chat_tokenizer
 from data.small_sets import picture
 from dehvf_kit_streams.messages import ChatPromptConfig, MessagesDataConfig
 from pydantic import ValidationError
@@ -45,10 +46,10 @@ def sample(*messages: dict[str, str]) -> Sample:
     return Sample("a", "\n".join(one.content for one in before), answer.content, messages=tuple(before))
 
 
-def encoded(family: str, one: Sample, prompt: PromptConfig) -> tuple[str, list[str]]:
+def encoded(family: str, one: Sample, prompt: PromptConfig, made: DehvfProcessor | None = None) -> tuple[str, list[str]]:
     """The whole text, and the learned runs of it."""
-    made = processor(family, prompt)
-    ((tokens, labels),) = EncodedSamples([one], made, prompt, 64, images=False).tokens
+    made = made or processor(family, prompt)
+    ((tokens, labels),) = EncodedSamples([one], made, prompt, 99, images=False).tokens
     runs, before = [], False
     for token, label in zip(tokens, labels, strict=True):
         if label != IGNORED:
@@ -61,24 +62,67 @@ def encoded(family: str, one: Sample, prompt: PromptConfig) -> tuple[str, list[s
 
 LEARNED = {
     "llama": ["red<|eot_id|>", "small<|eot_id|>"],
+    "llama3.2": ["red<|eot_id|>", "small<|eot_id|>"],
     "qwen": ["red<|im_end|>", "small<|im_end|>"],
+    "qwen3": ["red<|im_end|>", "small<|im_end|>"],
     "gemma": ["red", "small<eos>"],  # its template ends a turn with another token than its tokenizer's end token
-    "marked": ["red<|im_end|>", "small<|im_end|>"],
+    "gemma3": ["red", "small<eos>"],
+    "llama marked": ["red<|eot_id|>", "small<|eot_id|>"],
+    "qwen marked": ["\nred<|im_end|>\n", "small<|im_end|>\n"],  # it marks the line's end before an answer, too
+    "qwen3 marked": ["<think>\n\n</think>\n\nred<|im_end|>\n", "small<|im_end|>\n"],
+    "gemma marked": ["red<end_of_turn>\n", "small<end_of_turn>\n"],
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_answer_or_the_last_is_learned_and_generation_sees_what_training_saw(family: str) -> None:
+    """Qwen3's own template puts empty thoughts before the last answer alone, its marked form before each: none is asked for."""
     one = sample(*TALK)
     text, runs = encoded(family, one, EVERY)
-    assert [run.replace(" ", "") for run in runs] == LEARNED[family]
+    assert runs == LEARNED[family]
     again, last = encoded(family, one, LAST)
     assert (again, last) == (text, runs[-1:])
     made = processor(family)
     inputs, _ = prompts(made, [one])
     asked = inputs["input_ids"][0].tolist()
-    ((tokens, _),) = EncodedSamples([one], made, EVERY, 64, images=False).tokens
+    ((tokens, _),) = EncodedSamples([one], made, EVERY, 99, images=False).tokens
     assert tokens[: len(asked)] == asked and made.tokenizer.decode(tokens[len(asked) :]) == runs[-1]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_training_renders_what_the_published_template_does(family: str) -> None:
+    """Up to what a template writes before the last answer alone, and today's date, which a prompt must not have."""
+    made, before = chat_tokenizer(family), TALK[:3] if family.startswith("gemma") else [SYSTEM, *TALK[:3]]
+    text, _ = encoded(family, sample(*before, TALK[3]), EVERY)
+    wanted = made.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+    today = datetime.now().strftime("%d %b %Y")
+    assert (today in wanted) == (family == "llama3.2") and today not in text
+    assert text == wanted.replace(today, "26 Jul 2024") + "small" + made.eos_token
+
+
+@pytest.mark.parametrize("family", ["llama", "llama marked"])
+def test_history_has_the_tokens_of_generation_where_a_tokenizer_cuts_the_border_another_way(family: str) -> None:
+    """GPT-2's rule makes one token of the two line ends at the end of a prompt, and two before a word."""
+    made = DehvfProcessor(ImageConfig(size=8).processor(), chat_tokenizer(family, gpt2=True), prompt=EVERY.model_dump())
+    one = sample(*TALK)
+    ((tokens, labels),) = EncodedSamples([one], made, EVERY, 99, images=False).tokens
+    inputs, _ = prompts(made, [one])
+    asked = inputs["input_ids"][0].tolist()
+    assert tokens[: len(asked)] == asked
+    _, runs = encoded(family, one, EVERY, made)
+    assert [run.strip() for run in runs] == LEARNED["llama"]
+
+
+def test_an_answer_that_comes_another_way_than_it_is_asked_for_is_refused() -> None:
+    """As templates of reasoning models write it: thoughts are asked for, and left out of what was said earlier."""
+    made = processor("qwen3")
+    made.tokenizer.chat_template += "{%- if add_generation_prompt %}<think>\n{% endif %}"
+    with pytest.raises(DataError, match="writes the answer 'red' another way when more follows.*targets=last"):
+        EncodedSamples([sample(*TALK)], made, EVERY, 99, images=False)
+    assert len(EncodedSamples([sample(*TALK)], made, LAST, 99, images=False)) == 1
+    marked = processor("qwen3 marked")
+    with pytest.raises(DataError, match="marks no token of it"):
+        EncodedSamples([sample(TALK[0], {"role": "assistant", "content": "<think>hm</think>red"})], marked, EVERY, 99, images=False)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen", "gemma"])
@@ -101,7 +145,12 @@ def test_a_long_conversation_loses_its_beginning_and_its_labels_with_it() -> Non
 
 @pytest.mark.parametrize(
     ("family", "messages", "message"),
-    [("gemma", [SYSTEM, *TALK], "System role not supported"), ("gemma", [TALK[0], *TALK[:2]], "roles must alternate")],
+    [
+        ("gemma", [SYSTEM, *TALK], "System role not supported"),
+        ("gemma marked", [SYSTEM, *TALK], "System role not supported"),
+        ("gemma", [TALK[0], *TALK[:2]], "roles must alternate"),
+        ("gemma3", [SYSTEM, *TALK[1:]], "roles must alternate"),
+    ],
 )
 def test_what_a_template_cannot_carry_is_refused_by_name(family: str, messages: list, message: str) -> None:
     skipped: list[str] = []
@@ -200,7 +249,7 @@ def test_llava_conversations_are_messages_in_a_chat_template_and_lines_elsewhere
     assert made.with_prompt(second.asked) == f"Question: {second.question}\nAnswer:"
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen", "marked"])
+@pytest.mark.parametrize("family", ["llama", "qwen", "qwen3", "gemma3", "qwen marked"])
 def test_apply_chat_template_renders_the_whole_conversation_as_training_does(family: str) -> None:
     made, one = processor(family), sample(SYSTEM, *TALK)
     text = made.apply_chat_template([SYSTEM, *TALK[:3]])
@@ -208,6 +257,6 @@ def test_apply_chat_template_renders_the_whole_conversation_as_training_does(fam
     inputs = made.apply_chat_template([SYSTEM, *TALK[:3]], tokenize=True)
     ((tokens, _),) = EncodedSamples([one], made, EVERY, 64, images=False).tokens
     asked = inputs["input_ids"][0].tolist()
-    assert asked == tokens[: len(asked)] and len(asked) == len(tokens) - 2
+    assert asked == tokens[: len(asked)] and made.tokenizer.decode(tokens[len(asked) :]) == LEARNED[family][-1]
     with pytest.raises(DataError, match="ends with the user's question, this one with a message of the assistant"):
         made.apply_chat_template(TALK)

@@ -14,7 +14,6 @@ from dehvf_kit.errors import DataError, shown
 PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")  # of a part of the type `image`: where the image itself may be
-GENERATION = re.compile(r"{%-?\s*generation\b")
 NEXT = {"role": "assistant", "content": "\1"}  # stands for the answer that follows
 DATED = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"  # a prompt must not change with the day of its rendering
 
@@ -98,7 +97,7 @@ def conversation_sample(key: str, before: Sequence[Message], answer: str, images
 
 def marks_answers(prompt: PromptConfig, tokenizer: Any) -> bool:
     """Whether the chat template of a prompt marks by `{% generation %}` what an assistant writes."""
-    return prompt.chat and GENERATION.search(str(tokenizer.chat_template)) is not None
+    return prompt.chat and re.search(r"{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
 
 
 def in_template(messages: Sequence[Message], prompt: PromptConfig, tokenizer: Any, ask: bool = True) -> str:
@@ -178,8 +177,8 @@ def learned_parts(sample: Sample, prompt: PromptConfig, tokenizer: Any) -> list[
                 "so it cannot be learned; set data.prompt.targets=last, or mark answers in the template by {% generation %}"
             )
         after = whole[start + len(text) :].lstrip()
-        ended = end_token is not None and after.startswith(end_token)
-        cuts += [len(asked), len(whole) - len(after) + len(end_token) if ended else start + len(text)]
+        closed = bool(end_token) and after.startswith(end_token)
+        cuts += [len(asked), len(whole) - len(after) + len(end_token) if closed else start + len(text)]
     return [whole[start:end] for start, end in pairwise([*cuts, None])]
 
 

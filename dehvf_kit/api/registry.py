@@ -21,12 +21,8 @@ from dehvf_kit.errors import DehvfError, PluginError, did_you_mean, listing, sho
 PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 """A class by its place: `package.module:Class`."""
 IN_PLUGINS = {
-    ("data", "scienceqa"): "dehvf-kit-benchmarks",
-    ("data", "coco_captions"): "dehvf-kit-benchmarks",
-    ("data", "messages"): "dehvf-kit-streams",
-    ("data", "mixture"): "dehvf-kit-streams",
-    ("data", "stream"): "dehvf-kit-streams",
-    ("data", "table"): "dehvf-kit-streams",
+    **dict.fromkeys([("data", one) for one in ("scienceqa", "coco_captions", "choices")], "dehvf-kit-benchmarks"),
+    **dict.fromkeys([("data", one) for one in ("messages", "mixture", "stream", "table")], "dehvf-kit-streams"),
 }
 """Types of the kit's own recipes that live in plugins, for the message where a plugin is missing."""
 

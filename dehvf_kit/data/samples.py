@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -212,6 +212,10 @@ class DataConfig(Settings):
     def prompt_facts(self) -> dict[str, Any]:
         """What decides the text a model sees, short and readable: see `adapter/fingerprint.py`."""
         return {"question": self.prompt.question, "answer": self.prompt.answer, "chat": self.prompt.chat}
+
+    def ask(self, answer: Callable[..., Sequence[Any]], model: Any, samples: Sequence[Any], **settings: Any) -> Sequence[Any]:
+        """Answers to samples, as `answer` (`evaluation.answers.answer`) generates them; a data set may find them otherwise."""
+        return answer(model, samples, **settings)
 
     def check_scoring(self) -> None:
         """Raises: DataError where `score` needs something that is missing; `eval` asks before the first question."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -185,9 +186,7 @@ def _asked(
             features = cached_features(model, recipe.training)
             features.fill(samples, progress=lambda done, total: progress("reading images", done, total))
     with _kept(place, model, recipe, samples, output) as kept:
-        predictions = answer(
-            model, samples, features=features, progress=lambda done, total: progress("answering", done, total), kept=kept
-        )
+        predictions = data.ask(answer, model, samples, features=features, progress=partial(progress, "answering"), kept=kept)
     predictions = with_skipped(predictions, asked, sample_filter.skipped)
     listed = None
     if output is not None:
@@ -195,15 +194,13 @@ def _asked(
         listed = write_skipped(output.with_suffix(f".{SKIPPED}"), sample_filter.skipped)
         if place is not None and atomic.is_file(place.parent / LOG):  # a run, whose report looks for its answers
             with suppress(OSError), (place.parent / EVALUATIONS).open("a", encoding="utf-8") as noted:
-                row = {"predictions": str(output.absolute()), "weights": read_config(place).get(DIGEST)}
-                noted.write(json.dumps(row) + "\n")
+                noted.write(json.dumps({"predictions": str(output.absolute()), "weights": read_config(place).get(DIGEST)}) + "\n")
     scores = _noted(note_skipped(data.score(predictions), sample_filter.skipped), predictions)
     if results is not None:
         atomic.write_output(results, json.dumps(scores.results, indent=1, ensure_ascii=False) + "\n")
     if store and place is not None:
-        what = (
-            f"{'the first ' if limit else ''}{len(samples):,} questions of the test split of its `{getattr(data, 'type', '')}` data"
-        )
+        first, kind = "the first " if limit else "", getattr(data, "type", "")
+        what = f"{first}{len(samples):,} questions of the test split of its `{kind}` data"
         keep(place, "scores", {"data": what, "scores": {one.name: one.row() for one in scores.scores}})
     if kept is not None:
         kept.remove()
@@ -230,10 +227,8 @@ def _kept(
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     key = digest(facts, samples)
-    if output is not None:
-        file = output.with_name(f"{output.name}.{key}{SUFFIX}")
-    else:
-        file = default_folder().parent / "answers" / f"{key}{SUFFIX}"
+    cache = default_folder().parent / "answers"
+    file = output.with_name(f"{output.name}.{key}{SUFFIX}") if output is not None else cache / f"{key}{SUFFIX}"
     try:
         if output is None:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,8 @@ class Questions:
         rank, count = (self.processes.rank, self.processes.count) if share else (0, 1)
         samples = self.given.samples
         mine = list(range(rank, len(samples), count))
-        predictions = answer(
+        predictions = self.data.ask(
+            answer,
             model,
             [samples[place] for place in mine],
             features=self.features,

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 @hookimpl
 def register_components(register: Register) -> None:
     register("dehvf_kit_benchmarks.scienceqa:ScienceQaDataConfig", role="data", type="scienceqa")
+    register("dehvf_kit_benchmarks.choices:ChoicesDataConfig", role="data", type="choices")
     register("dehvf_kit_benchmarks.coco_captions:CocoCaptionsDataConfig", role="data", type="coco_captions")
 
 

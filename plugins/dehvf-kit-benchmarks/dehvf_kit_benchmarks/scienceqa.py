@@ -7,12 +7,13 @@ Upstream: `problems.json`, `pid_splits.json`, `captions.json`, and a picture of 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dehvf_kit_streams.hub_tables import TableImage, open_table
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dehvf_kit.data.answers import named
 from dehvf_kit.data.issues import PREPARE, Issue, refuse
@@ -20,6 +21,7 @@ from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading,
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.atomic import is_file, is_folder
 from dehvf_kit.utils.strict_json import read_json
+from dehvf_kit_benchmarks import likelihood
 from dehvf_kit_benchmarks import scienceqa_columns as columns
 from dehvf_kit_benchmarks.scienceqa_columns import UNANSWERED
 from dehvf_kit_benchmarks.scienceqa_prompt import LETTERS, Problem, check_format, choice_of, prompt, reply, reply_start
@@ -37,7 +39,9 @@ class ScienceQaDataConfig(DataConfig):
     """ScienceQA: multiple-choice science questions, about half of them with a picture."""
 
     type: Literal["scienceqa"] = "scienceqa"
-    metric: Literal["scienceqa"] = Field("scienceqa", description="the nine columns")
+    metric: Literal["scienceqa", "likelihood"] = Field(
+        "scienceqa", description="the nine columns, of generated answers or of the likeliest choices"
+    )
     path: str = Field("data/scienceqa", description="folder with problems.json, `datasets` folder, or hub id")
     download: bool = Field(False, description="allow fetching a hub id that is not on this machine")
     revision: str | None = Field(None, description="hub branch, tag or commit")
@@ -56,6 +60,12 @@ class ScienceQaDataConfig(DataConfig):
     @classmethod
     def _format(cls, value: str) -> str:
         return check_format(value)
+
+    @model_validator(mode="after")
+    def _choices_come_first(self) -> ScienceQaDataConfig:
+        if self.metric == "likelihood" and not reply_start(self.format):
+            raise ValueError(f"metric=likelihood scores answers that stand first, and format={self.format} has them later")
+        return self
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
@@ -93,6 +103,13 @@ class ScienceQaDataConfig(DataConfig):
         facts = {"format": self.format, "captions": self.captions, "response": self.response, "pictures": self.pictures}
         return {**super().prompt_facts(), **facts}
 
+    def ask(self, answer: Callable[..., Sequence[Any]], model: Any, samples: Sequence[Any], **settings: Any) -> Sequence[Any]:
+        return (
+            likelihood.choose(model, samples, "likelihood", **settings)
+            if self.metric == "likelihood"
+            else answer(model, samples, **settings)
+        )
+
     def score(self, predictions: Sequence[Any]) -> Scores:
         """The nine columns; an answer that names no choice is wrong, and counted as such in a note."""
         problems = {problem.id: problem for problem in self.problems(self.test_split)[0]}
@@ -115,13 +132,15 @@ class ScienceQaDataConfig(DataConfig):
         return _table(self.path, part, self.download, self.revision, self.pictures)
 
     def _sample(self, problem: Problem) -> Sample:
-        return Sample(
+        answers = (reply(replace(problem, answer=n), "Q-A") for n in range(len(problem.choices)))
+        return likelihood.ChoiceSample(
             id=problem.id,
             question=prompt(problem, self.format, self.captions, self.response),
             answer=reply(problem, self.format),
             image=problem.picture,
             kind=problem.subject,
             answer_start=reply_start(self.format),
+            choices=tuple(answers) if self.metric == "likelihood" else (),
         )
 
 

@@ -69,7 +69,10 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
     with PeakMemory() as memory:
         trained = train(recipe, folder, model, features, samples=learned, progress=clock)
     began = time.perf_counter()
-    predictions = answer(model, asked, SCORING_BATCH, features, lambda done, total: progress("asking", done, total, ""))
+    settings = {"batch_size": SCORING_BATCH, "features": features}
+    predictions = recipe.data.ask(
+        answer, model, asked, **settings, progress=lambda done, total: progress("asking", done, total, "")
+    )
     seconds = time.perf_counter() - began
     predictions = with_skipped(predictions, wanted, to_ask.skipped)
     encoded = EncodedSamples(

@@ -1,4 +1,4 @@
-"""Eyes for a frozen language model: hierarchical visual features written into its feed-forward memory.
+"""Adds vision to a frozen LLM: hierarchical visual features written into its feed-forward memory.
 
 Public names load on first use, so importing the package stays cheap.
 """

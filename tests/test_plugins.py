@@ -267,7 +267,7 @@ def test_loading_plugins_and_a_recipe_imports_what_the_recipe_names():
     assert "dehvf_kit.components.fuser.mean" in loaded
     unnamed = ("fuser.cross_attention", "layer_query.embedding_mlp", "grouper.listed", "merger.concat_levels")
     assert not loaded & {f"dehvf_kit.components.{module}" for module in unnamed}
-    assert not loaded & {"dehvf_kit.data.llava", "dehvf_kit_baselines.lora", "dehvf_kit_timm.vision", "timm"}
+    assert not loaded & {"dehvf_kit_streams.llava", "dehvf_kit_baselines.lora", "dehvf_kit_timm.vision", "timm"}
 
 
 def in_place(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:

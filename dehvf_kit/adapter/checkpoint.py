@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 KIT, PLUGINS = "dehvf-kit", "plugins"
+OF_ONE_FILE = ("max_shard_size", "safe_serialization", "save_function", "save_original_format", "save_peft_format", "token")
+"""Keywords of transformers' `save_pretrained` that change nothing about an adapter: one safetensors file, written here."""
 FROM_AUTO_CLASSES = (
     "config",
     "adapter_kwargs",
@@ -237,6 +239,14 @@ def from_pretrained_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             'overrides=["decoder.trust_remote_code=true"])'
         )
     return {name: value for name, value in given.items() if name in accepted}
+
+
+def save_pretrained_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the keywords of `save_pretrained` those that `save` takes. Raises: AdapterError naming one that asks for more."""
+    unknown = [name for name, value in given.items() if value and name not in ("overwrite", "state_dict", *OF_ONE_FILE)]
+    if unknown:
+        raise AdapterError(f"save_pretrained: takes no '{unknown[0]}'; it takes overwrite; push_to_hub(repo_id) uploads an adapter")
+    return {name: value for name, value in given.items() if name in ("overwrite", "state_dict")}
 
 
 def _with_hub(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:

@@ -21,7 +21,9 @@ DEBUG = "DEHVF_KIT_DEBUG"
 def plugin_code(owner: object, where: str = "") -> Iterator[None]:
     """Inside, an exception out of a plugin's code becomes a PluginError; the kit's own (DehvfError, ConfigMismatchError) pass.
 
-    owner: the config whose code is called; where: its place in the recipe (`graph.fuser`), where the caller does not say it.
+    Args:
+        owner: the config whose code is called.
+        where: its place in the recipe (`graph.fuser`), where the caller does not say it.
     """
     try:
         yield

@@ -22,7 +22,7 @@ PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 """A class by its place: `package.module:Class`."""
 IN_PLUGINS = {
     **dict.fromkeys([("data", one) for one in ("scienceqa", "coco_captions", "choices")], "dehvf-kit-benchmarks"),
-    **dict.fromkeys([("data", one) for one in ("messages", "mixture", "stream", "table")], "dehvf-kit-streams"),
+    **dict.fromkeys([("data", one) for one in ("llava", "messages", "mixture", "stream", "table")], "dehvf-kit-streams"),
 }
 """Types of the kit's own recipes that live in plugins, for the message where a plugin is missing."""
 
@@ -89,7 +89,18 @@ class Registry:
         licence: str = "",
         preprocessor: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        """Add a base model under a name that recipes may use. Raises: DehvfError for a duplicate."""
+        """Add a base model under a name that recipes may use.
+
+        Args:
+            name: as in `name: demo-vit`.
+            config: gives its config as transformers' JSON holds it.
+            path: gives the folder of its checkpoint, downloaded or made at the first call.
+            summary: a line for `dehvf-kit list`.
+            licence: of its weights.
+            preprocessor: gives an encoder's preprocessor config.
+
+        Raises: DehvfError for a duplicate.
+        """
         if name in self.sources:
             raise DehvfError(f"two plugins supply a base model named '{name}'; uninstall one of them")
         self.sources[name] = Source(name, config, path, summary, licence, preprocessor)
@@ -114,8 +125,9 @@ class Registry:
         return sorted(kind for known, kind in self.entries if known == role)
 
     def find(self, role: str, kind: str) -> type[BaseModel]:
-        """The config class of a role and type.
+        """The config class of a role and type, such as "fuser" and "mean".
 
+        Args: role, kind (the recipe's `type`).
         Raises:
             KeyError: where there is none, with a message that names what is installed.
             PluginError: where its module cannot be imported, or holds another class than was registered.

@@ -139,7 +139,12 @@ def hook_maps(
 def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """(x A) B^T, where each row of a batch may have an A of its own; beams and return sequences repeat rows whole.
 
-    Shapes: x [rows, tokens, in], a [batch or 1, in, rank], b [out, rank] -> [rows, tokens, out].
+    Args:
+        x: [rows, tokens, in].
+        a: [batch or 1, in, rank].
+        b: [out, rank].
+
+    Returns: [rows, tokens, out].
     Raises: ShapeError if rows are no multiple of batch. Cost: 2 * rank * (in + out) FLOPs a token.
     """
     batch = a.shape[0]

@@ -135,6 +135,12 @@ class DehvfProcessor(ProcessorMixin):
         """A conversation with images -> model inputs (`tokenize=True`) or text, as `with_prompt` renders it.
 
         An adapter trained on a plain prompt gets the conversation's text in that prompt, not in a chat template it never saw.
+
+        Args:
+            conversation: messages with `role` and `content`, or a list of such conversations.
+            chat_template: in place of the tokenizer's.
+            kwargs: of transformers' method.
+
         Raises: DataError for what is no conversation, does not end with a question, or has parts that nothing carries.
         """
         several = bool(conversation) and isinstance(conversation, (list, tuple)) and isinstance(conversation[0], (list, tuple))

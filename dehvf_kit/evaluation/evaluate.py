@@ -132,7 +132,11 @@ def compare(
 ) -> Any:
     """Train and score several recipes with identical data and budget, as `dehvf-kit compare` does.
 
-    settings: of `dehvf_kit_compare.comparison.compare`, whose result this is.
+    Args:
+        recipes: each as `Recipe`, plain data or file; at least two.
+        output: folder of the runs, the tables and the state from which the comparison is resumed.
+        settings: of `dehvf_kit_compare.comparison.compare`, whose result this is.
+
     Raises: DehvfError where the plugin is not installed, or for recipes that cannot be compared.
     """
     try:

@@ -26,7 +26,7 @@ class DehvfConfig(PretrainedConfig):
         self.__dict__[TEXT] = getattr(decoder, "config", None)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """The decoder's text config; of a config without a model, itself."""
+        """The decoder's text config; of a config without a model, itself. Arguments as transformers' method has them, unused."""
         text = self.__dict__.get(TEXT)
         return self if text is None else text.get_text_config(*args, **kwargs)
 

@@ -18,24 +18,14 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.data.processing import padded_index
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
 from dehvf_kit.model.question import Prompt, question, reads_prompt
-from dehvf_kit.model.run import (
-    Features,
-    MemoryScope,
-    answer_loss,
-    by_tower,
-    decoder_loss,
-    generation_config,
-    image_entries,
-    one_a_row,
-    run_nodes,
-)
+from dehvf_kit.model.row_features import row_features
+from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, decoder_loss, generation_config, run_nodes
 from dehvf_kit.model.trainers import SeenByTrainers
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
@@ -159,6 +149,11 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
     ) -> dict[str, Any]:
         """Run the graph: what each component attached to the decoder holds while it reads `rows` samples.
 
+        Args:
+            rows: samples in the batch.
+            pixel_values, vision_features, has_image, image_index: as in `forward`.
+            prompt: the question's embeddings and mask, where a node reads them.
+
         Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.
         """
         return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image, image_index, prompt))
@@ -185,53 +180,16 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         image_index: Tensor | None = None,
         prompt: Prompt | None = None,
     ) -> dict[str, Any]:
-        """Every node's output by name, one value or a tuple in the order of its ports; prompt: where a node reads the question."""
+        """Every node's output by name, one value or a tuple in the order of its ports. Args: as in `memory`."""
         if not self.attached:
             raise DehvfError("this model was detached from its decoder; build or load it again")
-        if pixel_values is not None and vision_features is not None:
-            raise ShapeError("give pixel_values or vision_features, not both")
-        if vision_features is not None and self.training and torch.is_grad_enabled() and self.image_is_trained:
-            raise DehvfError(
-                "vision_features in training: the vision adapter works inside the encoder and would get no gradient; "
-                "give pixel_values, or leave the vision adapter out of the recipe"
-            )
-        if has_image is not None:
-            has_image = torch.as_tensor(has_image).bool()
-            if has_image.shape != (rows,):
-                raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
-        if not self.reads_images:
-            pixel_values = vision_features = None
-        elif pixel_values is not None:
-            given = by_tower(pixel_values, self.towers, "pixel_values")
-            pixel_values = pixel_values if any(one.shape[0] for one in given.values()) else None
-        if self.reads_images and pixel_values is None and vision_features is None and has_image is not None:
-            if has_image.any():
-                raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no images were given")
-            has_image = None
-        if pixel_values is not None:
-            vision_features = self.vision_features(pixel_values)
-        features = text_row = None
-        if vision_features is not None:
-            given = by_tower(vision_features, self.towers, "vision_features")
-            if image_index is not None:
-                if not isinstance(image_index, Tensor):
-                    image_index = padded_index(image_index)
-                if image_index.ndim == 2:
-                    count = max(map(len, given.values()))
-                    if not torch.compiler.is_compiling() and (named := len(image_index[image_index >= 0].unique())) < count:
-                        raise ShapeError(
-                            f"{count} images were given, and image_index names {named} of them; where a pipeline of transformers "
-                            "puts several conversations together, set batch_size=1"
-                        )
-                    text_row, has_image, image_index = image_entries(image_index, rows)
-                given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
-            if text_row is not None and self.one_image_nodes:
-                raise ShapeError(f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one")
-            if prompt is None and reads_prompt(self.graph):
-                raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
-            features = one_a_row(given, self.towers, rows if text_row is None else len(text_row), has_image)
+        images = row_features(self, rows, pixel_values, vision_features, has_image, image_index)
+        if images.text_row is not None and self.one_image_nodes:
+            raise ShapeError(f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one")
+        if images.features is not None and prompt is None and reads_prompt(self.graph):
+            raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
         compared = None if torch.compiler.is_compiling() else self._compared
-        return run_nodes(self.graph, self.nodes, features, has_image, compared, text_row, prompt)
+        return run_nodes(self.graph, self.nodes, images.features, images.has_image, compared, images.text_row, prompt)
 
     @property
     def one_image_nodes(self) -> list[str]:
@@ -269,11 +227,18 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
     ) -> CausalLMOutputWithPast:
         """The decoder's own output, with the images in its feed-forward memory, or wherever the components put them.
 
-        Shapes: input_ids and attention_mask [batch, token]; pixel_values [batch, 3, height, width] (or only the images
-        of the rows flagged in has_image [batch]), each distinct image once where image_index [row with an image] says which
-        of them a row has, or image_index [batch, image] which ones, in their order (lists, or -1 where a row has fewer);
-        vision_features as `vision_features()` returns them; labels [batch, token] with -100 where no loss is taken. Further
-        keywords go to the decoder. Tokens put into the input have no logits here: column i predicts what follows text token i.
+        Args:
+            input_ids, attention_mask: [batch, token]; or `inputs_embeds` [batch, token, hidden_size] for the first.
+            pixel_values: [batch, 3, height, width], or only the images of the rows flagged in `has_image`.
+            vision_features: in their place, as `vision_features()` returns them.
+            labels: [batch, token], -100 where no loss is taken.
+            has_image: [batch] of bool.
+            image_index: [row with an image], which of the distinct images a row has, or [batch, image] which ones in their
+                order (lists, or -1 where a row has fewer).
+            kwargs: go to the decoder.
+
+        Tokens put into the input have no logits here: column i predicts what follows text token i.
+        Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.
         """
         text = input_ids if input_ids is not None else inputs_embeds
         if text is None:
@@ -317,9 +282,13 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
     ) -> Any:
         """transformers' `generate` of the decoder, with the images in its memory: written once, read at every token.
 
-        inputs or input_ids [batch, token]; images as in `forward`; every keyword of transformers' `generate`. Gives the
-        prompt and the new tokens; tokens that a component puts into the input are not among them. The unconditional pass of
-        `guidance_scale` sees no image; an `assistant_model` that is a DehvfModel drafts with the same images.
+        Args:
+            inputs: [batch, token], or `input_ids`.
+            pixel_values, vision_features, has_image, image_index: as in `forward`.
+            generation_config, kwargs: all that transformers' `generate` takes. The unconditional pass of `guidance_scale`
+                sees no image; an `assistant_model` that is a DehvfModel drafts with the same images.
+
+        Returns: the prompt and the new tokens; tokens that a component puts into the input are not among them.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         text = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
@@ -366,14 +335,27 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder.get_output_embeddings()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the adapter alone: weights, resolved recipe, identity of both base models, card, processor."""
-        from dehvf_kit.adapter.checkpoint import save
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Write the adapter alone: weights, resolved recipe, identity of both base models, card, processor.
 
-        save(self, Path(save_directory), **{key: value for key, value in kwargs.items() if key in ("overwrite", "state_dict")})
+        Args:
+            save_directory: its adapter is replaced whole or not at all.
+            is_main_process: where False, nothing is written.
+            kwargs: `overwrite` (default True); `state_dict`, of transformers' Trainer, whose files are then written too.
+
+        Raises: AdapterError where the folder cannot be written, and for any other keyword, which is named.
+        """
+        from dehvf_kit.adapter.checkpoint import save, save_pretrained_arguments
+
+        arguments = save_pretrained_arguments(kwargs)
+        if is_main_process:
+            save(self, Path(save_directory), **arguments)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Save the adapter and upload it with its card; see `dehvf_kit.adapter.hub.push_adapter`. Gives the commit's address."""
+        """Save the adapter and upload it with its card.
+
+        Args: repo_id, `user/name`; kwargs: of `dehvf_kit.adapter.hub.push_adapter`. Returns: the commit's address.
+        """
         from dehvf_kit.adapter.hub import push_model
 
         return push_model(self, repo_id, **kwargs)

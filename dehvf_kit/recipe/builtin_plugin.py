@@ -21,7 +21,6 @@ COMPONENTS = {
     ("position", "image_order"): "dehvf_kit.components.position.image_order:ImageOrderConfig",
     ("injector", "ffn_memory"): "dehvf_kit.components.injector.ffn_memory:FfnMemoryInjectorConfig",
     ("data", "jsonl"): "dehvf_kit.data.jsonl:JsonlDataConfig",
-    ("data", "llava"): "dehvf_kit.data.llava:LlavaDataConfig",
 }
 """(role, type) -> the place of its config class."""
 

@@ -50,6 +50,10 @@ class Recipe:
     def check(self, vision: Mapping[str, VisionSpec] | None = None, decoder: DecoderSpec | None = None) -> Graph:
         """Wire the graph on these towers, or on what the recipe's configs say of them.
 
+        Args:
+            vision: sizes and layers of each encoder, by its name in the recipe.
+            decoder: sizes and layers of the decoder.
+
         Raises: RecipeError with every fault.
         """
         if vision is None and decoder is None and self._checked.graph is not None:
@@ -144,7 +148,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, follow `extends:`, apply `key=value` overrides, and check it.
 
     The graph is checked too where both towers' configs are at hand; where they are not, `build` checks it on the modules
-    it is given. Raises: RecipeError listing every fault with its path, what was given, and what fits.
+    it is given.
+
+    Args:
+        path: a YAML file, or the name of a recipe that the kit ships.
+        overrides: `key=value` texts, dotted keys, values in YAML.
+
+    Raises: RecipeError listing every fault with its path, what was given, and what fits.
     """
     source = str(path)
     needless: list[Steps] = []
@@ -158,7 +168,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(raw: Mapping[str, Any], source: str = "recipe") -> Recipe:
-    """Plain data -> Recipe. Raises: RecipeError listing every fault."""
+    """Plain data -> Recipe.
+
+    Args:
+        raw: what a recipe file holds; paths in it are taken as they are.
+        source: what messages call it.
+
+    Raises: RecipeError listing every fault.
+    """
     return _parsed(raw, source)
 
 

@@ -55,8 +55,12 @@ class ItemResult:
 def run_contract(make: str | Callable[[], nn.Module], items: Iterable[str] | None = None) -> list[ItemResult]:
     """Run the contract, or some of its items, on a decoder.
 
-    `make` builds the decoder afresh at each call with the same weights (small and on the CPU), or is the name of a
-    transformers model type, which is then built tiny. Nothing raises but a wrong item name (DehvfError) and a decoder
+    Args:
+        make: builds the decoder afresh at each call with the same weights (small and on the CPU), or is the name of a
+            transformers model type, which is then built tiny.
+        items: their names; all where not given.
+
+    Nothing raises but a wrong item name (DehvfError) and a decoder
     that has no FFN (DecoderError). Cost: one to ten seconds for a tiny model, most of it torch.compile.
     """
     subject = Subject((lambda: tiny_decoder(make)) if isinstance(make, str) else make)
@@ -90,6 +94,7 @@ def _run(item: str, check: Callable[[Any], None], subject: Any) -> ItemResult:
 def check_decoder(make: str | Callable[[], nn.Module], items: Iterable[str] | None = None) -> list[ItemResult]:
     """Run the contract as `run_contract` does and raise Broken, naming every item that does not hold.
 
+    Args: make, items, as in `run_contract`.
     The whole test of a plugin's decoder: `check_decoder(lambda: MyDecoder(MyConfig(hidden_size=32)))`.
     """
     return none_broken(make, run_contract(make, items))

@@ -21,7 +21,13 @@ def reference_memory(
 ) -> Iterator[None]:
     """While open, every FFN of a model gives FFN(x) + output_scale * act(x K^T) V.
 
-    Shapes: keys and values [batch, slots, hidden_size] a site. A module that several sites share takes their memories
+    Args:
+        model: the decoder.
+        sites: of `ffn_sites(model)`.
+        keys, values: [batch, slots, hidden_size] per site.
+        output_scale: factor of the memory's output.
+
+    A module that several sites share takes their memories
     in turn, in the order of its calls.
     """
     handles = []

@@ -65,7 +65,10 @@ class Subject:
             return not logits(self.model, self.input_ids).requires_grad
 
     def memory(self, only: int | None = None, scale: float = 0.3) -> tuple[list[Tensor], list[Tensor]]:
-        """Random keys and values [BATCH, SLOTS, hidden_size] a site; `only` one site's are other than zero."""
+        """Random keys and values [BATCH, SLOTS, hidden_size] a site.
+
+        Args: only, the one site whose are not zero; scale, their standard deviation.
+        """
         generator = torch.Generator().manual_seed(5)
         draws = [
             scale * torch.randn(2, BATCH, SLOTS, site.hidden_size, generator=generator) * (only in (None, index))
@@ -75,6 +78,7 @@ class Subject:
 
     @contextmanager
     def attached(self, model: nn.Module, keys: list[Tensor], values: list[Tensor]) -> Iterator[MemoryHandle]:
+        """`model` with this memory inside the block. Args: as in `attach_memory`."""
         handle = attach_memory(model, keys, values, output_scale=OUTPUT_SCALE)
         try:
             yield handle

@@ -104,7 +104,8 @@ def decoder_types() -> list[str]:
 def tiny_config(model_type: str, **settings: Any) -> PretrainedConfig:
     """A configuration of one architecture with every size shrunk: hidden size 32, 2 to 4 layers, 96 words.
 
-    `settings` go over everything else. Raises: DecoderError for an unknown type; whatever the configuration class
+    Args: model_type, as transformers names it; settings, which go over everything else.
+    Raises: DecoderError for an unknown type; whatever the configuration class
     raises for sizes that it refuses.
     """
     if model_type not in CONFIG_MAPPING:
@@ -116,14 +117,19 @@ def tiny_config(model_type: str, **settings: Any) -> PretrainedConfig:
 def shrink_config(config: PretrainedConfig, **settings: Any) -> PretrainedConfig:
     """A tiny configuration of the same architecture and the same switches as a real one.
 
-    Lists that say something of each layer are left to the configuration class, as the layers are fewer. `settings` go
-    over everything else. Raises: whatever the configuration class raises for sizes that it refuses.
+    Lists that say something of each layer are left to the configuration class, as the layers are fewer.
+
+    Args: config, the real one; settings, which go over everything else.
+    Raises: whatever the configuration class raises for sizes that it refuses.
     """
     return _shrunk(config, {**EXTRA_SETTINGS.get(config.model_type, {}), **settings})
 
 
 def tiny_decoder(model_type: str, seed: int = 0, **settings: Any) -> nn.Module:
-    """A tiny random causal language model of one architecture, in evaluation mode, on the CPU, in float32."""
+    """A tiny random causal language model of one architecture, in evaluation mode, on the CPU, in float32.
+
+    Args: seed of its weights; model_type, settings, as in `tiny_config`.
+    """
     return random_decoder(tiny_config(model_type, **settings), seed)
 
 

@@ -291,7 +291,12 @@ VISION_CONTRACT: dict[str, Callable[[VisionSubject], None]] = {
 def run_vision_contract(
     make: Callable[[], nn.Module], image_size: tuple[int, int] | None = None, items: Iterable[str] | None = None
 ) -> list[ItemResult]:
-    """Run the contract, or some of its items, on the encoder that `make` builds (small, on the CPU).
+    """Run the contract, or some of its items, on an encoder.
+
+    Args:
+        make: builds it afresh at each call with the same weights (small, on the CPU).
+        image_size: [height, width] in pixels; its config's where not given.
+        items: their names; all where not given.
 
     Nothing raises but a wrong item name or a `make` that gives other weights each time (DehvfError), and an encoder the
     kit does not read (VisionError).
@@ -320,6 +325,7 @@ def check_vision(
 ) -> list[ItemResult]:
     """Run the contract as `run_vision_contract` does and raise Broken, naming every item that does not hold.
 
+    Args: make, image_size, items, as in `run_vision_contract`.
     Prints nothing; the results say item by item how it went (`for result in check_vision(make): print(result)`).
     """
     return none_broken(make, run_vision_contract(make, image_size, items))

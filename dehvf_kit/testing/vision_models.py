@@ -96,6 +96,8 @@ def tiny_vision(model_type: str, seed: int = 0, **settings: Any) -> nn.Module:
     """A tiny random vision encoder of one architecture, in evaluation mode, on the CPU, in float32.
 
     Weights are large enough for features to differ from patch to patch and layer to layer.
+
+    Args: model_type, as transformers names it; seed of the weights; settings of its config.
     """
     config = tiny_vision_config(model_type, **settings)
     return random_vision(config, seed)

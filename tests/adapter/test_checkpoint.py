@@ -293,3 +293,12 @@ def test_from_pretrained_hands_its_keywords_to_the_base_models(adapter_of_folder
     assert {name: seen["CLIPVisionModel"][name] for name in given} == given
     assert seen["LlamaForCausalLM"]["device_map"] == "cpu" and "device_map" not in seen["CLIPVisionModel"]
     assert "secret" not in json.dumps(model.recipe.resolved(), default=str)
+
+
+def test_save_pretrained_honours_or_refuses_its_keywords(towers, tmp_path):
+    model = tiny_model(*towers)
+    model.save_pretrained(tmp_path / "other", is_main_process=False, max_shard_size="1GB")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(AdapterError, match="save_pretrained: takes no 'push_to_hub'"):
+        model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    assert not (tmp_path / "pushed").exists()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from data.chat_templates import FAMILIES, PUBLISHED, chat_tokenizer
 from data.small_sets import picture
+from dehvf_kit_streams.llava import LlavaDataConfig
 from dehvf_kit_streams.messages import ChatPromptConfig, MessagesDataConfig
 from pydantic import ValidationError
 
 from dehvf_kit.backbones.vision.config import ImageConfig
 from dehvf_kit.data.encoding import IGNORED, EncodedSamples
-from dehvf_kit.data.llava import LlavaDataConfig
 from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import Message, PromptConfig, Sample
 from dehvf_kit.errors import DataError

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from data.small_sets import coco, picture
 from dehvf_kit_benchmarks.coco_captions import CocoCaptionsDataConfig
+from dehvf_kit_streams.llava import LlavaDataConfig
 from dehvf_kit_streams.table import TableDataConfig
 from pydantic import ValidationError
 
-from dehvf_kit.data.llava import LlavaDataConfig
 from dehvf_kit.data.samples import Message, Sample
 from dehvf_kit.errors import DataError
 

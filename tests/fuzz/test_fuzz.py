@@ -22,6 +22,7 @@ from data.small_sets import coco, scienceqa
 from dehvf_kit_benchmarks.coco_captions import CocoCaptionsDataConfig
 from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig
 from dehvf_kit_doctor.data_report import inspect_data
+from dehvf_kit_streams.llava import LlavaDataConfig
 from dehvf_kit_streams.table import TableDataConfig
 from fuzz.mutations import CHANGES, ODD, TEXT_CHANGES, cut, mutated
 from fuzz.settings import share
@@ -35,7 +36,6 @@ from dehvf_kit.backbones.decoder import HfDecoderConfig
 from dehvf_kit.backbones.vision.config import HfVisionConfig
 from dehvf_kit.cli.check import check
 from dehvf_kit.data.jsonl import JsonlDataConfig
-from dehvf_kit.data.llava import LlavaDataConfig
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, RecipeError
 from dehvf_kit.model.builder import build

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from dehvf_kit_benchmarks.coco_captions import CocoCaptionsDataConfig
 from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig
+from dehvf_kit_streams.llava import LlavaDataConfig
 from dehvf_kit_streams.stream import StreamDataConfig
 from dehvf_kit_streams.table import TableDataConfig
 
 from dehvf_kit.data.jsonl import JsonlDataConfig
-from dehvf_kit.data.llava import LlavaDataConfig
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DataError
 from dehvf_kit.recipe.files import read_with_parents

@@ -36,7 +36,7 @@ SPOKEN = (
 RELAYS = {
     "dehvf_kit/data/issues.py:refuse": "the kinds of its issues",
     "dehvf_kit/data/processing.py:require_tokenizer": "the tokenizer's faults",
-    "dehvf_kit/data/llava.py:read_file": "the kinds of the row faults",
+    "plugins/dehvf-kit-streams/dehvf_kit_streams/llava.py:read_file": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:read_rows": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:note": "its callers' texts",
     "plugins/dehvf-kit-doctor/dehvf_kit_doctor/data_report.py:inspect_data": "the refusal of a split that cannot be read",

@@ -192,6 +192,11 @@ class FfnHooks:
 def hook_ffns(model: nn.Module, sites: Sequence[FfnSite], delta: Delta) -> FfnHooks:
     """Add `delta(index_into_sites, x)` where FFN(x) comes out, at each site.
 
+    Args:
+        model: the decoder, or a module that holds it.
+        sites: of `ffn_sites(model)`, all or some.
+        delta: gives what is added.
+
     Shapes: x is [rows, tokens, hidden_size], also where the model flattens rows and tokens, puts tokens first or
     keeps a grid; it is [tokens, hidden_size] only where the whole model packs its samples into one sequence. The
     tensor returned has x's shape; None leaves the FFN's output object as it is. A site that runs

@@ -18,11 +18,11 @@ from torch import Tensor
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.memory import known_dtype
-from dehvf_kit.costs.meta_run import LiveBytes, SavedBytes, backward, fused_attention, values_unknown
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit_plan.meta_run import LiveBytes, SavedBytes, backward, fused_attention, values_unknown
 
 
 @dataclass(frozen=True, kw_only=True)

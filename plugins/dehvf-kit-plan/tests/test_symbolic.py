@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dehvf_kit_plan.meta_run import LiveBytes, SavedBytes, fused_attention, values_unknown
 from dehvf_kit_plan.symbolic import count_decoding, count_training, training_flops, with_checkpointing
 from helpers import LLAMA, PATCHES, SLOTS, VISION_HIDDEN, pixels, raw_recipe, tiny_decoder, tiny_vision, tokens
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import masking_utils
 
 import dehvf_kit
-from dehvf_kit.costs.meta_run import LiveBytes, SavedBytes, fused_attention, values_unknown
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe

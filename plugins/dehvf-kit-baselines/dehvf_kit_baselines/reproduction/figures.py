@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dehvf_kit_plan.meta_run import values_unknown
 from dehvf_kit_plan.symbolic import symbolic_model
 from dehvf_kit_report.fuser_weights import EncodedImages, ReadLayers, kv_name, read_layers
 
 from dehvf_kit.costs.flops import counted_flops
-from dehvf_kit.costs.meta_run import values_unknown
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.recipe.recipe import load_recipe

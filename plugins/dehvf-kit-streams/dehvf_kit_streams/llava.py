@@ -29,7 +29,7 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "a
 
 
 class LlavaDataConfig(FileSplitsConfig):
-    """Conversations about pictures in LLaVA's JSON (or JSON lines), a sample for each answer."""
+    """Conversations about images in LLaVA's JSON (or JSON lines), a sample for each answer."""
 
     type: Literal["llava"] = "llava"
     train: Path | None = Field(None, description="file of the training conversations")

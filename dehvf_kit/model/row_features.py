@@ -1,0 +1,73 @@
+"""Which features each row of a batch reads: from pixels or features given, one, several or no images a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dehvf_kit.data.processing import padded_index
+from dehvf_kit.errors import DehvfError, ShapeError
+from dehvf_kit.model.run import Features, by_tower, image_entries, one_a_row
+
+if TYPE_CHECKING:
+    from dehvf_kit.model.model import DehvfModel
+
+
+class RowFeatures(NamedTuple):
+    """features: of each encoder [row, layer, 1 + patch, vision_hidden], None without images; has_image [row];
+    text_row [row]: which row of text an image belongs to, None where each has at most one."""
+
+    features: dict[str, Tensor] | None = None
+    has_image: Tensor | None = None
+    text_row: Tensor | None = None
+
+
+def row_features(
+    model: DehvfModel,
+    rows: int,
+    pixel_values: Features | None,
+    vision_features: Features | None,
+    has_image: Tensor | None,
+    image_index: Tensor | Sequence[Sequence[int]] | None,
+) -> RowFeatures:
+    """The features of `rows` rows of text. Args: as in `DehvfModel.forward`.
+
+    Raises: ShapeError where images and rows do not match; DehvfError for features where a vision adapter is trained.
+    """
+    if pixel_values is not None and vision_features is not None:
+        raise ShapeError("give pixel_values or vision_features, not both")
+    if vision_features is not None and model.training and torch.is_grad_enabled() and model.image_is_trained:
+        raise DehvfError(
+            "vision_features in training: the vision adapter works inside the encoder and would get no gradient; "
+            "give pixel_values, or leave the vision adapter out of the recipe"
+        )
+    if has_image is not None:
+        has_image = torch.as_tensor(has_image).bool()
+        if has_image.shape != (rows,):
+            raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
+    if not model.reads_images:
+        return RowFeatures(has_image=has_image)
+    if pixel_values is not None and any(one.shape[0] for one in by_tower(pixel_values, model.towers, "pixel_values").values()):
+        vision_features = model.vision_features(pixel_values)
+    if vision_features is None:
+        if has_image is not None and has_image.any():
+            raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no images were given")
+        return RowFeatures()
+    given = by_tower(vision_features, model.towers, "vision_features")
+    text_row = None
+    if image_index is not None:
+        if not isinstance(image_index, Tensor):
+            image_index = padded_index(image_index)
+        if image_index.ndim == 2:
+            count = max(map(len, given.values()))
+            if not torch.compiler.is_compiling() and (named := len(image_index[image_index >= 0].unique())) < count:
+                raise ShapeError(
+                    f"{count} images were given, and image_index names {named} of them; where a pipeline of transformers "
+                    "puts several conversations together, set batch_size=1"
+                )
+            text_row, has_image, image_index = image_entries(image_index, rows)
+        given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
+    return RowFeatures(one_a_row(given, model.towers, rows if text_row is None else len(text_row), has_image), has_image, text_row)

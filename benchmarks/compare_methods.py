@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from compare_shapes import Shapes, frozen_decoder, shell
-from dehvf_kit_baselines.lora import Lora
+from dehvf_kit_baselines.peft_tuner import PeftConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 import dehvf_kit
+from dehvf_kit.api import BuildContext
+from dehvf_kit.backbones.decoder import decoder_spec
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
 from dehvf_kit.model.run import MemoryScope
@@ -230,9 +232,8 @@ class LoraAlone(Method):
 
     def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
         super().__init__(decoder, shapes)
-        sizes = dict.fromkeys(("q_proj", "v_proj"), (shapes.hidden, shapes.hidden))
-        with torch.device(shapes.device):
-            self.lora = Lora(shapes.layers, sizes)
+        config = PeftConfig(settings={"r": 6, "lora_alpha": 12}, targets=("query", "value"))
+        self.lora = config.build(BuildContext({}, decoder_spec(decoder))).to(shapes.device)
         self.lora.attach(decoder)
 
 

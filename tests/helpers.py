@@ -194,6 +194,8 @@ def reference_weights(node: nn.Module, query: Tensor, members: Tensor, num_heads
         query = reference_norm(block.attention_norm, query + mixed)
         inner = F.gelu(block.fc1.weight @ query + block.fc1.bias)
         query = reference_norm(block.ffn_norm, query + block.fc2.weight @ inner + block.fc2.bias)
+    if node.score is not None:  # IGVA's head: the first members' of its outputs
+        return torch.softmax((node.score.weight @ query + node.score.bias)[: len(keys)], dim=0)
     return torch.softmax(keys @ query / math.sqrt(query.shape[0]), dim=0)
 
 

@@ -18,9 +18,9 @@ Axes have one name everywhere, in ports, docstrings and einops patterns:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ class DecoderSpec:
 
     num_heads, num_key_value_heads, head_dim: of its attention, where that is of LLaMA's kind; 0 elsewhere.
     max_positions: tokens it has positions for; None where its config names no limit.
+    modules: path -> (class, (in, out) of a linear map, shapes of its own weights); empty where only a config was read.
     """
 
     hidden_size: int
@@ -61,6 +62,11 @@ class DecoderSpec:
     num_key_value_heads: int = 0
     head_dim: int = 0
     max_positions: int | None = None
+    modules: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def sizes(self) -> dict[str, Any]:
+        """All of it but the modules, as plain data."""
+        return {name: value for name, value in asdict(self).items() if name != "modules"}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 """Config fields that say for how many tokens there are positions."""
 
@@ -154,6 +152,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 def decoder_spec(decoder: nn.Module) -> DecoderSpec:
     """Sizes of a decoder that is in memory, on whichever device. Raises: DecoderError if its FFNs differ in width."""
     from dehvf_kit.backbones.ffn.sites import ffn_sites
+    from dehvf_kit.backbones.ffn.structure import linear_shape
 
     sites = ffn_sites(decoder)
     widths = sorted({site.hidden_size for site in sites})
@@ -161,9 +160,9 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         raise DecoderError(f"{type(decoder).__name__}: its feed-forward networks have widths {widths}; one is needed")
     try:
         attention = attention_sites(decoder)[0]
-        heads = attention.num_heads, attention.num_key_value_heads, attention.head_dim
+        heads = {name: getattr(attention, name) for name in ("num_heads", "num_key_value_heads", "head_dim")}
     except DecoderError:
-        heads = 0, 0, 0
+        heads = {}
     text = text_config(decoder)
     return DecoderSpec(
         hidden_size=widths[0],
@@ -173,10 +172,16 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
         num_parameters=num_weights(decoder),
         activation=sites[0].activation_name,
         model_type=getattr(getattr(decoder, "config", None), "model_type", type(decoder).__name__),
-        num_heads=heads[0],
-        num_key_value_heads=heads[1],
-        head_dim=heads[2],
         max_positions=max_positions(decoder),
+        modules={
+            path: (
+                type(part).__name__,
+                linear_shape(part),
+                {name: tuple(p.shape) for name, p in part.named_parameters(recurse=False)},
+            )
+            for path, part in decoder.named_modules()
+        },
+        **heads,
     )
 
 

@@ -122,7 +122,7 @@ def _facts(
         "published_source": published.source if published else None,
         "matches_published": parameters.matches,
         "parameters": [asdict(term) for term in parameters.terms],
-        "decoder": {"model": recipe.decoder.model, **asdict(graph.contexts[graph.order[0]].decoder)},
+        "decoder": {"model": recipe.decoder.model, **graph.contexts[graph.order[0]].decoder.sizes()},
         "vision": {
             name: {"model": recipe.vision[name].model, **asdict(tower.spec), "layers_read": list(graph.layers[name])}
             for name, tower in model.towers.items()

@@ -69,13 +69,12 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     notes = [note for note in (*notes, *(one.note for one in images.values())) if note]
     if as_json:
         facts = {"recipe": str(recipe), "sound": True, "faults": [], "components": list(graph.order)}
-        facts["max_length"] = longest
-        facts["notes"] = notes
+        facts |= {"max_length": longest, "notes": notes}
         facts["vision"] = {name: asdict(spec) for name, spec in towers.items()}
         facts["images"] = {
             name: {**one.facts, "own": one.own and dict(one.own.facts), "note": one.note} for name, one in images.items()
         }
-        print_json({**facts, "decoder": asdict(decoder), "trainable_parameters": table.trainable})
+        print_json({**facts, "decoder": decoder.sizes(), "trainable_parameters": table.trainable})
         return
     encoders = " and ".join(f"{spec.model_type} ({spec.num_layers} x {spec.hidden_size})" for spec in towers.values())
     print(

@@ -87,9 +87,9 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         With gradient checkpointing the decoder's layers, which look at the flag, follow the mode.
         """
         self.training = mode
-        self.nodes.train(mode)
         self.decoder.eval()
         self.towers.eval()
+        self.nodes.train(mode)  # last: modules that a component put into a tower follow the component
         if hasattr(self.get_input_embeddings(), "neftune_noise_alpha"):  # set by the Trainer, whose hook looks at the mode
             self.get_input_embeddings().training = mode
         if mode and self.is_gradient_checkpointing:

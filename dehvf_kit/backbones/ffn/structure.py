@@ -56,7 +56,7 @@ def mixes_tokens(cls: type) -> bool:
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) widths of a linear layer of whatever make (plain, Conv1D, 8 or 4 bit), or None if it is none."""
     name = type(module).__name__
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+    if getattr(module, "in_features", None) and getattr(module, "out_features", None):  # a norm tuned by peft has them, None
         return int(module.in_features), int(module.out_features)
     if name == "Conv1D" and hasattr(module, "nf"):
         return int(module.nx), int(module.nf)

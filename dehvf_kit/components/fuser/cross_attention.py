@@ -27,7 +27,8 @@ MOST_HEADS = 256
 class CrossAttentionFuserConfig(FuserConfig):
     """Softmax weights over a group's vision layers, per image, decoder layer and kv, from k cross-attention blocks.
 
-    The score of member i is q . F_i / sqrt(r), with no parameters of its own (**choice**: it serves groups of any size).
+    The score of member i is q . F_i / sqrt(r), with no parameters of its own (**choice**: it serves groups of any size), or
+    `linear`: the i-th output of a linear map of q, as IGVA has it (arXiv 2025, public code 6fa8d84).
     The activation inside the blocks is not named by the paper: GELU (**choice**).
     """
 
@@ -45,14 +46,13 @@ class CrossAttentionFuserConfig(FuserConfig):
     intermediate_size: int = Field(256, ge=1, le=MAX_SIZE, description="width of the blocks' feed-forward networks")
     activation: ActivationName = "gelu"
     attention_backend: Backend = Field("auto", description="auto, xformers or sdpa")
+    score: Literal["dot", "linear"] = Field("dot", description="a member's score: q . F / sqrt(r), or a linear map of q (IGVA)")
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         if self.hidden_size % self.num_heads:
-            counts = range(1, min(self.hidden_size, MOST_HEADS) + 1)
-            fits = ", ".join(str(heads) for heads in counts if not self.hidden_size % heads)
-            raise ConfigMismatchError(
-                f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; use one of {fits}", "num_heads"
-            )
+            fits = [heads for heads in range(1, min(self.hidden_size, MOST_HEADS) + 1) if not self.hidden_size % heads]
+            message = f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; use one of {', '.join(map(str, fits))}"
+            raise ConfigMismatchError(message, "num_heads")
         query = context.axes.get("query")
         if query is not None and query != self.hidden_size:
             raise ConfigMismatchError(
@@ -63,7 +63,8 @@ class CrossAttentionFuserConfig(FuserConfig):
     def num_params(self, context: BuildContext) -> dict[str, int]:
         r, inner = self.hidden_size, self.intermediate_size
         block = 4 * (r * r + r) + (r * inner + inner) + (inner * r + r) + 4 * r
-        return {"input": context.size("vision_hidden") * r + r, "blocks": self.num_blocks * block}
+        counts = {"input": context.size("vision_hidden") * r + r, "blocks": self.num_blocks * block}
+        return {**counts, "score": (r + 1) * context.size("member")} if self.score == "linear" else counts
 
     def cost(self, context: BuildContext) -> Cost:
         r, inner = self.hidden_size, self.intermediate_size
@@ -71,21 +72,15 @@ class CrossAttentionFuserConfig(FuserConfig):
         num_kv = context.size("kv")
         places = math.ceil(context.decoder.num_layers / context.size("group"))
         queries = context.size("group") * places * num_kv  # groups with fewer decoder layers are padded
-        block = queries * (4 * r * r + 4 * r * inner + 4 * r * context.size("member")) + members * 4 * r * r
         scores = 2 * queries * context.size("member") * r
+        block = queries * (4 * r * r + 4 * r * inner) + 2 * scores + members * 4 * r * r
         weights = 2 * members * context.size("vision_hidden") * r + self.num_blocks * block + scores
         return Cost(per_image=weights + self.mix_cost(context, num_kv))
 
     def build(self, context: BuildContext) -> CrossAttentionFuser:
-        return CrossAttentionFuser(
-            context.size("vision_hidden"),
-            self.hidden_size,
-            self.num_blocks,
-            self.num_heads,
-            self.intermediate_size,
-            self.activation,
-            self.attention_backend,
-        )
+        sizes = self.hidden_size, self.num_blocks, self.num_heads, self.intermediate_size
+        head = context.size("member") if self.score == "linear" else 0
+        return CrossAttentionFuser(context.size("vision_hidden"), *sizes, self.activation, self.attention_backend, head)
 
 
 class CrossAttentionFuser(Fuser):
@@ -108,6 +103,7 @@ class CrossAttentionFuser(Fuser):
         intermediate_size: int = 256,
         activation_name: str = "gelu",
         attention_backend: Backend = "auto",
+        score_members: int = 0,
     ) -> None:
         super().__init__()
         self.input = nn.Linear(vision_hidden_size, hidden_size)
@@ -115,6 +111,7 @@ class CrossAttentionFuser(Fuser):
             CrossAttentionBlock(hidden_size, num_heads, intermediate_size, activation_name, attention_backend)
             for _ in range(num_blocks)
         )
+        self.score = nn.Linear(hidden_size, score_members) if score_members else None
 
     def forward(self, members: Tensor, levels: GroupLayers, queries: Tensor, codes: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
         weights = self.weigh(members, levels, queries)
@@ -132,23 +129,18 @@ class CrossAttentionFuser(Fuser):
         num_kv = queries.shape[1]
         keys = self.input(members)
         keys = rearrange(keys, "batch group member query -> (batch group) member query")
-        mask = None
-        if not levels.full:
-            mask = repeat(levels.mask, "group member -> (batch group) member", batch=batch)
-
+        mask = None if levels.full else repeat(levels.mask, "group member -> (batch group) member", batch=batch)
         table = queries.new_zeros(num_groups * levels.largest, num_kv, queries.shape[-1])
         by_group = table.index_copy(0, levels.place, queries)
         q = repeat(by_group, "(group place) kv query -> (batch group) (place kv) query", batch=batch, group=num_groups)
         for block in self.blocks:
             q = block(q, keys, mask)
 
-        scores = (q @ keys.transpose(1, 2)).float() / math.sqrt(q.shape[-1])
+        scores = (q @ keys.transpose(1, 2) / math.sqrt(q.shape[-1]) if self.score is None else self.score(q)).float()
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, :], -math.inf)
-        weights = rearrange(
-            scores.softmax(-1), "(batch group) (place kv) member -> batch (group place) kv member", batch=batch, kv=num_kv
-        )
-        return weights[:, levels.place]
+        by_place = "(batch group) (place kv) member -> batch (group place) kv member"
+        return rearrange(scores.softmax(-1), by_place, batch=batch, kv=num_kv)[:, levels.place]
 
 
 class CrossAttentionBlock(nn.Module):
@@ -169,10 +161,8 @@ class CrossAttentionBlock(nn.Module):
         self.activation = ACTIVATIONS[activation_name]
 
     def forward(self, q: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        heads = [
-            rearrange(tensor, "row place (head width) -> row place head width", head=self.num_heads)
-            for tensor in (self.to_query(q), self.to_key(keys), self.to_value(keys))
-        ]
+        projected = self.to_query(q), self.to_key(keys), self.to_value(keys)
+        heads = [rearrange(x, "row place (head width) -> row place head width", head=self.num_heads) for x in projected]
         attended = rearrange(attention(*heads, mask=mask, backend=self.backend), "row place head width -> row place (head width)")
         q = self.attention_norm(q + self.to_output(attended))
         return self.ffn_norm(q + self.fc2(self.activation(self.fc1(q))))

@@ -26,6 +26,7 @@ COMPONENTS = {
     ("decoder_adapter", "mixture_of_modality"): "dehvf_kit_baselines.mixture_decoder:MixtureDecoderAdapterConfig",
     ("vision_adapter", "mixture_of_modality"): "dehvf_kit_baselines.mixture_vision:MixtureVisionAdapterConfig",
     ("decoder_adapter", "gated_prefix"): "dehvf_kit_baselines.gated_prefix:GatedPrefixConfig",
+    ("decoder_adapter", "peft"): "dehvf_kit_baselines.peft_tuner:PeftConfig",
     ("decoder_adapter", "lora"): "dehvf_kit_baselines.lora:LoraConfig",
 }
 """(role, type) -> the place of its config class."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit.api import ConfigMismatchError, DecoderSpec
+from dehvf_kit.api import BuildContext, ConfigMismatchError, DecoderSpec
 from dehvf_kit.backbones.decoder import PROJECTIONS
 
 
@@ -19,6 +19,14 @@ def needs_llama_attention(decoder: DecoderSpec) -> None:
             f"works beside attention of LLaMA's kind: in every layer one module with {', '.join(PROJECTIONS)}; this decoder "
             f"('{decoder.model_type}') has none; take LLaMA, Mistral, Qwen2, SmolLM2 or their like"
         )
+
+
+def projection_sizes(context: BuildContext) -> dict[str, tuple[int, int]]:
+    """(in, out) of each projection."""
+    spec = context.decoder
+    hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
+    shared = spec.num_key_value_heads * spec.head_dim
+    return {"q_proj": (hidden, heads), "k_proj": (hidden, shared), "v_proj": (hidden, shared), "o_proj": (heads, hidden)}
 
 
 def before_attention(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from dehvf_kit import ffn_sites, hook_ffns, hook_maps, low_rank, map_sites
 from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost, DecoderComponent, DecoderError
 from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks
-from dehvf_kit_baselines.llama_attention import needs_llama_attention
-from dehvf_kit_baselines.lora import projection_sizes
+from dehvf_kit_baselines.llama_attention import needs_llama_attention, projection_sizes
 from dehvf_kit_baselines.perceiver import attend
 
 Target = Literal["query", "key", "value", "output", "ffn"]

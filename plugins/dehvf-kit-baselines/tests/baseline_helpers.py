@@ -65,7 +65,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "reader": {"type": "patch_tokens", "layer": -2},
         "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8, "inputs": {"patches": "reader"}},
         "visual_tokens": {"type": "visual_tokens"},
-        "lora": {"role": "decoder_adapter", "type": "lora", "rank": 3},
+        "lora": {"role": "decoder_adapter", "type": "peft", "settings": {"r": 3, "lora_alpha": 6}, "targets": ["query", "value"]},
     },
 }
 ZOO: dict[str, dict[str, Any]] = {
@@ -138,6 +138,20 @@ ZOO: dict[str, dict[str, Any]] = {
             "num_heads": 2,
             "inputs": {"patches": "reader"},
         },
+    },
+    "tuners": {
+        "dora": {
+            "role": "decoder_adapter",
+            "type": "peft",
+            "settings": {"r": 2, "use_dora": True, "lora_alpha": 4},
+            "targets": ["query", "value", "down"],
+        },
+        "norms": {"role": "decoder_adapter", "type": "peft", "method": "ln_tuning"},
+        "grouper": {"type": "listed", "groups": [[-2]]},
+        "projector": {"type": "bottleneck_mlp", "bottleneck_size": 8},
+        "fuser": {"type": "mean"},
+        "position": {"type": "learned", "num_slots": SLOTS},
+        "injector": {"type": "ffn_memory", "visual_scale": 0.5, "dropout": 0.0},
     },
     "clipcap": {"visual_tokens": {"type": "clipcap", "num_tokens": 3, "image_tokens": 2, "num_blocks": 2, "num_heads": 4}},
 }

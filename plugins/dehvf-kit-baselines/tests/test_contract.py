@@ -228,7 +228,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
         assert worst(gradient, found[1][name]) <= 1e-4 * max(gradient.abs().max().item(), 1e-9), name
 
 
-@pytest.mark.parametrize("kind", ["lavin", "llama_adapter", "llava_lora"])
+@pytest.mark.parametrize("kind", ["lavin", "llama_adapter"])
 def test_a_decoder_without_such_attention_is_refused(kind: str) -> None:
     base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB))
     with pytest.raises(RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"):

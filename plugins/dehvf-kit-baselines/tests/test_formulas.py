@@ -146,6 +146,12 @@ def llama_adapter(model, base, vision, row: Tensor, pixel: Tensor | None) -> Ten
     return literal_llama(base, base.model.embed_tokens(row), beside=beside)
 
 
+def lora(node, layer: int, name: str, x: Tensor) -> Tensor:
+    """alpha / r * B A x."""
+    a, b = (node.get_parameter(f"model.layers.{layer}.self_attn.{name}.lora_{one}.weight") for one in "AB")
+    return 2 * (x @ a.T) @ b.T
+
+
 def llava_lora(model, base, vision, row: Tensor, pixel: Tensor | None) -> Tensor:
     nodes, embed = model.nodes, base.model.embed_tokens
     tokens = [embed(row[:1])]
@@ -156,8 +162,7 @@ def llava_lora(model, base, vision, row: Tensor, pixel: Tensor | None) -> Tensor
     def update(layer, name, x):
         if name in ("k_proj", "o_proj"):
             return 0.0
-        scale = nodes.lora.alpha / nodes.lora.rank
-        return scale * (x @ nodes.lora.down[name][layer].weight.T) @ nodes.lora.up[name][layer].weight.T
+        return lora(nodes.lora, layer, name, x)
 
     logits = literal_llama(base, torch.cat([*tokens, embed(row[1:])]), update=update)
     return logits[-len(row) :]
@@ -200,12 +205,11 @@ def test_a_row_without_bos_has_the_tokens_in_front() -> None:
     states = picture_states(encoder(), pixels()[1], parallel_adapter(model.nodes.vision_adapter), post_norm=False)
     base = decoder()
     tokens = [project(model.nodes.projector, states[BLOCKS - 2][1:]), base.model.embed_tokens(input_ids[1])]
-    lora = model.nodes.lora
 
     def update(layer, name, x):
         if name in ("k_proj", "o_proj"):
             return 0.0
-        return lora.alpha / lora.rank * (x @ lora.down[name][layer].weight.T) @ lora.up[name][layer].weight.T
+        return lora(model.nodes.lora, layer, name, x)
 
     assert worst(logits[1], literal_llama(base, torch.cat(tokens), update=update)[-input_ids.shape[1] :]) < LOGITS
     assert input_ids[0, 0] == BOS

@@ -45,7 +45,7 @@ def push_adapter(
         The address of the commit, or of the pull request.
 
     Raises:
-        AdapterError: for what is no adapter, or where the hub refuses it.
+        AdapterError: for what is no adapter, where the hub refuses it, or where the temporary folder has no room for a copy.
         ImageError: for a widget's image that cannot be read.
     """
     place = of_run(Path(folder))
@@ -56,7 +56,7 @@ def push_adapter(
         from huggingface_hub import HfApi
 
         api = HfApi(token=token if isinstance(token, str) else None)
-    with tempfile.TemporaryDirectory() as staged:
+    with writing(f"a copy of {place} in the temporary folder", AdapterError), tempfile.TemporaryDirectory() as staged:
         _stage(place, Path(staged), widget)
         try:
             made = api.create_repo(repo_id, private=private, token=token, exist_ok=True)
@@ -76,11 +76,8 @@ def push_adapter(
 
 
 def _stage(place: Path, staged: Path, widget: tuple[str | Path, str] | None) -> None:
-    """Copy what is uploaded: the config under its present name, the widget in the card. Raises: AdapterError, ImageError."""
-    try:
-        shutil.copytree(place, staged, ignore=shutil.ignore_patterns(".*", "checkpoint-*"), dirs_exist_ok=True)
-    except OSError as error:
-        raise AdapterError(f"{place}: cannot be copied: {error}") from error
+    """Copy what is uploaded: the config under its present name, the widget in the card. Raises: OSError, ImageError."""
+    shutil.copytree(place, staged, ignore=shutil.ignore_patterns(".*", "checkpoint-*"), dirs_exist_ok=True)
     config_file(staged).rename(staged / CONFIG)
     if widget is not None:
         from huggingface_hub import ModelCard
@@ -94,6 +91,6 @@ def _stage(place: Path, staged: Path, widget: tuple[str | Path, str] | None) -> 
 def push_model(model: DehvfModel, repo_id: str, **settings: Any) -> str:
     """Save a model's adapter and upload it. settings: of `push_adapter`; transformers' own for weights in parts do nothing."""
     settings = {key: value for key, value in settings.items() if key not in ("max_shard_size", "tags", "safe_serialization")}
-    with writing(Path("the temporary folder"), AdapterError), tempfile.TemporaryDirectory() as folder:
+    with writing("the temporary folder", AdapterError), tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder))
         return push_adapter(folder, repo_id, **settings)

@@ -20,7 +20,7 @@ from dehvf_kit.recipe.files import by_name, encoder_path, encoders_of
 from dehvf_kit.recipe.graph import BATCH, DECODER, Graph, Node, check_graph
 from dehvf_kit.recipe.migrations import FORMAT, migrate
 from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
-from dehvf_kit.recipe.wording import wording
+from dehvf_kit.recipe.wording import faults
 
 SECTIONS = ("format", "name", "description", "published", "vision", "decoder", "graph", "training", "data", "generation")
 PRINTED = re.compile(r"\s*(\d[\d,]*)(\.\d+)?\s*([KMB]?)\s*", re.IGNORECASE)
@@ -84,8 +84,7 @@ class Parser:
             if key == "extends":
                 self.fault(key, "only a recipe in a file can name a parent, on its own top level")
             elif key not in SECTIONS:
-                hint, known = did_you_mean(key, SECTIONS), ", ".join(SECTIONS)
-                self.fault(str(key) or "''", f"unknown section{hint} Sections: {known}")
+                self.fault(str(key) or "''", f"unknown section{did_you_mean(key, SECTIONS)} Sections: {', '.join(SECTIONS)}")
 
     def _sections(self) -> dict[str, Any]:
         """Every section, each checked by itself."""
@@ -127,8 +126,7 @@ class Parser:
         if isinstance(given, bool) or not isinstance(given, int) or given < 1:
             self.fault("format", f"given {shown(given)}; wants a whole number, the newest is {FORMAT}")
         elif given > FORMAT:
-            newer = f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit"
-            raise RecipeError([Fault("format", newer)], self.source)
+            raise RecipeError([Fault("format", f"{shown(given)}, this kit reads up to {FORMAT}; upgrade dehvf-kit")], self.source)
         elif given < FORMAT:
             self.raw = migrate(self.raw, given, FORMAT)
 
@@ -179,10 +177,10 @@ class Parser:
         if not isinstance(name, str) or not name.isidentifier():
             self.fault(path, f"'{name}' is no name; use letters, digits and _, and begin with a letter", whole=False)
             return False
-        if hasattr(nn.ModuleDict(), name):
+        free = not hasattr(nn.ModuleDict(), name)
+        if not free:
             self.fault(path, f"'{name}' means something to torch modules; choose another name", whole=False)
-            return False
-        return True
+        return free
 
     def _settings(self, key: str, schema: type[BaseModel]) -> Any:
         given = self.raw.get(key)
@@ -190,13 +188,10 @@ class Parser:
 
     def _vision(self) -> dict[str, TowerConfig]:
         given = self.raw.get("vision")
-        if given is None:
-            absent = "missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`"
-            self.fault("vision", absent, whole=False)
-            return {}
         if not isinstance(given, Mapping):
+            absent = "missing; name an encoder, for example `vision: {model: openai/clip-vit-large-patch14}`"
             wrong = f"given {shown(given)}; wants a mapping with `model:`, or several of them by name"
-            self.fault("vision", wrong, whole=False)
+            self.fault("vision", absent if given is None else wrong, whole=False)
             return {}
         found = {}
         for name, tower in encoders_of(given).items():
@@ -213,12 +208,8 @@ class Parser:
             wrong = f"given {shown(given)}; wants a mapping of nodes" if given else "missing; name its nodes"
             self.fault("graph", wrong, whole=False)
             return {}
-        nodes = {}
-        for name, node in given.items():
-            found = self._node(name, node) if self._name(f"graph.{name}", name) else None
-            if found is not None:
-                nodes[name] = found
-        return nodes
+        nodes = {name: self._node(name, node) for name, node in given.items() if self._name(f"graph.{name}", name)}
+        return {name: node for name, node in nodes.items() if node is not None}
 
     def _node(self, name: str, given: Any) -> Node | None:
         path = f"graph.{name}"
@@ -236,9 +227,7 @@ class Parser:
             self.fault(path, f"{what}{hint} Name the node after its role, or add `role:`. {known}", whole=False)
             return None
         config = self._typed(path, role, fields)
-        if not isinstance(config, ComponentConfig):
-            return None
-        return Node(name, config, inputs)
+        return Node(name, config, inputs) if isinstance(config, ComponentConfig) else None
 
     def _inputs(self, name: str, given: Any) -> dict[str, tuple[str, ...]]:
         path = f"graph.{name}"
@@ -251,8 +240,7 @@ class Parser:
         for port, wires in given.items():
             texts = [wires] if isinstance(wires, str) else wires
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-                wrong = f"given {shown(wires)}; wants a node's name, node.port, or a list of them"
-                self.fault(f"{path}.inputs.{port}", wrong)
+                self.fault(f"{path}.inputs.{port}", f"given {shown(wires)}; wants a node's name, node.port, or a list of them")
                 self.unsure.add(name)
                 continue
             found[port] = tuple(texts)
@@ -261,12 +249,9 @@ class Parser:
     def _typed(self, path: str, role: str, given: Any, default: str | None = None) -> Any:
         """A config whose class is named by `type`."""
         unread = role == "data"  # by the graph
-        if given is None:
-            self.fault(path, f"missing{_EXAMPLES.get(role, '')}", whole=False)
-            return None
         if not isinstance(given, Mapping):
-            key = "model" if default else "type"
-            self.fault(path, f"given {shown(given)}; wants a mapping with `{key}:`", whole=unread)
+            wrong = f"given {shown(given)}; wants a mapping with `{'model' if default else 'type'}:`"
+            self.fault(path, f"missing{_EXAMPLES.get(role, '')}" if given is None else wrong, whole=unread and given is not None)
             return None
         kind = given.get("type", default)
         if not isinstance(kind, str):
@@ -292,16 +277,10 @@ class Parser:
         try:
             return schema.model_validate(dict(given))
         except ValidationError as error:
-            wrong = set()
-            details = error.errors()
-            for detail in details:
-                if any(detail["loc"] == other["loc"][: len(detail["loc"])] for other in details if other is not detail):
-                    continue  # what is inside says more
-                place = [str(step) for step in detail["loc"]]
-                wrong.add(place[0] if place else "")
-                self.fault(".".join([path, *place]), wording(detail, schema))
-        if owner is not None:
-            self.unsure.add(owner)
+            found = faults(error.errors(), given, schema)
+        self.faults += [Fault(".".join([path, *place]), message) for place, message in found.items()]
+        self.unsure |= {owner} - {None}
+        wrong = {place[0] for place in found if place}
         try:
             return schema.model_validate({key: value for key, value in given.items() if str(key) not in wrong})
         except ValidationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,33 +12,55 @@ from dehvf_kit.api.config import REASONS
 from dehvf_kit.errors import did_you_mean, listing, shown
 
 
-def wording(detail: Mapping[str, Any], schema: type[BaseModel]) -> str:
-    """One of pydantic's errors as a message: what was given, what fits."""
-    given = detail.get("input")
-    kind = detail["type"]
+def faults(errors: Sequence[Mapping[str, Any]], given: Any, schema: type[BaseModel]) -> dict[tuple[str, ...], str]:
+    """pydantic's errors on what was given, by their places in it: one message for all kinds that a field may be of."""
+    at: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for detail in errors:
+        at.setdefault(_place(detail, given), []).append(detail)
+    inner = {place[:end] for place in at for end in range(len(place))}  # what is inside says more
+    return {place: _wording(details, schema) for place, details in at.items() if place not in inner}
+
+
+def _place(detail: Mapping[str, Any], inside: Any) -> tuple[str, ...]:
+    """Where an error is, without the names that pydantic gives to the kinds of a union."""
+    steps = []
+    for step in detail["loc"]:
+        if (step in inside) if isinstance(inside, Mapping) else isinstance(inside, list) and isinstance(step, int):
+            inside = inside[step]
+        elif detail["type"] != "missing" or step != detail["loc"][-1]:
+            continue
+        steps.append(str(step))
+    return tuple(steps)
+
+
+def _wording(details: Sequence[Mapping[str, Any]], schema: type[BaseModel]) -> str:
+    """The errors at one place as a message: what was given, what fits."""
+    kind, place, given = details[0]["type"], details[0]["loc"], details[0].get("input")
     if kind == "extra_forbidden":
-        fields = _fields_at(schema, detail["loc"])
-        return f"unknown field{did_you_mean(str(detail['loc'][-1]), fields)} Fields: {listing(fields)}"
+        fields = _fields_at(schema, place)
+        return f"unknown field{did_you_mean(str(place[-1]), fields)} Fields: {listing(fields)}"
     if kind == "missing":
         return "missing"
-    if kind == "literal_error":
-        options = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"given {shown(given)}{did_you_mean(str(given), options)} One of: {listing(options)}"
     if kind == "value_error":
-        return str(detail["msg"]).removeprefix("Value error, ")
+        return str(details[0]["msg"]).removeprefix("Value error, ")
+    literals = [one["ctx"]["expected"] for one in details if one["type"] == "literal_error"]
+    options = re.findall(r"'([^']*)'", " ".join(literals))
+    wants = " or ".join(_wants(one) for one in details if one["type"] != "literal_error")
+    if options:
+        return f"given {shown(given)}{did_you_mean(str(given), options)} One of: {listing(options)}{wants and f'; or {wants}'}"
+    return f"given {shown(given)}; wants {wants}"
+
+
+def _wants(detail: Mapping[str, Any]) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
     if kind in _WANTED:
-        limits = {
-            name: f"{limit:,.0f}" if limit == int(limit) else f"{limit:g}"
-            for name, limit in detail.get("ctx", {}).items()
-            if isinstance(limit, (int, float))
-        }
-        reason = REASONS.get(detail["ctx"]["le"]) if kind == "less_than_equal" else None
-        because = f": {reason}" if reason else ""
-        return f"given {shown(given)}; wants {_WANTED[kind].format(**limits)}{because}"
-    for ending, wanted in _KINDS.items():
-        if kind.startswith(ending):
-            return f"given {shown(given)}; wants {wanted}"
-    return f"given {shown(given)}; {detail['msg']}"
+        limits = {name: f"{limit:,.15g}" for name, limit in context.items() if isinstance(limit, (int, float))}
+        reason = REASONS.get(context["le"]) if kind == "less_than_equal" else None
+        return _WANTED[kind].format(**limits) + (f": {reason}" if reason else "")
+    return next(
+        (wanted for beginning, wanted in _KINDS.items() if kind.startswith(beginning)),
+        detail["msg"].removeprefix("Input should be "),
+    )
 
 
 # What fits, for pydantic's error types and for the beginnings of their names.

@@ -54,10 +54,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refused(error: BaseException) -> OSError | None:
-    """What the system refused; None for other errors. safetensors and tokenizers name it in a text: `(os error 28)`."""
-    if isinstance(error, OSError):
+    """What the system refused; None for other errors. Some name it in a text: `(os error 28)`, or `[Errno 28]` of `copytree`."""
+    if isinstance(error, OSError) and not isinstance(error, shutil.Error):
         return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
+    number = re.search(r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
@@ -68,7 +68,7 @@ def unwritable(place: object, error: OSError) -> str:
 
 
 @contextmanager
-def writing(place: Path, kind: type[DehvfError] = DehvfError) -> Iterator[None]:
+def writing(place: object, kind: type[DehvfError] = DehvfError) -> Iterator[None]:
     """Inside, what the system refuses becomes one error of that kind, with the place, the reason and what would do."""
     try:
         yield
@@ -251,7 +251,7 @@ def check_new_files(files: Mapping[str, Path | None], replaced: Mapping[str, Pat
     named = {option: file for option, file in files.items() if file is not None}
     for option, file in named.items():
         if os.path.lexists(file):
-            raise DehvfError(f"{file}: exists already; name another --output or --results")
+            raise DehvfError(f"{file}: exists already; name another {option}")
         _try(file, option)
     for option, file in (replaced or {}).items():
         _try(file, option)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli.commands import at_most
 from data.small_sets import picture
 from evaluation.benchmarks import recipe, towers
 from huggingface_hub import ModelCard
@@ -150,6 +151,25 @@ def test_a_run_is_pushed_with_its_widget(adapter: Path, tmp_path: Path) -> None:
     shown = ModelCard.load(tmp_path / "hub/README.md")
     assert shown.data.widget == [{"src": "widget.png", "text": "What colour?"}]
     assert "widget" not in ModelCard.load(old / "README.md").data.to_dict()
+
+
+@pytest.mark.parametrize("size", [0, 1500])
+def test_no_room_to_stage_is_one_error_and_nothing_is_pushed(adapter: Path, tmp_path: Path, size: int) -> None:
+    model = dehvf_kit.load(adapter)
+    for push in (
+        lambda: push_adapter(adapter, ID, api=Api(tmp_path / "hub")),
+        lambda: model.push_to_hub(ID, api=Api(tmp_path / "hub")),
+    ):
+        with at_most(size), pytest.raises(AdapterError, match="cannot be written: File too large; make room") as said:
+            push()
+        assert len(str(said.value).splitlines()) == 1
+        assert not (tmp_path / "hub").exists()
+
+
+def test_no_temporary_folder_at_all(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(AdapterError, match="in the temporary folder: cannot be written: No such file"):
+        push_adapter(adapter, ID, api=Api(tmp_path / "hub"))
 
 
 def test_the_hubs_own_reader_takes_the_card(adapter: Path, tmp_path: Path) -> None:

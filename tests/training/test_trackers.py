@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from helpers import raw_recipe
 
-from dehvf_kit.errors import DehvfError
+from dehvf_kit import parse_recipe
+from dehvf_kit.errors import DehvfError, RecipeError
 from dehvf_kit.recipe.sections import Tracker, TrainingConfig
 from dehvf_kit.training.trainer import trackers, training_arguments
 
@@ -41,6 +43,25 @@ def test_every_tracker_of_transformers_is_known(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     several = TrainingConfig(report_to=["mlflow", "tensorboard", "mlflow"])
     assert trackers(several.report_to) == ["mlflow", "tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("section", "place", "words"),
+    [
+        (
+            {"report_to": "tensorbord"},
+            "report_to",
+            ["did you mean 'tensorboard'", "One of: auto, azure_ml", "none", "wandb; or a list"],
+        ),
+        ({"report_to": ["wandb", "x"]}, "report_to.1", ["given 'x'. One of: azure_ml"]),
+        ({"eval_steps": "never"}, "eval_steps", ["given 'never'. One of: epoch; or a whole number"]),
+    ],
+)
+def test_a_field_of_several_kinds_has_one_message(section: dict[str, object], place: str, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as said:
+        parse_recipe(raw_recipe(training=section))
+    (fault,) = said.value.faults
+    assert fault.path == f"training.{place}" and all(word in fault.message for word in words), fault
 
 
 def test_the_recipes_word_reaches_the_trainer(tmp_path: Path) -> None:

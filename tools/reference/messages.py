@@ -26,7 +26,7 @@ CALLS = {"Fault": 1, "fault": 1, "port_fault": 2, "ConfigMismatchError": 0, "Iss
 EXCLUDED = ("dehvf_kit/testing/",)
 # Functions whose every text is a message, returned or raised as something else that a caller turns into a kit error.
 SPOKEN = (
-    "dehvf_kit/recipe/wording.py:wording",
+    "dehvf_kit/recipe/wording.py:_wording",
     "dehvf_kit/api/registry.py:find",
     "plugins/dehvf-kit-benchmarks/dehvf_kit_benchmarks/scienceqa_prompt.py:check_format",
     "dehvf_kit/api/config.py:too_many",

@@ -32,6 +32,7 @@ def probe(
     from dehvf_kit.errors import DehvfError
     from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit.utils.atomic import check_new_files, write_output
+    from dehvf_kit.utils.plotting import pyplot
     from dehvf_kit_probe.heat_map import draw_heat_map
     from dehvf_kit_probe.probe import probe as run
 
@@ -39,6 +40,8 @@ def probe(
     if heat_map is not None and heat_map.suffix not in (".svg", ".png"):
         raise DehvfError(f"--heat-map: '{heat_map}' ends in neither .svg nor .png")
     check_new_files({"--output": output, "--heat-map": heat_map})
+    if heat_map is not None:
+        pyplot()  # told now where it is missing, not after the work
     loaded = load_recipe(recipe, overrides or [])
     name = encoder or next(iter(loaded.vision), "vision")
     if encoder is None and len(loaded.vision) > 1:

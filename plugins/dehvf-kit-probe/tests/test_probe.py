@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ def test_command_writes_figures_and_heat_map(recipe: Path, tmp_path: Path, comma
     assert facts == json.loads(figures.read_text())
     assert [one["layer"] for one in facts["kinds"]["coin"]["layers"]] == list(range(1, facts["num_layers"] + 1))
     assert "<svg" in drawn.read_text()
+
+
+@pytest.mark.parametrize("place", ["missing/map.svg", "taken.svg", "map.gif", "out.json", "folder.svg", "no matplotlib"])
+def test_a_heat_map_that_cannot_be_drawn_is_refused_before_the_work(
+    place: str, recipe: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dehvf_kit_probe.probe.probe", lambda *_: pytest.fail("worked"))
+    (tmp_path / "taken.svg").write_text("kept")
+    (tmp_path / "folder.svg").mkdir()
+    if place == "no matplotlib":
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        place = "map.svg"
+    before = sorted(tmp_path.iterdir())
+    ended = command("probe", recipe, "--output", tmp_path / "out.json", "--heat-map", tmp_path / place)
+    assert ended.code == 1 and ("map" in ended.err.splitlines()[-1] or "matplotlib" in ended.err), ended.err
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "taken.svg").read_text() == "kept"
 
 
 def test_refusals(recipe: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dehvf_kit.data.conversations import generated_parts, learned_parts, marks_answers
-from dehvf_kit.data.images import open_image
+from dehvf_kit.data.images import in_threads, open_image
 from dehvf_kit.data.processing import DehvfProcessor, image_places, open_ended
 from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.errors import DataError
@@ -115,6 +115,10 @@ class EncodedSamples(Dataset):
                 images = [open_image(one) for one in sample.apart()]
                 item["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return item
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples of a batch; a `DataLoader` asks for them together."""
+        return in_threads(self.__getitem__, indices)
 
 
 class Collator:

@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.backbones.vision.config import ImageConfig
 from dehvf_kit.data.conversations import filled, in_template, marked, messages_of, plain_text
-from dehvf_kit.data.images import read_any
+from dehvf_kit.data.images import in_threads, read_any
 from dehvf_kit.data.samples import Message, PromptConfig
 from dehvf_kit.errors import DataError, shown
 
@@ -36,7 +36,7 @@ class SeveralImageProcessor(BaseImageProcessor):
         """Images -> {"pixel_values": {encoder: [image, 3, height, width]}}."""
         given = read_images(images)
         pixels = {
-            name: ImageConfig(**settings).processor()(given, return_tensors="pt")["pixel_values"]
+            name: _as_trained(ImageConfig(**settings).processor())(given, return_tensors="pt")["pixel_values"]
             for name, settings in self.encoders.items()
         }
         return BatchFeature({"pixel_values": pixels})
@@ -50,7 +50,15 @@ class CheckedImageProcessor(CLIPImageProcessorPil):
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """Images -> {"pixel_values": [image, 3, height, width]}. Raises: ImageError for an image that cannot be read."""
-        return super().preprocess(read_images(images), *args, **kwargs)
+        if args or not self.do_resize or kwargs.keys() - {"return_tensors"}:
+            return super().preprocess(read_images(images), *args, **kwargs)
+        return super().preprocess(in_threads(self._resized, _each(images)), do_resize=False, **kwargs)
+
+    def _resized(self, image: Any) -> Image:
+        """What `resize` of the parent makes of an image, without its way through arrays."""
+        found, edge = read_any(image), self.size["shortest_edge"]
+        size = [int(edge * side / min(found.size)) for side in found.size] if edge else (self.size["width"], self.size["height"])
+        return found.resize(size, self.resample)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "image_processor_type": "CLIPImageProcessor"}
@@ -177,11 +185,14 @@ _TEXT_ARGUMENTS = {"return_tensors", "padding", "truncation", "max_length", "pad
 
 def read_images(images: Any, download: bool = False) -> list[Image]:
     """PIL images in RGB from paths, PIL images, bytes, arrays, tensors, data URIs, URLs, or lists and batches of them."""
+    return in_threads(lambda image: read_any(image, download), _each(images))
+
+
+def _each(images: Any) -> list[Any]:
+    """The images of a list or batch, however nested."""
     if images is None:
         return []
-    if not _several(images):
-        return [read_any(images, download)]
-    return [found for image in images for found in read_images(image, download)]
+    return [one for image in images for one in _each(image)] if _several(images) else [images]
 
 
 def _several(images: Any) -> bool:

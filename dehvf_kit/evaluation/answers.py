@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.data.encoding import encode_pairs, stack
-from dehvf_kit.data.images import open_image
+from dehvf_kit.data.images import in_threads, open_image
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.processing import DehvfProcessor, embedded_tokens, image_places, longest_prompt, require_tokenizer
@@ -21,6 +20,7 @@ from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.kept_answers import KeptAnswers, Said
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.model.run import to_device
 
 __all__ = ["Prediction", "accuracy", "answer", "share", "tidy"]
 
@@ -155,9 +155,9 @@ def _inputs(
         if features is not None:
             inputs["vision_features"] = stack([features.read(sample) for sample in with_picture])
         else:
-            pictures = [open_image(sample) for sample in with_picture]
-            inputs["pixel_values"] = model.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return {name: _move(value, device) for name, value in inputs.items()}
+            images = in_threads(open_image, with_picture)
+            inputs["pixel_values"] = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    return to_device(inputs, device)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,3 @@ def _padded(processor: DehvfProcessor, rows: Sequence[PromptRow], length: int | 
     padding = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
     ids = {"input_ids": [row.tokens for row in rows]}
     return dict(processor.tokenizer.pad(ids, padding_side="left", return_tensors="pt", **padding))
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else {name: tensor.to(device) for name, tensor in value.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dehvf_kit.data.images import open_image
+from dehvf_kit.data.images import in_threads, open_image
 from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.run import Features, by_encoder, per_encoder, to_device
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def encode_images(model: DehvfModel, samples: Sequence[Sample]) -> Features:
     """The vision features of some samples' images, computed now. Raises: DataError for an image that cannot be read."""
-    images = [open_image(sample) for sample in samples]
+    images = in_threads(open_image, samples)
     pixels = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
     return model.vision_features(to_device(pixels, model.device))
 

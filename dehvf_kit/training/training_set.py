@@ -256,7 +256,7 @@ class StreamCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         encoded = EncodedSamples(samples, self.processor, self.prompt, self.max_length, self.images)
-        batch = self.collate([encoded[place] for place in range(len(encoded))])
+        batch = self.collate(encoded.__getitems__(range(len(encoded))))
         batch[IDS] = [sample.id for sample in samples]
         if encoded.cut or encoded.blank:
             noted = {CUT.format(longest=self.max_length): encoded.cut, BLANK: encoded.blank}

@@ -58,6 +58,17 @@ def test_batch_is_padded_right_and_names_the_loss_positions(model: DehvfModel, w
     assert torch.isfinite(model(**batch).loss)
 
 
+def test_a_batch_is_what_its_samples_are_one_by_one(model: DehvfModel, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    samples = [Sample(str(n), "what ?", "red", world / f"train{n % 2}.png") for n in range(5)]
+    encoded = EncodedSamples([*samples, Sample("t", "what ?", "blue")], model.processor, PROMPT, 16)
+    order = [5, 0, 3, 2, 1]
+    for place, item in zip(order, encoded.__getitems__(order), strict=True):
+        alone = encoded[place]
+        assert item["id"] == alone["id"] and item.keys() == alone.keys()
+        assert all(torch.equal(item[key], alone[key]) for key in ("pixel_values",) if key in alone)
+
+
 def test_text_only_batch_has_no_picture_keys(model: DehvfModel) -> None:
     encoded = EncodedSamples([Sample("b", "what ?", "blue")], model.processor, PROMPT, 16)
     batch = Collator(0)([encoded[0]])

@@ -155,6 +155,25 @@ def test_pixels_are_resized_scaled_and_normalised(name):
     assert worst(found, ((small - mean) / std).float()) < 1e-5
 
 
+SIZES = {
+    "squash": {"size": 12},
+    "crop": {"size": 12, "resize": "crop", "normalisation": "clip"},
+    "crop from a larger side": {"size": 12, "resize": "crop", "resize_to": 17, "resample": "bilinear"},
+    "squash, then crop": {"size": 12, "resize_to": 15, "resample": "lanczos"},
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_images_resized_as_images_have_the_values_of_transformers_arrays_bit_for_bit(case, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config = ImageConfig(**SIZES[case])
+    images = [picture(size) for size in ((40, 20), (13, 31), (12, 12), (3, 5), (101, 100))]
+    ours = build_image_processor({"a": config})(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(ours, config.processor()(images, return_tensors="pt")["pixel_values"])
+    both = build_image_processor({"a": config, "b": config})(images)["pixel_values"]
+    assert torch.equal(both["a"], ours) and torch.equal(both["b"], ours)
+
+
 def test_crop_keeps_the_middle():
     image = Image.new("RGB", (30, 10), "black")
     image.paste("white", (10, 0, 20, 10))

@@ -229,11 +229,10 @@ class DataConfig(Settings):
 
         predictions: `dehvf_kit.data.metrics.exact_match.Prediction`s. By default scored as `metric` says.
         """
-        from dehvf_kit.data.metrics import exact_match, open_answers
+        from dehvf_kit.data.metrics import exact_match as words
+        from dehvf_kit.data.metrics import open_answers
 
-        if self.metric == "exact_match":
-            return exact_match.exact_match(predictions)
-        return open_answers.score(self.metric, predictions)
+        return words.exact_match(predictions) if self.metric == "exact_match" else open_answers.score(self.metric, predictions)
 
 
 def each_image(samples: Iterable[Sample]) -> list[Sample]:

@@ -231,8 +231,7 @@ def _kept(
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     key = digest(facts, samples)
-    cache = default_folder().parent / "answers"
-    file = output.with_name(f"{output.name}.{key}{SUFFIX}") if output is not None else cache / f"{key}{SUFFIX}"
+    file = Path(f"{output}.{key}{SUFFIX}") if output is not None else default_folder().parent / "answers" / f"{key}{SUFFIX}"
     try:
         if output is None:
             file.parent.mkdir(parents=True, exist_ok=True)

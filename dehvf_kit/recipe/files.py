@@ -207,13 +207,19 @@ def beside_recipe(raw: dict[str, Any], folder: Path, parent: Mapping[str, Any]) 
     """
     if os.path.abspath(folder) == os.getcwd():
         return
-    data, above, training = raw.get("data"), parent.get("data"), raw.get("training")
+    training = raw.get("training")
     if isinstance(training, dict) and isinstance(training.get("init_from"), str):
         training["init_from"] = _found(training["init_from"], folder)
+    _data_beside(raw.get("data"), folder, isinstance(above := parent.get("data"), Mapping) and bool(above.get("path")))
+
+
+def _data_beside(data: Any, folder: Path, has_path: bool = False) -> None:
+    """The same for a data section and for the sources in it. has_path: whether a parent names the `path`."""
     if not isinstance(data, dict):
         return
-    has_path = bool(data.get("path") or (isinstance(above, Mapping) and above.get("path")))
-    for field in PLACES if has_path else (*PLACES, *FILES):
+    for source in data["sources"].values() if isinstance(data.get("sources"), dict) else ():
+        _data_beside(source, folder)
+    for field in PLACES if has_path or data.get("path") else (*PLACES, *FILES):
         if isinstance(data.get(field), str):
             data[field] = _found(data[field], folder)
         elif isinstance(data.get(field), list):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -19,7 +18,6 @@ from dehvf_kit.data.samples import Reading, Sample
 from dehvf_kit.errors import shown
 from dehvf_kit.utils.strict_json import NotJson, parse_json
 from dehvf_kit_benchmarks import likelihood
-from dehvf_kit_benchmarks.likelihood import ChoiceSample
 
 Told = Literal["text", "index", "letter"]
 
@@ -71,7 +69,7 @@ class ChoiceReader(RowReader):
             self.remember(row)
             raise
         found = super().sample({**row, self.columns.answer: answer}, place, folder, key)
-        return ChoiceSample(**{one.name: getattr(found, one.name) for one in fields(Sample)}, choices=choices)
+        return likelihood.with_choices(found, choices)
 
     def _choices(self, cell: Any, place: str) -> tuple[str, ...]:
         """Raises: RowFaultError for fewer than two, an empty one, or one that is there twice."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,11 @@ class ChoiceSample(Sample):
     """A question with its choices, all different; `answer` is one of them."""
 
     choices: tuple[str, ...] = ()
+
+
+def with_choices(sample: Sample, choices: tuple[str, ...]) -> ChoiceSample:
+    """A sample and what it may be answered with."""
+    return ChoiceSample(**{one.name: getattr(sample, one.name) for one in fields(Sample)}, choices=choices)
 
 
 @dataclass(frozen=True)

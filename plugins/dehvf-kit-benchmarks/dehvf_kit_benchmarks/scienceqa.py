@@ -132,16 +132,18 @@ class ScienceQaDataConfig(DataConfig):
         return _table(self.path, part, self.download, self.revision, self.pictures)
 
     def _sample(self, problem: Problem) -> Sample:
-        answers = (reply(replace(problem, answer=n), "Q-A") for n in range(len(problem.choices)))
-        return likelihood.ChoiceSample(
+        sample = Sample(
             id=problem.id,
             question=prompt(problem, self.format, self.captions, self.response),
             answer=reply(problem, self.format),
             image=problem.picture,
             kind=problem.subject,
             answer_start=reply_start(self.format),
-            choices=tuple(answers) if self.metric == "likelihood" else (),
         )
+        if self.metric != "likelihood":
+            return sample
+        letters = (reply(replace(problem, answer=number), "Q-A") for number in range(len(problem.choices)))
+        return likelihood.with_choices(sample, tuple(letters))
 
 
 def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[list[Problem], list[Issue]]:

@@ -98,9 +98,9 @@ def _show(place: str, kind: str, parts: Sequence[Any]) -> None:
 
 
 def _beside(part: Any) -> str:
-    """A split's size beside the published one."""
+    """A split's size beside the published one, or what it is made of."""
     if part.published is None:
-        return ""
+        return ", ".join(f"{name} {count:,}" for name, count in part.facts.items())
     published = part.published
     if published.count == part.count:
         return f"{part.count:,} {published.unit}, as published ({published.source})"

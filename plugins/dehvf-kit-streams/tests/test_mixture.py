@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cli.commands import Command
 from dehvf_kit_streams.mixture import MixtureDataConfig
 
 import dehvf_kit
@@ -59,6 +60,19 @@ def test_what_is_refused(world: Path, sources: dict[str, dict[str, Any]], change
     raw["data"] = {"type": "mixture", "sources": sources, **change}
     with pytest.raises(RecipeError, match=message):
         dehvf_kit.parse_recipe(raw)
+
+
+def test_sources_are_beside_the_recipe_and_counted_by_prepare(
+    command: Command, sources: dict[str, dict[str, Any]], world: Path, tmp_path: Path
+) -> None:
+    raw = yaml.safe_load((world / "tiny.yaml").read_text())
+    own = {name: {**one, "train": f"{name}.jsonl"} for name, one in sources.items()}
+    raw["data"] = {"type": "mixture", "sources": own, "weights": {"a": 4, "b": 1}}
+    (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(raw))
+    found = dehvf_kit.load_recipe(tmp_path / "mixed.yaml").data
+    assert [one["train"] for one in found.sources.values()] == [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    counted = ", ".join(f"{name} {count}" for name, count in counts(found.samples("train")).items())
+    assert counted in command("prepare", tmp_path / "mixed.yaml", "--no-open").out
 
 
 def mixed(world: Path) -> Recipe:

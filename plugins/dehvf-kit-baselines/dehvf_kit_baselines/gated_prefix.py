@@ -28,6 +28,7 @@ from dehvf_kit.api import (
 from dehvf_kit.backbones.decoder import PROJECTIONS, attention_sites
 from dehvf_kit.errors import listing
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
+from dehvf_kit_baselines.peft_tuner import NAME
 
 
 class GatedPrefixConfig(ComponentConfig):
@@ -37,7 +38,12 @@ class GatedPrefixConfig(ComponentConfig):
     """
 
     role: ClassVar[str] = "decoder_adapter"
-    takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "readout?: code decoder_hidden", "has_image?: batch")
+    takes: ClassVar[tuple[str, ...]] = (
+        "codes?: batch layer patch code",
+        "readout?: code decoder_hidden",
+        "tokens?: batch layer patch decoder_hidden",
+        "has_image?: batch",
+    )
     attaches: ClassVar[str] = "decoder"
     strength: ClassVar[str] = "scale"
     counts_positions: ClassVar[bool] = True  # queries are rotated, the prompts' keys are not
@@ -45,6 +51,7 @@ class GatedPrefixConfig(ComponentConfig):
     num_prompts: int = Field(10, ge=1, description="prompts in each layer")
     num_layers: int | None = Field(30, ge=1, description="layers that have prompts, from the top; null: all")
     scale: float = Field(1.0, gt=0, description="scale of what the prompts add, besides the gate")
+    layer_scale: bool = Field(False, description="a learned factor of each layer too, 1 at the start (V2 with LoRA)")
 
     def top(self, context: BuildContext) -> int:
         """How many layers have prompts."""
@@ -55,7 +62,7 @@ class GatedPrefixConfig(ComponentConfig):
         if self.top(context) > context.decoder.num_layers:
             most = context.decoder.num_layers
             raise ConfigMismatchError(f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers")
-        if "codes" in context.wires and context.axes.get("patch") not in (None, 1, self.num_prompts):
+        if {"codes", "tokens"} & set(context.wires) and context.axes.get("patch") not in (None, 1, self.num_prompts):
             raise ConfigMismatchError(
                 f"adds one image token to its {self.num_prompts} prompts, or one to each, but {context.axes['patch']} are "
                 f"wired to it; use a reader of type global_tokens with num_tokens 1, or one that gives {self.num_prompts}",
@@ -65,7 +72,8 @@ class GatedPrefixConfig(ComponentConfig):
 
     def num_params(self, context: BuildContext) -> dict[str, int]:
         top, spec = self.top(context), context.decoder
-        return {"prompts": top * self.num_prompts * spec.hidden_size, "gates": top * spec.num_heads}
+        counts = {"prompts": top * self.num_prompts * spec.hidden_size, "gates": top * spec.num_heads}
+        return {**counts, "scales": top} if self.layer_scale else counts
 
     def cost(self, context: BuildContext) -> Cost:
         top, spec = self.top(context), context.decoder
@@ -77,7 +85,8 @@ class GatedPrefixConfig(ComponentConfig):
     def build(self, context: BuildContext) -> GatedPrefix:
         spec = context.decoder
         top = self.top(context)
-        return GatedPrefix(spec.num_layers, top, self.num_prompts, spec.hidden_size, spec.num_heads, self.scale)
+        sizes = spec.num_layers, top, self.num_prompts, spec.hidden_size, spec.num_heads
+        return GatedPrefix(*sizes, self.scale, self.layer_scale)
 
 
 class Prefix:
@@ -88,17 +97,28 @@ class Prefix:
 
 
 class GatedPrefix(DecoderComponent):
-    """forward: codes [batch, 1, 1 or prompt, code], a readout and has_image [batch] -> the batch's `Prefix`.
+    """forward: codes [batch, 1, 1 or prompt, code] and a readout, or tokens [batch, 1, 1 or prompt, hidden]; has_image [batch]
+    -> the batch's `Prefix`.
 
     The prompts' keys and values come from the decoder's own frozen maps, without rotation; queries are the text's, rotated.
     Cost: 4 * prompt * attention width FLOPs a token and layer, and the prompts' keys and values once a batch.
     Raises: ShapeError for rows that are no multiple of the batch.
     """
 
-    def __init__(self, num_layers: int, top: int, num_prompts: int, hidden_size: int, num_heads: int, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        top: int,
+        num_prompts: int,
+        hidden_size: int,
+        num_heads: int,
+        scale: float = 1.0,
+        layer_scale: bool = False,
+    ) -> None:
         super().__init__()
         self.prompts = nn.Parameter(torch.randn(top, num_prompts, hidden_size))
         self.gates = nn.Parameter(torch.zeros(top, num_heads))
+        self.scales = nn.Parameter(torch.ones(top)) if layer_scale else None
         self.num_layers, self.first, self.scale = num_layers, num_layers - top, scale
         self._attention: dict[int, _Attention] = {}
 
@@ -113,10 +133,18 @@ class GatedPrefix(DecoderComponent):
             attention.hook(lambda queries, layer=layer: self._added(layer, queries))
             yield attention
 
-    def forward(self, codes: Tensor | None = None, readout: Readout | None = None, has_image: Tensor | None = None) -> Prefix:
+    def forward(
+        self,
+        codes: Tensor | None = None,
+        readout: Readout | None = None,
+        tokens: Tensor | None = None,
+        has_image: Tensor | None = None,
+    ) -> Prefix:
         prompts = self.prompts[:, None]
-        if codes is not None and readout is not None:
-            token = F.linear(readout.activation(codes), readout.weight, readout.bias).flatten(1, 2)
+        if tokens is None and codes is not None and readout is not None:
+            tokens = F.linear(readout.activation(codes), readout.weight, readout.bias)
+        if tokens is not None:
+            token = tokens.flatten(1, 2)
             if has_image is not None:
                 token = token * has_image.to(token)[:, None, None]
             prompts = prompts + token[None]
@@ -136,7 +164,8 @@ class GatedPrefix(DecoderComponent):
         found = F.scaled_dot_product_attention(grouped, keys, values, scale=self._attention[layer].scaling)
         found = found.view(batch, shared, rows // batch, heads // shared, tokens, width)
         found = found.permute(0, 2, 1, 3, 4, 5).reshape(queries.shape)
-        gate = (self.scale * self.gates[layer - self.first].tanh()).to(found.dtype)
+        gate = self.scale * self.gates[layer - self.first].tanh()
+        gate = (gate if self.scales is None else gate * self.scales[layer - self.first]).to(found.dtype)
         return gate[None, :, None, None] * found
 
 
@@ -164,12 +193,9 @@ class _Attention:
 
     def keys_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts [batch, prompt, hidden] -> keys and values [batch, key head, prompt, head_dim], not rotated."""
-        weight = self.module.k_proj.weight
-        prompts = prompts.to(weight.device, weight.dtype)
-        return tuple(
-            project(prompts).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.module.k_proj, self.module.v_proj)
-        )
+        key, value = frozen(self.module.k_proj), frozen(self.module.v_proj)
+        prompts = prompts.to(key.weight.device, key.weight.dtype)
+        return tuple(project(prompts).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for project in (key, value))
 
     def hook(self, added: Any) -> None:
         """Add `added(rotated queries)` to the attention's output, before the output map."""
@@ -205,6 +231,11 @@ class _Attention:
             )
         heads = queries.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return self.rotate(heads, heads, *rotation)[0]
+
+
+def frozen(module: Any) -> Any:
+    """The decoder's own map, where a `peft` node put its layer in the map's place."""
+    return module.base_layer if NAME in getattr(module, "active_adapters", ()) else module
 
 
 def _has_weights(module: nn.Module) -> bool:

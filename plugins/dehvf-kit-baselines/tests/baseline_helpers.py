@@ -153,6 +153,14 @@ ZOO: dict[str, dict[str, Any]] = {
         "position": {"type": "learned", "num_slots": SLOTS},
         "injector": {"type": "ffn_memory", "visual_scale": 0.5, "dropout": 0.0},
     },
+    "llama_adapter_v2": {
+        "lora": {"role": "decoder_adapter", "type": "peft", "settings": {"r": 2, "lora_alpha": 2}},
+        "norms": {"role": "decoder_adapter", "type": "peft", "method": "ln_tuning"},
+        "maps": {"role": "decoder_adapter", "type": "affine_maps", "scales": ["query", "up"]},
+        "reader": {"type": "query_transformer", "num_queries": 5, "hidden_size": 8, "num_blocks": 2, "num_heads": 2},
+        "tokens": {"role": "projector", "type": "normed_linear", "inputs": {"patches": "reader"}},
+        "decoder_adapter": {"type": "gated_prefix", "num_prompts": 5, "num_layers": 3, "scale": 0.7, "layer_scale": True},
+    },
     "clipcap": {"visual_tokens": {"type": "clipcap", "num_tokens": 3, "image_tokens": 2, "num_blocks": 2, "num_heads": 4}},
 }
 """Later methods, at which the contract runs every night."""

@@ -26,6 +26,9 @@ COUNTS = {
     "flamingo_7b": 1_178_834_960,
     "flamingo_small_7b": 4_163_589,
     "dense_connector_7b": 29_368_320,
+    "llama_adapter_v2_7b": 63_095_552 - 32,
+    "llama_adapter_v2_lora_7b": 63_095_552 - 32 + 31 + 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008)),
+    "llama_adapter_v2_chat_65b": 13_811_712,
     "clipcap": 41_745_408,
     "vlora_7b": 851_891_712,
     "deepstack_7b": (1024 + 1) * 4096 + (4096 + 1) * 4096,
@@ -287,6 +290,58 @@ def test_vlora() -> None:
             ffn=lambda layer, x: delta("ffn", layer, x),
         )
         assert worst(found[row], logits) < LOGITS
+
+
+@torch.no_grad()
+def test_llama_adapter_v2() -> None:
+    """All its parts at once: y = (W + BA)(s x) + b at the maps, moved norms, and prompts that the LoRA's maps do not read."""
+    model = baseline("llama_adapter_v2")
+    features = model.vision_features(pixels(2))
+    found = model(input_ids=ids(), vision_features=features, has_image=MIXED).logits
+    nodes, moved, plain = model.nodes, decoder(), decoder()
+    maps, get = nodes["maps"], nodes["lora"].get_parameter
+    for path, weight in nodes["norms"].named_parameters():
+        moved.get_submodule(path.removesuffix(".ln_tuning_layers.weight")).weight.copy_(weight)
+
+    def full(layer: int, place: str, x: Tensor) -> Tensor:
+        path = f"model.layers.{layer}.{place}"
+        weight = plain.get_submodule(path).weight + get(f"{path}.lora_B.weight") @ get(f"{path}.lora_A.weight")
+        scale, bias = maps._scale.get(path), maps._bias.get(path)
+        x = x if scale is None else x * maps.scales[scale]
+        return x @ weight.T + (0 if bias is None else maps.biases[bias])
+
+    def update(layer: int, name: str, x: Tensor) -> Tensor:
+        return full(layer, f"self_attn.{name}", x) - x @ plain.get_submodule(f"model.layers.{layer}.self_attn.{name}").weight.T
+
+    def ffn(layer: int, x: Tensor) -> Tensor:
+        inner = F.silu(full(layer, "mlp.gate_proj", x)) * full(layer, "mlp.up_proj", x)
+        return full(layer, "mlp.down_proj", inner) - plain.model.layers[layer].mlp(x)
+
+    reader, tokens, prefix = nodes["reader"], nodes["tokens"], nodes["decoder_adapter"]
+    for row, place in ((0, 0), (2, 1), (1, None)):
+        image = torch.zeros(5, 32)
+        if place is not None:
+            x = torch.cat([reader.queries, ln(affine(reader.input, features[place, -1]), reader.norm)])
+            for block in reader.blocks:
+                w, b = block.self_attn.in_proj_weight.chunk(3), block.self_attn.in_proj_bias.chunk(3)
+                normed = ln(x, block.norm1)
+                x = x + affine(block.self_attn.out_proj, heads(*(normed @ w[i].T + b[i] for i in range(3)), 2))
+                x = x + affine(block.linear2, F.gelu(affine(block.linear1, ln(x, block.norm2))))
+            image = ln(affine(tokens.linear, x[:5]), tokens.norm)
+
+        def beside(layer: int, queries: Tensor, image: Tensor = image) -> Tensor | float:
+            if layer < 1:
+                return 0.0
+            attention, prompts = plain.model.layers[layer].self_attn, prefix.prompts[layer - 1] + image
+            keys, values = (
+                (prompts @ one.weight.T).view(5, 2, 8).transpose(0, 1).repeat_interleave(2, 0)
+                for one in (attention.k_proj, attention.v_proj)
+            )
+            read = (queries @ keys.transpose(1, 2) / 8**0.5).softmax(-1) @ values
+            return 0.7 * prefix.scales[layer - 1] * prefix.gates[layer - 1].tanh()[:, None, None] * read
+
+        embeds = plain.get_input_embeddings()(ids()[row])
+        assert worst(found[row], literal_llama(moved, embeds, beside=beside, update=update, ffn=ffn)) < 5 * LOGITS
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ def reference_query(node: nn.Module, layer: int, role: int) -> Tensor:
 
 
 def reference_weights(node: nn.Module, query: Tensor, members: Tensor, num_heads: int) -> Tensor:
-    """softmax(q . F_i / sqrt(r)) after the blocks. Shapes: query [r], members [member, vision_hidden] -> [member]."""
+    """Softmax of a fuser's scores after the blocks. Shapes: query [r], members [member, vision_hidden] -> [member]."""
     keys = members @ node.input.weight.T + node.input.bias
     width = query.shape[0] // num_heads
     for block in node.blocks:
@@ -196,6 +196,9 @@ def reference_weights(node: nn.Module, query: Tensor, members: Tensor, num_heads
         query = reference_norm(block.ffn_norm, query + block.fc2.weight @ inner + block.fc2.bias)
     if node.score is not None:  # IGVA's head: the first members' of its outputs
         return torch.softmax((node.score.weight @ query + node.score.bias)[: len(keys)], dim=0)
+    if node.cosine:
+        apart = [key - sum(keys) / len(keys) for key in keys]
+        return torch.softmax(torch.stack([key @ query / (key.norm().clamp(min=1e-3) * query.norm()) for key in apart]), dim=0)
     return torch.softmax(keys @ query / math.sqrt(query.shape[0]), dim=0)
 
 

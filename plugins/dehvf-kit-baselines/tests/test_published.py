@@ -72,4 +72,4 @@ def test_the_demo_recipes_share_data_prompt_and_schedule(file: Path) -> None:
     parent = dehvf_kit.load_recipe(ROOT / "recipes" / "smollm2_dinov2_easyvqa.yaml")
     assert (recipe.data, recipe.generation, recipe.decoder) == (parent.data, parent.generation, parent.decoder)
     assert recipe.vision["vision"].image == parent.vision["vision"].image
-    assert recipe.training.model_copy(update={"node_rates": parent.training.node_rates}) == parent.training
+    assert recipe.training == parent.training

@@ -13,8 +13,9 @@ visits is counted. State-space and linear-attention layers count by their weight
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -40,10 +41,16 @@ FORMULA_FIELDS = ("hidden_size", "num_attention_heads", "num_hidden_layers")
 EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
 
 
+def _grouped_mm(one: Sequence[int], other: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * prod(one[-2:]) * other[-1] * (one[0] if len(one) == len(other) == 3 else 1)
+
+
 @contextlib.contextmanager
 def counted_flops() -> Iterator[FlopCounterMode]:
-    """FLOPs inside the block as torch counts them, attention written out so that every product is seen."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """FLOPs inside the block as torch counts them, attention written out so that every product is seen; experts' products too."""
+    spaces = ((torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback"))
+    experts = {getattr(space, name): _grouped_mm for space, name in spaces if hasattr(space, name)}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=experts) as counter:
         yield counter
 
 
@@ -174,8 +181,7 @@ def batch_flops(model: DehvfModel, samples: EncodedSamples, batch_size: int) -> 
     with torch.no_grad():
         if with_image and model.reads_images:
             images = [open_image(sample) for sample in with_image]
-            pixels = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-            pixels = to_device(pixels, model.device)
+            pixels = to_device(model.processor.image_processor(images, return_tensors="pt")["pixel_values"], model.device)
             model.vision_features(pixels)  # an encoder's first pass also probes its layers, which no image costs
             with counted_flops() as counter:
                 given["vision_features"] = model.vision_features(pixels)
@@ -205,7 +211,8 @@ def decoder_flops(decoder: nn.Module) -> TransformerFlops:
     """Count a decoder language model of any family from the shapes of its weights."""
     config = text_config(decoder)
     head = decoder.get_output_embeddings()
-    share = _expert_share(config)
+    experts, visited = config_size(config, *EXPERT_COUNTS), config_size(config, *EXPERTS_A_TOKEN)
+    share = visited / experts if experts and visited else 1.0  # of a mixture's experts, those that one token visits
     weights = sum(
         _matrix_weights(module, share if ".experts" in f".{path}" else 1.0)
         for path, module in decoder.named_modules()
@@ -252,19 +259,11 @@ def _matrix_weights(module: nn.Module, share: float) -> float:
     """Numbers in a module's own matrices; `share` applies to stacks of experts [expert, out, in]."""
     if isinstance(module, nn.Embedding):
         return 0.0
-    count = 0.0
-    for name, parameter in module.named_parameters(recurse=False):
-        matrix = parameter.ndim == 2 and name == "weight"
-        experts = parameter.ndim == 3 and share != 1.0
-        if matrix or experts:
-            count += parameter.numel() * share
-    return count
-
-
-def _expert_share(config: Any) -> float:
-    """Part of a mixture's experts that one token visits; 1 where there is no mixture."""
-    experts, visited = config_size(config, *EXPERT_COUNTS), config_size(config, *EXPERTS_A_TOKEN)
-    return visited / experts if experts and visited else 1.0
+    return sum(
+        weight.numel() * share
+        for name, weight in module.named_parameters(recurse=False)
+        if (weight.ndim == 2 and name == "weight") or (weight.ndim == 3 and share != 1.0)
+    )
 
 
 def _attention_width(config: Any) -> int:

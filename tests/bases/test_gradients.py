@@ -12,7 +12,9 @@ from helpers import randomise, tiny_decoder
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 import dehvf_kit
+from dehvf_kit.costs.flops import batch_flops
 from dehvf_kit.data.encoding import Collator, EncodedSamples
+from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.features import encode_images
 from dehvf_kit.training.callbacks import first_non_finite
 
@@ -33,9 +35,13 @@ def model(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa
     return model
 
 
+def encoded(model: Any) -> EncodedSamples:
+    return EncodedSamples(samples(model), model.processor, model.recipe.data.prompt, 32)
+
+
 def batch(model: Any) -> dict[str, Any]:
-    encoded = EncodedSamples(samples(model), model.processor, model.recipe.data.prompt, 32)
-    return Collator(model.processor.tokenizer.pad_token_id)([encoded[place] for place in range(4)])
+    given = encoded(model)
+    return Collator(model.processor.tokenizer.pad_token_id)([given[place] for place in range(4)])
 
 
 def samples(model: Any) -> Any:
@@ -66,6 +72,21 @@ def detach_and_attach(model: Any) -> None:
     dehvf_kit.attach_memory(model.decoder, keys, keys, stack=True).detach()
 
 
+def with_encoder(model: Any) -> tuple[Any, Any]:
+    """Samples, and what computes their features."""
+    return samples(model), of_plugin(f"{REPORT}.fuser_weights.EncodedImages", model)
+
+
+def images(model: Any) -> list[Any]:
+    return [samples(model)[0].image]
+
+
+def refused_export(model: Any, folder: Path) -> None:
+    with pytest.raises(DehvfError, match="cannot be exported"):
+        of_plugin("dehvf_kit_export.files.write", model, folder, "pt2")
+
+
+REPORT = "dehvf_kit_report"
 CALLS: dict[str, Callable[[Any, Path], Any]] = {
     "hooks_disabled": lambda model, folder: without_memory(model),
     "forward": lambda model, folder: torch.no_grad()(model)(**batch(model)),
@@ -76,6 +97,13 @@ CALLS: dict[str, Callable[[Any, Path], Any]] = {
     "vision_features": lambda model, folder: encode_images(model, samples(model)),
     "save_pretrained": lambda model, folder: model.save_pretrained(folder / "adapter"),
     "memory map": lambda model, folder: of_plugin("dehvf_kit_report.memory_maps.memory_map", model, samples(model)[0]),
+    "memory": lambda model, folder: torch.no_grad()(model.memory)(4, batch(model)["pixel_values"]),
+    "fuser weights": lambda model, folder: of_plugin(f"{REPORT}.fuser_weights.read_layers", model, *with_encoder(model)),
+    "worth of the fuser's weights": lambda model, folder: of_plugin(f"{REPORT}.weight_worth.weight_worth", model, samples(model)),
+    "probe": lambda model, folder: of_plugin("dehvf_kit_probe.probe.probe", model.recipe, "vision"),
+    "FLOPs of a batch": lambda model, folder: batch_flops(model, encoded(model), 4),
+    "chat": lambda model, folder: list(of_plugin("dehvf_kit_chat.answering.Answerer", model, "it").answer("what ?", images(model))),
+    "export": lambda model, folder: refused_export(model, folder),
     "attach_memory": lambda model, folder: detach_and_attach(model),
 }
 

@@ -15,9 +15,10 @@ from torch.fx.experimental import _config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import masking_utils
+from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
 
 import dehvf_kit
+from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
@@ -267,3 +268,33 @@ def test_a_mask_is_built_though_no_value_says_whether_it_is_needed() -> None:
         assert decoder(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape[:2] == (2, 5)
         with pytest.raises((NotImplementedError, RuntimeError)):
             bool(torch.empty((), device="meta"))  # a question of anybody else is not answered
+
+
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 8, "sliding_window": 8},
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_are_counted_in_every_dtype(kind: str) -> None:
+    """As a run with numbers counts them, each expert by itself or all in one grouped product, which torch's counter leaves out."""
+    sizes = {**LLAMA, "num_key_value_heads": 2, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2}
+    config = {"model_type": kind, **sizes, "num_experts_per_tok": 2, **EXPERTS[kind]}
+    recipes = [raw_recipe(decoder={"config": config, "dtype": dtype}) for dtype in ("float32", "bfloat16", "float16")]
+    counts = [count_training(dehvf_kit.parse_recipe(recipe), BATCH, LENGTH, ANSWER) for recipe in recipes]
+    assert len({(count.forward, count.backward) for count in counts}) == 1
+    for experts in ("eager", "grouped_mm"):
+        torch.manual_seed(0)
+        decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), experts_implementation=experts)
+        model = dehvf_kit.build(dehvf_kit.parse_recipe(recipes[0]), decoder=decoder, vision=tiny_vision()).train()
+        model.vision_features(pixels(BATCH))
+        ids = tokens(BATCH, LENGTH)
+        with counted_flops() as counter:
+            inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels(BATCH)}
+            loss = model(**inputs, logits_to_keep=torch.tensor([3, 5])).loss
+            assert counter.get_total_flops() == counts[0].forward, experts
+            loss.backward()
+        assert counter.get_total_flops() == counts[0].forward + counts[0].backward, experts

@@ -1,4 +1,4 @@
-"""The prompt fingerprint: what an adapter's text and pictures looked like in training, short, readable, and hashed.
+"""The prompt fingerprint: what an adapter's text and images looked like in training, short, readable, and hashed.
 
 It travels in `dehvf_config.json`; `dehvf-kit eval` refuses to score under another one unless it is told to. A model answers
 a format it was not trained on much worse, and nothing else would show it.

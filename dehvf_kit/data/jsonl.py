@@ -1,4 +1,4 @@
-"""Questions about pictures from JSON lines: `{"image": "a.png", "question": "...", "answer": "..."}`."""
+"""Questions about images from JSON lines: `{"image": "a.png", "question": "...", "answer": "..."}`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The samples of a split that can be used, and a list of the others: refused or skipped, as `data.on_bad_sample` says.
 
-A sample is bad where its row says nothing usable, its picture cannot be read, or its answer leaves no room for a prompt token.
-With `skip` every distinct picture is opened once before work begins, so that a run knows its samples and steps from the start.
+A sample is bad where its row says nothing usable, its image cannot be read, or its answer leaves no room for a prompt token.
+With `skip` every distinct image is opened once before work begins, so that a run knows its samples and steps from the start.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class SampleFilter:
         return self.samples
 
     def readable(self, progress: Progress | None = None) -> list[Sample]:
-        """The samples whose pictures can be read; with `on_bad_sample: error` all of them, unopened.
+        """The samples whose images can be read; with `on_bad_sample: error` all of them, unopened.
 
         Raises: DataError where not one is left.
         """
@@ -163,7 +163,7 @@ def no_images(data: DataConfig, part: str, samples: Sequence[Sample], reads_imag
 
 
 def image_issues(samples: Sequence[Sample], open_images: bool = True, progress: Progress | None = None) -> Iterator[Issue | None]:
-    """For each sample what is wrong with its picture, or None. open_images: decode it, not only look for its file."""
+    """For each sample what is wrong with its image, or None. open_images: decode it, not only look for its file."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda sample: image_issue(sample, open_images), samples)
         for number, issue in enumerate(found, start=1):

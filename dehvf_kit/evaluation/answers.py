@@ -147,15 +147,15 @@ def _inputs(
 ) -> dict[str, Any]:
     device = next(model.decoder.parameters()).device
     inputs = _padded(model.processor, rows, length)
-    with_picture = [one for sample in batch if sample.images for one in sample.apart()]
-    if with_picture and model.reads_images:
+    with_image = [one for sample in batch if sample.images for one in sample.apart()]
+    if with_image and model.reads_images:
         places, given = image_places([sample.images for sample in batch])
-        with_picture = [with_picture[place] for place in places]
+        with_image = [with_image[place] for place in places]
         inputs |= given
         if features is not None:
-            inputs["vision_features"] = stack([features.read(sample) for sample in with_picture])
+            inputs["vision_features"] = stack([features.read(sample) for sample in with_image])
         else:
-            images = in_threads(open_image, with_picture)
+            images = in_threads(open_image, with_image)
             inputs["pixel_values"] = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
     return to_device(inputs, device)
 

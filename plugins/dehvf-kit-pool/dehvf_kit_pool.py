@@ -1,7 +1,7 @@
 """Fewer memory slots: neighbouring patches are averaged before they are projected.
 
 A new role, `pooler`: no built-in component changes the number of patches. Pooling windows of 2 x 2 turns 256 patches of
-CLIP ViT-L/14 into 64, and the memory of a picture into a quarter.
+CLIP ViT-L/14 into 64, and the memory of an image into a quarter.
 """
 
 from __future__ import annotations

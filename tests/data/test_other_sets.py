@@ -53,11 +53,11 @@ def test_coco_faults_are_named_at_once(tmp_path: Path) -> None:
         coco_config(tmp_path / "coco").samples("train")
     for text in (
         "id twice: 1",
-        "picture without captions: 3",
-        "picture without file name: 4",
+        "image without captions: 3",
+        "image without file name: 4",
         "unknown split: images[9] ('tset')",
-        "not a picture: images[10] (7)",
-        "picture without id: images[11]",
+        "not an image: images[10] (7)",
+        "image without id: images[11]",
     ):
         assert text in str(caught.value), text
 

@@ -81,8 +81,11 @@ def unfinished(run: Path) -> list[Path]:
     ],
 )
 def test_a_signal_saves_and_the_resumed_run_ends_alike(
-    world: Path, tmp_path: Path, number: int, status: int, name: str, settings: list[str]
+    world: Path, tmp_path: Path, number: int, status: int, name: str, settings: list[str], request: pytest.FixtureRequest
 ) -> None:
+    default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, default)  # nohup ignores SIGHUP
+    request.addfinalizer(lambda: signal.signal(number, before))
     recipe = recipe_of(world, *settings)
     train(recipe, tmp_path / "whole")
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]

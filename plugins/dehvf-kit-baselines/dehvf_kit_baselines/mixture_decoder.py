@@ -58,7 +58,7 @@ class MixtureDecoderAdapterConfig(MixtureConfig):
 
 @dataclass(frozen=True)
 class Routing:
-    """A batch's weights: those of each layer and modality [2, 2], and each row's modality [batch] (1: has a picture)."""
+    """A batch's weights: those of each layer and modality [2, 2], and each row's modality [batch] (1: has an image)."""
 
     modality: Tensor
     weights: Mapping[int, Tensor]
@@ -76,7 +76,7 @@ class Recording(dict[int, Tensor]):
 
 
 class MixtureDecoderAdapter(DecoderComponent):
-    """forward: codes (their presence says that the batch has pictures) and has_image [batch] -> the batch's `Routing`.
+    """forward: codes (their presence says that the batch has images) and has_image [batch] -> the batch's `Routing`.
 
     Cost: 2 * layer * hidden * width * (1 + 2 / groups) FLOPs a token, and two tokens through the decoder once a batch.
     """

@@ -22,7 +22,7 @@ MAPS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("qkv",))
 
 
 class MixtureVisionAdapterConfig(MixtureConfig):
-    """x + attention(adapter(norm x)) in every vision block, each picture routed by its own class token."""
+    """x + attention(adapter(norm x)) in every vision block, each image routed by its own class token."""
 
     role: ClassVar[str] = "vision_adapter"
     takes: ClassVar[tuple[str, ...]] = ("tower: layer vision_hidden",)

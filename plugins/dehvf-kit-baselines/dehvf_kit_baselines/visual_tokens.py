@@ -1,4 +1,4 @@
-"""Pictures as tokens of the input: after the beginning-of-sequence token stand, where the recipe says so, a few words,
+"""Images as tokens of the input: after the beginning-of-sequence token stand, where the recipe says so, a few words,
 then the projected tokens, then the text.
 
 Source: LLaVA, arXiv:2304.08485 (patches, no words); LaVIN, arXiv:2305.15023 ("Image: " and six class tokens, "Image: N/A").
@@ -18,14 +18,14 @@ from dehvf_kit.model.input_tokens import InputTokens
 
 
 class VisualTokensConfig(ComponentConfig):
-    """The projected tokens of a picture in the decoder's input, without loss on them; no parameters of its own."""
+    """The projected tokens of an image in the decoder's input, without loss on them; no parameters of its own."""
 
     role: ClassVar[str] = "visual_tokens"
     takes: ClassVar[tuple[str, ...]] = ("codes?: batch layer patch code", "readout?: code decoder_hidden", "has_image?: batch")
     attaches: ClassVar[str] = "input"
     type: Literal["visual_tokens"] = "visual_tokens"
-    words_before: str = Field("", description="text before a picture's tokens")
-    words_without: str = Field("", description="text in their place for a sample without picture")
+    words_before: str = Field("", description="text before an image's tokens")
+    words_without: str = Field("", description="text in their place for a sample without image")
 
     level: int | None = Field(
         None, ge=0, description="the one of the codes' layers whose tokens are taken; null: all, one after another"
@@ -39,7 +39,7 @@ class VisualTokensConfig(ComponentConfig):
         return {}
 
     def input_tokens(self, context: BuildContext) -> int:
-        """Tokens of a picture; the words before them, which only a tokenizer can count, are left out."""
+        """Tokens of an image; the words before them, which only a tokenizer can count, are left out."""
         layers = 1 if self.level is not None else context.axes.get("layer") or 0
         return layers * (context.axes.get("patch") or 0)
 

@@ -1,7 +1,7 @@
 """BLEU-1..4, METEOR, ROUGE-L and CIDEr of captions, by pycocoevalcap with its own PTB tokeniser.
 
 Never with another tokeniser: figures would not compare. Tokeniser and METEOR are Java programs. Intervals: 95%, from 1,000
-bootstrap resamples of the pictures (the document frequencies of CIDEr stay those of the whole set).
+bootstrap resamples of the images (the document frequencies of CIDEr stay those of the whole set).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Captions = Mapping[str, Sequence[str]]
 
 
 def score(references: Captions, captions: Mapping[str, str]) -> Scores:
-    """Every metric, CIDEr standing for all. references: the captions of each picture by id; captions: one for each of them.
+    """Every metric, CIDEr standing for all. references: the captions of each image by id; captions: one for each of them.
 
-    Raises: DataError where pycocoevalcap or Java is not installed, or a picture lacks a caption.
+    Raises: DataError where pycocoevalcap or Java is not installed, or an image lacks a caption.
     """
     require_programs()
-    lacking = [Issue("picture without a prediction", key) for key in references if key not in captions]
+    lacking = [Issue("image without a prediction", key) for key in references if key not in captions]
     if not references:
-        raise DataError("captions: there is no picture to score")
+        raise DataError("captions: there is no image to score")
     refuse("captions", lacking)
     ids = list(references)
     told = {key: [{"caption": one_line(caption)} for caption in references[key]] for key in ids}
@@ -89,7 +89,7 @@ def _tokenise(captions: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _metrics(references: dict[str, list[str]], captions: dict[str, list[str]]) -> tuple[dict[str, Any], Any]:
-    """(value, function of bootstrap draws [resample, picture] -> values) of each metric."""
+    """(value, function of bootstrap draws [resample, image] -> values) of each metric."""
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -109,12 +109,12 @@ def _metrics(references: dict[str, list[str]], captions: dict[str, list[str]]) -
 
 
 def _mean_spread(value: float, single: Any) -> Any:
-    """Resampled means of the pictures' own scores, about the value of the whole (METEOR's is no mean)."""
+    """Resampled means of the images' own scores, about the value of the whole (METEOR's is no mean)."""
     return lambda draws: value + draws @ single / len(single) - single.mean()
 
 
 def _bleu_spreads(captions: dict[str, list[str]], references: dict[str, list[str]]) -> list[Any]:
-    """BLEU of resampled corpora, from each picture's matched and guessed n-grams and its lengths."""
+    """BLEU of resampled corpora, from each image's matched and guessed n-grams and its lengths."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     cooked = [cook_test(texts[0], cook_refs(references[key], n=4), n=4) for key, texts in captions.items()]

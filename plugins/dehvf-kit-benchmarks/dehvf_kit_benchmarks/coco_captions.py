@@ -27,15 +27,15 @@ USUAL_CAPTIONS = 5
 
 
 class CocoCaptionsDataConfig(DataConfig):
-    """COCO captions, Karpathy's split: a training sample for each caption, a test sample for each picture."""
+    """COCO captions, Karpathy's split: a training sample for each caption, a test sample for each image."""
 
     type: Literal["coco_captions"] = "coco_captions"
     metric: Literal["captions"] = Field("captions", description="BLEU, METEOR, ROUGE-L and CIDEr")
     annotations: Path = Field(Path("data/coco/dataset_coco.json"), description="Karpathy's file")
     images: Path = Field(Path("data/coco"), description="folder that holds train2014 and val2014")
-    restval: bool = Field(description="train on `restval` too: 113,287 pictures, the field's usual set, instead of 82,783")
+    restval: bool = Field(description="train on `restval` too: 113,287 images, the field's usual set, instead of 82,783")
     test_split: Literal["test", "val"] = Field("test", description="what is scored")
-    question: str = Field("Generate caption of this image.", min_length=1, description="what is asked of every picture")
+    question: str = Field("Generate caption of this image.", min_length=1, description="what is asked of every image")
     prompt: PromptConfig = Field(
         default_factory=lambda: PromptConfig(question="Instruction: {question}\nResponse:", answer=" {answer}"),
         description="what stands around question and caption (choice: the paper's Table 6 does not survive as text)",
@@ -64,25 +64,25 @@ class CocoCaptionsDataConfig(DataConfig):
 
     def read(self, part: str) -> Reading:
         wanted = {"train", "restval"} if part == "train" and self.restval else {part}
-        samples, issues, pictures, references = [], [], 0, 0
+        samples, issues, count, references = [], [], 0, 0
         for place, row in self._rows(wanted, issues):
             captions = list(_captions(row, place, issues))
-            pictures, references = pictures + 1, references + len(captions)
-            picture = self.images / row.get("filepath", "") / row["filename"]
+            count, references = count + 1, references + len(captions)
+            place = self.images / row.get("filepath", "") / row["filename"]
             image_id = str(row["cocoid"])
             if part != "train":
                 captions = captions[:1]
             for number, caption in enumerate(captions):
                 key = f"{image_id}/{number}" if part == "train" else image_id
-                samples.append(Sample(key, self.question, caption, picture))
-        return Reading(samples, issues, pictures, {"captions": references})
+                samples.append(Sample(key, self.question, caption, place))
+        return Reading(samples, issues, count, {"captions": references})
 
     def published(self, part: str) -> Published | None:
         count = COUNTS[part] + (COUNTS["restval"] if part == "train" and self.restval else 0)
         return Published(count, "pictures", SOURCE)
 
     def references(self) -> dict[str, list[str]]:
-        """Every caption of the pictures scored, by picture id; five each in the published file."""
+        """Every caption of the images scored, by image id; five each in the published file."""
         issues: list[Issue] = []
         found = {str(row["cocoid"]): list(_captions(row, place, issues)) for place, row in self._rows({self.test_split}, issues)}
         if self.on_bad_sample == "error":
@@ -103,7 +103,7 @@ class CocoCaptionsDataConfig(DataConfig):
         return score({key: references[key] for key in given}, given)
 
     def _rows(self, wanted: set[str], issues: list[Issue]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """(place, row) of each usable picture of these splits."""
+        """(place, row) of each usable image of these splits."""
         require_file(self.annotations, "data.annotations")
         found = read_json(self.annotations)
         rows = found.get("images") if isinstance(found, dict) else None
@@ -113,7 +113,7 @@ class CocoCaptionsDataConfig(DataConfig):
         for number, row in enumerate(rows):
             place = f"images[{number}]"
             if not isinstance(row, Mapping):
-                issues.append(Issue("not a picture", place, shown(row)))
+                issues.append(Issue("not an image", place, shown(row)))
                 continue
             if not isinstance(row.get("split"), str):
                 issues.append(Issue("unknown split", place, shown(row.get("split"))))
@@ -123,11 +123,11 @@ class CocoCaptionsDataConfig(DataConfig):
                     issues.append(Issue("unknown split", place, shown(row["split"])))
                 continue
             if named(row.get("cocoid"), None) is None:
-                issues.append(Issue("picture without id", place))
+                issues.append(Issue("image without id", place))
             elif not isinstance(row.get("filepath", ""), str):
                 issues.append(Issue("folder is no text", str(row["cocoid"]), shown(row["filepath"])))
             elif not isinstance(row.get("filename"), str) or not row["filename"]:
-                issues.append(Issue("picture without file name", str(row["cocoid"])))
+                issues.append(Issue("image without file name", str(row["cocoid"])))
             elif str(row["cocoid"]) in seen:
                 issues.append(Issue("id twice", str(row["cocoid"])))
             else:
@@ -136,7 +136,7 @@ class CocoCaptionsDataConfig(DataConfig):
 
 
 def _captions(row: Mapping[str, Any], place: str, issues: list[Issue]) -> Iterator[str]:
-    """The captions of a picture, without the blanks and line breaks some of them end with."""
+    """The captions of an image, without the blanks and line breaks some of them end with."""
     sentences = row.get("sentences")
     count = 0
     for sentence in sentences if isinstance(sentences, list) else []:
@@ -147,7 +147,7 @@ def _captions(row: Mapping[str, Any], place: str, issues: list[Issue]) -> Iterat
         count += 1
         yield " ".join(raw.split())
     if not count:
-        issues.append(Issue("picture without captions", place))
+        issues.append(Issue("image without captions", place))
     elif count < USUAL_CAPTIONS:
         issues.append(Issue("fewer than five captions", place, str(count), fatal=False))
 
@@ -166,10 +166,10 @@ def read_captions(file: Path, references: Mapping[str, Sequence[str]]) -> dict[s
         elif key in found:
             issues.append(Issue("image_id twice", key))
         elif key not in references:
-            issues.append(Issue(f"image_id not among the {len(references):,} pictures of this split", key))
+            issues.append(Issue(f"image_id not among the {len(references):,} images of this split", key))
         else:
             found[key] = row["caption"]
-    issues += [Issue("picture without a prediction", key) for key in references if key not in found]
+    issues += [Issue("image without a prediction", key) for key in references if key not in found]
     refuse(str(file), issues)
     return found
 

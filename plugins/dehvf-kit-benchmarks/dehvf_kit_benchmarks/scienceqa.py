@@ -1,6 +1,6 @@
 """ScienceQA in its upstream layout, in flat variants of it, and as the `datasets` table derek-thomas/ScienceQA.
 
-Upstream: `problems.json`, `pid_splits.json`, `captions.json`, and a picture of a question at `images/<split>/<id>/image.png`,
+Upstream: `problems.json`, `pid_splits.json`, `captions.json`, and an image of a question at `images/<split>/<id>/image.png`,
 `images/<id>/image.png` or `images/<id>.png`. Source: Lu et al. 2022, arXiv:2209.09513.
 """
 
@@ -36,7 +36,7 @@ USUAL_CHOICES = 5
 
 
 class ScienceQaDataConfig(DataConfig):
-    """ScienceQA: multiple-choice science questions, about half of them with a picture."""
+    """ScienceQA: multiple-choice science questions, about half of them with an image."""
 
     type: Literal["scienceqa"] = "scienceqa"
     metric: Literal["scienceqa", "likelihood"] = Field(
@@ -48,8 +48,8 @@ class ScienceQaDataConfig(DataConfig):
     train_split: Literal["train", "trainval", "minitrain"] = Field("train", description="what is trained on")
     test_split: Literal["test", "val", "minitest", "minival"] = Field("test", description="what is scored")
     format: str = Field("QCM-A", description="input parts, hyphen, output parts; letters Q C M L E A")
-    captions: bool = Field(False, description="add the picture's caption to the context")
-    pictures: bool = Field(True, description="false: text alone, pictures are left out")
+    captions: bool = Field(False, description="add the image's caption to the context")
+    pictures: bool = Field(True, description="false: text alone, images are excluded")
     response: str = Field("Response:", description="last line of the prompt")
     prompt: PromptConfig = Field(
         default_factory=lambda: PromptConfig(question="{question}", answer="{answer}"),
@@ -93,7 +93,7 @@ class ScienceQaDataConfig(DataConfig):
 
     def read(self, part: str) -> Reading:
         problems, issues = self.problems(part)
-        facts = {"with a picture": sum(problem.has_image for problem in problems)}
+        facts = {"with an image": sum(problem.has_image for problem in problems)}
         return Reading([self._sample(problem) for problem in problems], issues, len(problems), facts)
 
     def published(self, part: str) -> Published | None:
@@ -136,7 +136,7 @@ class ScienceQaDataConfig(DataConfig):
             id=problem.id,
             question=prompt(problem, self.format, self.captions, self.response),
             answer=reply(problem, self.format),
-            image=problem.picture,
+            image=problem.image,
             kind=problem.subject,
             answer_start=reply_start(self.format),
         )
@@ -146,7 +146,7 @@ class ScienceQaDataConfig(DataConfig):
         return likelihood.with_choices(sample, tuple(letters))
 
 
-def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[list[Problem], list[Issue]]:
+def _upstream(folder: Path, part: str, captions: bool, with_images: bool) -> tuple[list[Problem], list[Issue]]:
     rows, ids, repeated = _files(folder, part)
     told = _captions(folder) if captions else {}
     issues = [Issue("id twice in problems.json" if key in rows else "field twice in problems.json", key) for key in repeated]
@@ -163,10 +163,10 @@ def _upstream(folder: Path, part: str, captions: bool, pictures: bool) -> tuple[
         issues += found
         if any(issue.fatal for issue in found) or key in repeated:
             continue
-        picture = None
-        if pictures and rows[key].get("image"):
-            picture = _picture(folder / "images", part, rows[key].get("split"), key, str(rows[key]["image"]))
-        problems.append(_problem(key, rows[key], told.get(key, ""), picture))
+        image = None
+        if with_images and rows[key].get("image"):
+            image = _image(folder / "images", part, rows[key].get("split"), key, str(rows[key]["image"]))
+        problems.append(_problem(key, rows[key], told.get(key, ""), image))
     return problems, issues
 
 
@@ -195,15 +195,15 @@ def _captions(folder: Path) -> Mapping[str, str]:
     return found
 
 
-def _picture(images: Path, part: str, split: Any, key: str, name: str) -> Path:
-    """The first place of a picture's that is there, or the upstream one where none is."""
+def _image(images: Path, part: str, split: Any, key: str, name: str) -> Path:
+    """The first place of an image's that is there, or the upstream one where none is."""
     folders = dict.fromkeys([str(split or part), part])
     places = [images / folder / key / name for folder in folders]
     places += [images / key / name, *(images / f"{key}{ending}" for ending in (Path(name).suffix, ".png", ".jpg"))]
     return next((place for place in places if os.path.isfile(place)), places[0])
 
 
-def _table(source: str, part: str, download: bool, revision: str | None, pictures: bool) -> tuple[list[Problem], list[Issue]]:
+def _table(source: str, part: str, download: bool, revision: str | None, with_images: bool) -> tuple[list[Problem], list[Issue]]:
     """Questions of a table; it has no ids, so `<split>/<row>` stands for them."""
     table = open_table(source, part, download, revision)
     bare = table.remove_columns("image") if "image" in table.column_names else table
@@ -215,8 +215,8 @@ def _table(source: str, part: str, download: bool, revision: str | None, picture
         issues += found
         if any(issue.fatal for issue in found):
             continue
-        picture = TableImage(source, number, "image", table) if pictures and has_image[number] else None
-        problems.append(_problem(key, {**row, "image": has_image[number]}, "", picture))
+        image = TableImage(source, number, "image", table) if with_images and has_image[number] else None
+        problems.append(_problem(key, {**row, "image": has_image[number]}, "", image))
     return problems, issues
 
 
@@ -262,7 +262,7 @@ def _grade(row: Mapping[str, Any]) -> int:
     return int(digits) if digits.isdecimal() and len(digits) <= 2 and 1 <= int(digits) <= 12 else 0
 
 
-def _problem(key: str, row: Mapping[str, Any], caption: str, picture: Any) -> Problem:
+def _problem(key: str, row: Mapping[str, Any], caption: str, image: Any) -> Problem:
     texts = {name: row.get(name) or "" for name in ("hint", "lecture", "solution", "subject")}
     return Problem(
         id=key,
@@ -272,7 +272,7 @@ def _problem(key: str, row: Mapping[str, Any], caption: str, picture: Any) -> Pr
         caption=caption,
         grade=_grade(row),
         has_image=bool(row.get("image")),
-        picture=picture,
+        image=image,
         **texts,
     )
 

@@ -1,6 +1,6 @@
 """ScienceQA's nine columns: NAT SOC LAN by subject, TXT IMG NO by context, G1-6 G7-12 by grade, Avg.
 
-TXT: questions with a hint; IMG: with a picture (a question may have both); NO: with neither. Source: Lu et al. 2022,
+TXT: questions with a hint; IMG: with an image (a question may have both); NO: with neither. Source: Lu et al. 2022,
 arXiv:2209.09513, and its evaluation script.
 """
 

@@ -24,7 +24,7 @@ _MARKED = re.compile(r"\(([A-Z])\)")
 
 @dataclass(frozen=True)
 class Problem:
-    """One question of ScienceQA. `picture` is where its picture is; `has_image` whether it has one, read or not."""
+    """One question of ScienceQA. `image` is where its image is; `has_image` whether it has one, read or not."""
 
     id: str
     question: str
@@ -37,7 +37,7 @@ class Problem:
     subject: str = ""
     grade: int = 0
     has_image: bool = False
-    picture: Any = None
+    image: Any = None
 
 
 def check_format(text: str) -> str:

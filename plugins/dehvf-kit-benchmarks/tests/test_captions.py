@@ -83,10 +83,10 @@ def test_ids_that_do_not_match_are_named_at_once(command: Command, tmp_path: Pat
     ended = command("score", "coco", "--predictions", file, "--references", folder / "dataset_coco.json")
     assert ended.code == 1
     for text in (
-        "image_id not among the 3 pictures of this split: 1",
+        "image_id not among the 3 images of this split: 1",
         "image_id twice: 7",
         "no image_id and caption: [3]",
-        "picture without a prediction: 8, 9",
+        "image without a prediction: 8, 9",
     ):
         assert text in ended.err, text
 

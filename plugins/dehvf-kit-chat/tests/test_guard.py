@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import os
 import signal
 import socket
@@ -262,6 +263,7 @@ def test_nothing_is_written_to_disk(tmp_path: Path, end: signal.Signals) -> None
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=None if end == signal.SIGKILL else functools.partial(signal.signal, end, signal.SIG_DFL),  # ignored under nohup
     )
     assert process.stdout is not None
     line = process.stdout.readline().strip()

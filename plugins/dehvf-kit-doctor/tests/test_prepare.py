@@ -36,7 +36,7 @@ def test_json_lists_every_fault(command: Command, tmp_path: Path) -> None:
     }
     assert [place.split()[0] for place in train["issues"]["broken image"]["places"]] == ["2", "4"]
     assert (val["sound"], test["sound"]) == (True, False) and list(test["issues"]) == ["missing image"]
-    assert (train["samples"], train["samples_with_image"], train["facts"]) == (7, 4, {"with a picture": 4})
+    assert (train["samples"], train["samples_with_image"], train["facts"]) == (7, 4, {"with an image": 4})
     assert train["published"]["count"] == 12_726 and train["published"]["equal"] is False
     text = command("prepare", folder)
     assert text.code == 1 and "fault  train: 2 x broken image" in text.out

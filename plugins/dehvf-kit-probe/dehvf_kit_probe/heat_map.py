@@ -1,4 +1,4 @@
-"""The picture of a probe: accuracy of every layer for every kind of question."""
+"""The image of a probe: accuracy of every layer for every kind of question."""
 
 from __future__ import annotations
 

@@ -37,13 +37,13 @@ class TableImage:
     place: int | None = None
 
     def read_bytes(self) -> bytes:
-        """The picture as saved. Raises: OSError where the cell holds none."""
+        """The image as saved. Raises: OSError where the cell holds none."""
         cell = self.table[self.row][self.column]
         if self.place is not None:
             cell = cell[self.place]
         data = cell.get("bytes") if isinstance(cell, Mapping) else cell
         if not isinstance(data, bytes):
-            raise OSError("the cell holds no picture")
+            raise OSError("the cell holds no image")
         return data
 
     def open(self, mode: str = "rb") -> IO[bytes]:
@@ -63,7 +63,7 @@ def library() -> Any:
 
 
 def open_table(source: str, split: str, download: bool = False, revision: str | None = None) -> Any:
-    """One split as a `datasets.Dataset`, its pictures left as bytes.
+    """One split as a `datasets.Dataset`, its images left as bytes.
 
     source: a folder written by `save_to_disk`, a folder of Parquet files (a clone of a hub data set), a .parquet file, or a
     hub id. Raises: DataError where it is not on this machine and `download` is off, or has no such split.

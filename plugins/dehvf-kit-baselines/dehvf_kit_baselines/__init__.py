@@ -14,6 +14,8 @@ COMPONENTS = {
     ("reader", "query_transformer"): "dehvf_kit_baselines.query_transformer:QueryTransformerReaderConfig",
     ("projector", "normed_linear"): "dehvf_kit_baselines.query_transformer:NormedLinearConfig",
     ("decoder_adapter", "affine_maps"): "dehvf_kit_baselines.affine_maps:AffineMapsConfig",
+    ("reader", "qformer"): "dehvf_kit_baselines.qformer:QFormerReaderConfig",
+    ("vision_adapter", "adaptformer"): "dehvf_kit_baselines.adaptformer:AdaptFormerConfig",
     ("reader", "channels"): "dehvf_kit_baselines.layer_readers:ChannelsReaderConfig",
     ("reader", "token_levels"): "dehvf_kit_baselines.layer_readers:TokenLevelsReaderConfig",
     ("reader", "grids"): "dehvf_kit_baselines.layer_readers:GridsReaderConfig",

@@ -30,6 +30,9 @@ from dehvf_kit.errors import listing
 from dehvf_kit_baselines.llama_attention import needs_llama_attention
 from dehvf_kit_baselines.peft_tuner import NAME
 
+NORMS = ("q_norm", "k_norm")
+"""Norms of queries and keys before the rotation (Qwen3, Gemma 3, OLMo 2), which the prompts' keys pass too."""
+
 
 class GatedPrefixConfig(ComponentConfig):
     """attention(x) + scale * tanh(gate) * softmax(q (Wk P)^T / sqrt(d)) Wv P in the top layers.
@@ -178,7 +181,11 @@ class _Attention:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.rotate = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
-        others = [name for name, child in module.named_children() if name not in PROJECTIONS and _has_weights(child)]
+        others = [
+            name
+            for name, child in module.named_children()
+            if name not in PROJECTIONS and (name not in NORMS if _has_weights(child) else "norm" in name)
+        ]
         if self.rotate is None or others:
             without = f"it has {listing(others)} besides" if others else "it knows no apply_rotary_pos_emb"
             raise DecoderError(
@@ -186,6 +193,7 @@ class _Attention:
                 f"positions on the whole of each head; {without}"
             )
         self.head_dim: int = module.head_dim
+        self.num_heads: int = module.q_proj.out_features // module.head_dim
         self.scaling = float(getattr(module, "scaling", self.head_dim**-0.5))
         self._queries: Tensor | None = None
         self._rotation: tuple[Tensor, Tensor] | None = None
@@ -195,7 +203,16 @@ class _Attention:
         """Prompts [batch, prompt, hidden] -> keys and values [batch, key head, prompt, head_dim], not rotated."""
         key, value = frozen(self.module.k_proj), frozen(self.module.v_proj)
         prompts = prompts.to(key.weight.device, key.weight.dtype)
-        return tuple(project(prompts).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for project in (key, value))
+        keys = self._normed(key(prompts)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return keys, value(prompts).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _normed(self, keys: Tensor) -> Tensor:
+        """Keys [batch, prompt, key head * head_dim] through the attention's own norm of each head or of all, where it has one."""
+        norm = getattr(self.module, "k_norm", None)
+        if norm is None:
+            return keys
+        each_head = next(iter(norm.parameters())).numel() == self.head_dim
+        return norm(keys.unflatten(-1, (-1, self.head_dim))).flatten(-2) if each_head else norm(keys)
 
     def hook(self, added: Any) -> None:
         """Add `added(rotated queries)` to the attention's output, before the output map."""
@@ -204,7 +221,9 @@ class _Attention:
             self._rotation = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
 
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self._queries = output
+            if output.ndim == 4 and output.shape[1] == self.num_heads and (output.shape[2] == 1 or not args[0].is_contiguous()):
+                output = output.transpose(1, 2)  # normed with heads first, as in Gemma 3
+            self._queries = output.flatten(2)
 
         def finish(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             queries, rotation, self._queries, self._rotation = self._queries, self._rotation, None, None
@@ -213,7 +232,7 @@ class _Attention:
 
         self._handles = [
             self.module.register_forward_pre_hook(start, with_kwargs=True),
-            self.module.q_proj.register_forward_hook(keep),
+            (getattr(self.module, "q_norm", None) or self.module.q_proj).register_forward_hook(keep),
             self.module.o_proj.register_forward_pre_hook(finish),
         ]
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit.api import BuildContext, Cost, DecoderComponent, DecoderError, ShapeError
-from dehvf_kit.backbones.decoder import attention_sites
-from dehvf_kit_baselines.llama_attention import before_attention, needs_llama_attention
+from dehvf_kit.api import BuildContext, ConfigMismatchError, Cost, DecoderComponent, DecoderError, ShapeError
+from dehvf_kit.backbones.decoder import decoder_spec
+from dehvf_kit_baselines.llama_attention import attention_modules, before_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
+from dehvf_kit_baselines.peft_tuner import modules_of
 
 
 class MixtureDecoderAdapterConfig(MixtureConfig):
@@ -32,7 +33,10 @@ class MixtureDecoderAdapterConfig(MixtureConfig):
     type: Literal["mixture_of_modality"] = "mixture_of_modality"
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        needs_llama_attention(context.decoder)
+        if len(attention_modules(modules_of(context.decoder))) != context.decoder.num_layers:
+            raise ConfigMismatchError(
+                "some of this decoder's layers have no attention with a query map, which the adapters stand before"
+            )
         check_groups(context.decoder.hidden_size, self.width, self.groups)
         return {}
 
@@ -88,14 +92,14 @@ class MixtureDecoderAdapter(DecoderComponent):
         self._decoder: list[nn.Module] = []  # in a list: the decoder is no part of this module
 
     def hook(self, decoder: nn.Module) -> Iterator[RemovableHandle]:
-        """Hook the attention of every layer. Raises: DecoderError for a decoder not of LLaMA's kind or another depth."""
-        sites = attention_sites(decoder)
-        if len(sites) != len(self.layers):
-            raise DecoderError(f"adapters built for {len(self.layers)} layers; the decoder has {len(sites)}")
+        """Hook the attention of every layer. Raises: DecoderError for a decoder of another depth."""
+        paths = attention_modules(decoder_spec(decoder).modules)
+        if len(paths) != len(self.layers):
+            raise DecoderError(f"adapters built for {len(self.layers)} layers; the decoder has {len(paths)}")
         self._decoder = [decoder]
-        for layer, site in enumerate(sites):
+        for layer, path in enumerate(paths):
             change = lambda x, layer=layer: self._adapt(layer, x)  # noqa: E731
-            yield before_attention(decoder.get_submodule(site.path), change)
+            yield before_attention(decoder.get_submodule(path), change)
 
     def forward(self, codes: Tensor | None = None, has_image: Tensor | None = None) -> Routing:
         device = self.modality.weight.device

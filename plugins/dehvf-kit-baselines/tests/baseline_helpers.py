@@ -161,6 +161,20 @@ ZOO: dict[str, dict[str, Any]] = {
         "tokens": {"role": "projector", "type": "normed_linear", "inputs": {"patches": "reader"}},
         "decoder_adapter": {"type": "gated_prefix", "num_prompts": 5, "num_layers": 3, "scale": 0.7, "layer_scale": True},
     },
+    "blip2": {
+        "vision_adapter": {"type": "adaptformer", "bottleneck_size": 3, "dropout": 0.0},
+        "reader": {
+            "type": "qformer",
+            "num_queries": 3,
+            "hidden_size": 8,
+            "num_layers": 3,
+            "num_heads": 2,
+            "intermediate_size": 12,
+            "dropout": 0.0,
+        },
+        "projector": {"type": "linear", "inputs": {"patches": "reader"}},
+        "visual_tokens": {"type": "visual_tokens"},
+    },
     "clipcap": {"visual_tokens": {"type": "clipcap", "num_tokens": 3, "image_tokens": 2, "num_blocks": 2, "num_heads": 4}},
 }
 """Later methods, at which the contract runs every night."""

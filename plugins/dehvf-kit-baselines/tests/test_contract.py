@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from baseline_helpers import BOS, GRAPHS, PAD, VOCAB, ZOO, baseline, decoder, encoder, ids, pixels, tokenizer, worst
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from dehvf_kit_baselines.gated_prefix import _Attention
+from dehvf_kit_baselines.llama_attention import attention_modules, before_attention
+from test_formulas import mixture
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 import dehvf_kit
+from dehvf_kit.backbones.decoder import decoder_spec
 from dehvf_kit.costs.parameters import parameter_table
-from dehvf_kit.errors import AdapterError, DecoderError, DehvfError, RecipeError, ShapeError
+from dehvf_kit.errors import AdapterError, DehvfError, RecipeError, ShapeError
+from dehvf_kit.testing import tiny_decoder
 
 KINDS = [*GRAPHS, *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ZOO)]
 INPUT = ["lavin", "llava_lora"]
@@ -228,18 +234,72 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
         assert worst(gradient, found[1][name]) <= 1e-4 * max(gradient.abs().max().item(), 1e-9), name
 
 
-@pytest.mark.parametrize("kind", ["lavin", "llama_adapter"])
-def test_a_decoder_without_such_attention_is_refused(kind: str) -> None:
+def test_a_decoder_without_such_attention_is_refused() -> None:
     base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB))
     with pytest.raises(RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"):
-        baseline(kind, base=base)
-
-
-def test_prompts_refuse_queries_that_are_normed() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8}
-    base = Qwen3ForCausalLM(Qwen3Config(**sizes, num_key_value_heads=2, vocab_size=VOCAB))
-    with pytest.raises(DecoderError, match="it has k_norm, q_norm besides"):
         baseline("llama_adapter", base=base)
+    with pytest.raises(RecipeError, match="some of this decoder's layers have no attention with a query map"):
+        baseline("lavin", base=tiny_decoder("recurrent_gemma"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", pytest.param("olmo2", marks=pytest.mark.nightly)])
+def test_prompts_are_read_by_queries_as_the_attention_has_them(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normed by head (heads last or first) or as a whole, then rotated; the prompts' keys are normed alike and not rotated."""
+    base = tiny_decoder(family)
+    base.set_attn_implementation("eager")
+    layers = base.config.num_hidden_layers
+    model = baseline("llama_adapter", base=base, decoder_adapter={"num_layers": layers})
+    heads = model.graph.contexts["decoder_adapter"].decoder.num_heads
+    seen, asked, place = [], [], sys.modules[type(base.model.layers[0].self_attn).__module__]
+    plain = place.eager_attention_forward
+    monkeypatch.setattr(
+        place, "eager_attention_forward", lambda m, q, k, v, *a, **o: (seen.append((q, k)), plain(m, q, k, v, *a, **o))[1]
+    )
+    added = type(model.nodes["decoder_adapter"])._added
+    monkeypatch.setattr(type(model.nodes["decoder_adapter"]), "_added", lambda *a: (asked.append(a[2]), added(*a))[1])
+    for length in (1, heads, 7):
+        seen.clear(), asked.clear()
+        model(input_ids=ids(2, length))
+        assert len(seen) == len(asked) == layers
+        assert all(torch.equal(one, other) for (one, _), other in zip(seen, asked, strict=True))
+    attention, prefix = base.model.layers[0].self_attn, model.nodes["decoder_adapter"]
+    seen.clear()
+    width = prefix._attention[0].head_dim
+    still = torch.ones(1, 5, width), torch.zeros(1, 5, width)
+    model.detach()
+    attention(hidden_states=prefix.prompts[0][None], position_embeddings=still, attention_mask=None)
+    keys, _ = _Attention(attention).keys_values(prefix.prompts[0][None])
+    assert worst(keys, seen[0][1]) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", pytest.param("falcon", marks=pytest.mark.nightly)])
+def test_lavin_stands_before_any_attention(family: str) -> None:
+    """Joint maps, learned positions, attention and FFN side by side: equal to its formula on the plain decoder."""
+    base, plain = tiny_decoder(family), tiny_decoder(family)
+    plain.load_state_dict(base.state_dict())
+    text = ids(2, 5) % plain.config.vocab_size
+    before = plain(input_ids=text).logits
+    settings = {"visual_tokens": None, "reader": None, "projector": None, "vision_adapter": None}
+    start = baseline("lavin", base=base, random=False, **settings)
+    assert torch.equal(start(input_ids=text).logits, before)
+    start.detach()
+    model = baseline("lavin", base=base, **settings)
+    found, node, tokens = model(input_ids=text).logits, model.nodes["decoder_adapter"], {}
+    paths = attention_modules(decoder_spec(plain).modules)
+
+    def adapt(layer: int, x: torch.Tensor) -> torch.Tensor:
+        tokens.setdefault(layer, x[0, 0])
+        return torch.stack([mixture(node.layers[layer], row, tokens[layer]) for row in x])
+
+    for layer, path in enumerate(paths):
+        before_attention(plain.get_submodule(path), lambda x, layer=layer: adapt(layer, x))
+    plain.base_model(inputs_embeds=node.modality.weight[:1, None], use_cache=False)
+    assert worst(found, plain(input_ids=text).logits) < CLOSE
+    assert worst(found, before) > 0.01
+    cached = generate(model, input_ids=text)
+    assert torch.equal(cached, generate(model, input_ids=text, use_cache=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from baseline_helpers import BOS, PATCHES, SLOTS, baseline, decoder, ids, literal_llama, pixels, worst
+from baseline_helpers import BOS, PATCHES, SLOTS, baseline, decoder, encoder, ids, literal_llama, pixels, worst
+from dehvf_kit_baselines.adaptformer import AdaptFormerConfig
 from dehvf_kit_baselines.layer_readers import TokenLevels
 from dehvf_kit_baselines.method_table import method_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehvf_kit.api import BuildContext, DecoderSpec, VisionSpec
 from dehvf_kit.errors import DecoderError, RecipeError, ShapeError
 from dehvf_kit.testing import tiny_decoder
 
@@ -26,6 +28,7 @@ COUNTS = {
     "flamingo_7b": 1_178_834_960,
     "flamingo_small_7b": 4_163_589,
     "dense_connector_7b": 29_368_320,
+    "blip2_opt": 105_162_240 + (768 + 1) * 2560,
     "llama_adapter_v2_7b": 63_095_552 - 32,
     "llama_adapter_v2_lora_7b": 63_095_552 - 32 + 31 + 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008)),
     "llama_adapter_v2_chat_65b": 13_811_712,
@@ -290,6 +293,53 @@ def test_vlora() -> None:
             ffn=lambda layer, x: delta("ffn", layer, x),
         )
         assert worst(found[row], logits) < LOGITS
+
+
+@torch.no_grad()
+def test_blip2() -> None:
+    model = baseline("blip2", vision_adapter=None)
+    features = model.vision_features(pixels(3))
+    found = model(input_ids=ids(), vision_features=features).logits
+    reader, readout, image = model.nodes["reader"], model.nodes["projector"], features[0, -1]
+    x = ln(reader.queries, reader.qformer.layernorm)
+
+    def attended(module: nn.Module, x: Tensor, seen: Tensor) -> Tensor:
+        maps = module.attention
+        read = heads(affine(maps.query, x), affine(maps.key, seen), affine(maps.value, seen), 2)
+        return ln(x + affine(module.output.dense, read), module.output.LayerNorm)
+
+    for index, layer in enumerate(reader.qformer.encoder.layer):
+        x = attended(layer.attention, x, x)
+        if index % 2 == 0:
+            x = attended(layer.crossattention, x, image)
+        inner = F.gelu(affine(layer.intermediate_query.dense, x))
+        x = ln(x + affine(layer.output_query.dense, inner), layer.output_query.LayerNorm)
+    tokens, text = affine(readout.fc, x), model.decoder.get_input_embeddings()(ids()[0])
+    logits = literal_llama(model.decoder, torch.cat([text[:1], tokens, text[1:]]))
+    assert worst(found[0, 1:], logits[-(len(text) - 1) :]) < LOGITS
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["before_norm", "after_norm"])
+def test_adaptformer_reads_before_or_after_the_norm(place: str) -> None:
+    """12 blocks of 768 in 64: the published 1,189,632."""
+    config = AdaptFormerConfig(input=place, dropout=0.0)
+    vision = VisionSpec(hidden_size=768, num_layers=12, num_patches=196, image_size=224)
+    assert sum(config.num_params(BuildContext({}, DecoderSpec(1, 1), vision=vision)).values()) == 1_189_632
+    untouched = encoder()(pixels(1)).last_hidden_state
+    assert torch.equal(baseline("blip2", random=False).towers["vision"].model(pixels(1)).last_hidden_state, untouched)
+    model = baseline("blip2", vision_adapter={"input": place})
+    node, plain, states = model.nodes["vision_adapter"], encoder(), {}
+    for index, block in enumerate(plain.encoder.layers):
+        block.layer_norm2.register_forward_hook(lambda m, args, out, i=index: states.update({i: (args[0], out)}))
+
+        def add(module, args, output, i=index):
+            x = states[i][place == "after_norm"]
+            return output + 0.1 * (torch.relu(x @ node.down[i].T + node.down_bias[i]) @ node.up[i].T + node.up_bias[i])
+
+        block.mlp.register_forward_hook(add)
+    found = model.vision_features(pixels(1))[0, -1]
+    assert worst(found, ln(plain(pixels(1), output_hidden_states=True).hidden_states[-1][0], plain.post_layernorm)) < LOGITS
 
 
 @torch.no_grad()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.data.encoding import encode_pairs, stack
 from dehvf_kit.data.images import in_threads, open_image
@@ -23,12 +21,14 @@ from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.model.run import to_device
 
 __all__ = ["Prediction", "accuracy", "answer", "share", "tidy"]
+BATCH, TOKENS = 32, 2048
+"""Rows of a batch; of one length up to four times as many, while they have so many tokens: small products fill no processor."""
 
 
 def answer(
     model: DehvfModel,
     samples: Sequence[Sample],
-    batch_size: int = 32,
+    batch_size: int | None = None,
     features: FeatureStore | None = None,
     progress: Callable[[int, int], None] | None = None,
     kept: KeptAnswers | None = None,
@@ -38,8 +38,8 @@ def answer(
 
     Args:
         model: the model.
-        samples: the questions; those of like length share a batch.
-        batch_size: questions asked together.
+        samples: the questions; those of like length share a batch, and among them those about one image.
+        batch_size: questions asked together; None: 32, or up to 128 of one length if they and their answers have 2,048 tokens.
         features: a store of image features to use.
         progress: called with answers found and wanted after each batch.
         kept: a file of answers; those that are in it are not asked again, and the others are appended as they come.
@@ -51,12 +51,13 @@ def answer(
     processor = model.processor
     prompt = PromptConfig(**processor.prompt) if processor.prompt else None
     require_tokenizer(processor.tokenizer, prompt, embedded_tokens(model), learns=False)
-    order = sorted(range(len(samples)), key=lambda index: len(samples[index].question))
+    new_tokens = generation.get("max_new_tokens") or model.generation_config.max_new_tokens or 1
+    rows = prompt_rows(processor, samples, longest(model, new_tokens))
     said: dict[int, Said] = {}
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
+    for places in _batches(rows, samples, new_tokens, batch_size):
         if kept is None or not kept.known.keys() >= set(places):  # the batch as a whole, so that its answers are the same
-            found = dict(zip(places, _say(model, [samples[n] for n in places], features, generation), strict=True))
+            texts = _say(model, [samples[n] for n in places], [rows[n] for n in places], features, generation)
+            found = dict(zip(places, texts, strict=True))
             if kept is not None:
                 kept.add(found)
         else:
@@ -72,9 +73,22 @@ def _prediction(sample: Sample, said: Said) -> Prediction:
     return Prediction(sample.id, sample.kind, sample.question, image, sample.answer, said.text, **more)
 
 
-def _say(model: DehvfModel, batch: Sequence[Sample], features: FeatureStore | None, generation: dict[str, Any]) -> list[Said]:
-    new_tokens = generation.get("max_new_tokens")
-    rows = prompt_rows(model.processor, batch, longest(model, new_tokens))
+def _batches(rows: Sequence[PromptRow], samples: Sequence[Sample], new_tokens: int, size: int | None) -> Iterator[list[int]]:
+    """Places of the questions that are asked together, by the number of their tokens: without padding, and each image once."""
+    images: dict[Any, int] = {}
+    first = [images.setdefault(sample.images, len(images)) for sample in samples]
+    order = sorted(range(len(rows)), key=lambda place: (len(rows[place].tokens), first[place]))
+    while order:
+        tokens = len(rows[order[0]].tokens)
+        most = min(4 * BATCH, TOKENS // (tokens + new_tokens))
+        count = size or max(BATCH, sum(len(rows[place].tokens) == tokens for place in order[:most]))
+        yield order[:count]
+        order = order[count:]
+
+
+def _say(
+    model: DehvfModel, batch: Sequence[Sample], rows: Sequence[PromptRow], features: FeatureStore | None, generation: dict[str, Any]
+) -> list[Said]:
     inputs = _inputs(model, batch, rows, features, None)
     with finite_logits(model, batch):
         tokens = model.generate(**inputs, **generation)
@@ -108,8 +122,7 @@ def finite_logits(model: DehvfModel, batch: Sequence[Sample]) -> Iterator[None]:
     """
 
     def look(module: Any, inputs: Any, output: Any) -> None:
-        scores = output.logits[:, -1]
-        bad = scores.isnan().any(-1) | (scores == torch.inf).any(-1) | (scores == -torch.inf).all(-1)
+        bad = ~output.logits[:, -1].amax(-1).isfinite()  # the largest of some is NaN where any is
         if bad.any():
             row = int(bad.nonzero()[0]) * len(batch) // len(bad)  # with beams a question has several rows
             raise DataError(

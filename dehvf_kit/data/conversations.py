@@ -117,7 +117,7 @@ def in_template(messages: Sequence[Message], prompt: PromptConfig, tokenizer: An
     def written(turns: Sequence[Mapping[str, str]]) -> str:
         end = [NEXT] if ask and marks_answers(prompt, tokenizer) else []
         how = {"add_generation_prompt": ask and not end, "chat_template": _template(tokenizer), "tokenize": False}
-        text = tokenizer.apply_chat_template([*turns, *end], **how)
+        text: str = tokenizer.apply_chat_template([*turns, *end], **how)
         return text.partition(NEXT["content"])[0] if end else text
 
     try:

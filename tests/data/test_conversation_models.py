@@ -105,7 +105,7 @@ def test_conversations_are_trained_scored_and_chatted_about(family: str, tmp_pat
     losses = [row["loss"] for row in dehvf_kit.train(raw, tmp_path / "run").log if "loss" in row]
     assert losses[-1] < losses[0]
     found = dehvf_kit.evaluate(tmp_path / "run")
-    assert [one.reference for one in found.predictions] == ["red"] * 3 and found.scores.headline is not None
+    assert [one.answer for one in found.predictions] == ["red"] * 3 and found.scores.headline is not None
     chat = load_answerer(tmp_path / "run")
     first = chat.model.recipe.data.samples("test")[0]
     images = [Upload(image.name, image.read_bytes()) for image in first.images]

@@ -70,7 +70,7 @@ def component_page(registry: Registry) -> str:
         GENERATED,
         "",
         "A node of `graph:` is named after its role, or states it with `role:`. Ports are `name: axis axis`; `name?` may stay "
-        "unconnected, `name*` takes several wires. Axis names are defined in `dehvf_kit/api/shapes.py`.",
+        "unconnected, `name*` takes several wires. Axes and values are explained in [plugins/README.md](../plugins/README.md).",
         "",
     ]
     for role in registry.roles():

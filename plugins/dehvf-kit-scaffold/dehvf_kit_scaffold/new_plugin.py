@@ -108,6 +108,7 @@ def _values(short: str, kind: str) -> dict[str, str]:
         "summary": summary,
         "role": role,
         "use": use.replace("TYPE", kind_name),
+        "needs": ", which the tests need too" if kind == "data" else "",
         "kit": __version__,
     }
 

@@ -25,6 +25,9 @@ def test_its_tests_pass_at_once(command: Command, tmp_path: Path, kind: str) -> 
     }  # fmt: skip
     assert {"build/", "*.egg-info/", "__pycache__/"} <= set((folder / ".gitignore").read_text().split())
     assert not any("{{" in Path(file).read_text() for file in facts["files"])
+    readme = (folder / "README.md").read_text()
+    tests = "".join(file.read_text() for file in folder.glob("tests/*.py"))
+    assert ("dehvf-kit-doctor, which the tests need too" in readme) == ("dehvf_kit_doctor" in tests)
     ways = os.pathsep.join([str(folder), *sys.path])
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],

@@ -93,11 +93,11 @@ def compare(
             def ended(outcome: Outcome) -> None:
                 nonlocal done
                 done += 1
-                say(f"{stage}, {done} of {len(jobs)} runs: {_progress_line(outcome)}")
                 if outcome.job.hold_out is None:
                     owner = next(method for method, job in jobs if job is outcome.job)
                     _take(owner, outcome)
                     update(methods)
+                say(f"{stage}, {done} of {len(jobs)} runs: {_progress_line(outcome)}")  # the last: `say` may raise to stop
 
             return run_jobs([job for _, job in jobs], output, lock, settings.side_by_side, ended=ended)
 

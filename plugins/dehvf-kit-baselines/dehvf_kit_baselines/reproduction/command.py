@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,13 +43,22 @@ def reproduce(
         Path | None, typer.Option("--image", metavar="FILE", help="Draw a figure (.png, .svg, .pdf).", show_default=False)
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", hidden=True, help="The former name of --image.")] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Run table4 in miniature: the drawings, SmolLM2 and DINOv2 from wheels; hours.")
+    ] = False,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="With --embedded: runs of each row.")] = 5,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="With --embedded: optimiser steps of each run.")] = 500,
+    hours: Annotated[float, typer.Option("--hours", min=0.001, help="With --embedded: CPU hours of all runs in sum.")] = 4.0,
     as_json: Json = False,
 ) -> None:
-    """Print one table or figure.
+    """Print one table or figure; with --embedded run the table first, or go on with an interrupted one.
 
-    Raises: DehvfError for an unknown one, or an adapter or image file that cannot be used.
+    Raises: DehvfError for an unknown one, an adapter or image file that cannot be used, or CPU hours that are used up.
     """
     image = image or picture
+    if embedded:
+        _embedded(name, runs, seeds, steps, hours, as_json)
+        return
     if name not in (*TABLES, *FIGURES):
         raise DehvfError(f"there is no '{name}' to reproduce{did_you_mean(name, (*TABLES, *FIGURES))} "
                          f"There are {listing((*TABLES, *FIGURES))}")  # fmt: skip
@@ -68,6 +79,26 @@ def reproduce(
     show()
     if image is not None:
         print(f"image: {image}")
+
+
+def _embedded(name: str, runs: Path, seeds: int, steps: int, hours: float, as_json: bool) -> None:
+    if name != "table4":
+        raise DehvfError(f"--embedded is for table4, not for {name}")
+    from dehvf_kit_baselines.reproduction import embedded
+
+    quiet_transformers()
+    folder = runs / embedded.FOLDER
+    say = partial(print, file=sys.stderr, flush=True)
+    found = embedded.embedded_table4(folder, seeds=seeds, steps=steps, hours=hours, say=say)
+    if as_json:
+        print_json(found)
+        return
+    head, rows = embedded.cells(found)
+    shown = grid("left", *["right"] * (len(head) - 1))
+    for row in (head, *rows):
+        shown.add_row("", *map(escape, row))
+    stdout(minimum_width=200).print(shown)
+    print(f"table: {folder / embedded.MARKDOWN}")
 
 
 def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, image: Path | None) -> tuple[Any, Any]:

@@ -1,0 +1,123 @@
+"""Table 4 in miniature: its rows, differences seed by seed, the CPU budget, and two steps of two rows for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli.commands import Command
+from dehvf_kit_baselines.reproduction import embedded
+from dehvf_kit_baselines.reproduction.embedded import ROWS, Budget, OutOfHours, cells, embedded_table4, markdown, table4_of
+from dehvf_kit_baselines.reproduction.tables import ROOT, published
+
+from dehvf_kit.errors import DehvfError
+from dehvf_kit.recipe.files import flat
+from dehvf_kit.recipe.recipe import load_recipe
+from dehvf_kit.utils.yaml_files import read_yaml
+
+
+def share(*values: float) -> dict:
+    return {"mean": sum(values) / len(values), "half": None, "count": len(values), "values": list(values)}
+
+
+def compared(rows: dict[str, tuple[list[int], list[float]]]) -> dict:
+    """A comparison's table in which questions about colours are answered half as often."""
+    found = []
+    for recipe, (seeds, values) in rows.items():
+        row = {"recipe": recipe, "base_learning_rate": 0.05, "at_the_edge": False, "seeds": seeds}
+        if values:
+            row |= {"accuracy": share(*values), "accuracy_by_kind": {"colour": share(*(value / 2 for value in values))}}
+        found.append(row)
+    facts = {"test_questions": 8, "training_questions": 24, "tuning": None, "machines": ["x"], "dates": ["2000-01-01"]}
+    return {"rows": found, "kinds": ["colour"], "versions": {}, "errors": [], **facts}
+
+
+def test_the_rows_are_the_papers_and_differ_as_its_recipes_do() -> None:
+    printed = published()["table4"]["rows"]
+    assert list(ROWS) == [row["method"].removesuffix(" 7B") for row in printed]
+    for row, (name, changes) in zip(printed[1:], list(ROWS.values())[1:], strict=True):
+        assert name == row["run"]
+        file, wanted = ROOT / row["recipe"], {}
+        while file.name != "llama7b_clip.yaml":  # the ablation's own fields, its parents' below them
+            raw = dict(read_yaml(file, file.name))
+            wanted = {**dict(flat(raw["graph"])), **wanted}
+            file = (file.parent / raw["extends"]).resolve()
+        found = dict(change.removeprefix("graph.").split("=", 1) for change in changes)
+        assert {key: str(value).replace("None", "null").replace("'", "").lower() for key, value in wanted.items()} == found
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    """By hand: differences of -0.1 and -0.3 have the mean -0.2, a standard error of 0.1 and t(0.975, 1) = 12.706."""
+    rows = {"dehvf": ([0, 1], [0.8, 0.9]), "mean_weights": ([1, 0], [0.6, 0.7]), "keys_only": ([], [])}
+    names = ["DEHVF", "w/o adaptive weights", "prompts in keys only"]
+    found = table4_of(compared(rows), names)
+    first, mean, keys = found["rows"]
+    assert first["difference"] == {} and first["published"] == 93.54
+    assert mean["difference"]["all"] == {"mean": pytest.approx(-0.2), "half": pytest.approx(12.7062 * 0.1, rel=1e-4), "count": 2}
+    assert mean["difference"]["colour"]["mean"] == pytest.approx(-0.1)
+    assert keys["difference"] == {"all": None, "colour": None}
+    head, shown = cells({**found, "steps": 2, "cpu_hours": 0.1})
+    assert head[-2:] == ["vs DEHVF: all", "vs DEHVF: colour"] and shown[2][2] == "not run" and shown[1][-2] == "-20.0 ± 127.1"
+    assert "| w/o adaptive weights | 92.64 | 65.0 ±" in markdown({**found, "steps": 2, "cpu_hours": 0.1})
+
+
+def test_used_hours_are_kept_and_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_children", lambda: 100.0)
+    budget = Budget.of(tmp_path, 1)
+    monkeypatch.setattr(embedded, "_children", lambda: 1900.0)
+    budget.check()
+    budget.note()
+    again = Budget.of(tmp_path, 1)
+    monkeypatch.setattr(embedded, "_children", lambda: 3800.0)
+    assert again.used == pytest.approx(3700)
+    with pytest.raises(OutOfHours, match="1.0 CPU hours are used, of 1;.*larger --hours"):
+        again.check()
+    again.note()
+    with pytest.raises(OutOfHours):
+        Budget.of(tmp_path, 0.5)
+
+
+@pytest.mark.nightly
+def test_two_rows_of_two_steps_and_what_is_left_when_the_hours_are_over(world: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    how = {"seeds": 1, "steps": 2, "recipe": world / "tiny.yaml", "rows": ["DEHVF", "prompts in keys only"], "tune": False}
+    with pytest.raises(OutOfHours):
+        embedded_table4(tmp_path, **how, hours=0.0001)
+    kept = json.loads((tmp_path / "table4.json").read_text())
+    assert [len(row["seeds"]) for row in kept["rows"]] == [1, 0] and "not run" in (tmp_path / "table4.md").read_text()
+    found = embedded_table4(tmp_path, **how, say=lines.append)
+    assert [len(row["seeds"]) for row in found["rows"]] == [1, 1] and any(
+        "dehvf seed0" in line and "reused" in line for line in lines
+    )
+    assert found["rows"][1]["difference"]["all"]["count"] == 1 and 0 < found["cpu_hours"] < 0.1
+
+
+@pytest.mark.demo
+def test_two_steps_of_the_embedded_pair(tmp_path: Path) -> None:
+    how = {"seeds": 1, "steps": 2, "rows": ["DEHVF", "w/o visual prompts"], "tune": False}
+    found = embedded_table4(tmp_path, **how, overrides=["data.train_scenes=20", "data.test_scenes=10"])
+    assert [row["method"] for row in found["rows"]] == how["rows"] and not found["errors"]
+    assert {"name", "kind", "colour", "texture", "side", "count", "presence"} < set(found["kinds"])
+
+
+def test_the_command_runs_table4_alone(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--embedded is for table4, not for table1" in command("reproduce", "table1", "--embedded").err
+    rows = {"dehvf": ([0], [0.8]), "mean_weights": ([0], [0.7])}
+    found = table4_of(compared(rows), ["DEHVF", "w/o adaptive weights"]) | {"steps": 3, "cpu_hours": 0.0}
+    asked = {}
+
+    def run(folder: Path, **how: object) -> dict:
+        asked.update(how, folder=folder)
+        return found
+
+    monkeypatch.setattr(embedded, "embedded_table4", run)
+    ended = command("reproduce", "table4", "--embedded", "--runs", tmp_path, "--steps", 3, "--hours", 0.5)
+    assert ended.code == 0 and "w/o adaptive weights" in ended.out and "-10.0" in ended.out, ended
+    assert (asked["folder"], asked["seeds"], asked["steps"], asked["hours"]) == (tmp_path / "table4_embedded", 5, 3, 0.5)
+
+
+def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DehvfError, match="it is in the repository"):
+        embedded.embedded_recipes(tmp_path / "none.yaml", [])
+    assert load_recipe(ROOT / embedded.RECIPE).data.type == "drawings"

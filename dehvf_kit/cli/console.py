@@ -109,7 +109,7 @@ class Reporter:
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         if self.bars is not None:
             if stage not in self.tasks:
-                self.tasks[stage] = self.bars.add_task(stage, total=total)
+                self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
             self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
             return
         now = time.monotonic()

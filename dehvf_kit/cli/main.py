@@ -1,13 +1,15 @@
 """The command line: the table of the kit's own commands. Plugins add theirs by the hook `register_commands`.
 
 A fault the user can correct is printed alone, without a traceback, and the exit status is 1; a wrong command line gives 2,
-an interrupt 130, a run stopped by SIGTERM 143, by SIGHUP 129.
+an interrupt 130, SIGTERM 143, SIGHUP 129.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -28,7 +30,6 @@ from dehvf_kit.api.plugin_code import DEBUG, raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 from dehvf_kit.utils.atomic import FULL, refused, unwritable
 
-INTERRUPTED = 130
 PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository.
@@ -116,7 +117,7 @@ class PluginCommands(TyperGroup):
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
                 print("interrupted", file=sys.stderr)
-                raise typer.Exit(INTERRUPTED) from error
+                raise typer.Exit(128 + (error.args[0] if error.args else signal.SIGINT)) from error
 
     def _add(self, table: CommandTable) -> None:
         """Add commands, all or none. Raises: DehvfError for a name that is taken."""
@@ -261,6 +262,29 @@ def options(
     """Options that stand before the command; `Commands` loads the plugin files."""
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+class _Stream(io.FileIO):
+    """Standard output or error: where nobody reads it any more, what is written is dropped, and the command's work goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return len(data)
+
+
 def main() -> None:
-    """The entry point of `dehvf-kit`."""
+    """The entry point of `dehvf-kit`. SIGTERM and SIGHUP end a command as Ctrl-C does, so that it takes away what is unfinished."""
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored, and so it stays
+            signal.signal(number, _interrupt)
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        if stream is not None:
+            raw = io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=bool(stream.line_buffering)))
     app()

@@ -49,6 +49,27 @@ def default_folder(name: str) -> Path:
     return RUNS / name
 
 
+def lock_folder(place: Path) -> IO[str]:
+    """A POSIX record lock: it ends with the process, however that ends, and forked workers do not inherit it.
+
+    Raises: TrainingError where another process holds it.
+    """
+    lock = (place / LOCK).open("a+", encoding="ascii")
+    try:
+        if fcntl is not None:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise TrainingError(
+            f"{place}: another run (process {owner}) is working in it; let it finish, or name another folder"
+        ) from error
+    lock.truncate(0)
+    os.write(lock.fileno(), f"{os.getpid()}\n".encode())
+    return lock
+
+
 class RunFolder:
     """A run's folder; inside `with` no other run can use it, and unfinished files of a killed run are removed.
 
@@ -87,7 +108,7 @@ class RunFolder:
                 stack.callback(self.__exit__)
                 self._made = not there
                 self.place.mkdir(parents=True, exist_ok=True)
-                self._lock_folder()
+                self._lock = lock_folder(self.place)
                 atomic.check_new_files({}, {f"--output ({name})": self.place / name for name in (LOG, RECORD)})
                 atomic.check_new_folder(self.checkpoints)
                 for folder in (self.place, self.checkpoints):
@@ -107,23 +128,6 @@ class RunFolder:
                     self.place.rmdir()
         if self._lock is not None:
             self._lock.close()
-
-    def _lock_folder(self) -> None:
-        """A POSIX record lock: it ends with the process, however that ends, and forked workers do not inherit it."""
-        lock = (self.place / LOCK).open("a+", encoding="ascii")
-        try:
-            if fcntl is not None:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise TrainingError(
-                f"{self.place}: another run (process {owner}) is working in it; let it finish, or name another folder"
-            ) from error
-        self._lock = lock
-        lock.truncate(0)
-        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Raises: TrainingError."""

@@ -5,22 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from dehvf_kit.errors import DehvfError, Stopped
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.training.run import CHECKPOINTS, Progress, train
-from dehvf_kit.utils.atomic import exists, remove_folder
+from dehvf_kit.training.run_folder import lock_folder
+from dehvf_kit.utils.atomic import exists, remove_folder, writing
 from dehvf_kit_tune.search import Axis, grid
 
 STORAGE, FOLDER, BEGUN_WITH, FAULT = "study.db", "folder", "begun_with", "fault"
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def storing(file: Path) -> Iterator[None]:
+    """Inside, what SQLite refuses becomes one error. Raises: DehvfError for a damaged file, a full disk, one that is read-only."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise DehvfError(f"{file}: the study cannot be read or written: {reason}; make room or move the file away") from error
 
 
 class Tuning:
@@ -60,19 +73,22 @@ class Tuning:
         points = list(grid(self.space)) if sampler == "grid" else []
         self.trials = trials or len(points)
         self.metric = recipe.training.metric_for_best
-        place.mkdir(parents=True, exist_ok=True)
-        self.study = optuna.create_study(
-            storage=f"sqlite:///{place / STORAGE}",
-            study_name="tune",
-            direction="maximize" if self.metric == "score" else "minimize",
-            load_if_exists=True,
-        )
-        self._same_as_before(recipe, sampler)
-        for point in points:
-            self.study.enqueue_trial(dict(point), skip_if_exists=True)
-        for trial in self.study.get_trials(states=[TrialState.RUNNING]):  # interrupted
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            self.study.enqueue_trial(trial.params, user_attrs={FOLDER: trial.user_attrs.get(FOLDER, self._name(trial))})
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(place)  # until the process ends
+        with storing(place / STORAGE):
+            self.study = optuna.create_study(
+                storage=f"sqlite:///{place / STORAGE}",
+                study_name="tune",
+                direction="maximize" if self.metric == "score" else "minimize",
+                load_if_exists=True,
+            )
+            self._same_as_before(recipe, sampler)
+            for point in points:
+                self.study.enqueue_trial(dict(point), skip_if_exists=True)
+            for trial in self.study.get_trials(states=[TrialState.RUNNING]):  # interrupted
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                self.study.enqueue_trial(trial.params, user_attrs={FOLDER: trial.user_attrs.get(FOLDER, self._name(trial))})
 
     def _same_as_before(self, recipe: Recipe, sampler: str) -> None:
         space = {axis.key: optuna.distributions.distribution_to_json(axis.distribution) for axis in self.space}
@@ -96,9 +112,13 @@ class Tuning:
     def run(self, progress: Progress, told: Callable[[FrozenTrial], None] = lambda _: None) -> None:
         """Make the trials that are left. A trial that ends in an error is named, kept as failed, and counts.
 
-        progress: as `train` takes it; told: called with each trial when it is finished. Raises: Stopped after a signal; the same
-        call then goes on in the middle of the trial.
+        progress: as `train` takes it; told: called with each trial when it is finished. Raises: Stopped after a signal, DehvfError
+        where the disk is full; the same call then goes on in the middle of the trial.
         """
+        with storing(self.place / STORAGE):
+            self._run(progress, told)
+
+    def _run(self, progress: Progress, told: Callable[[FrozenTrial], None]) -> None:
         while (done := len(self.finished)) < self.trials:
             self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + done)
             trial = self.study.ask({axis.key: axis.distribution for axis in self.space})
@@ -118,6 +138,8 @@ class Tuning:
             except Stopped:
                 raise
             except DehvfError as error:
+                if "cannot be written" in str(error):
+                    raise  # the disk's fault, not that of these settings
                 trial.set_user_attr(FAULT, str(error))
                 log.warning("%s failed: %s: %s", folder, " ".join(settings[len(self.overrides) :]), error)
                 self.study.tell(trial, state=TrialState.FAIL)

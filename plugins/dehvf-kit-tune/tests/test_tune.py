@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cli.commands import Command
+from cli.commands import Command, at_most
 from dehvf_kit_tune.search import axes, grid
 from dehvf_kit_tune.tuning import Tuning
 
@@ -44,6 +46,34 @@ def test_fields_and_values_are_checked_before_the_first_trial(world: Path, tmp_p
     with pytest.raises(DehvfError, match="'training.seed' is a range, of which a grid has no points"):
         Tuning(world / "tiny.yaml", SHORT, axes(["training.seed=0..3"]), tmp_path / "study", "grid", None)
     assert not (tmp_path / "study").exists()
+
+
+def test_one_study_is_worked_on_by_one_process(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    hold = (
+        "import fcntl, time; f = open('study/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], cwd=tmp_path, stdout=-1, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(DehvfError, match="another run .* is working in it"):
+            Tuning(world / "tiny.yaml", SHORT, axes(["training.seed=0..3"]), tmp_path / "study")
+        other.kill()
+    assert not (tmp_path / "study/study.db").exists()
+
+
+def test_a_study_that_is_no_database(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.db").write_text("not a database" * 100)
+    with pytest.raises(DehvfError, match=r"study.db: the study cannot be read or written: .*file is not a database"):
+        Tuning(world / "tiny.yaml", SHORT, axes(["training.seed=0..3"]), tmp_path / "study")
+
+
+def test_a_full_disk_ends_the_study_and_no_trial(world: Path, tmp_path: Path) -> None:
+    tuning = Tuning(world / "tiny.yaml", SHORT, axes(["training.seed=0..3"]), tmp_path / "study", trials=1)
+    with at_most((tmp_path / "study/study.db").stat().st_size - 4096), pytest.raises(DehvfError, match="cannot be"):
+        tuning.run(silent)
+    tuning = Tuning(world / "tiny.yaml", SHORT, axes(["training.seed=0..3"]), tmp_path / "study", trials=1)
+    assert not tuning.finished
 
 
 def silent(*_: object) -> None:

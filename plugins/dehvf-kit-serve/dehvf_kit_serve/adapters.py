@@ -28,6 +28,7 @@ from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit_serve.chat_request import ChatRequest, Refused
 from dehvf_kit_serve.generation import AllDone, Row, RowByRow, Settings
+from dehvf_kit_serve.running import can_join
 
 MAX_SCHEMA_CHARACTERS = 50_000
 GREEDY = {"num_beams": 1, "do_sample": False, **dict.fromkeys((*BEAMS, *SAMPLING))}
@@ -61,6 +62,7 @@ class Adapter:
         self._alone = Lock()  # tokenizers and image processors keep settings while they work
         given = model.generation_config.eos_token_id
         self.ends = frozenset([given] if isinstance(given, int) else given or ())
+        self.joins = can_join(model)
 
     def prompt(self, request: ChatRequest, limits: Limits, emit: Callable[[str], None]) -> Prompt:
         """A request as a row of a batch. Raises: Refused where it cannot be answered."""

@@ -1,4 +1,4 @@
-"""The thread that answers waiting requests together: one batch at a time, all of one adapter."""
+"""The thread that answers waiting requests together: one batch at a time, all of one adapter, which others may join."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition, Thread
 
-from dehvf_kit_serve.adapters import Prompt
+from dehvf_kit_serve.adapters import Adapter, Prompt
 from dehvf_kit_serve.chat_request import Refused
+from dehvf_kit_serve.running import RunningBatch
 
+FAILED = "the answer could not be generated; the server's log says why"
 log = logging.getLogger(__name__)
 GATHERING_S = 0.01
 """What a batch that is not full waits for requests that were sent together."""
+JOIN_EVERY = 4
+"""Tokens between two looks for requests that can join: prompts that are read together cost less than each alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +73,71 @@ class Batches:
 
     def _work(self) -> None:
         while batch := self._next():
+            if batch[0].prompt.adapter.joins:
+                self._run(batch)
+                continue
             try:
                 self._answer(batch)
             finally:
-                with self._changed:
-                    self._working = []
+                self._end(batch)
+
+    def _run(self, batch: list[Job]) -> None:
+        """A batch that jobs join as they come, until none is left."""
+        adapter = batch[0].prompt.adapter
+        running = RunningBatch(adapter.model)
+        working: list[Job] = []
+        while batch or working:
+            if batch:
+                working += batch
+                self._join(running, batch)
+            for _ in range(JOIN_EVERY):
+                working = self._end([job for job in working if job.prompt.row.done])
+                if not working:
+                    break
+                try:
+                    running.step()
+                except Exception:  # whatever a model raises: the server goes on
+                    log.exception("generation failed")
+                    for job in working:
+                        job.prompt.row.error = FAILED
+            working = self._end([job for job in working if job.prompt.row.done])
+            batch = self._take(adapter, self.max_batch - len(working)) if working else []
+
+    def _join(self, running: RunningBatch, batch: list[Job]) -> None:
+        """Put jobs into a running batch; where that fails, each alone, so that one does not fail the others."""
+        prompts = [job.prompt for job in batch if not job.prompt.row.done]
+        if not prompts:
+            return
+        try:
+            running.join(prompts)
+            self.sizes.append(len(running.rows))
+        except Exception as error:  # whatever a model raises: the server goes on
+            if len(prompts) > 1 and not any(prompt.row.tokens for prompt in prompts):
+                log.warning("a batch of %d failed, its requests are answered one by one: %s", len(prompts), error)
                 for job in batch:
-                    job.ended()
+                    self._join(running, [job])
+                return
+            log.exception("generation failed")
+            for prompt in prompts:
+                prompt.row.error = FAILED
+
+    def _take(self, adapter: Adapter, room: int) -> list[Job]:
+        """Jobs that may join a running batch: those before the first one of another adapter."""
+        found: list[Job] = []
+        with self._changed:
+            while self._jobs and len(found) < room and self._jobs[0].prompt.adapter is adapter:
+                found.append(self._jobs.popleft())
+            self._working += found
+        return found
+
+    def _end(self, ended: list[Job]) -> list[Job]:
+        """Tell jobs that they have ended; those that still work."""
+        with self._changed:
+            self._working = [job for job in self._working if job not in ended]
+            left = list(self._working)
+        for job in ended:
+            job.ended()
+        return left
 
     def _next(self) -> list[Job]:
         """The next jobs of one adapter, the oldest first; empty when the server ends and none are left."""
@@ -109,4 +171,4 @@ class Batches:
             log.exception("generation failed")
             for prompt in prompts:
                 if prompt.row.finish is None:
-                    prompt.row.error = "the answer could not be generated; the server's log says why"
+                    prompt.row.error = FAILED

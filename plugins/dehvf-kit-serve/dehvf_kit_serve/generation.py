@@ -131,6 +131,18 @@ class Row:
         self.finish = why
 
 
+def choose_tokens(rows: Sequence[Row], scores: Tensor, pad: int) -> list[int]:
+    """The next token of each row of scores [row, vocabulary], which the row takes; `pad` where its answer has ended."""
+    chosen = [pad] * len(rows)
+    for place, row in enumerate(rows):
+        if not row.done:
+            token = row.choose(scores[place])
+            if token is not None:
+                chosen[place] = token
+                row.take(token)
+    return chosen
+
+
 class RowByRow:
     """A logits processor of transformers that chooses each row's token by that row's own settings."""
 
@@ -139,13 +151,7 @@ class RowByRow:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores [row, vocabulary] -> the same with zero for the chosen tokens and -inf for all others."""
-        chosen = [self.pad] * len(self.rows)
-        for place, row in enumerate(self.rows):
-            if not row.done:
-                token = row.choose(scores[place])
-                if token is not None:
-                    chosen[place] = token
-                    row.take(token)
+        chosen = choose_tokens(self.rows, scores, self.pad)
         forced = torch.full_like(scores, -torch.inf)
         forced[torch.arange(len(chosen)), torch.tensor(chosen, device=scores.device)] = 0
         return forced

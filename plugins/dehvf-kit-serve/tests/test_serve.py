@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -200,21 +201,58 @@ def test_a_full_queue_refuses(service: Any) -> None:
     assert refused.value.status == 503
 
 
-def test_one_bad_row_fails_alone(client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = service.adapters["one"]
-    known = adapter.generate
+@pytest.mark.parametrize("joins", [True, False], ids=["running batch", "generate"])
+def test_one_bad_row_fails_alone(client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch, joins: bool) -> None:
+    from dehvf_kit_serve.adapters import Adapter
+    from dehvf_kit_serve.running import RunningBatch
 
-    def generate(prompts: Any) -> None:
+    kind, name = (RunningBatch, "join") if joins else (Adapter, "generate")
+    known = getattr(kind, name)
+
+    def reading(self: Any, prompts: Any) -> None:
         if any(len(prompt.ids) > 40 for prompt in prompts):
             raise RuntimeError("out of memory")
-        known(prompts)
+        known(self, prompts)
 
-    monkeypatch.setattr(adapter, "generate", generate)
+    monkeypatch.setattr(kind, name, reading)
+    monkeypatch.setattr(service.adapters["one"], "joins", joins)
     with ThreadPoolExecutor(2) as pool:
         good, bad = pool.submit(say, client, "Why ?"), pool.submit(say, client, "x" * 60)
         assert text(good.result())
         with pytest.raises(openai.InternalServerError, match="could not be generated"):
             bad.result()
+
+
+def test_rows_join_and_leave_and_say_what_they_say_alone(service: Any, world: Path) -> None:
+    from dehvf_kit_serve.adapters import Limits
+    from dehvf_kit_serve.chat_request import ChatRequest
+    from dehvf_kit_serve.running import RunningBatch
+
+    adapter = service.adapters["one"]
+    images = [world / "red.png", None, world / "blue.png", world / "green.png", None]
+    asked = [(f"What is it {'so ' * (3 * n % 5)}?", image, 2 + 5 * n % 9) for n, image in enumerate(images)]
+
+    def prompts() -> list[Any]:
+        given = [
+            ChatRequest(model="one", messages=messages(question, *([image] if image else [])), max_tokens=tokens)
+            for question, image, tokens in asked
+        ]
+        return [adapter.prompt(request, Limits(), lambda _: None) for request in given]
+
+    alone = prompts()
+    for prompt in alone:
+        adapter.generate([prompt])
+    running, together = RunningBatch(adapter.model), prompts()
+    waiting, sizes = list(together), []
+    while waiting or running.rows:
+        if waiting:
+            running.join([waiting.pop(0) for _ in waiting[:2]])
+        sizes.append(len(running.rows))
+        if running.rows:
+            running.step()
+    assert [prompt.row.tokens for prompt in together] == [prompt.row.tokens for prompt in alone]
+    assert max(sizes) > 2 and adapter.joins
+    assert len({tuple(prompt.row.tokens) for prompt in alone}) == len(alone)
 
 
 def test_whoever_hangs_up_is_not_answered_further(client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +267,13 @@ def test_whoever_hangs_up_is_not_answered_further(client: openai.OpenAI, service
     monkeypatch.setattr(Row, "take", take)
     monkeypatch.setattr(service.adapters["one"], "ends", frozenset())
     stream = say(client, "Why ?", max_tokens=64, stream=True)
-    next(iter(stream))
+    pieces = iter(stream)
+    assert [next(pieces).choices[0].delta.content for _ in range(2)][0] == ""  # the second one is of the first token
     stream.close()
-    text(say(client, "Why ?", max_tokens=1))  # its batch comes after
-    assert rows[0].cancelled
+    until = time.monotonic() + 20
+    while not rows[0].cancelled and time.monotonic() < until:
+        text(say(client, "Why ?", max_tokens=1))
+    assert rows[0].cancelled and len(rows[0].tokens) < 64
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

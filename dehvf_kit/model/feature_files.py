@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 SUFFIX, TEMPORARY = ".safetensors", ".part"
+SCALE_BYTES = 4
 HEADER_BYTES = 512
 """Room for a file's header, in estimates."""
 STALE_SECONDS = 24 * 3600
@@ -82,7 +83,8 @@ class FeatureFiles(FeatureStore):
     """
 
     def __init__(self, model: DehvfModel, dtype: torch.dtype | None = None, folder: Path | None = None, limit: int = 0) -> None:
-        super().__init__(model, dtype)
+        self.int8 = dtype is torch.int8
+        super().__init__(model, None if self.int8 else dtype)
         self.limit = limit
         self.root = folder or default_folder()
         self.folder = self.root / space(model, dtype)
@@ -141,6 +143,7 @@ class FeatureFiles(FeatureStore):
     def _keep(self, sample: Sample, features: Any) -> None:
         tensors = {"": features} if isinstance(features, Tensor) else features
         tensors = {f"features{'.' if name else ''}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        tensors = _in_int8(tensors) if self.int8 else tensors
         file = self.file(sample)
         file.parent.mkdir(exist_ok=True)
         part = file.with_name(f"{uuid.uuid4().hex}{TEMPORARY}")
@@ -171,6 +174,8 @@ class FeatureFiles(FeatureStore):
             if any(sums.get(name) != str(_checksum(tensor)) for name, tensor in found.items()) or not found:
                 raise self._damaged(file, sample)
             self._checked.add(file.name)
+        if self.int8:
+            found = {name: found[name].float() * found[f"scale_of_{name}"] for name in found if not name.startswith("scale_of_")}
         return found["features"] if "features" in found else {name.partition(".")[2]: t for name, t in found.items()}
 
     def _damaged(self, file: Path, sample: Sample) -> DataError:
@@ -197,7 +202,8 @@ class FeatureFiles(FeatureStore):
         total = HEADER_BYTES
         for tower in self.model.towers.values():
             dtype = self.dtype or next(tower.model.parameters()).dtype
-            total += len(tower.layers) * (1 + tower.spec.num_patches) * tower.spec.hidden_size * dtype.itemsize
+            token = tower.spec.hidden_size * dtype.itemsize if not self.int8 else tower.spec.hidden_size + SCALE_BYTES
+            total += len(tower.layers) * (1 + tower.spec.num_patches) * token
         return total
 
     def _make_room(self, samples: list[Sample], need: Need) -> None:
@@ -239,6 +245,15 @@ class FeatureFiles(FeatureStore):
             if file not in mine and file not in used:
                 file.unlink(missing_ok=True)
                 held -= size
+
+
+def _in_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor as int8, and under `scale_of_` the float32 that it is multiplied by, one a token."""
+    kept = {}
+    for name, tensor in tensors.items():
+        scale = (tensor.float().abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        kept |= {name: (tensor / scale).round().to(torch.int8), f"scale_of_{name}": scale}
+    return kept
 
 
 def cached_features(model: DehvfModel, config: TrainingConfig) -> FeatureStore:

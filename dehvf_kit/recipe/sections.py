@@ -60,8 +60,8 @@ class TrainingConfig(Settings):
     cache_folder: Path | None = Field(
         None, description="where features are kept; null: $DEHVF_KIT_CACHE/features, or the user's cache folder"
     )
-    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="what features are kept in; auto: as the encoder yields them, bit for bit"
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="what features are kept in; auto: as the encoder yields them, bit for bit; int8: with a scale a token"
     )
     cache_limit_gib: float = Field(
         0.0, ge=0, description="GiB the cache may hold, the longest unused making room; 0: as many as the disk has"

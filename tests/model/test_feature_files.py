@@ -25,7 +25,7 @@ from dehvf_kit.backbones.vision.config import ImageConfig
 from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DataError
-from dehvf_kit.model.feature_files import TEMPORARY, FeatureFiles
+from dehvf_kit.model.feature_files import HEADER_BYTES, TEMPORARY, FeatureFiles
 from dehvf_kit.model.model import DehvfModel
 
 
@@ -107,6 +107,19 @@ def test_another_dtype_or_picture_is_a_miss(model: DehvfModel, samples: list[Sam
     assert torch.equal(half.read(samples[0]), whole.read(samples[0]).bfloat16())
     Image.new("RGB", (40, 40), (255, 0, 1)).save(samples[0].image)
     assert FeatureFiles(model, folder=tmp_path / "cache").need(samples).missing == 1
+
+
+def test_int8_takes_half_of_bfloat16_and_is_off_by_half_a_step(model: DehvfModel, samples: list[Sample], tmp_path: Path) -> None:
+    whole, small = (FeatureFiles(model, dtype, tmp_path / "cache") for dtype in (None, torch.int8))
+    whole.fill(samples)
+    estimate = small.need(samples)
+    assert estimate.missing == whole.need(samples).images, "a folder of its own"
+    small.fill(samples)
+    wide, narrow = whole.read(samples[0]), small.read(samples[0])
+    step = wide.abs().amax(-1, keepdim=True) / 127
+    assert narrow.dtype == torch.float32 and ((wide - narrow).abs() <= 0.501 * step).all() and not torch.equal(wide, narrow)
+    size = small.file(samples[0]).stat().st_size
+    assert size <= estimate.bytes_per_image and size - HEADER_BYTES <= wide.numel() * (1 + 4 / wide.shape[-1])
 
 
 @pytest.mark.parametrize("cut", [0, 10, 600, -1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,9 @@ from dehvf_kit.errors import Stopped
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The demo's folder.")] = Path("runs/demo"),
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Most minutes of training DEHVF.")] = 7.0,
+    data: Annotated[
+        Literal["drawings", "easy_vqa"], typer.Option("--data", help="What is trained on: drawings, or easy-VQA's shapes.")
+    ] = "drawings",
     as_json: Json = False,
 ) -> None:
     """Run the demo, or go on with an interrupted one, and print the scores. Raises: DehvfError for a finished one's folder."""
@@ -25,20 +28,22 @@ def demo(
     quiet_transformers()
     with reporting() as report:
         try:
-            result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report)
+            result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report, data)
         except Stopped as stop:
             raise Stopped(f"{output}: the demo was stopped; the same command goes on with it", stop.number) from stop
     summary = result.summary
     if as_json:
         print_json({**summary, "adapter": str(result.adapter), "page": str(result.page)})
         return
-    table = grid("left", "right", "right", "right")
-    table.add_row("", "[bold]questions about unseen images[/]", "[bold]count[/]", "[bold]DEHVF[/]", "[bold]without images[/]")
+    table = grid("left", "right", "right", "right", "right")
+    heads = ("questions about unseen images", "count", "DEHVF", "without images", "linear probe")
+    table.add_row("", *(f"[bold]{head}[/]" for head in heads))
     scores, blind = summary["scores"], summary["blind_scores"]
     for name in ["all", *scores["by_kind"]]:
         row, other = (scores["all"], blind["all"]) if name == "all" else (scores["by_kind"][name], blind["by_kind"][name])
-        table.add_row("", name, f"{row['questions']:,}", f"{row['accuracy']:.1%}", f"{other['accuracy']:.1%}")
+        probed = f"{summary['probe'][name]['accuracy']:.1%}" if name in summary["probe"] else "-"
+        table.add_row("", name, f"{row['questions']:,}", f"{row['accuracy']:.1%}", f"{other['accuracy']:.1%}", probed)
     stdout().print(table)
     print(f"trained {summary['train_seconds']:.0f} s (DEHVF) and {summary['blind_train_seconds']:.0f} s (without images)")
     print(f"adapter: {result.adapter}\nsummary: {output / 'summary.json'}\npage:    {result.page}")
-    print(f'ask it:  dehvf-kit generate IMAGE "what color is the shape?" --adapter {result.adapter}')
+    print(f'ask it:  dehvf-kit generate IMAGE "{summary["ask"]}" --adapter {result.adapter}')

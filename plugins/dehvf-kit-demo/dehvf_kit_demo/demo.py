@@ -1,4 +1,4 @@
-"""The embedded default, end to end: train on real images, train as long without them, score both on unseen images."""
+"""The embedded default, end to end: train on images, as long without them, score both on unseen images beside linear probes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ from dehvf_kit.training.run import Progress, TrainResult, bfloat16_is_fast, trai
 from dehvf_kit.training.run_folder import RECORD
 from dehvf_kit.utils.atomic import check_new_folder, exists, write_output
 from dehvf_kit.utils.shipped import HOME
+from dehvf_kit_demo.beside_probe import probe_section, probed_kinds
 
-SEEING, BLIND = "smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml"
+DATA = {
+    "drawings": ("smollm2_dinov2_drawings.yaml", "smollm2_drawings_blind.yaml", ["data.train_scenes=1200", "data.test_scenes=200"]),
+    "easy_vqa": ("smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml", []),
+}
+"""The recipe of each data set, the one without images, and what the demo changes in both: as many questions as take minutes."""
 RECIPES = HOME / "recipes"
 BLIND_RUN = "without_pictures"
-SCORING_BATCH = 64
+SCORING_BATCH, WORTH = 64, 200
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class DemoResult:
     adapter: Path
 
 
-def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress: Progress) -> DemoResult:
-    """Run the demo into `output`, or go on with one that was interrupted there.
+def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress: Progress, data: str = "drawings") -> DemoResult:
+    """Run the demo into `output`, or go on with one that was interrupted there. data: a name of `DATA`.
 
     `minutes` bounds the training of DEHVF while it runs: a slow or busy machine takes fewer steps, and says so. The run without
     images takes as many steps.
@@ -59,8 +64,9 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     if not resume:
         check_new_folder(output)
     started = time.perf_counter()
-    overrides = ["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if bfloat16_is_fast() else []
-    recipe = demo_recipe(SEEING, [*overrides, f"training.max_minutes={minutes}"])
+    seeing, unseeing, changes = DATA[data]
+    overrides = [*changes, *(["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if bfloat16_is_fast() else [])]
+    recipe = demo_recipe(seeing, [*overrides, f"training.max_minutes={minutes}"])
     say(f"building {recipe.description}")
     model = build(recipe)
     train_samples, test_samples = list(samples_of(recipe.data, "train")), list(samples_of(recipe.data, "test"))
@@ -79,11 +85,13 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     if result.steps < steps:
         say(f"{minutes:g} minutes were over after {result.steps} of {steps} steps; the learning rate had decayed by then")
     predictions = _ask(model, test_samples, features, progress)
-    inside = look_inside(model, test_samples, len(test_samples), features=features)
+    inside = look_inside(model, test_samples, len(test_samples), features=features, progress=_unnoted(progress), worth=WORTH)
+    say("probing every layer of the encoder for each kind of question")
+    probed = probed_kinds(recipe, features)
 
     decoder, vision, processor = model.decoder, model.towers["vision"].model, model.processor
     model.detach()
-    blind_recipe = demo_recipe(BLIND, [*overrides, f"training.max_steps={result.steps}"])
+    blind_recipe = demo_recipe(unseeing, [*overrides, f"training.max_steps={result.steps}"])
     say(f"training the same recipe without images: {result.steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
     told = _renamed(progress, "training without images")
@@ -94,10 +102,11 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
 
     seconds = time.perf_counter() - started
     summary = _summary(recipe, model, result, blind_result, predictions, blind_predictions, seconds)
+    summary |= {"probe": probed, "ask": test_samples[0].question}
     _write(output, summary, predictions, blind_predictions)
     page = output / "index.html"
     title = "dehvf-kit demo: a frozen language model that sees"
-    write_report(output, page, inside=inside, title=title)
+    write_report(output, page, inside=inside, title=title, more=[probe_section(summary)] if probed else [])
     return DemoResult(summary, page, result.adapter)
 
 
@@ -107,6 +116,10 @@ def demo_recipe(name: str, overrides: list[str]) -> Recipe:
     if not path.is_file():
         raise DehvfError(f"the demo needs the repository's recipes/{name}; clone the repository and run `make demo` in it")
     return load_recipe(path, overrides)
+
+
+def _unnoted(progress: Progress) -> Callable[[str, int, int], None]:
+    return lambda stage, done, total: progress(stage, done, total, "")
 
 
 def _renamed(progress: Progress, stage: str) -> Progress:

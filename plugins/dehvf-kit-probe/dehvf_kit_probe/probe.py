@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dehvf_kit.api import plugin_code
-from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.data.images import open_image
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.processing import build_image_processor
 from dehvf_kit.data.samples import Sample, samples_of
 from dehvf_kit.errors import DataError, DehvfError
+from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.recipe.files import encoder_path
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe
@@ -100,7 +101,9 @@ class Probed:
         return sorted(chosen)
 
 
-def probe(recipe: Recipe, encoder: str, images: int | None = None, progress: Progress | None = None) -> Probed:
+def probe(
+    recipe: Recipe, encoder: str, images: int | None = None, progress: Progress | None = None, features: FeatureStore | None = None
+) -> Probed:
     """Probe one encoder of a recipe on the recipe's data; the decoder is not built.
 
     Args:
@@ -108,6 +111,7 @@ def probe(recipe: Recipe, encoder: str, images: int | None = None, progress: Pro
         encoder: its name under `vision`; `vision` where the recipe has one.
         images: at most that many training images and that many test images; None takes all.
         progress: called as `progress(images done, images)`.
+        features: a store that holds every layer of this one encoder for all images; without one the encoder is loaded and run.
 
     Raises: DehvfError where the recipe has no such encoder, no data or no question that can be probed; DataError for an image
         that cannot be read.
@@ -121,10 +125,21 @@ def probe(recipe: Recipe, encoder: str, images: int | None = None, progress: Pro
     kinds, skipped = _usable(splits["train"], splits["test"])
     if not kinds:
         raise DataError("probe: no kind of question can be probed: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()))
-    with plugin_code(config, encoder_path(encoder)):
-        tower = config.tower(config.load(plugins().registry.sources))
     found = list({one.image: one for split in splits.values() for one in split}.values())
-    read = _read(tower, build_image_processor({encoder: config.image}), found, progress)
+    if features is None:
+        with plugin_code(config, encoder_path(encoder)):
+            tower = config.tower(config.load(plugins().registry.sources))
+        processor = build_image_processor({encoder: config.image})
+
+        def encode(batch: Sequence[Sample]) -> Tensor:
+            return tower(processor([open_image(one) for one in batch], return_tensors="pt")["pixel_values"])
+
+    else:
+
+        def encode(batch: Sequence[Sample]) -> Tensor:
+            return torch.cat([features.read(one) for one in batch])
+
+    read = _read(encode, found, progress)
     place = {one.image: number for number, one in enumerate(found)}
     probed = [_kind(name, *kinds[name], read, place) for name in kinds]
     return Probed(str(config.model), read["global"].shape[1], len(found), probed, skipped)
@@ -181,13 +196,12 @@ def _depends_on_words(samples: Sequence[Sample]) -> bool:
 
 
 @torch.inference_mode()
-def _read(tower: VisionTower, processor: Any, samples: Sequence[Sample], progress: Progress | None) -> dict[str, Array]:
+def _read(encode: Callable[[Sequence[Sample]], Tensor], samples: Sequence[Sample], progress: Progress | None) -> dict[str, Array]:
     """{"global", "patches", "both"}: features [image, layer, size] of every image, in float32."""
     parts: dict[str, list[Array]] = {"global": [], "patches": []}
     for start in range(0, len(samples), BATCH):
         batch = samples[start : start + BATCH]
-        pixels = processor([open_image(one) for one in batch], return_tensors="pt")["pixel_values"]
-        features = tower(pixels).float()
+        features = encode(batch).float()
         parts["global"].append(features[:, :, 0].numpy())
         parts["patches"].append(features[:, :, 1:].mean(dim=2).numpy())
         if progress is not None:

@@ -97,3 +97,21 @@ def test_refusals(recipe: Path, tmp_path: Path) -> None:
     blind.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), "data": None}))
     with pytest.raises(DehvfError, match="no `data` section"):
         probe(load_recipe(blind), "vision")
+
+
+def test_features_that_are_kept_give_the_same(recipe: Path) -> None:
+    from dehvf_kit.data.images import open_image
+    from dehvf_kit.data.processing import build_image_processor
+
+    loaded = load_recipe(recipe)
+    config = loaded.vision["vision"]
+    tower, processor = config.tower(config.load({})), build_image_processor({"vision": config.image})
+
+    class Kept:
+        def read(self, sample):
+            return tower(processor([open_image(sample)], return_tensors="pt")["pixel_values"])
+
+    ours, again = probe(loaded, "vision", 20), probe(loaded, "vision", 20, features=Kept())
+    assert [kind.name for kind in ours.kinds] == [kind.name for kind in again.kinds] and again.num_layers == ours.num_layers
+    for one, other in zip(ours.kinds, again.kinds, strict=True):
+        assert [layer.right.tolist() for layer in one.layers] == [layer.right.tolist() for layer in other.layers]

@@ -36,6 +36,7 @@ def write_report(
     title: str = "",
     progress: Progress = lambda *_: None,
     worth: int = 64,
+    more: Sequence[Section] = (),
 ) -> dict[str, Any]:
     """Write a run's page. What is merely absent is mentioned on the page.
 
@@ -50,6 +51,7 @@ def write_report(
         title: the page's title; the recipe's name where it is empty.
         progress: takes a stage, what is done of it, and how much there is.
         worth: questions that are asked again with the fuser's weights replaced; 0 asks none.
+        more: further sections, placed after the scores.
 
     Returns:
         {"page", "recipe", "sections": {title: whether it has its data}}.
@@ -71,6 +73,7 @@ def write_report(
         *_counted(run),
         sections.curves_section(run),
         sections.scores_section(run, run.recipe.name, scores),
+        *more,
         *sections.layers_sections(run, inside),
         *worth_sections(inside),
         sections.memory_section(run, inside),

@@ -1,4 +1,4 @@
-"""An image's price: text only, DEHVF, MemVP, LLaVA-style and LoRA on one frozen decoder, in one interleaved run.
+"""An image's price: text only, DEHVF and six other methods on one frozen decoder, in one interleaved run.
 
     python benchmarks/compare.py --quick                 # smoke check on small shapes
     python benchmarks/compare.py                         # LLaMA-7B layer shapes, 2 layers, float32
@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from compare_cases import MODES, flops, preparation
-from compare_methods import Dehvf, Llava, Method, subjects
+from compare_methods import PUBLISHED_LAYERS, Dehvf, Llava, Method, subjects
 from compare_report import report, write_csv, write_readme
 from compare_shapes import QUICK, Shapes, frozen_decoder
 from compare_sweep import AXES, QUICK_AXES, sweep
 from compare_timing import interleave, keep_freed_memory, load, machine
 
 HERE = Path(__file__).parent
-PUBLISHED_LAYERS = 32
 POINTS = [*(("training", 4, tokens) for tokens in (64, 128)), *(("decode", batch, 64) for batch in (1, 8, 32)), ("prefill", 8, 64)]
 
 

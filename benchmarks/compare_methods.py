@@ -1,13 +1,15 @@
-"""The five subjects of `compare.py`, all on one and the same frozen decoder: text only, DEHVF, MemVP, LLaVA-style, LoRA.
+"""The subjects of `compare.py`, all on one and the same frozen decoder: text only, DEHVF, and six others.
 
-DEHVF is the kit's own model, built from a recipe; LoRA is peft's, placed by the kit's plugin. MemVP is written here in the
-form its official code computes, LLaVA's tokens as plainly as they can be. Vision features are given: no encoder runs.
+DEHVF, ADEM-VL and gated cross-attention are the kit's own models, built from recipes; LoRA is peft's, placed by the kit's plugin.
+MemVP is written here in the form its official code computes, LLaVA's tokens as plainly as they can be. Vision features are given:
+no encoder runs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from dehvf_kit.model.run import MemoryScope
 from dehvf_kit.ops.ffn_memory import build_keys_values
 
 PATCH_SIZE = 14
+PUBLISHED_LAYERS, EVERY = 32, 6
+"""Layers at 7B, and the layers from one block of gated cross-attention to the next."""
 
 
 class Method:
@@ -73,27 +77,117 @@ class Method:
         return 0
 
 
-class Dehvf(Method):
-    """The kit's own model with all its components but the vision adapter, which belongs to the encoder."""
+class OfTheKit(Method):
+    """A method of the kit as its recipe's graph builds it, without vision adapter, which belongs to the encoder."""
 
-    name = "DEHVF"
-
-    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes, form: str = "auto") -> None:
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
         super().__init__(decoder, shapes)
-        self.model = dehvf_model(shapes, decoder, form)
+        self.model = kit_model(shapes, self.graph(shapes), decoder)
+        self.layers = list(self.model.graph.layers["vision"])
+
+    def graph(self, shapes: Shapes) -> dict[str, Any]:
+        """The nodes of its recipe."""
+        raise NotImplementedError
+
+    def read(self, features: Tensor) -> Tensor:
+        """Features of the vision layers that it reads."""
+        return features if len(self.layers) == features.shape[1] else features[:, self.layers]
 
     def prepare(self, features: Tensor) -> dict[str, Any]:
-        return self.model.memory(features.shape[0], vision_features=features)
+        return self.model.memory(features.shape[0], vision_features=self.read(features))
 
     def logits(self, text: Tensor, held: Any, cache: Any = None) -> Tensor:
         with MemoryScope(self.model.nodes, held):
             return super().logits(text, held, cache)
 
     def forward(self, text: Tensor, features: Tensor) -> Tensor:
-        return self.model(inputs_embeds=text, vision_features=features, use_cache=False).logits
+        return self.model(inputs_embeds=text, vision_features=self.read(features), use_cache=False).logits
 
     def train(self, mode: bool) -> None:
         self.model.train(mode)
+
+    def prepared(self, features: Tensor) -> list[Tensor]:
+        return [tensor for tensor in _tensors(self.prepare(features)) if tensor.requires_grad]
+
+    def held_bytes(self, held: Any) -> int:
+        return sum(map(_bytes, _tensors(held)))
+
+
+class AdemVl(OfTheKit):
+    """ADEM-VL: patches in two grids in memory, scores activated on both sides; the class token in the input, without its words."""
+
+    name = "ADEM-VL"
+
+    def graph(self, shapes: Shapes) -> dict[str, Any]:
+        side = math.isqrt(shapes.patches)
+        bottleneck = {"role": "projector", "type": "bottleneck_mlp", "bottleneck_size": shapes.code}
+        return {
+            "reader": {"type": "grids", "layer": -2, "sides": [side, side // 2], "inputs": {"patches": "vision"}},
+            "token_reader": {"role": "reader", "type": "global_tokens", "num_tokens": 1, "layer": -2},
+            "projector": {**bottleneck, "inputs": {"patches": "reader"}},
+            "token_projector": {**bottleneck, "inputs": {"patches": "token_reader"}},
+            "position": {"type": "learned", "num_slots": side**2 + (side // 2) ** 2},
+            "visual_tokens": {"type": "visual_tokens", "inputs": {"codes": "token_projector", "readout": "token_projector"}},
+            "injector": {"type": "adaptive_memory", "inputs": {"codes": "projector", "readout": "projector"}},
+        }
+
+    @property
+    def input_tokens(self) -> int:
+        return 1
+
+
+class GatedCrossAttention(OfTheKit):
+    """Flamingo's gated cross-attention without its feed-forward networks: five blocks in 32 layers hold as many weights as DEHVF.
+
+    Below six layers there is one block of the same width, so that a layer pays more than it would at the published depth.
+    """
+
+    name = "gated cross-attention"
+
+    def graph(self, shapes: Shapes) -> dict[str, Any]:
+        with torch.device("meta"):
+            nodes = kit_model(
+                replace(shapes, layers=PUBLISHED_LAYERS), Dehvf.graph_of(replace(shapes, layers=PUBLISHED_LAYERS))
+            ).nodes
+        weights = sum(weight.numel() for weight in nodes.parameters())
+        blocks = PUBLISHED_LAYERS // EVERY
+        width = (weights // blocks - 2 * shapes.hidden - 1) // (2 * shapes.hidden + 2 * shapes.vision_hidden)
+        return {
+            "reader": {"type": "patch_tokens", "layer": -2},
+            "decoder_adapter": {
+                "type": "gated_cross_attention",
+                "every": min(EVERY, shapes.layers),
+                "num_heads": 3,
+                "head_size": width // 3,
+                "feed_forward": False,
+                "inputs": {"patches": "reader"},
+            },
+        }
+
+
+class Dehvf(OfTheKit):
+    """The kit's own model with all its components but the vision adapter."""
+
+    name = "DEHVF"
+
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes, form: str = "auto") -> None:
+        self.form = form
+        super().__init__(decoder, shapes)
+
+    def graph(self, shapes: Shapes) -> dict[str, Any]:
+        return self.graph_of(shapes, self.form)
+
+    @staticmethod
+    def graph_of(shapes: Shapes, form: str = "auto") -> dict[str, Any]:
+        """The paper's graph at these sizes."""
+        return {
+            "grouper": {"type": "contiguous", "num_groups": min(shapes.groups, shapes.layers)},
+            "layer_query": {"type": "embedding_mlp"},
+            "projector": {"type": "bottleneck_mlp", "bottleneck_size": shapes.code},
+            "fuser": {"type": "cross_attention"},
+            "position": {"type": "learned", "num_slots": shapes.slots},
+            "injector": {"type": "ffn_memory", "form": form},
+        }
 
     def prepared(self, features: Tensor) -> list[Tensor]:
         held, x = self.prepare(features)["injector"], self.shapes.text(1, 1)
@@ -111,8 +205,8 @@ class Dehvf(Method):
         return sum(_bytes(table) for index in layers for table in build_keys_values(held["injector"].layer(index, x)))
 
 
-def dehvf_model(shapes: Shapes, decoder: LlamaForCausalLM | None = None, form: str = "auto") -> dehvf_kit.DehvfModel:
-    """The paper's graph at these sizes; without a decoder, for its components alone. The encoder is never in memory."""
+def kit_model(shapes: Shapes, graph: dict[str, Any], decoder: LlamaForCausalLM | None = None) -> dehvf_kit.DehvfModel:
+    """A graph at these sizes; without a decoder, for its components alone. The encoder is never in memory."""
     side = math.isqrt(shapes.patches)
     vision = {
         "model_type": "clip_vision_model",
@@ -136,14 +230,7 @@ def dehvf_model(shapes: Shapes, decoder: LlamaForCausalLM | None = None, form: s
             "name": "compare",
             "vision": {"config": vision, "image": {"size": PATCH_SIZE * side}},
             "decoder": {"config": config, "dtype": shapes.dtype},
-            "graph": {
-                "grouper": {"type": "contiguous", "num_groups": min(shapes.groups, shapes.layers)},
-                "layer_query": {"type": "embedding_mlp"},
-                "projector": {"type": "bottleneck_mlp", "bottleneck_size": shapes.code},
-                "fuser": {"type": "cross_attention"},
-                "position": {"type": "learned", "num_slots": shapes.slots},
-                "injector": {"type": "ffn_memory", "form": form},
-            },
+            "graph": graph,
         }
     )
     with torch.device("meta"):
@@ -237,13 +324,35 @@ class LoraAlone(Method):
         self.lora.attach(decoder)
 
 
-METHODS = (Method, Dehvf, MemVp, Llava, LoraAlone)
+METHODS = (Method, Dehvf, MemVp, AdemVl, GatedCrossAttention, Llava, LoraAlone)
 
 
 def subjects(shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[type[Method], ...] = METHODS) -> list[Method]:
     """Every subject on its own shell of one decoder."""
     decoder = frozen_decoder(shapes) if decoder is None else decoder
     return [method(shell(decoder, shapes.layers), shapes) for method in methods]
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    """Every tensor in what a component holds for a batch, however it is kept; those that one holds twice come once."""
+    seen: set[int] = set()
+
+    def walk(value: Any) -> Iterator[Tensor]:
+        if id(value) in seen or isinstance(value, nn.Parameter | nn.Module):
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            for one in value.values():
+                yield from walk(one)
+        elif isinstance(value, list | tuple):
+            for one in value:
+                yield from walk(one)
+        elif hasattr(value, "__dict__"):
+            yield from walk(vars(value))
+
+    yield from walk(held)
 
 
 def _bytes(tensor: Tensor | None) -> int:

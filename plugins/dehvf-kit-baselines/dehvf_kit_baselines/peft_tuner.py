@@ -6,7 +6,9 @@ off as any other's. Sources: the methods' papers, named in peft's documentation.
 
 from __future__ import annotations
 
+import copy
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -298,12 +300,12 @@ class InItsDtype(nn.Module):
 
 def placed(root: nn.Module, method: str, config: Any) -> None:
     """Let peft put its layers into a model."""
-    import copy
-
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[method.upper()]  # type: ignore[index]
-    tuner(root, copy.deepcopy(config), NAME)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type")  # a norm's outline, or a norm itself
+        tuner(root, copy.deepcopy(config), NAME)
 
 
 def tuned(root: nn.Module, places: list[str]) -> dict[str, nn.Parameter]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from helpers import tiny_decoder
@@ -187,7 +189,10 @@ def peft(config: str, **settings: Any) -> Callable[[Path], nn.Module]:
     def make(folder: Path) -> nn.Module:
         import peft
 
-        return peft.get_peft_model(plain(folder), getattr(peft, config)(**settings)).eval()
+        asked = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"], **settings}
+        # BOFT tries to compile a kernel, and would wait for ever where an earlier try was killed.
+        with patch.dict(os.environ, TORCH_EXTENSIONS_DIR=tempfile.mkdtemp()):
+            return peft.get_peft_model(plain(folder), getattr(peft, config)(**asked)).eval()
 
     return make
 
@@ -219,7 +224,23 @@ def tensor_parallel(folder: Path) -> nn.Module:
     return plain(folder, tp_plan="auto", device_mesh=init_device_mesh("cpu", (1,)))
 
 
-LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+IN_PLACE: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoRA": ("LoraConfig", {"r": 2}),
+    "DoRA": ("LoraConfig", {"r": 2, "use_dora": True}),
+    "OFT": ("OFTConfig", {"r": 0, "oft_block_size": 4}),
+    "BOFT": ("BOFTConfig", {"boft_block_size": 4}),
+    "HRA": ("HRAConfig", {"r": 2}),
+    "IA3": ("IA3Config", {"feedforward_modules": ["down_proj"]}),
+    "LoHa": ("LoHaConfig", {"r": 2}),
+    "LoKr": ("LoKrConfig", {"r": 2}),
+    "VeRA": ("VeraConfig", {"r": 2, "target_modules": ["q_proj", "o_proj"]}),
+    "MiSS": ("MissConfig", {"r": 2}),
+    "RoAd": ("RoadConfig", {"group_size": 2}),
+    "SHiRA": ("ShiraConfig", {"r": 2}),
+    "C3A": ("C3AConfig", {"block_size": 16, "init_weights": True}),
+    "FourierFT": ("FourierFTConfig", {"n_frequency": 8, "init_weights": True}),
+}
+"""peft's tuners that change maps where they stand, each as it begins: it adds nothing yet."""
 HOLDERS = [
     Holder("bitsandbytes", "int8", int8, exact=False),
     Holder("bitsandbytes", "int4", int4("uint8"), exact=False),
@@ -240,6 +261,5 @@ HOLDERS = [
     Holder("torch", "torch.compile", compiled),
     Holder("torch", "FSDP2", fsdp2),
     Holder("transformers", "tensor parallel", tensor_parallel),
-    Holder("peft", "LoRA", peft("LoraConfig", **LORA), whole=False),
-    Holder("peft", "DoRA", peft("LoraConfig", **LORA, use_dora=True), whole=False),
+    *(Holder("peft", what, peft(config, **settings), whole=False) for what, (config, settings) in IN_PLACE.items()),
 ]

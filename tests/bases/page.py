@@ -1,7 +1,11 @@
-"""The table in docs/bases.md, written from a run of all holders: `python tests/bases/page.py`."""
+"""The table in docs/bases.md, written from a run of all holders: `python tests/bases/page.py`.
+
+Rows of a library that is not installed stay as its last run wrote them, with the version they were run with.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +17,7 @@ from bases.holders import HOLDERS, process_group, save_plain
 from bases.measure import COLUMNS, row
 
 PAGE = Path(__file__).parents[2] / "docs" / "bases.md"
+RUN = re.compile(r"^Run with (.*)\.$", re.M)
 MARKS = ("<!-- table: python tests/bases/page.py -->\n", "<!-- end of table -->\n")
 
 
@@ -21,18 +26,22 @@ def line(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    missing = sorted({holder.library for holder in HOLDERS if holder.missing()})
-    if missing:
-        sys.exit(f"not installed, so the table cannot be written: pip install {' '.join(missing)} optimum")
-    versions = {holder.library: holder.version() for holder in HOLDERS}
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+    kept, after = rest.split(MARKS[1])
+    versions = dict(found.rsplit(" ", 1) for found in RUN.search(kept)[1].split(", "))
+    rows = []
     with tempfile.TemporaryDirectory() as place, process_group():
         folder = save_plain(Path(place) / "decoder")
-        rows = [row(holder, folder, Path(place) / str(number)) for number, holder in enumerate(HOLDERS)]
+        for number, holder in enumerate(HOLDERS):
+            if holder.missing():
+                rows += [one for one in kept.splitlines(True) if one.startswith(f"| {holder.library} | {holder.what} |")]
+                print(f"{holder.library} {holder.what}: not installed, kept as of {versions[holder.library]}")
+            else:
+                rows.append(line(row(holder, folder, Path(place) / str(number))))
+                versions[holder.library] = holder.version()
     run = ", ".join(f"{name} {version}" for name, version in versions.items())
-    table = line(COLUMNS) + "|---" * len(COLUMNS) + "|\n" + "".join(map(line, rows))
-    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-    text = f"{before}{MARKS[0]}\n{table}\nRun with {run}.\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-    PAGE.write_text(text, encoding="utf-8")
+    table = line(COLUMNS) + "|---" * len(COLUMNS) + "|\n" + "".join(rows)
+    PAGE.write_text(f"{before}{MARKS[0]}\n{table}\nRun with {run}.\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

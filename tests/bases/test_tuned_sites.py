@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bases.holders import IN_PLACE, save_plain
+from bases.holders import IN_PLACE, plain, save_plain
 from bases.holders import peft as held
 from bases.measure import built
 from helpers import pixels, tokens

@@ -103,7 +103,7 @@ class Registry:
         """
         if name in self.sources:
             raise DehvfError(f"two plugins supply a base model named '{name}'; uninstall one of them")
-        self.sources[name] = Source(name, config, path, summary, licence, preprocessor)
+        self.sources[name] = Source(name, config=config, path=path, summary=summary, licence=licence, preprocessor=preprocessor)
 
     @property
     def configs(self) -> dict[tuple[str, str], type[BaseModel]]:

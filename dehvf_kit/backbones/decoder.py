@@ -249,4 +249,6 @@ def _attention_site(decoder: nn.Module, index: int, layer_path: str) -> Attentio
         )
     path, module = found[0]
     heads, shared = module.q_proj.out_features // head_dim, module.k_proj.out_features // head_dim
-    return AttentionSite(index, f"{layer_path}.{path}" if path else layer_path, heads, shared, head_dim)
+    return AttentionSite(
+        index, path=f"{layer_path}.{path}" if path else layer_path, num_heads=heads, num_key_value_heads=shared, head_dim=head_dim
+    )

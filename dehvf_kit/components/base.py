@@ -96,7 +96,9 @@ class GroupLayerTable(nn.Module):
             self.register_buffer(name, torch.tensor(rows), persistent=False)
 
     def forward(self) -> GroupLayers:
-        return GroupLayers(self.index, self.mask, self.group_of_layer, self.place, self.largest, self.full)
+        return GroupLayers(
+            self.index, mask=self.mask, group_of_layer=self.group_of_layer, place=self.place, largest=self.largest, full=self.full
+        )
 
 
 class FuserConfig(ComponentConfig):

@@ -136,7 +136,15 @@ def with_skipped(predictions: Sequence[Prediction], samples: Sequence[Sample], s
 
 
 def _not_asked(sample: Sample, reason: str) -> Prediction:
-    return Prediction(sample.id, sample.kind, sample.question, str(sample.image), sample.answer, "", reason)
+    return Prediction(
+        sample.id,
+        kind=sample.kind,
+        question=sample.question,
+        image=str(sample.image),
+        answer=sample.answer,
+        prediction="",
+        skipped=reason,
+    )
 
 
 def note_skipped(scores: Scores, skipped: Sequence[Skipped]) -> Scores:

@@ -70,7 +70,9 @@ def answer(
 
 def _prediction(sample: Sample, said: Said) -> Prediction:
     image, more = ", ".join(map(str, sample.images)), {"cut": said.cut, "references": sample.references}
-    return Prediction(sample.id, sample.kind, sample.question, image, sample.answer, said.text, **more)
+    return Prediction(
+        sample.id, kind=sample.kind, question=sample.question, image=image, answer=sample.answer, prediction=said.text, **more
+    )
 
 
 def _batches(rows: Sequence[PromptRow], samples: Sequence[Sample], new_tokens: int, size: int | None) -> Iterator[list[int]]:

@@ -96,7 +96,7 @@ def assemble(
     if device.type != "meta":
         for node in nodes.values():
             node.to(device)
-    return DehvfModel(decoder, towers, graph, nodes, recipe, processor)
+    return DehvfModel(decoder, towers=towers, graph=graph, nodes=nodes, recipe=recipe, processor=processor)
 
 
 def _refuse_more(graph: Graph, expected: int | None, where: str) -> None:

@@ -169,7 +169,13 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         if not inserted or (cache is not None and cache.get_seq_length() > 0):
             return None
         pad = getattr(self._tokenizer, "pad_token_id", None)
-        return ExtendedInputs(inserted, text, attention_mask, bos_token(self._tokenizer, self.decoder), pad or 0)
+        return ExtendedInputs(
+            inserted,
+            text=text,
+            attention_mask=attention_mask,
+            bos_token_id=bos_token(self._tokenizer, self.decoder),
+            placeholder=pad or 0,
+        )
 
     def run_graph(
         self,

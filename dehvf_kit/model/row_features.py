@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ def row_features(
 
     Raises: ShapeError where images and rows do not match; DehvfError for features where a vision adapter is trained.
     """
+    towers: Any = model.towers
     if pixel_values is not None and vision_features is not None:
         raise ShapeError("give pixel_values or vision_features, not both")
     if vision_features is not None and model.training and torch.is_grad_enabled() and model.image_is_trained:
@@ -50,24 +51,24 @@ def row_features(
             raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
     if not model.reads_images:
         return RowFeatures(has_image=has_image)
-    if pixel_values is not None and any(one.shape[0] for one in by_tower(pixel_values, model.towers, "pixel_values").values()):
+    if pixel_values is not None and any(one.shape[0] for one in by_tower(pixel_values, towers, "pixel_values").values()):
         vision_features = model.vision_features(pixel_values)
     if vision_features is None:
         if has_image is not None and has_image.any():
             raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no images were given")
         return RowFeatures()
-    given = by_tower(vision_features, model.towers, "vision_features")
+    given = by_tower(vision_features, towers, "vision_features")
     text_row = None
     if image_index is not None:
         if not isinstance(image_index, Tensor):
             image_index = padded_index(image_index)
         if image_index.ndim == 2:
             count = max(map(len, given.values()))
-            if not torch.compiler.is_compiling() and (named := len(image_index[image_index >= 0].unique())) < count:
+            if not torch.compiler.is_compiling() and (named := len(torch.unique(image_index[image_index >= 0]))) < count:
                 raise ShapeError(
                     f"{count} images were given, and image_index names {named} of them; where a pipeline of transformers "
                     "puts several conversations together, set batch_size=1"
                 )
             text_row, has_image, image_index = image_entries(image_index, rows)
         given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
-    return RowFeatures(one_a_row(given, model.towers, rows if text_row is None else len(text_row), has_image), has_image, text_row)
+    return RowFeatures(one_a_row(given, towers, rows if text_row is None else len(text_row), has_image), has_image, text_row)

@@ -174,7 +174,9 @@ class _Checker:
         self._size_towers(layers)
         contexts = self._contexts(order, wires, layers)
         self._refuse_unread(wires)
-        return None if self.faults else Graph(self.nodes, order, wires, contexts, self.sizes, layers)
+        return (
+            None if self.faults else Graph(self.nodes, order=order, wires=wires, contexts=contexts, sizes=self.sizes, layers=layers)
+        )
 
     def _refuse_reserved_names(self) -> None:
         for name in filter({*self.towers, BATCH, DECODER}.__contains__, self.nodes):

@@ -123,7 +123,9 @@ def training_set(
     if reads and config.cache_features:
         kept = _filled(features, model, config, samples, progress, processes)
     skip = given.skip if given.skips else None
-    encoded = EncodedSamples(samples, model.processor, prompt, longest, reads, kept, skip)
+    encoded = EncodedSamples(
+        samples, processor=model.processor, prompt=prompt, max_length=longest, images=reads, features=kept, skip=skip
+    )
     if not len(encoded):
         raise DataError(f"{recipe.source}: every training sample was skipped; the first: {given.skipped[0].reason}")
     _warn(encoded.cut, CUT.format(longest=longest), encoded)
@@ -255,7 +257,9 @@ class StreamCollator:
         self.skipped: list[Skipped] = []
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        encoded = EncodedSamples(samples, self.processor, self.prompt, self.max_length, self.images)
+        encoded = EncodedSamples(
+            samples, processor=self.processor, prompt=self.prompt, max_length=self.max_length, images=self.images
+        )
         batch = self.collate(encoded.__getitems__(range(len(encoded))))
         batch[IDS] = [sample.id for sample in samples]
         if encoded.cut or encoded.blank:

@@ -83,7 +83,16 @@ def scored_split(
         raise DataError(f"{recipe.source}: {len(both):,} samples of the {split} split are training samples too: {both[0]}")
     encoded: Any = training_set(recipe, model, SampleFilter(config, split, given.samples), features, progress, processes).dataset
     batched = encoded.samples if isinstance(data.dataset, StreamedSamples) else encoded  # as the run's collator wants them
-    return Questions(config, split, asked, given, batched, encoded.features, processes, progress)
+    return Questions(
+        config,
+        split=split,
+        asked=asked,
+        given=given,
+        encoded=batched,
+        features=encoded.features,
+        processes=processes,
+        progress=progress,
+    )
 
 
 def scored_splits(recipe: Recipe) -> dict[str, Split]:

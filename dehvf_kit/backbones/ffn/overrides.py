@@ -57,7 +57,7 @@ def register_ffn_override(
     if (entry is None) != (exit is None):
         raise DecoderError(f"register_ffn_override: {model_type}: entry and exit go together; give both or neither")
     stacks = (layers,) if isinstance(layers, str) else layers
-    override = FfnOverride(stacks, entry, exit, activation, tokens_first, reason)
+    override = FfnOverride(stacks, entry=entry, exit=exit, activation=activation, tokens_first=tokens_first, reason=reason)
     known = FFN_OVERRIDES.setdefault(model_type, override)
     if replace(known, reason="") != replace(override, reason=""):
         raise DecoderError(

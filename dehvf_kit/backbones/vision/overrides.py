@@ -105,7 +105,9 @@ def register_vision_override(
     `layers`: the block lists meant, as for `register_ffn_override`, where an encoder has several.
     Raises: VisionError if the type has another description already, DecoderError if its `layers` have.
     """
-    override = VisionOverride(pixels, merge, arguments, dict(settings or {}), post_norm, reason)
+    override = VisionOverride(
+        pixels, merge=merge, arguments=arguments, settings=dict(settings or {}), post_norm=post_norm, reason=reason
+    )
     known = VISION_OVERRIDES.get(model_type, override)
     if replace(known, reason="") != replace(override, reason=""):
         raise VisionError(

@@ -91,7 +91,9 @@ class FfnMemoryInjectorConfig(ComponentConfig):
         return Cost(per_token=layers * (4 * hidden * slots + 2 * num_kv * code * (hidden + patches)))
 
     def build(self, context: BuildContext) -> FfnMemoryInjector:
-        return FfnMemoryInjector(self.visual_scale, self.output_scale, self.dropout, tuple(self.visual_in), self.form)
+        return FfnMemoryInjector(
+            self.visual_scale, output_scale=self.output_scale, dropout=self.dropout, visual_in=tuple(self.visual_in), form=self.form
+        )
 
 
 class FfnMemoryInjector(DecoderComponent):
@@ -138,7 +140,9 @@ class FfnMemoryInjector(DecoderComponent):
     ) -> ActiveMemory:
         if fused is not None and position_keys is not None and fused.shape[3] > position_keys.shape[0]:
             raise ShapeError(f"{fused.shape[3]} patches do not fit into {position_keys.shape[0]} memory slots")
-        memory = ActiveMemory(self, fused, readout, position_keys, position_values, has_image)
+        memory = ActiveMemory(
+            self, fused=fused, readout=readout, position_keys=position_keys, position_values=position_values, has_image=has_image
+        )
         if fused is not None:
             memory.number_images(text_row, order_keys, order_values)
         return memory

@@ -47,7 +47,11 @@ class EmbeddingMlpQueryConfig(ComponentConfig):
 
     def build(self, context: BuildContext) -> EmbeddingMlpQuery:
         return EmbeddingMlpQuery(
-            context.decoder.num_layers, self.embedding_size, self.query_size, self.separate_kv, self.activation
+            context.decoder.num_layers,
+            embedding_size=self.embedding_size,
+            query_size=self.query_size,
+            separate_kv=self.separate_kv,
+            activation_name=self.activation,
         )
 
 

@@ -48,10 +48,10 @@ class BottleneckMlpProjectorConfig(ComponentConfig):
     def build(self, context: BuildContext) -> BottleneckMlpProjector:
         return BottleneckMlpProjector(
             context.size("vision_hidden"),
-            self.bottleneck_size,
-            context.decoder.hidden_size,
-            self.activation,
-            self.mixes_first(context),
+            bottleneck_size=self.bottleneck_size,
+            decoder_hidden_size=context.decoder.hidden_size,
+            activation_name=self.activation,
+            mix_first=self.mixes_first(context),
         )
 
 

@@ -46,7 +46,11 @@ class ParallelVisionAdapterConfig(ComponentConfig):
         if context.vision is None:
             raise VisionError("a vision adapter needs a vision encoder to attach to")
         return ParallelVisionAdapter(
-            context.vision.num_layers, context.vision.hidden_size, self.bottleneck_size, self.scale, self.dropout
+            context.vision.num_layers,
+            hidden_size=context.vision.hidden_size,
+            bottleneck_size=self.bottleneck_size,
+            scale=self.scale,
+            dropout=self.dropout,
         )
 
 

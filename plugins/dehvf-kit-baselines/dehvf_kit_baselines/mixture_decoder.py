@@ -54,7 +54,14 @@ class MixtureDecoderAdapterConfig(MixtureConfig):
 
     def build(self, context: BuildContext) -> MixtureDecoderAdapter:
         adapters = [
-            MixtureAdapter(context.decoder.hidden_size, self.width, self.groups, self.temperature, self.scale, self.dropout)
+            MixtureAdapter(
+                context.decoder.hidden_size,
+                width=self.width,
+                groups=self.groups,
+                temperature=self.temperature,
+                scale=self.scale,
+                dropout=self.dropout,
+            )
             for _ in range(context.decoder.num_layers)
         ]
         return MixtureDecoderAdapter(context.decoder.hidden_size, adapters)

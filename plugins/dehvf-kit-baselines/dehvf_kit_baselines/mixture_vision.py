@@ -49,7 +49,14 @@ class MixtureVisionAdapterConfig(MixtureConfig):
             raise VisionError("a vision adapter needs a vision encoder to attach to")
         return MixtureVisionAdapter(
             [
-                MixtureAdapter(context.vision.hidden_size, self.width, self.groups, self.temperature, self.scale, self.dropout)
+                MixtureAdapter(
+                    context.vision.hidden_size,
+                    width=self.width,
+                    groups=self.groups,
+                    temperature=self.temperature,
+                    scale=self.scale,
+                    dropout=self.dropout,
+                )
                 for _ in range(context.vision.num_layers)
             ]
         )

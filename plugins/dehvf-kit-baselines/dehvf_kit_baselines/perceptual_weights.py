@@ -84,7 +84,15 @@ class PerceptualWeightsConfig(ComponentConfig):
         image = Image(context.size("vision_hidden"), context.size("layer") * context.size("patch"), self.width)
         layers, sizes = self.chosen(context), self.sizes(context)
         make = {
-            name: Generator(len(layers), self.width, self.num_blocks, self.num_heads, inner, outer, self.rank)
+            name: Generator(
+                len(layers),
+                width=self.width,
+                blocks=self.num_blocks,
+                heads=self.num_heads,
+                inner=inner,
+                outer=outer,
+                rank=self.rank,
+            )
             for name, (inner, outer) in sizes.items()
         }
         return PerceptualWeights(layers, image, make, self.alpha / self.rank)

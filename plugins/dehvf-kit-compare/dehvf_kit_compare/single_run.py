@@ -77,12 +77,12 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
     predictions = with_skipped(predictions, wanted, to_ask.skipped)
     encoded = EncodedSamples(
         learned[: config.batch_size],
-        model.processor,
-        recipe.data.prompt,
-        config.max_length,
-        model.reads_images,
-        features,
-        to_learn.skip if to_learn.skips else None,
+        processor=model.processor,
+        prompt=recipe.data.prompt,
+        max_length=config.max_length,
+        images=model.reads_images,
+        features=features,
+        skip=to_learn.skip if to_learn.skips else None,
     )
     flops = batch_flops(model, encoded, config.batch_size)
     write_output(folder / PREDICTIONS, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in predictions))

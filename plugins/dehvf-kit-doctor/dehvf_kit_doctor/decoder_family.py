@@ -103,10 +103,10 @@ def family_result(model_type: str, contract: Mapping[str, Callable[[Subject], No
         return FamilyResult(model_type, note=f"{NO_FFN}: no layer maps hidden size -> wider -> hidden size")
     return FamilyResult(
         model_type,
-        tuple(run_items(contract, Subject(lambda: tiny_decoder(model_type)), None)),
-        len(sites),
-        config_size(text_config(model), "num_hidden_layers") or 0,
-        sites[0].path,
-        sites[0].activation_name,
-        FFN_OVERRIDES.get(model.config.model_type, FfnOverride()).reason,
+        items=tuple(run_items(contract, Subject(lambda: tiny_decoder(model_type)), None)),
+        num_sites=len(sites),
+        num_layers=config_size(text_config(model), "num_hidden_layers") or 0,
+        first_path=sites[0].path,
+        activation_name=sites[0].activation_name,
+        overridden=FFN_OVERRIDES.get(model.config.model_type, FfnOverride()).reason,
     )

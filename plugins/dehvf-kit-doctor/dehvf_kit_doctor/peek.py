@@ -28,8 +28,8 @@ def peek_samples(recipe: Recipe, samples: Sequence[Sample]) -> list[dict[str, An
     graph = recipe.check()
     length = longest_sample(recipe.training.max_length, graph)
     reads = any(wire.node in recipe.vision and wire.port != "tower" for wire, _, _ in graph.edges())
-    encoded = EncodedSamples(samples, processor, recipe.data.prompt, length, reads)
-    whole = EncodedSamples(samples, processor, recipe.data.prompt, 1_000_000, False)
+    encoded = EncodedSamples(samples, processor=processor, prompt=recipe.data.prompt, max_length=length, images=reads)
+    whole = EncodedSamples(samples, processor=processor, prompt=recipe.data.prompt, max_length=1_000_000, images=False)
     return [_peek(sample, encoded[n], len(whole.tokens[n][0]), processor) for n, sample in enumerate(samples)]
 
 

@@ -64,14 +64,14 @@ def encoder_result(model_type: str) -> EncoderResult:
     norm = subject.tower.post_norm(subject.pixels)
     return EncoderResult(
         model_type,
-        PATCHES,
-        class_name,
-        items,
-        subject.tower.spec.num_layers,
-        subject.tower.spec.hidden_size,
-        _tokens(list(layout.patches), layout.global_token),
-        "" if norm is None else type(norm).__name__,
-        VISION_OVERRIDES.get(model_type, VisionOverride()).reason,
+        kind=PATCHES,
+        class_name=class_name,
+        items=items,
+        num_layers=subject.tower.spec.num_layers,
+        hidden_size=subject.tower.spec.hidden_size,
+        tokens=_tokens(list(layout.patches), layout.global_token),
+        post_norm="" if norm is None else type(norm).__name__,
+        described=VISION_OVERRIDES.get(model_type, VisionOverride()).reason,
     )
 
 

@@ -60,11 +60,11 @@ def serve(
     local = _is_local(host)
     service = Service(
         loaded,
-        Batches(max_batch, max_waiting),
-        Limits(max_images, max_tokens, fetch_images),
-        api_key or None,
-        int(max_request_mb * 2**20),
-        ("127.0.0.1", "localhost", host) if local else ("*",),
+        batches=Batches(max_batch, max_waiting),
+        limits=Limits(max_images, max_tokens, fetch_images),
+        key=api_key or None,
+        max_bytes=int(max_request_mb * 2**20),
+        hosts=("127.0.0.1", "localhost", host) if local else ("*",),
     )
     if not local and not api_key:
         print("warning: everybody who reaches this address can ask; set DEHVF_KIT_API_KEY", file=sys.stderr)

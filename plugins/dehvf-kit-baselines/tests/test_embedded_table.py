@@ -76,6 +76,10 @@ def test_used_hours_are_kept_and_bound(tmp_path: Path, monkeypatch: pytest.Monke
     again.note()
     with pytest.raises(OutOfHours):
         Budget.of(tmp_path, 0.5)
+    for broken, says in (("[]", "a number; remove it"), ("", "cannot be read")):
+        (tmp_path / "cpu_seconds.json").write_text(broken)
+        with pytest.raises(DehvfError, match=says):
+            Budget.of(tmp_path, 1)
 
 
 @pytest.mark.nightly

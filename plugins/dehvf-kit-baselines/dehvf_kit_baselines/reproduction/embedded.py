@@ -16,7 +16,7 @@ import dehvf_kit
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.training.run import bfloat16_is_fast
-from dehvf_kit.utils.atomic import write_output
+from dehvf_kit.utils.atomic import is_file, write_output, writing
 from dehvf_kit_baselines.reproduction.tables import ROOT, published
 
 FOLDER = "table4_embedded"
@@ -57,9 +57,11 @@ class Budget:
 
     @classmethod
     def of(cls, folder: Path, hours: float) -> Budget:
-        """Raises: OutOfHours where the folder's runs have used these hours already."""
+        """Raises: OutOfHours where the folder's runs have used these hours already, DehvfError where their record is broken."""
         file = folder / CPU
-        before = float(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0.0
+        before = _kept(file) if is_file(file) else 0.0
+        if not isinstance(before, int | float):
+            raise DehvfError(f"{file}: wants the CPU seconds of the runs beside it, a number; remove it to count them anew")
         budget = cls(file, hours * 3600, before, _children())
         budget.check()
         return budget
@@ -118,7 +120,8 @@ def embedded_table4(
     compare = dehvf_kit.compare
     tuning = _tuning() if tune else None
     recipes = embedded_recipes(recipe or ROOT / RECIPE, [f"training.max_steps={steps}", *overrides], rows)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     budget = Budget.of(folder, hours)
 
     def ended(line: str) -> None:
@@ -136,8 +139,8 @@ def embedded_table4(
     try:
         compared = compare(recipes, folder, seeds=seeds, tuning=tuning, threads=1, say=ended).table
     except OutOfHours:
-        if (folder / COMPARISON).is_file():
-            write(json.loads((folder / COMPARISON).read_text(encoding="utf-8")))
+        if is_file(folder / COMPARISON):
+            write(_kept(folder / COMPARISON))
         raise
     budget.note()
     return write(compared)
@@ -145,7 +148,7 @@ def embedded_table4(
 
 def embedded_recipes(recipe: Path, overrides: Sequence[str], rows: Sequence[str] = tuple(ROWS)) -> list[Recipe]:
     """The recipe of each row. Raises: DehvfError where the repository's recipe is not there."""
-    if not recipe.is_file():
+    if not is_file(recipe):
         raise DehvfError(f"{recipe}: is not here; it is in the repository")
     fast = ["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if recipe == ROOT / RECIPE and bfloat16_is_fast() else []
     fewer = ["data.test_scenes=150"] if recipe == ROOT / RECIPE else []
@@ -203,6 +206,12 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
 
     half = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else None
     return {"mean": sum(values) / len(values), "half": half, "count": len(values)}
+
+
+def _kept(file: Path) -> Any:
+    from dehvf_kit_compare.job import read_json
+
+    return read_json(file)
 
 
 def _tuning() -> Any:

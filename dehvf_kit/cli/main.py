@@ -103,7 +103,8 @@ class PluginCommands(TyperGroup):
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             try:
-                return super().invoke(ctx)
+                super().invoke(ctx)
+                print(end="", flush=True)
             except DehvfError as error:
                 print(error, file=sys.stderr)
                 raise typer.Exit(error.exit_status) from error
@@ -267,12 +268,15 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 class _Stream(io.FileIO):
-    """Standard output or error: where nobody reads it any more, what is written is dropped, and the command's work goes on."""
+    """Standard output or error. Where nobody reads it any more, what is written is dropped; a full disk is told once."""
+
+    failed = False
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data)
+            return len(data) if self.failed else super().write(data)
         except OSError as error:
+            self.failed = True
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
             return len(data)

@@ -66,6 +66,15 @@ def test_work_goes_on_where_nobody_reads_what_is_printed(tmp_path: Path) -> None
     assert (tmp_path / "file").read_text() == "whole"
 
 
+def test_a_full_disk_behind_the_output_is_told_once(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", NAP.replace("2000", "1"), "speak"], cwd=tmp_path, stdout=full, stderr=-1, text=True
+        )
+    assert ended.returncode == 1 and ended.stderr.count("No space left on device; make room") == 1, ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     with reporting() as report:

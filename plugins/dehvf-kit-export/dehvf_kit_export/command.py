@@ -38,10 +38,11 @@ def export(
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if kind == "onnx" and missing:
         raise DehvfError(f"export needs {', '.join(missing)}; pip install 'dehvf-kit[export]'")
-    from dehvf_kit.utils.atomic import exists, whole_folder
+    from dehvf_kit.utils.atomic import check_new_files, check_new_folder, exists, whole_folder
 
     if exists(output):
         raise DehvfError(f"--output: '{output}' is there already; name a new folder")
+    check_new_folder(output)
     from dehvf_kit.adapter.card import keep
     from dehvf_kit.adapter.checkpoint import load
     from dehvf_kit.adapter.files import adapter_folder
@@ -49,6 +50,8 @@ def export(
 
     quiet_transformers()
     given, adapter = adapter, adapter_folder(adapter)
+    store = store and adapter == given
+    check_new_files({}, {"--store": adapter / "README.md"} if store else {})
     with waiting(f"Exporting {given}", plain=True):
         model = load(adapter, dtype=dtype, overrides=overrides or ()).eval()
         if model.processor is None:
@@ -61,7 +64,6 @@ def export(
                 model.processor.save_pretrained(place)
         except OSError as error:
             raise DehvfError(f"--output: '{output}' cannot be written: {error.strerror or error}") from error
-    store = store and adapter == given
     if as_json:
         print_json({"adapter": str(given), "output": str(output), **found, "stored": store})
     else:

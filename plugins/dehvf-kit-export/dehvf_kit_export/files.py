@@ -89,15 +89,36 @@ def _write(part: nn.Module, given: tuple[Any, ...], shapes: Any, file: Path, nam
         try:
             program = torch.export.export(part, given, dynamic_shapes=shapes, strict=False)
             if file.suffix == ".pt2":
-                torch.export.save(program, file)
+                with _File(file, "w+") as opened:
+                    torch.export.save(program, opened)  # type: ignore[arg-type]  # a raw file is one too
+                if opened.failure is not None:
+                    raise opened.failure
                 return
             written = torch.onnx.export(
                 program, dynamo=True, input_names=list(names["inputs"]), output_names=list(names["outputs"]), verbose=False
             )
             written.save(str(file), external_data=True)
+        except OSError:
+            raise
         except Exception as error:  # torch and onnxscript raise whatever a model makes them stumble over
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DehvfError(f"{file.stem}: cannot be exported: {reason}") from error
+
+
+class _File(io.FileIO):
+    """A file that keeps its first failure for its owner to raise: torch's zip writer ends the process at a full disk."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = left.nbytes
+        try:
+            while self.failure is None and left.nbytes:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.failure = error
+        return size
 
 
 class Exported:

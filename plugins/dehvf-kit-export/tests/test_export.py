@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli.commands import command  # noqa: F401 - a fixture
+from cli.commands import at_most, command  # noqa: F401 - a fixture
 from evaluation.benchmarks import recipe, towers
 
 import dehvf_kit
@@ -85,3 +85,12 @@ def test_a_sliding_window_is_refused(adapter: Path) -> None:
     with pytest.raises(DehvfError, match="full attention alone"):
         attached(model)
     model.detach()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_full_disk_is_an_error_and_no_end_of_the_process(tmp_path: Path, kind: str) -> None:
+    from dehvf_kit_export.files import _write
+
+    names = {"inputs": ["x"], "outputs": ["y"]}
+    with at_most(5000), pytest.raises(OSError, match="File too large"):
+        _write(torch.nn.Linear(64, 64), (torch.ones(1, 64),), {"input": None}, tmp_path / f"part.{kind}", names)

@@ -49,16 +49,18 @@ def probe(
     with reporting() as report:
         found = run(loaded, name, images, lambda done, total: report("reading images", done, total, ""))
     facts = as_dict(found)
-    if as_json:
-        print_json(facts)
-    else:
-        _show(found)
-    if output is not None:  # after they are printed: a full disk loses no figure
-        import json
+    try:
+        if as_json:
+            print_json(facts)
+        else:
+            _show(found)
+    finally:  # a full disk behind one of the two loses no figure
+        if output is not None:
+            import json
 
-        write_output(output, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    if heat_map is not None:
-        draw_heat_map(found, heat_map)
+            write_output(output, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        if heat_map is not None:
+            draw_heat_map(found, heat_map)
 
 
 def as_dict(found: Probed) -> dict[str, Any]:

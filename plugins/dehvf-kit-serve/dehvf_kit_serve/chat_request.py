@@ -109,6 +109,6 @@ def read_request(body: bytes) -> ChatRequest:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
+        where = ".".join(map(str, fault["loc"])).removesuffix(".str")  # the kind of a field that takes several
         what = "is not supported here" if fault["type"] in ("extra_forbidden", "literal_error", "too_long") else fault["msg"]
         raise Refused(400, f"{where}: {what}" if where else fault["msg"], where or None) from error

@@ -71,7 +71,7 @@ class Row:
             return None
         if self.settings.temperature == 0:
             return int(scores.argmax())
-        chances = torch.softmax(scores.float().cpu() / self.settings.temperature, -1)
+        chances = torch.softmax((scores.cpu().double() - highest) / self.settings.temperature, -1)  # no temperature is too small
         if self.settings.top_p < 1:
             ordered, places = chances.sort(descending=True)
             ordered[ordered.cumsum(-1) - ordered >= self.settings.top_p] = 0

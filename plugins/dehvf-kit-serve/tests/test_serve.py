@@ -110,7 +110,7 @@ def test_seeds_and_temperatures(client: openai.OpenAI) -> None:
 
     assert drawn(seed=3) == drawn(seed=3)
     assert len({drawn(seed=seed) for seed in range(4)}) > 1
-    assert drawn(top_p=1e-9) == text(say(client, "Why ?", temperature=0))
+    assert drawn(top_p=1e-9) == text(say(client, "Why ?", temperature=0)) == text(say(client, "Why ?", temperature=1e-300))
     with ThreadPoolExecutor(4) as pool:  # beside others in a batch, too
         assert len(set(pool.map(lambda _: drawn(seed=3), range(4)))) == 1
 
@@ -157,6 +157,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a web address": ({"messages": messages("What ?", "http://127.0.0.1:9/a.png")}, 400, "no address is fetched"),
     "no image": ({"messages": messages("What ?", "data:image/png;base64,AAAA")}, 400, "cannot be read"),
     "too large": ({"messages": [{"role": "user", "content": "a" * 300_000}]}, 413, "200,000 bytes"),
+    "a stop that is no text": ({"extra_body": {"stop": 5}}, 400, "stop: "),
     "stops": ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop: "),
 }
 

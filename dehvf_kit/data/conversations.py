@@ -167,7 +167,7 @@ def learned_parts(sample: Sample, prompt: PromptConfig, tokenizer: Any) -> list[
     """
     whole, end_token, cuts = in_template(sample.messages, prompt, tokenizer), tokenizer.eos_token, [0]
     for number, turn in enumerate(_turns(sample.messages, prompt)):
-        if turn["role"] != "assistant":
+        if turn["role"] != "assistant" or not number:  # a greeting that opens a conversation answers nothing
             continue
         asked, text = in_template(sample.messages[:number], prompt, tokenizer), turn["content"].strip()
         start = whole.find(text, len(asked))

@@ -33,7 +33,7 @@ INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__", "__key__", "__url__")
 IMAGE_ENDING = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|ppm|jp2)$", re.IGNORECASE)
 IMAGE_TEXT = re.compile(r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{60,}")
 """The base64 of a PNG, JPEG, GIF or WebP."""
-IMAGE_MARKS = re.compile(r"<image>|<img>|<\|?image[ _]?(?:pad|\d+)\|?>|<ImageHere>|\[IMG\]")
+IMAGE_MARKS = re.compile(r"<image>|<img>|<video>|<audio>|<\|?image[ _]?(?:pad|\d+)\|?>|<ImageHere>|\[IMG\]")
 """What stands for an image in the texts of other tools."""
 Row = tuple[Any, str, Mapping[str, Any], Path]
 """(number, place, row, folder): its key where it has no id, its name in messages, the folder its image paths are relative to."""
@@ -158,7 +158,7 @@ class RowReader:
         """A fault for a column of questions or answers that no row has, and the kind of the rows' own faults that it explains."""
         for field, kind in (("question", "empty question"), ("answer", "answer is missing")):
             column = getattr(self.columns, field)
-            if self.seen and column not in self.seen:
+            if self.seen and not {column, self.columns.messages} & set(self.seen):
                 near = did_you_mean(column, self.seen)
                 detail = f"no row has it{near} Columns: {listing(self.seen)}; {self.advice}"
                 yield kind, Issue("missing column", column, detail)

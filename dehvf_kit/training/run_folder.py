@@ -102,7 +102,7 @@ class RunFolder:
         if self.resume and not there:
             raise DehvfError(f"{self.place}: holds no checkpoint to resume from; leave out --resume")
         if not self.resume and (self.finished or checkpoints(self.checkpoints)):
-            raise DehvfError(f"{self.place}: holds a run already; name another folder, or go on with it by --resume")
+            raise DehvfError(f"{self.place}: holds a run already; name another folder, or go on with it by --resume (resume=True)")
         if self.writes:
             with contextlib.ExitStack() as stack, atomic.writing(self.place, TrainingError):
                 stack.callback(self.__exit__)

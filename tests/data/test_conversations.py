@@ -225,6 +225,25 @@ def test_the_first_place_of_an_image_is_its_place_and_a_later_one_is_text(tmp_pa
     assert [issue.kind for issue in reading.issues] == ["<image> inside a text, kept as text"]
 
 
+def test_a_row_of_an_image_alone_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    image = {"role": "user", "content": [{"type": "image", "image": "a.png"}]}
+    reading = rows(tmp_path, row(image, TALK[1]), row(*TALK)).read("train")
+    assert [one.id for one in reading.samples] == ["1"]
+    assert [(one.kind, "no text beside <image>" in str(one)) for one in reading.issues] == [("empty question", True)]
+
+
+def test_marks_of_video_and_audio_are_noted(tmp_path: Path) -> None:
+    reading = rows(tmp_path, row({"role": "user", "content": "<video>what ?"}, TALK[1])).read("train")
+    assert [(issue.kind, issue.fatal) for issue in reading.issues] == [("<video> inside a text, kept as text", False)]
+
+
+@pytest.mark.parametrize("family", ["qwen", "llama"])
+def test_a_greeting_that_answers_nothing_is_read_and_not_learned(family: str) -> None:
+    hello = {"role": "assistant", "content": "brief"}
+    text, runs = encoded(family, sample(hello, *TALK), EVERY)
+    assert "brief" in text and runs == LEARNED[family]
+
+
 def test_a_file_of_messages_is_recognised_and_a_prompt_keeps_its_chat(tmp_path: Path) -> None:
     data = rows(tmp_path, row(*TALK), prompt={"targets": "last"})
     assert MessagesDataConfig.recognise(Path(data.train)) == {"train": data.train, "test": ""}

@@ -180,8 +180,7 @@ class FiniteSteps(TrainerCallback):
         else:
             reason = "a loss or gradient of several processes is not finite"
         first = next((found for batch, _, _ in bad if (found := first_non_finite(model, batch, self.run))), None)
-        if first is None:
-            first = f"the gradient of '{infinite[0].removeprefix('nodes.')}'" if infinite else "unknown"
+        first = first or (f"the gradient of '{infinite[0].removeprefix('nodes.')}'" if infinite else "unknown")
         return {"reason": reason, "samples": samples or "unknown", "first": first}
 
     def clean(self, logs: dict[str, Any]) -> dict[str, Any]:
@@ -245,12 +244,10 @@ def all_finite(value: Any) -> bool:
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _tensors(inner)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
     elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from _tensors(getattr(value, name, None))
+        yield from _tensors([getattr(value, name, None) for name in value.__dataclass_fields__])

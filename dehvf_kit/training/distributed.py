@@ -47,12 +47,13 @@ class Processes:
             distributed.barrier()
 
 
-def join_processes() -> Processes:
+def join_processes(precision: str = "float32") -> Processes:
     """The processes that a launcher started, connected by gloo or NCCL; alone where there was no launcher.
 
-    Raises: DehvfError where the launcher asks for DeepSpeed's ZeRO-3, or the variables of a launcher are there in part.
+    precision: of the training. Raises: DehvfError where the launcher asks for DeepSpeed's ZeRO-3, or for DeepSpeed in half
+    precision, or the variables of a launcher are there in part.
     """
-    _refuse_zero3()
+    _refuse_deepspeed(precision)
     _refuse_half_a_launch()
     if int(os.environ.get("WORLD_SIZE") or 1) < 2:
         return Processes()
@@ -74,18 +75,23 @@ def _refuse_half_a_launch() -> None:
         )
 
 
-def _refuse_zero3() -> None:
+def _refuse_deepspeed(precision: str) -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return
-    stage: Any = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    if file.lower() != "none" and os.path.isfile(file):
-        settings = parse_json(Path(file).read_bytes())
-        stage = settings.get("zero_optimization", {}).get("stage", 0) if isinstance(settings, dict) else 0
-    if str(stage) == "3":
+    given = parse_json(Path(file).read_bytes()) if os.path.isfile(file) else None
+    launched: Any = {"zero_optimization": {"stage": os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")}}
+    asked = given if isinstance(given, dict) else launched
+    if str(asked.get("zero_optimization", {}).get("stage", 0)) == "3":
         raise DehvfError(
             "DeepSpeed ZeRO-3 splits weights that one component reads from another, which are then empty in the first pass; use "
             "launch/zero2.yaml, or launch/fsdp2.yaml to split the decoder"
+        )
+    halves = any(asked.get(name, {}).get("enabled") is True for name in ("bf16", "fp16"))
+    if halves or precision != "float32" or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() != "no":
+        raise DehvfError(
+            "DeepSpeed trains in half precision by casting all weights, the adapter's too; set training.precision=float32 (with "
+            "decoder.dtype=bfloat16, if you like) and mixed_precision: no, or use launch/ddp.yaml or launch/fsdp2.yaml"
         )
 
 

@@ -127,7 +127,7 @@ def train(
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
     trackers(recipe.training.report_to)
     splits = scored_splits(recipe)
-    processes = join_processes()
+    processes = join_processes(recipe.training.precision)
     progress = progress if processes.main else silent
     with RunFolder(output, resume, processes.main) as folder:
         if folder.finished:

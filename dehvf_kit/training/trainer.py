@@ -94,10 +94,8 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
 def trackers(report_to: str | Sequence[str]) -> list[str]:
     """transformers' `report_to`; `auto` is TensorBoard where it is installed. Raises: DehvfError for one that is not."""
     names = [report_to] if isinstance(report_to, str) else list(dict.fromkeys(report_to))
-    if names == ["none"]:
-        return []
-    if names == ["auto"]:
-        return ["tensorboard"] if importlib.util.find_spec("tensorboard") is not None else []
+    if names in (["none"], ["auto"]):
+        return ["tensorboard"] if names == ["auto"] and importlib.util.find_spec("tensorboard") is not None else []
     for name in names:
         module = MODULES.get(name, name)
         if module and importlib.util.find_spec(module) is None:
@@ -248,8 +246,7 @@ class DehvfTrainer(CheckpointingTrainer):
             counts[what] = [counts.get(what, [0])[0] + len(ids), counts.get(what, [0, ids[0]])[1]]
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        spent = {SPENT: round(self.budget.spent, 1)} if self.budget else {}
-        super().log({**self.finite_steps.clean(logs), **spent}, start_time)
+        super().log(self.finite_steps.clean(logs) | ({SPENT: round(self.budget.spent, 1)} if self.budget else {}), start_time)
 
     def _in_any_process(self, found: bool) -> bool:
         if self.accelerator.num_processes == 1:

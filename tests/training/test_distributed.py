@@ -193,3 +193,20 @@ def test_zero_3_is_refused_at_start_and_zero_2_is_not(by_file, tmp_path, monkeyp
         else:
             with pytest.raises(DehvfError, match="ZeRO-3.*launch/zero2.yaml"):
                 join_processes()
+
+
+@pytest.mark.parametrize("by", ["recipe", "launcher", "file"])
+def test_deepspeed_casts_no_trained_weight(by: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed 0.19.8 saved the adapter in bfloat16; a decoder in bfloat16 it leaves as it is."""
+    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "deepspeed.json").write_text(json.dumps({"bf16": {"enabled": by == "file"}}), encoding="utf-8")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "deepspeed.json"))
+    if by == "launcher":
+        assert join_processes().count == 1
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    settings = ["training.precision=bfloat16"] if by == "recipe" else []
+    with pytest.raises(DehvfError, match="casting all weights.*training.precision=float32.*launch/ddp.yaml"):
+        train(dehvf_kit.load_recipe(world / "tiny.yaml", settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

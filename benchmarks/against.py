@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -96,12 +97,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what timed jobs are compared by")
+    parser.add_argument("--work", type=Path, help="a folder that keeps adapter and photographs for another run")
     parser.add_argument("--quick", action="store_true", help="few and small inputs")
     parser.add_argument("--write-readme", action="store_true", help="put the table into benchmarks/README.md")
     options = parser.parse_args()
     started, rows = load(), []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the worktree is removed
     with checked_out(options.revision) as before, tempfile.TemporaryDirectory(prefix="against-work-") as folder:
-        work = Path(folder)
+        work = options.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
         for name in options.jobs:
             if JOBS[name].prepare:
                 run(before, f"prepare-{JOBS[name].prepare}", work, options)

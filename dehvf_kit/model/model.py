@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.decoder import num_weights
@@ -195,7 +196,10 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         if images.features is not None and prompt is None and reads_prompt(self.graph):
             raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
         compared = None if torch.compiler.is_compiling() else self._compared
-        return run_nodes(self.graph, self.nodes, images.features, images.has_image, compared, images.text_row, prompt)
+        given = (self.graph, self.nodes, images.features, images.has_image, compared, images.text_row, prompt)
+        if self._checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(run_nodes, *given, use_reentrant=False)
+        return run_nodes(*given)
 
     @property
     def one_image_nodes(self) -> list[str]:

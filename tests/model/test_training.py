@@ -121,6 +121,20 @@ def test_gradient_checkpointing_with_two_forwards_before_one_backward():
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
+def test_gradient_checkpointing_keeps_nothing_of_the_graph_but_runs_it_again():
+    model = tiny_model()
+    model.train()
+    runs: list[int] = []
+    model.nodes["fuser"].register_forward_pre_hook(lambda *_: runs.append(1))
+    ids = tokens(2)
+    for enabled, expected in ((False, 1), (True, 2)):
+        if enabled:
+            model.gradient_checkpointing_enable()
+        runs.clear()
+        model(ids, labels=ids, pixel_values=pixels(2), use_cache=False).loss.backward()
+        assert len(runs) == expected
+
+
 def test_gradient_checkpointing_survives_a_second_backward():
     model = tiny_model()
     model.train()

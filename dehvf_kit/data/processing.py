@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
@@ -50,15 +51,24 @@ class CheckedImageProcessor(CLIPImageProcessorPil):
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """Images -> {"pixel_values": [image, 3, height, width]}. Raises: ImageError for an image that cannot be read."""
-        if args or not self.do_resize or kwargs.keys() - {"return_tensors"}:
+        done = self.do_resize and self.do_rescale and self.do_normalize
+        if args or not done or kwargs.keys() - {"return_tensors"}:
             return super().preprocess(read_images(images), *args, **kwargs)
-        return super().preprocess(in_threads(self._resized, _each(images)), do_resize=False, **kwargs)
+        ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+        values = self.normalize(self.rescale(ramp, self.rescale_factor), self.image_mean, self.image_std)[:, 0]
+        pixels = in_threads(lambda image: self._pixels(image, values), _each(images))
+        return BatchFeature({"pixel_values": pixels}, tensor_type=kwargs.get("return_tensors"))
 
-    def _resized(self, image: Any) -> Image:
-        """What `resize` of the parent makes of an image, without its way through arrays."""
+    def _pixels(self, image: Any, values: np.ndarray) -> np.ndarray:
+        """What the parent makes of an image, without its way through arrays; values: of each colour's 256 steps."""
         found, edge = read_any(image), self.size["shortest_edge"]
         size = [int(edge * side / min(found.size)) for side in found.size] if edge else (self.size["width"], self.size["height"])
-        return found.resize(size, self.resample)
+        small = np.asarray(found.resize(size, self.resample))
+        if self.do_center_crop:
+            height, width = self.crop_size["height"], self.crop_size["width"]
+            top, left = (small.shape[0] - height) // 2, (small.shape[1] - width) // 2
+            small = small[top : top + height, left : left + width]
+        return np.stack([values[colour][small[:, :, colour]] for colour in range(3)])
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "image_processor_type": "CLIPImageProcessor"}

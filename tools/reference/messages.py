@@ -49,7 +49,7 @@ RELAYS = {
     "dehvf_kit/recipe/parser.py:parse_data": "the faults collected",
     "dehvf_kit/recipe/parser.py:_validate": "the texts of wording",
     "dehvf_kit/recipe/recipe.py:check": "the graph's faults",
-    "dehvf_kit/recipe/several.py:load_all": "each recipe's faults",
+    "plugins/dehvf-kit-plan/dehvf_kit_plan/several.py:load_all": "each recipe's faults",
     "plugins/dehvf-kit-compare/dehvf_kit_compare/comparison.py:compare": "each recipe's faults",
     "plugins/dehvf-kit-scaffold/dehvf_kit_scaffold/starter.py:_size": "the towers' errors",
     "dehvf_kit/training/run_folder.py:_from_worker": "a worker's error",

@@ -52,9 +52,9 @@ def plan(
 ) -> None:
     """Plan every recipe. Raises: DehvfError for a faulty recipe or an unknown GPU."""
     with waiting("Counting without weights", plain=True):
-        from dehvf_kit.recipe.several import load_all
         from dehvf_kit_plan import plan as planning
         from dehvf_kit_plan.gpus import find_gpu
+        from dehvf_kit_plan.several import load_all
 
         quiet_transformers()
         card = find_gpu(name=gpu, memory_gb=gpu_memory, tflops=gpu_tflops, bandwidth_gbs=gpu_bandwidth)

@@ -33,28 +33,15 @@ from dehvf_kit.utils.atomic import FULL, refused, unwritable
 PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository.
-IN_PLUGINS = {
-    "cache": "dehvf-kit-doctor",
-    "chat": "dehvf-kit-chat",
-    "compare": "dehvf-kit-compare",
-    "data": "dehvf-kit-doctor",
-    "demo": "dehvf-kit-demo",
-    "doctor": "dehvf-kit-doctor",
-    "graph": "dehvf-kit-report",
-    "import-memvp": "dehvf-kit-baselines",
-    "init": "dehvf-kit-scaffold",
-    "list": "dehvf-kit-doctor",
-    "new-plugin": "dehvf-kit-scaffold",
-    "plan": "dehvf-kit-plan",
-    "prepare": "dehvf-kit-doctor",
-    "probe": "dehvf-kit-probe",
-    "report": "dehvf-kit-report",
-    "reproduce": "dehvf-kit-baselines",
-    "score": "dehvf-kit-benchmarks",
-    "support": "dehvf-kit-doctor",
-    "tune": "dehvf-kit-tune",
-    "verify": "dehvf-kit-doctor",
+_PLUGINS = {
+    **{name: name for name in ("chat", "compare", "demo", "export", "plan", "probe", "serve", "tune")},
+    "baselines": "import-memvp reproduce",
+    "benchmarks": "score",
+    "doctor": "cache data doctor list prepare support verify",
+    "report": "graph report",
+    "scaffold": "init new-plugin",
 }
+IN_PLUGINS = {command: f"dehvf-kit-{plugin}" for plugin, commands in _PLUGINS.items() for command in commands.split()}
 # The command, its function in this folder (`module:function`), and its line in `--help`.
 COMMANDS = (
     ("check", "check:check", "Find every fault of a recipe at once; needs both base models' configs, no weights."),
@@ -86,8 +73,12 @@ class PluginCommands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands:
             self._add_installed()
-        if cmd_name not in self.commands and cmd_name in IN_PLUGINS:
-            return MissingCommand(cmd_name)
+        if cmd_name not in self.commands and cmd_name in IN_PLUGINS and not ctx.resilient_parsing:
+            plugin = IN_PLUGINS[cmd_name]
+            raise DehvfError(
+                f"the command `{cmd_name}` comes with the plugin {plugin}; pip install {plugin}, or in a clone of the "
+                f"repository: pip install --editable plugins/{plugin}"
+            )
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -195,17 +186,6 @@ def _refuse_empty(command: Any, args: Sequence[str]) -> None:
             raise DehvfError(f"{word.rstrip('=')}: is empty; name a file or folder")
 
 
-class MissingCommand(TyperCommand):
-    """A command of a plugin that is not installed."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        plugin = IN_PLUGINS[str(self.name)]
-        raise DehvfError(
-            f"the command `{self.name}` comes with the plugin {plugin}; pip install {plugin}, or in a clone of the "
-            f"repository: pip install --editable plugins/{plugin}"
-        )
-
-
 def _has_commands(module: str) -> bool:
     """Whether a plugin's entry module names the hook, read from its source so that other plugins are not imported."""
     spec = find_spec(module)
@@ -216,10 +196,8 @@ def _has_commands(module: str) -> bool:
 
 def _print_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
     """The kit's warnings on a line of their own; others as Python prints them."""
-    if category is RemoteCodeWarning:
-        print(f"warning: {message}", file=sys.stderr)
-    else:
-        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
+    ours = category is RemoteCodeWarning
+    print(f"warning: {message}\n" if ours else warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
 
 
 class Commands(PluginCommands):

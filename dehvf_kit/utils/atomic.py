@@ -249,14 +249,11 @@ def check_new_files(files: Mapping[str, Path | None], replaced: Mapping[str, Pat
             two options name.
     """
     named = {option: file for option, file in files.items() if file is not None}
-    for option, file in named.items():
-        if os.path.lexists(file):
-            raise DehvfError(f"{file}: exists already; name another {option}")
-        _try(file, option)
-    for option, file in (replaced or {}).items():
-        _try(file, option)
     taken: dict[str, str] = {}
     for option, file in [*named.items(), *(replaced or {}).items()]:
+        if option in named and os.path.lexists(file):
+            raise DehvfError(f"{file}: exists already; name another {option}")
+        _try(file, option)
         earlier = taken.setdefault(os.path.normcase(os.path.realpath(file)), option)
         if earlier != option:
             raise DehvfError(f"{file}: both {earlier} and {option} would write it; name two files")

@@ -10,6 +10,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -70,7 +71,8 @@ class PeftConfig(ComponentConfig):
         if known not in SHAPES:
             outline = outlined(context.decoder)
             try:
-                placed(outline, self.method, config)
+                with torch.device("cpu" if self.method == "boft" else "meta"):  # BOFT's own checks read numbers
+                    placed(outline, self.method, config)
             except Exception as error:  # peft's own checks of sizes raise what they like
                 raise ConfigMismatchError(f"peft refuses {self.method} here: {' '.join(str(error).split())}", "settings") from error
             while len(SHAPES) >= MOST_SHAPES:
@@ -325,8 +327,11 @@ def stored(name: str) -> str:
 
 def modules_of(decoder: DecoderSpec) -> Mapping[str, Any]:
     """A decoder's modules by path; those of a LLaMA whose config alone was read are made from its sizes."""
-    if decoder.modules or decoder.model_type != "llama":
-        return decoder.modules
+    return decoder.modules if decoder.modules or decoder.model_type != "llama" else _llama_modules(decoder)
+
+
+@lru_cache(maxsize=4)
+def _llama_modules(decoder: DecoderSpec) -> Mapping[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {

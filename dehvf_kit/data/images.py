@@ -136,9 +136,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any
     """What a function makes of some images, in order, on torch's threads: Pillow decodes and resizes without Python's lock."""
     import torch
 
-    if (count := min(len(items), torch.get_num_threads())) < 2:
-        return list(map(function, items))
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(max(1, min(len(items), torch.get_num_threads()))) as pool:
         return list(pool.map(function, items))
 
 

@@ -51,8 +51,7 @@ class CheckedImageProcessor(CLIPImageProcessorPil):
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """Images -> {"pixel_values": [image, 3, height, width]}. Raises: ImageError for an image that cannot be read."""
-        done = self.do_resize and self.do_rescale and self.do_normalize
-        if args or not done or kwargs.keys() - {"return_tensors"}:
+        if args or not (self.do_resize and self.do_rescale and self.do_normalize) or kwargs.keys() - {"return_tensors"}:
             return super().preprocess(read_images(images), *args, **kwargs)
         ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
         values = self.normalize(self.rescale(ramp, self.rescale_factor), self.image_mean, self.image_std)[:, 0]
@@ -200,9 +199,7 @@ def read_images(images: Any, download: bool = False) -> list[Image]:
 
 def _each(images: Any) -> list[Any]:
     """The images of a list or batch, however nested."""
-    if images is None:
-        return []
-    return [one for image in images for one in _each(image)] if _several(images) else [images]
+    return [] if images is None else [one for image in images for one in _each(image)] if _several(images) else [images]
 
 
 def _several(images: Any) -> bool:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 SUFFIX, TEMPORARY = ".safetensors", ".part"
-SCALE_BYTES = 4
 HEADER_BYTES = 512
 """Room for a file's header, in estimates."""
 STALE_SECONDS = 24 * 3600
@@ -202,7 +201,7 @@ class FeatureFiles(FeatureStore):
         total = HEADER_BYTES
         for tower in self.model.towers.values():
             dtype = self.dtype or next(tower.model.parameters()).dtype
-            token = tower.spec.hidden_size * dtype.itemsize if not self.int8 else tower.spec.hidden_size + SCALE_BYTES
+            token = tower.spec.hidden_size * dtype.itemsize if not self.int8 else tower.spec.hidden_size + torch.float32.itemsize
             total += len(tower.layers) * (1 + tower.spec.num_patches) * token
         return total
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from dehvf_kit.data.processing import padded_index
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.run import Features, by_tower, image_entries, one_a_row
-
-if TYPE_CHECKING:
-    from dehvf_kit.model.model import DehvfModel
 
 
 class RowFeatures(NamedTuple):
@@ -26,18 +23,18 @@ class RowFeatures(NamedTuple):
 
 
 def row_features(
-    model: DehvfModel,
+    model: Any,
     rows: int,
     pixel_values: Features | None,
     vision_features: Features | None,
     has_image: Tensor | None,
     image_index: Tensor | Sequence[Sequence[int]] | None,
 ) -> RowFeatures:
-    """The features of `rows` rows of text. Args: as in `DehvfModel.forward`.
+    """The features of `rows` rows of text. Args: model, a `DehvfModel`; the others as in its `forward`.
 
     Raises: ShapeError where images and rows do not match; DehvfError for features where a vision adapter is trained.
     """
-    towers: Any = model.towers
+    towers = model.towers
     if pixel_values is not None and vision_features is not None:
         raise ShapeError("give pixel_values or vision_features, not both")
     if vision_features is not None and model.training and torch.is_grad_enabled() and model.image_is_trained:

@@ -93,6 +93,32 @@ def test_a_stream_says_the_same_and_counts(client: openai.OpenAI, world: Path) -
     assert chunks[-1].usage == whole.usage and whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
 
 
+def test_what_chat_pages_send_beside_it_is_taken(client: openai.OpenAI, world: Path) -> None:
+    """The neutral fields that Open WebUI and `llm` send with each question, and their system and earlier messages."""
+    neutral: dict[str, Any] = {
+        **{"stream": True, "stream_options": {"include_usage": True}, "max_completion_tokens": 6, "max_tokens": None},
+        **{"tools": [], "tool_choice": "none", "parallel_tool_calls": False, "logit_bias": {}, "logprobs": False, "n": 1},
+        **{
+            "presence_penalty": 0,
+            "frequency_penalty": 0.0,
+            "user": "somebody",
+            "metadata": {"chat": "1"},
+            "store": False,
+            "stop": [],
+        },
+    }
+    earlier = [
+        {"role": "system", "content": "Be brief."},
+        *messages("What ?", world / "red.png"),
+        {"role": "assistant", "content": "red"},
+    ]
+    chunks = list(client.chat.completions.create(model="one", messages=[*earlier, *messages("Why ?")], **neutral))
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert said and 0 < chunks[-1].usage.completion_tokens <= 6
+    plain = client.chat.completions.create(model="one", messages=[*earlier, *messages("Why ?")], max_tokens=6)
+    assert text(plain) == said
+
+
 def test_lengths_and_stops(client: openai.OpenAI, world: Path) -> None:
     whole = say(client, "Why ?", max_tokens=12)
     short = say(client, "Why ?", max_completion_tokens=3, max_tokens=None)

@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 environment=${1:-.venv-lowest}
 if [ ! -x "$environment/bin/python" ]; then
     "${PYTHON:-python3.11}" -m venv "$environment"
-    "$environment/bin/python" -m pip install --quiet -c constraints-lowest.txt '.[train]' pytest jsonschema hypothesis matplotlib datasets
+    "$environment/bin/python" -m pip install --quiet -c constraints-lowest.txt '.[train]' pytest jsonschema hypothesis matplotlib \
+        datasets
     "$environment/bin/python" -m pip install --quiet --no-deps plugins/*/  # the kit's own types that recipes of the tests name
 fi
 "$environment/bin/python" - <<'END'

@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from data.small_sets import COLOURS, picture
+from evaluation.benchmarks import recipe, towers
 
 import dehvf_kit
 
@@ -78,3 +80,15 @@ def test_it_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert "4,163,328 trained parameters" in kit(installed, tmp_path, "check", "recipes/llama7b_clip.yaml")
     assert "mine.yaml: ok" in kit(installed, tmp_path, "check", "mine.yaml")
     assert "184 of 184" in kit(installed, tmp_path, "support")
+
+
+def test_it_builds_and_trains_on_images_of_ones_own(installed: Path, tmp_path: Path) -> None:
+    for number, name in enumerate([*COLOURS] * 4):
+        picture(tmp_path / f"images/{number}.png", name)
+    rows = [{"image": f"images/{n}.png", "question": "What colour is it?", "answer": name} for n, name in enumerate([*COLOURS] * 4)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe(towers(tmp_path), "{type: jsonl, train: mine.jsonl, validation: 0.25}")
+    assert "recipe.yaml: ok" in kit(installed, tmp_path, "check", "recipe.yaml")
+    assert "Adapter saved in runs/tiny" in kit(installed, tmp_path, "build", "recipe.yaml")
+    assert "adapter in runs/mine/adapter" in kit(installed, tmp_path, "train", "recipe.yaml", "--output", "runs/mine")
+    assert (tmp_path / "runs/mine/adapter/adapter_model.safetensors").is_file()

@@ -278,4 +278,5 @@ def _try(file: Path, option: str, beside_it: Path | None = None) -> None:
         trial.unlink()
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise DehvfError(f"{option} {file}: cannot be written: {reason}; name another place") from error
+        cure = "give --no-store, or leave --store out" if option.startswith("--store") else "name another place"
+        raise DehvfError(f"{option} {file}: cannot be written: {reason}; {cure}") from error

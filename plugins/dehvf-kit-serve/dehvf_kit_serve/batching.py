@@ -17,7 +17,7 @@ FAILED = "the answer could not be generated; the server's log says why"
 log = logging.getLogger(__name__)
 GATHERING_S = 0.01
 """What a batch that is not full waits for requests that were sent together."""
-JOIN_EVERY = 4
+JOIN_EVERY = 8
 """Tokens between two looks for requests that can join: prompts that are read together cost less than each alone."""
 
 

@@ -140,19 +140,22 @@ class DehvfTrainer(CheckpointingTrainer):
         self.finite_steps = FiniteSteps(
             max_bad_steps, lambda batch: self.model(**self._prepare_inputs(batch)), self._in_any_process, report
         )
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=samples,
-            eval_dataset=self.questions["eval"].encoded if "eval" in self.questions else None,
-            data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
-            callbacks=[
-                self.finite_steps,  # before `callbacks`: it reports a step, and one of them stops at it
-                *callbacks,
-                EpochOrder(),
-                *([self.budget] if self.budget else []),
-            ],
-        )
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=samples,
+                eval_dataset=self.questions["eval"].encoded if "eval" in self.questions else None,
+                data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
+                callbacks=[
+                    self.finite_steps,  # before `callbacks`: it reports a step, and one of them stops at it
+                    *callbacks,
+                    EpochOrder(),
+                    *([self.budget] if self.budget else []),
+                ],
+            )
+        except ValueError as error:  # accelerate's, of the environment
+            raise DehvfError(f"the Trainer cannot begin: {error}; look at the environment's ACCELERATE_* variables") from error
         self.remove_callback(PrinterCallback)  # the kit shows progress itself
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import transformers
 from helpers import raw_recipe
 
+import dehvf_kit
 from dehvf_kit import parse_recipe
 from dehvf_kit.errors import DehvfError, RecipeError
 from dehvf_kit.recipe.sections import Tracker, TrainingConfig
@@ -67,3 +69,12 @@ def test_a_field_of_several_kinds_has_one_message(section: dict[str, object], pl
 def test_the_recipes_word_reaches_the_trainer(tmp_path: Path) -> None:
     assert training_arguments(TrainingConfig(report_to="none"), tmp_path, 8).report_to == []
     assert training_arguments(TrainingConfig(report_to="tensorboard"), tmp_path, 8).report_to == ["tensorboard"]
+
+
+def test_a_variable_that_accelerate_cannot_read_is_one_error(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(_: object) -> None:
+        raise ValueError("invalid truth value x")
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", unreadable)
+    with pytest.raises(DehvfError, match="Trainer cannot begin: invalid truth value x; look at the environment's"):
+        dehvf_kit.train(dehvf_kit.load_recipe(world / "tiny.yaml", ["training.max_steps=1"]), tmp_path / "run")

@@ -306,7 +306,7 @@ def placed(root: nn.Module, method: str, config: Any) -> None:
 
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[method.upper()]  # type: ignore[index]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Unsupported layer type")  # a norm's outline, or a norm itself
+        warnings.filterwarnings("ignore", message="Unsupported layer type|Already found a `peft_config`")  # norms; a second node
         tuner(root, copy.deepcopy(config), NAME)
 
 

@@ -15,12 +15,19 @@ class SeenByTrainers(nn.Module):
     nodes: nn.ModuleDict
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Raises: DehvfError where TRL puts its own `forward` here (transformers' Trainer only wraps the model's own)."""
+        """Raises: DehvfError where TRL puts its own `forward` here (transformers' Trainer only wraps the model's own), or peft a
+        tuner of its own: it freezes the components and saves its weights alone.
+        """
         made_in = getattr(getattr(value, "__func__", value), "__globals__", {}).get("__name__", "")
         if name == "forward" and made_in.startswith("trl."):
             raise DehvfError(
                 "trl takes the loss from hidden states, past the model's forward, where images and labels are handled; train with "
                 "transformers' Trainer, or by `dehvf-kit train`"
+            )
+        if name == "peft_config":
+            raise DehvfError(
+                "peft's get_peft_model freezes what this model trains and saves its own weights alone; add a node `tuner: {type: peft}` "
+                "to the recipe's graph (plugin dehvf-kit-baselines), and build or load the model again, as this one is changed"
             )
         super().__setattr__(name, value)
 

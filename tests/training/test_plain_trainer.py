@@ -192,3 +192,12 @@ def test_trl_is_refused_by_name_when_its_trainer_is_made(tmp_path: Path) -> None
     with pytest.raises(DehvfError, match=r"trl.*past the model's forward.*transformers' Trainer"):
         trl.SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer)
     assert model(input_ids=tokens()).logits.shape == (3, 7, 99), "as usable as before"
+
+
+@pytest.mark.parametrize("call", ["get_peft_model", "add_adapter"])
+def test_peft_around_the_model_is_refused_by_name(call: str) -> None:
+    """It would train its own weights alone, and save them alone; the component `peft` tunes the decoder beside the memory."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model, settings = tiny_model(), peft.LoraConfig(target_modules=["q_proj"])
+    with pytest.raises(DehvfError, match="freezes what this model trains.*type: peft"):
+        peft.get_peft_model(model, settings) if call == "get_peft_model" else model.add_adapter(settings)

@@ -27,7 +27,8 @@ class SeenByTrainers(nn.Module):
         if name == "peft_config":
             raise DehvfError(
                 "peft's get_peft_model freezes what this model trains and saves its own weights alone; add a node "
-                "`tuner: {type: peft}` to the recipe's graph (plugin dehvf-kit-baselines), and build or load the model again, as this one is changed"
+                "`tuner: {type: peft}` to the recipe's graph (plugin dehvf-kit-baselines), and build or load the model "
+                "again, as this one is changed"
             )
         super().__setattr__(name, value)
 

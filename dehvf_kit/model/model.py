@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.decoder import num_weights
@@ -198,7 +198,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         compared = None if torch.compiler.is_compiling() else self._compared
         given = (self.graph, self.nodes, images.features, images.has_image, compared, images.text_row, prompt)
         if self._checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(run_nodes, *given, use_reentrant=False)
+            with set_checkpoint_early_stop(False):  # it would end the second run by an exception inside a component
+                return checkpoint(run_nodes, *given, use_reentrant=False)
         return run_nodes(*given)
 
     @property

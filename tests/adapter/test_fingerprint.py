@@ -76,7 +76,7 @@ WHICH = {
     "type", "metric", "on_bad_sample", "text_only", "path", "train", "test", "annotations",
     "images", "restval", "test_split", "train_split",
     "download", "revision", "columns", "size", "shuffle", "turns", "validation", "validation_seed", "prompt", "seed", "sizes",
-    "sources", "weights", "stop",
+    "sources", "weights", "stop", "answer_is",
     "canvas", "questions", "train_questions", "test_questions", "questions_per_image", "train_scenes", "test_scenes",
 }  # fmt: skip
 

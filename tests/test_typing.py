@@ -43,5 +43,5 @@ def test_every_extra_is_explained() -> None:
     extras = set(re.findall(r"^(\w+) = ", section, re.MULTILINE))
     page = (ROOT / "docs/environment.md").read_text(encoding="utf-8")
     assert {"demo", "eval", "cuda", "timm", "chat", "docs", "dev"} <= extras
-    first_cells = "".join(re.findall(r"^\| (`[^|]*) \|", page.partition("## Recipes")[0], re.MULTILINE))
+    first_cells = "".join(re.findall(r"^\| (`[^|]*) \|", page.partition("## Docker")[0], re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", first_cells)) == extras

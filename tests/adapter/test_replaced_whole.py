@@ -82,6 +82,7 @@ def state(folder: Path) -> tuple[bool, bool]:
     return new, (folder / "tokenizer_config.json").exists() and (folder / "tokenizer.json").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are made in forks")
 def test_a_kill_at_any_change_leaves_the_old_or_the_new_one(tmp_path, models):
     old, new = models

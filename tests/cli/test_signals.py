@@ -39,9 +39,8 @@ main.main()
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_takes_away_what_is_unfinished(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    usual = (
-        f"import signal\nsignal.signal({number:d}, signal.default_int_handler if {number:d} == signal.SIGINT else signal.SIG_DFL)\n"
-    )
+    handler = "default_int_handler" if number == signal.SIGINT else "SIG_DFL"  # a background job ignores SIGINT
+    usual = f"import signal\nsignal.signal({number:d}, signal.{handler})\n"
     with subprocess.Popen([sys.executable, "-c", usual + NAP], cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "napping\n"
         process.send_signal(number)

@@ -127,6 +127,7 @@ def test_the_page_is_not_stale() -> None:
     assert f"**{sum(result['status'] == 'pass' for result in ran)} of {len(ran)} pass the whole contract**" in page
 
 
+@pytest.mark.nightly
 def test_the_command_writes_the_page_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "tools.support.vision_matrix.image_encoder_types", lambda: ["clip_vision_model", "vilt", "llama4_vision_model"]

@@ -341,6 +341,7 @@ def test_a_workers_own_error_comes_without_its_traceback(world: Path, tmp_path: 
     assert str(refused.value).startswith("sample 'train3': image ") and "\n" not in str(refused.value)
 
 
+@pytest.mark.nightly
 def test_no_pickle_is_read_back(world: Path, cut: Path, monkeypatch) -> None:
     asked = []
     real = torch.load

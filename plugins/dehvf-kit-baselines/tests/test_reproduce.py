@@ -178,6 +178,7 @@ def test_the_command_prints_a_table(command: Command, tmp_path: Path) -> None:
     assert found["columns"] == ["BLEU-4", "CIDEr"] and found["rows"][-1]["published"] == [37.1, 128.9]
 
 
+@pytest.mark.nightly
 def test_figure2_as_json_with_its_picture(command: Command, tmp_path: Path, points: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dehvf_kit_baselines.reproduction.figures.figure2", lambda: points)
     ended = command("reproduce", "figure2", "--picture", tmp_path / "figure2.png", "--json")

@@ -57,6 +57,7 @@ def test_a_tuning_run_learns_and_is_scored_on_different_training_pictures(recipe
     assert "/train" in answers and "/test" not in answers
 
 
+@pytest.mark.nightly
 def test_equal_jobs_give_equal_adapters_and_another_seed_another(recipes: list[Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -68,6 +69,7 @@ def test_equal_jobs_give_equal_adapters_and_another_seed_another(recipes: list[P
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
+@pytest.mark.nightly
 def test_a_vision_adapter_and_no_pictures_run_too(recipes: list[Path], world: Path, tmp_path: Path) -> None:  # noqa: F811
     adapted = job_of(recipes[0], "graph.vision_adapter.type=parallel", "training.cache_features=false", "training.max_steps=2")
     assert run(adapted, tmp_path)["flops"]["encoder"] > 0

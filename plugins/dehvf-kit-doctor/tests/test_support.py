@@ -16,6 +16,7 @@ def test_prints_the_pages_of_the_last_run() -> None:
     assert "| llama |" in result.stdout and "| dinov2 |" in result.stdout
 
 
+@pytest.mark.nightly
 def test_runs_an_encoder_now() -> None:
     result = CliRunner().invoke(app, ["support", "vit", "--json"])
     assert result.exit_code == 0, result.output

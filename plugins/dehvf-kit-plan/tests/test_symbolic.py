@@ -165,7 +165,8 @@ def test_a_fused_kernel_keeps_what_the_cpus_does() -> None:
     assert torch.nn.functional.scaled_dot_product_attention is scaled_dot_product_attention
 
 
-@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_checkpointing_trades_bytes_for_flops(attention: str) -> None:
     recipe = recipe_of({}, attention)
     plain = count_training(recipe, BATCH, LENGTH, ANSWER)

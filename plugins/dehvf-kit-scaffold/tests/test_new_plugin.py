@@ -13,7 +13,8 @@ from cli.commands import Command
 from dehvf_kit_scaffold.new_plugin import KINDS
 
 
-@pytest.mark.parametrize("kind", [kind if kind == "vision" else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS])
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", KINDS)
 def test_its_tests_pass_at_once(command: Command, tmp_path: Path, kind: str) -> None:
     ended = command("new-plugin", "my-own", "--kind", kind, "-o", tmp_path, "--json")
     assert ended.code == 0, ended.err

@@ -47,7 +47,7 @@ def cut_and_resume(recipe: dehvf_kit.Recipe, folder: Path) -> TrainResult:
     return train(recipe, folder, resume=True)
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_workers": 1}])
+@pytest.mark.parametrize("settings", [{}, pytest.param({"num_workers": 1}, marks=pytest.mark.nightly)])
 def test_a_resumed_stream_goes_on_where_it_was(world: Path, tmp_path: Path, settings: dict[str, int]) -> None:
     """Two passes and a half, cut in the second: the weights are those of the run that was not cut."""
     file = recipe_file(world, tmp_path, shards(world, tmp_path), epochs=2.5, save_steps=8, **settings)
@@ -109,7 +109,7 @@ def test_bad_samples_are_skipped_listed_once_and_never_trained_on(world: Path, t
     assert not (tmp_path / "good" / "skipped.jsonl").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_resumed_run_skips_and_lists_the_same(world: Path, tmp_path: Path, workers: int) -> None:
     bad, _ = spoilt(world, tmp_path)
     settings: dict[str, Any] = {"max_length": 8, "epochs": 2.5, "save_steps": 8, "num_workers": workers}

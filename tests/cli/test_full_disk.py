@@ -93,7 +93,7 @@ ENDS_LATER = {
 }
 
 
-@pytest.mark.parametrize("size", [0, 1500, pytest.param(20000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.nightly), 1500, pytest.param(20000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.nightly] if case == "compare" else []) for case in WRITING])
 def test_every_command(case: str, size: int, world: Path, made: Path, command: Command, tmp_path: Path, monkeypatch) -> None:
     place = tmp_path / "place"

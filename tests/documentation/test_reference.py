@@ -88,6 +88,7 @@ def returned(): raise DehvfError(said(1))
         messages(tmp_path)
 
 
+@pytest.mark.nightly
 def test_what_is_missing_or_left_over_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "troubleshooting"
     folder.mkdir()

@@ -210,6 +210,7 @@ def test_an_adapter_without_a_fuser_is_told(world: Path, tmp_path: Path) -> None
         read_adapter(found.adapter, None)
 
 
+@pytest.mark.nightly
 def test_the_docs_say_what_is_counted(points: list) -> None:
     from dehvf_kit.utils.units import si
 

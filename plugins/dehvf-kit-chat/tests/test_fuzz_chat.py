@@ -88,6 +88,7 @@ def test_addresses(method: str, parts: list[str], body: bytes) -> None:
     assert browser.http.request(method, address, content=body).status_code in ANSWERS
 
 
+@pytest.mark.nightly
 @share(0.25)
 @given(st.sampled_from(["host", "origin", "cookie", "content-type", "x-forwarded-host"]), st.sampled_from(TEXTS), st.text())
 def test_headers_and_names(header: str, value: str, name: str) -> None:

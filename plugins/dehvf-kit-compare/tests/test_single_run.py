@@ -36,6 +36,7 @@ def run(job: Job, output: Path) -> dict:
     return json.loads((finished / "result.json").read_text())
 
 
+@pytest.mark.nightly
 def test_a_run_leaves_result_answers_and_adapter(recipes: list[Path], tmp_path: Path) -> None:
     result = run(job_of(recipes[0], "training.epochs=50", "graph.injector.dropout=0"), tmp_path)
     folder = tmp_path / "runs" / "dehvf" / "seed0"

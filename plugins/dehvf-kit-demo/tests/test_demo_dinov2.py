@@ -78,6 +78,7 @@ def test_features_tell_the_shapes_apart(easy_vqa_wheel: None, dinov2_folder: Pat
     assert same / len(records) > 0.6  # one in three by chance
 
 
+@pytest.mark.nightly
 def test_refuses_a_conversion_that_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dinov2_folder: Path) -> None:
     pytest.importorskip("onnxruntime")
     other = dinov2.config() | {"layer_norm_eps": 1e-2}

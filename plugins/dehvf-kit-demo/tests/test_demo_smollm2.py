@@ -74,6 +74,7 @@ def test_answers_a_question_through_its_chat_template(model: Any, tokenizer: Any
     assert answer == "The capital of France is Paris."
 
 
+@pytest.mark.nightly
 def test_refuses_another_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, smollm2_folder: Path) -> None:
     other = smollm2.config() | {"num_hidden_layers": 32}
     monkeypatch.setattr(smollm2, "config", lambda: other)

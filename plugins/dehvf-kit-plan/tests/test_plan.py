@@ -175,6 +175,7 @@ def test_mistakes_are_told(command: Command, recipe: Path, words: list, says: st
     assert ended.code == 1 and says in ended.err and "Traceback" not in ended.err
 
 
+@pytest.mark.nightly
 def test_without_the_baselines_the_plan_names_their_plugin(builtins_alone: None, command: Command, recipe: Path) -> None:
     ended = command("plan", recipe, "--tokens", 20, "--samples", 10)
     assert ended.code == 0 and "dehvf-kit-baselines" in ended.out and "LaVIN" not in ended.out

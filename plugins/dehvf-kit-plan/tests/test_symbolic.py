@@ -179,6 +179,7 @@ def test_checkpointing_trades_bytes_for_flops(attention: str) -> None:
     assert spared.forward + spared.backward == counter.get_total_flops()
 
 
+@pytest.mark.nightly
 def test_kept_features_spare_the_encoder() -> None:
     recipe = recipe_of({"vision_adapter": None})
     cached = dehvf_kit.parse_recipe({**recipe.resolved(), "training": {"cache_features": True}})

@@ -109,7 +109,8 @@ def test_bad_samples_are_skipped_listed_once_and_never_trained_on(world: Path, t
     assert not (tmp_path / "good" / "skipped.jsonl").exists()
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_skips_and_lists_the_same(world: Path, tmp_path: Path, workers: int) -> None:
     bad, _ = spoilt(world, tmp_path)
     settings: dict[str, Any] = {"max_length": 8, "epochs": 2.5, "save_steps": 8, "num_workers": workers}
@@ -123,6 +124,7 @@ def test_a_resumed_run_skips_and_lists_the_same(world: Path, tmp_path: Path, wor
     assert train(recipe, tmp_path / "cut", resume=True).skipped_samples == whole.skipped_samples, "finished"
 
 
+@pytest.mark.nightly
 def test_cut_prompts_and_empty_answers_are_counted(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In two passes each is met twice; a resumed run counts on."""
     every = [row | {"image": str(world / row["image"])} for row in rows(world)]

@@ -6,6 +6,8 @@ python -m dehvf_kit_timm.check vit_base_patch16_224   # some names
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -36,17 +38,23 @@ def family_names() -> list[str]:
     return [name for family in FAMILIES for name in timm.list_models(module=family)]
 
 
-def tiny(name: str, seed: int = 0) -> nn.Module:
-    """A random model of an architecture with 2 blocks 64 wide, patches as they are, and a grid of 6 x 6."""
+@functools.cache
+def shrunk(name: str) -> TimmVisionConfig:
+    """A config of an architecture with 2 blocks 64 wide, patches as they are, and a grid of 6 x 6."""
     side = TimmVisionConfig(model=name).meta({}).config.patch_size[0]
     for further in FURTHER:
-        torch.manual_seed(seed)
-        try:
-            model = TimmVisionConfig(model=name, image={"size": GRID * side}, settings=dict(further)).create()
+        config = TimmVisionConfig(model=name, image={"size": GRID * side}, settings=dict(further))
+        with contextlib.suppress(DehvfError):
+            config.meta({})
             break
-        except DehvfError:
-            if further is FURTHER[-1]:
-                raise
+    return config  # the last one where none can be built; then `create` says why
+
+
+def tiny(name: str, seed: int = 0) -> nn.Module:
+    """A random model of `shrunk`, in evaluation mode."""
+    config = shrunk(name)
+    torch.manual_seed(seed)
+    model = config.create()
     with torch.no_grad():
         for path, weight in model.named_parameters():
             if weight.ndim > 1:

@@ -25,7 +25,7 @@ def _place(detail: Mapping[str, Any], inside: Any) -> tuple[str, ...]:
     """Where an error is, without the names that pydantic gives to the kinds of a union."""
     steps = []
     for step in detail["loc"]:
-        if (step in inside) if isinstance(inside, Mapping) else isinstance(inside, list) and isinstance(step, int):
+        if (step in inside) if isinstance(inside, Mapping) else isinstance(inside, list) and step in range(len(inside)):
             inside = inside[step]
         elif detail["type"] != "missing" or step != detail["loc"][-1]:
             continue

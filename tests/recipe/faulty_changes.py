@@ -98,6 +98,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "probability above one": ({"generation": {"top_p": 1.5}}, ["generation.top_p: given 1.5"]),
     "infinite": ({"training": {"epochs": "inf"}}, ["training.epochs: given 'inf'"]),
     "too many betas": ({"training": {"betas": [0.9, 0.9, 0.9]}}, ["training.betas: given [0.9, 0.9, 0.9]"]),
+    "no betas": ({"training": {"betas": []}}, ["training.betas.0: missing", "training.betas.1: missing"]),
     "beta out of range": ({"training": {"betas": [0.9, 1.0]}}, ["training.betas.1: given 1.0"]),
     "all warm-up": ({"training": {"epochs": 2, "warmup_epochs": 2}}, ["training: warmup_epochs (2) must be less than epochs (2)"]),
     "more groups than vision layers": ({"graph.grouper.num_groups": 9}, ["graph.grouper.num_groups: 9 groups for 8 vision layers"]),

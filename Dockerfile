@@ -1,11 +1,11 @@
 # dehvf-kit on a CPU or on CUDA, without root. See docs/environment.md.
-#   docker build -t dehvf-kit .
-#   docker build -t dehvf-kit:cuda --build-arg TORCH_INDEX= .     # torch's usual wheels, which have CUDA
+#   docker build -t dehvf-kit .                                       # torch's usual wheels, which have CUDA
+#   docker build -t dehvf-kit:cpu --build-arg TORCH_INDEX=ADDRESS .   # smaller: the index of CPU wheels on torch's installation page
 # CUDA's libraries come with torch's wheel: the host brings the driver and the NVIDIA container toolkit (docker run --gpus all).
 ARG PYTHON=3.11.14
 
 FROM python:${PYTHON}-slim-bookworm AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ARG EXTRAS=train,data
 ARG PLUGINS="dehvf-kit-streams dehvf-kit-benchmarks dehvf-kit-scaffold dehvf-kit-doctor dehvf-kit-report dehvf-kit-serve"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

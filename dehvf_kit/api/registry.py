@@ -92,7 +92,7 @@ class Registry:
         """Add a base model under a name that recipes may use.
 
         Args:
-            name: as in `name: demo-vit`.
+            name: what a recipe gives as `model`.
             config: gives its config as transformers' JSON holds it.
             path: gives the folder of its checkpoint, downloaded or made at the first call.
             summary: a line for `dehvf-kit list`.

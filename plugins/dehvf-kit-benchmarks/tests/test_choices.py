@@ -64,7 +64,7 @@ def test_sums_are_those_of_each_choice_alone_in_any_batch(world: Path, model: An
     wanted = [[by_hand(model, one, choice) for choice in one.choices] for one in samples]
     for answers in found.values():
         given = [list(one.likelihoods.values()) for one in answers]
-        # float32 sums over at most six tokens; 4e-6 was the largest difference seen
+        # float32 sums over at most six tokens, in another order of operations
         assert all(one == pytest.approx(other, abs=5e-5) for one, other in zip(given, wanted, strict=True))
         for one, sums, sample in zip(answers, wanted, samples, strict=True):
             assert one.prediction == sample.choices[sums.index(max(sums))]

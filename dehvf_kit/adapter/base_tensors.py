@@ -8,14 +8,11 @@ The names are those of the model without what torch.compile and peft put into th
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -177,35 +174,3 @@ def quantisation(model: nn.Module, tensor: Any) -> str:
     else:
         inner = []
     return f"{type(tensor).__name__} {getattr(getattr(model, 'config', None), 'dtype', None)} {inner}"
-
-
-def checkpoint_folder(model: nn.Module) -> Path | None:
-    """The folder, or the one in the hub's cache, that a model was loaded from; None where that is not known or gone."""
-    config = getattr(model, "config", None)
-    place = getattr(config, "_name_or_path", None)
-    if not isinstance(place, str) or not place:
-        return None
-    if not os.path.isdir(place) and place.count("/") == 1:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(place, "config.json", revision=getattr(config, "_commit_hash", None))
-        place = str(Path(cached).parent) if isinstance(cached, str) else place
-    return Path(place) if os.path.isdir(place) else None
-
-
-def checkpoint_files(model: nn.Module) -> dict[str, Path]:
-    """The file of each tensor in the checkpoint that a model was loaded from."""
-    place = checkpoint_folder(model)
-    found: dict[str, Path] = {}
-    for file in sorted(place.glob("model*.safetensors")) if place is not None else ():
-        with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
-            found |= dict.fromkeys(opened.keys(), file)
-    return found
-
-
-def stored(file: Path | None, name: str) -> Any:
-    """A tensor of a checkpoint's file; None where there is no file."""
-    if file is None:
-        return None
-    with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor(name)

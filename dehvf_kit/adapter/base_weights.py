@@ -8,34 +8,42 @@ bfloat16, neither of which holds the other, a few values of each tensor are comp
 A quantised tensor is digested as its library dequantises it, and the tensor of its name in the checkpoint that the model was
 loaded from beside it: `Params4bit_0d1e2f3a=... float32=... values=0.1,0.2,0.3,0.4 within=0.02`. Where two records share neither,
 a few values are compared within the error of quantisation, which can tell another base, and not the same one.
+
+A checkpoint whose files did not change is digested once, not by every command: its record is kept on disk as
+$DEHVF_KIT_CACHE/bases / <sha256 of what it depends on>.json, which is every file of the checkpoint (path, size, times, inode), the
+class, names, shapes and dtypes of the loaded model, and the versions of the kit and of the libraries that load it. Only a model
+that comes straight from its files may be looked up there: what was done to one in memory shows in its weights alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import json
 import math
+import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dehvf_kit.adapter.base_tensors import (
-    bits,
-    checkpoint_files,
-    dtype_name,
-    held,
-    loaded,
-    named_places,
-    quantisation,
-    readable,
-    stored,
-)
+from dehvf_kit._version import __version__
+from dehvf_kit.adapter.base_tensors import bits, dtype_name, held, loaded, named_places, quantisation, readable
+from dehvf_kit.utils import atomic
+
+KEPT_FORMAT = 1
+STARTED = time.time_ns()
+"""Files that changed later may have changed after the model was loaded."""
 
 NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat16", "float16"), "bfloat16": (), "float16": ()}
 """What each dtype may be rounded to; other dtypes are compared with themselves alone."""
@@ -223,3 +231,79 @@ def _parts(line: str) -> tuple[dict[str, str], list[float], float]:
     facts = dict(entry.split("=") for entry in line.split())
     values, error = facts.pop("values"), facts.pop("within", "0")
     return facts, [float(one) for one in values.split(",") if one], float(error)
+
+
+def kept_record(model: nn.Module) -> dict[str, str] | None:
+    """`record` of a model that was just loaded: from the cache where its files are known, else read and kept there."""
+    key = _key(model)
+    if key is None:
+        return record(model)
+    file = atomic.cache_folder() / "bases" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        kept: Any = json.loads(file.read_text(encoding="utf-8"))
+        if is_record(kept) and kept:
+            return dict(kept)
+    made = record(model)
+    if made is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written keeps nothing
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(file, json.dumps(made))
+    return made
+
+
+def _key(model: nn.Module) -> str | None:
+    """The name of a model's record; None where its files are not known, where some weights are trained (they are not the
+    files'), and where it is split over processes that must read together.
+    """
+    place = checkpoint_folder(model)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if place is None or any(isinstance(tensor, DTensor) or tensor.requires_grad for _, tensor in tensors):
+        return None
+    try:
+        stats = [(str(file.resolve()), file.stat()) for file in sorted(place.iterdir()) if file.is_file()]
+    except OSError:
+        return None
+    if not any(path.endswith((".safetensors", ".bin")) for path, _ in stats) or any(one.st_ctime_ns >= STARTED for _, one in stats):
+        return None
+    decides = {
+        "format": KEPT_FORMAT,
+        "versions": [__version__, torch.__version__, transformers.__version__],
+        "files": [(path, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for path, one in stats],
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "tensors": [(name, type(tensor).__name__, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors],
+        "unloaded": sorted(getattr(model, "unloaded_weights", ())),
+        "quantization": str(getattr(model.config, "quantization_config", None)),
+    }
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+
+
+def checkpoint_folder(model: nn.Module) -> Path | None:
+    """The folder, or the one in the hub's cache, that a model was loaded from; None where that is not known or gone."""
+    config = getattr(model, "config", None)
+    place = getattr(config, "_name_or_path", None)
+    if not isinstance(place, str) or not place:
+        return None
+    if not os.path.isdir(place) and place.count("/") == 1:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(place, "config.json", revision=getattr(config, "_commit_hash", None))
+        place = str(Path(cached).parent) if isinstance(cached, str) else place
+    return Path(place) if os.path.isdir(place) else None
+
+
+def checkpoint_files(model: nn.Module) -> dict[str, Path]:
+    """The file of each tensor in the checkpoint that a model was loaded from."""
+    place = checkpoint_folder(model)
+    found: dict[str, Path] = {}
+    for file in sorted(place.glob("model*.safetensors")) if place is not None else ():
+        with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
+            found |= dict.fromkeys(opened.keys(), file)
+    return found
+
+
+def stored(file: Path | None, name: str) -> Any:
+    """A tensor of a checkpoint's file; None where there is no file."""
+    if file is None:
+        return None
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(name)

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dehvf_kit.adapter.files import HUB_ID, MEASURED, WEIGHTS, buffer_names, read_config
-from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
+from dehvf_kit.adapter.identity import FINGERPRINT
 from dehvf_kit.errors import AdapterError
 from dehvf_kit.utils.atomic import exists, files_replaced, write_text, writing
 

@@ -34,13 +34,13 @@ from dehvf_kit.adapter.files import (
     read_config,
     read_weights,
 )
-from dehvf_kit.adapter.fingerprint import KEY as FINGERPRINT
-from dehvf_kit.adapter.fingerprint import fingerprint
 from dehvf_kit.adapter.identity import (
+    FINGERPRINT,
     TOKENIZER,
     base_identities,
     check_bases,
     check_tokenizer,
+    fingerprint,
     saved_identities,
     tokenizer_identity,
 )
@@ -82,9 +82,10 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True, **from_trainer
         raise AdapterError("this model was made without a recipe; save the components' state_dict yourself")
     if exists(folder) and not is_folder(folder):
         raise AdapterError(f"{folder}: is a file; name a folder")
-    finish_saving(folder)
-    if not overwrite and exists(folder / WEIGHTS):
-        raise AdapterError(f"{folder}: holds an adapter already; name another folder")
+    if not overwrite:
+        finish_saving(folder)
+        if exists(folder / WEIGHTS):
+            raise AdapterError(f"{folder}: holds an adapter already; name another folder")
     replaced = files_replaced(folder, OWNED) if exists(folder) else whole_folder(folder)
     with writing(folder, AdapterError), replaced as place:
         _fill(model, place)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dehvf_kit.errors import AdapterError, shown
 from dehvf_kit.utils.atomic import exists, finish_replacing, is_file, is_folder
-from dehvf_kit.utils.strict_json import NotJson, parse_json
+from dehvf_kit.utils.plain_data import NotJson, parse_json
 
 ADAPTER, WEIGHTS, CONFIG = "adapter", "adapter_model.safetensors", "dehvf_config.json"
 OLD_CONFIG = "adapter_config.json"
@@ -36,7 +36,7 @@ OWNED = (
     "processor_config.json",
 )
 """Files that not every adapter has: they go with the adapter that they belong to."""
-FILES = (WEIGHTS, CONFIG, "config.json", "generation_config.json", "README.md", *(name for name in OWNED if name != TRAINERS))
+FILES = (WEIGHTS, CONFIG, "config.json", "generation_config.json", "README.md", *OWNED[1:])
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 

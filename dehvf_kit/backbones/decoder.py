@@ -16,10 +16,9 @@ from pydantic import Field
 
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import DecoderSpec
-from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype
+from dehvf_kit.backbones.base import TowerConfig, config_size, first_line, not_loaded, require_local, text_config, torch_dtype
 from dehvf_kit.backbones.known_specs import llama_spec
 from dehvf_kit.backbones.quantization import Quantization
-from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.errors import DecoderError, DehvfError, listing
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dehvf_kit.backbones.base import text_config
 from dehvf_kit.backbones.ffn.memory_hooks import Delta, FfnHooks, add_first, ask, first_tensor, place_hooks
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.backbones.ffn.structure import forward_arguments
-from dehvf_kit.backbones.text_config import text_config
 from dehvf_kit.errors import DecoderError
 
 STREAMS, PROMPT = "its layers pass on several streams", "its states begin with a prompt of its own"

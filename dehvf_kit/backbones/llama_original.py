@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.errors import DehvfError, listing
 from dehvf_kit.utils.atomic import is_file
-from dehvf_kit.utils.strict_json import parse_json
+from dehvf_kit.utils.plain_data import parse_json
 
 if TYPE_CHECKING:
     import torch

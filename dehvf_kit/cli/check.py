@@ -23,8 +23,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.data.inspection import training_data_at_hand
         from dehvf_kit.data.processing import longest_prompt, longest_sample
-        from dehvf_kit.recipe.image_check import image_statements
-        from dehvf_kit.recipe.recipe import load_recipe
+        from dehvf_kit.recipe.recipe import image_statements, load_recipe
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
 
         quiet_transformers()

@@ -10,7 +10,7 @@ def show(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False)
     """Print a recipe whole. Raises: RecipeError listing every fault."""
     with waiting(f"Reading {recipe}", plain=True):
         from dehvf_kit.recipe.recipe import load_recipe
-        from dehvf_kit.utils.yaml_files import to_yaml
+        from dehvf_kit.utils.plain_data import to_yaml
 
         quiet_transformers()
         resolved = load_recipe(recipe, overrides or ()).resolved()

@@ -25,8 +25,7 @@ def train(
 ) -> None:
     """Train and save. Raises: RecipeError, DataError or DehvfError, each saying what to change."""
     from dehvf_kit.data.sample_filter import SKIPPED, summary
-    from dehvf_kit.recipe.image_check import image_statements
-    from dehvf_kit.recipe.recipe import load_recipe
+    from dehvf_kit.recipe.recipe import image_statements, load_recipe
     from dehvf_kit.training import run
     from dehvf_kit.training.distributed import join_processes, leave_processes
     from dehvf_kit.training.run_folder import default_folder

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from dehvf_kit.api.shapes import Cost
-from dehvf_kit.backbones.text_config import config_size, config_value, head_sizes, text_config
+from dehvf_kit.backbones.base import config_size, config_value, head_sizes, text_config
 from dehvf_kit.backbones.vision.config import VisionTower, vision_config
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.data.images import open_image

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from dehvf_kit.backbones.base import head_sizes, text_config
 from dehvf_kit.backbones.quantization import Quantization, weight_bytes
-from dehvf_kit.backbones.text_config import head_sizes, text_config
 from dehvf_kit.recipe.graph import Graph
 from dehvf_kit.utils.units import si
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.api.plugin_code import plugin_code
-from dehvf_kit.data.issues import PREPARE, grouped
 from dehvf_kit.data.sample_filter import no_images
-from dehvf_kit.data.samples import DataConfig
+from dehvf_kit.data.samples import PREPARE, DataConfig, grouped
 from dehvf_kit.data.stream import LOOKED_AT, SampleStream
 from dehvf_kit.errors import DataError, PluginError
 from dehvf_kit.utils.atomic import exists

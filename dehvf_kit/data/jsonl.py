@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.issues import Issue, note, require_file
 from dehvf_kit.data.rows import FileSplitsConfig, Row, RowReader, TableColumns, read_rows, reading_of
-from dehvf_kit.data.samples import Reading, Sample
+from dehvf_kit.data.samples import Issue, Reading, Sample, note, require_file
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils.atomic import is_file
-from dehvf_kit.utils.strict_json import NotJson, parse_json
+from dehvf_kit.utils.plain_data import NotJson, parse_json
 
 FIELDS = ("id", "image", "question", "answer", "kind")
 HEAD_BYTES = 2**16

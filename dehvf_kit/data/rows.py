@@ -22,8 +22,20 @@ from dehvf_kit.api.config import Settings
 from dehvf_kit.data.answers import answer_of, is_missing, named
 from dehvf_kit.data.conversations import PLACEHOLDER, conversation_sample, marked, messages_of
 from dehvf_kit.data.held_out import held_out_groups, image_groups
-from dehvf_kit.data.issues import PREPARE, Issue, grouped, note, refuse
-from dehvf_kit.data.samples import DataConfig, HeldImage, ImageFile, Message, Reading, Sample, Split
+from dehvf_kit.data.samples import (
+    PREPARE,
+    DataConfig,
+    HeldImage,
+    ImageFile,
+    Issue,
+    Message,
+    Reading,
+    Sample,
+    Split,
+    grouped,
+    note,
+    refuse,
+)
 from dehvf_kit.errors import DataError, did_you_mean, listing, shown
 
 PLURAL = "images"

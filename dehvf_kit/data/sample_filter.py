@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.data.images import read_image
-from dehvf_kit.data.issues import Issue, refuse
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
-from dehvf_kit.data.samples import DataConfig, Sample, Split, each_image
+from dehvf_kit.data.samples import DataConfig, Issue, Sample, Split, each_image, refuse
 from dehvf_kit.errors import DataError, ImageError
 from dehvf_kit.utils import atomic
 

@@ -1,4 +1,4 @@
-"""What a data set yields, and the contract of its config."""
+"""What a data set yields, what is wrong with it (all of it at once, grouped by kind), and the contract of its config."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.plugin_code import plugin_code
-from dehvf_kit.data.issues import Issue
 from dehvf_kit.errors import DataError, shown
+from dehvf_kit.utils.atomic import is_file
 
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores
 
+SHOWN = 3
+PREPARE = "dehvf-kit prepare lists all of it"
 Split = Literal["train", "validation", "test"]
 
 
@@ -210,7 +212,7 @@ class DataConfig(Settings):
         return None
 
     def prompt_facts(self) -> dict[str, Any]:
-        """What decides the text a model sees, short and readable: see `adapter/fingerprint.py`."""
+        """What decides the text a model sees, short and readable: see `adapter/identity.py`."""
         return {"question": self.prompt.question, "answer": self.prompt.answer, "chat": self.prompt.chat}
 
     def ask(self, answer: Callable[..., Sequence[Any]], model: Any, samples: Sequence[Any], **settings: Any) -> Sequence[Any]:
@@ -244,3 +246,56 @@ def samples_of(data: DataConfig, split: Split) -> Sequence[Sample]:
     """`data.samples(split)`. Raises: DataError as the data set does, PluginError for what else a plugin's data set raises."""
     with plugin_code(data, "data"):
         return data.samples(split)
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One thing worth knowing of a data set: its `kind` (`missing image`), its place (a sample's id, a line), details.
+
+    fatal: False for what is handled, as the documentation of the reader says.
+    """
+
+    kind: str
+    place: str
+    detail: str = ""
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.place} ({self.detail})" if self.detail else self.place
+
+
+def grouped(issues: Iterable[Issue]) -> dict[str, list[Issue]]:
+    """Issues by kind, in the order in which the kinds first appear."""
+    found: dict[str, list[Issue]] = {}
+    for issue in issues:
+        found.setdefault(issue.kind, []).append(issue)
+    return found
+
+
+def refuse(source: str, issues: Sequence[Issue], advice: str = "") -> None:
+    """Raises: DataError with a line for each kind of fatal issue, how many there are and the first few, and the advice."""
+    lines = []
+    for kind, group in grouped(issue for issue in issues if issue.fatal).items():
+        places = ", ".join(str(issue) for issue in group[:SHOWN])
+        more = f" and {len(group) - SHOWN} more" if len(group) > SHOWN else ""
+        lines.append(f"{source}: {kind}: {places}{more}")
+    if lines:
+        raise DataError("\n".join([*lines, f"{source}: {advice}"] if advice else lines))
+
+
+def require_file(file: str | Path, field: str, advice: str = "") -> None:
+    """Raises: DataError where a file that the recipe's `field` names is not there, with the places where it was looked for."""
+    if not is_file(Path(file)):
+        raise DataError(f"{field}: there is no file '{file}'{looked_in(file)}{advice}")
+
+
+def looked_in(path: str | Path) -> str:
+    """Where a relative path was looked for, as the end of a message."""
+    return "" if Path(path).is_absolute() else f"; looked beside the recipe and in '{Path.cwd()}'"
+
+
+def note(issues: list[Issue] | None, issue: Issue, error: DataError) -> None:
+    """Add an issue to `issues`, the error's message as its detail. Raises: the error, where there is no such list."""
+    if issues is None:
+        raise error
+    issues.append(replace(issue, detail=str(error).removeprefix(f"{issue.place}: ")))

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dehvf_kit.data.issues import Issue
 from dehvf_kit.data.rows import Row, RowReader, read_rows, reading_of
-from dehvf_kit.data.samples import Reading, Sample
+from dehvf_kit.data.samples import Issue, Reading, Sample
 
 LOOKED_AT = 1000
 """Rows at the beginning of a stream that are looked at before a run."""

@@ -19,7 +19,7 @@ from dehvf_kit._version import __version__
 from dehvf_kit.adapter.card import keep
 from dehvf_kit.adapter.checkpoint import adapter_recipe, load
 from dehvf_kit.adapter.files import DIGEST, EVALUATIONS, LOG, MEASURED, WEIGHTS, adapter_folder, read_config
-from dehvf_kit.adapter.fingerprint import check_fingerprint, differences, fingerprint, saved_fingerprint
+from dehvf_kit.adapter.identity import check_fingerprint, differences, fingerprint, saved_fingerprint
 from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Scores
 from dehvf_kit.data.sample_filter import SKIPPED, SampleFilter, Skipped, note_skipped, with_skipped, write_skipped
@@ -27,12 +27,12 @@ from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import AdapterError, DataError, DehvfError
 from dehvf_kit.evaluation.answers import answer
 from dehvf_kit.evaluation.kept_answers import SUFFIX, KeptAnswers, digest
-from dehvf_kit.model.feature_files import cached_features, default_folder
+from dehvf_kit.model.feature_files import cached_features
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import merge
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
 from dehvf_kit.utils import atomic
-from dehvf_kit.utils.atomic import check_new_files
+from dehvf_kit.utils.atomic import cache_folder, check_new_files
 from dehvf_kit.utils.frames import frame
 
 NAMED = 5
@@ -231,7 +231,7 @@ def _kept(
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     key = digest(facts, samples)
-    file = Path(f"{output}.{key}{SUFFIX}") if output is not None else default_folder().parent / "answers" / f"{key}{SUFFIX}"
+    file = Path(f"{output}.{key}{SUFFIX}") if output is not None else cache_folder() / "answers" / f"{key}{SUFFIX}"
     try:
         if output is None:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,8 @@
-"""A model's components on its towers: attached when it is built, taken off by `detach()` or at the end of a `with` block."""
+"""What a DEHVF model is beside its forward: components on towers, and a module that other libraries handle.
+
+Components are attached when a model is built, and taken off by `detach()` or at the end of a `with` block. transformers' Trainer
+is served, TRL's trainers and peft are refused.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.backbones.attached import attached_to, forget, names, note
 from dehvf_kit.backbones.compiled import forget_compiled
 from dehvf_kit.backbones.quantization import keep_differentiable, release
+from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.run import RecomputedLayers
 from dehvf_kit.recipe.graph import Graph
 
@@ -124,3 +129,39 @@ class AttachedComponents(RecomputedLayers, nn.Module):
         if attached:
             twin._attach()
         return twin
+
+
+class SeenByTrainers(nn.Module):
+    """The part of a model that other libraries' trainers look at."""
+
+    nodes: nn.ModuleDict
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises: DehvfError where TRL puts its own `forward` here (transformers' Trainer only wraps the model's own), or peft a
+        tuner of its own: it freezes the components and saves its weights alone.
+        """
+        made_in = getattr(getattr(value, "__func__", value), "__globals__", {}).get("__name__", "")
+        if name == "forward" and made_in.startswith("trl."):
+            raise DehvfError(
+                "trl takes the loss from hidden states, past the model's forward, where images and labels are handled; train with "
+                "transformers' Trainer, or by `dehvf-kit train`"
+            )
+        if name == "peft_config":
+            raise DehvfError(
+                "peft's get_peft_model freezes what this model trains and saves its own weights alone; add a node "
+                "`tuner: {type: peft}` to the recipe's graph (plugin dehvf-kit-baselines), and build or load the model "
+                "again, as this one is changed"
+            )
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> Any:
+        raise DehvfError(
+            "torch.save and pickle cannot store a model with hooks; save_pretrained(folder) writes the adapter alone, "
+            "dehvf_kit.load(folder) restores it"
+        )
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What the Trainer should not miss in `model.safetensors`: everything that is not trained."""
+        held = {f"nodes.{name}" for name in self.nodes.state_dict()}
+        return [name for name in self.state_dict() if name not in held]

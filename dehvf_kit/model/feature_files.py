@@ -32,7 +32,7 @@ from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.features_in_use import in_use, mark, one_at_a_time
-from dehvf_kit.utils.atomic import refused
+from dehvf_kit.utils.atomic import cache_folder, refused
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
@@ -49,11 +49,8 @@ SPARE_BYTES = 2**28
 
 
 def default_folder() -> Path:
-    """`$DEHVF_KIT_CACHE/features`, or `dehvf-kit/features` where the system keeps caches."""
-    own = os.environ.get("DEHVF_KIT_CACHE")
-    if own:
-        return Path(own) / "features"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dehvf-kit" / "features"
+    """`features` in the kit's cache."""
+    return cache_folder() / "features"
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
-from dehvf_kit.model.attachment import AttachedComponents
+from dehvf_kit.model.attachment import AttachedComponents, SeenByTrainers
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
-from dehvf_kit.model.question import Prompt, question, reads_prompt
-from dehvf_kit.model.row_features import row_features
+from dehvf_kit.model.inputs import Prompt, question, reads_prompt, row_features
 from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, decoder_loss, generation_config, run_nodes
-from dehvf_kit.model.trainers import SeenByTrainers
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 

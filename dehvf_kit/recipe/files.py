@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import Fault, RecipeError, did_you_mean, listing, shown
+from dehvf_kit.utils.plain_data import MAX_DEPTH, parse_yaml, read_yaml
 from dehvf_kit.utils.shipped import HOME
-from dehvf_kit.utils.yaml_files import MAX_DEPTH, parse_yaml, read_yaml
 
 MAX_PARENTS = 16
 SINGLE = "vision"

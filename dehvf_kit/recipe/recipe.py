@@ -16,6 +16,7 @@ from dehvf_kit.api.config import settings_of
 from dehvf_kit.api.plugin_code import plugin_code
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig
+from dehvf_kit.backbones.vision.pixels import OwnImages, said
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.recipe.files import Steps, alone, encoder_path, override, parents_of, read_with_parents, refuse_needless
@@ -185,3 +186,33 @@ def _parsed(raw: Mapping[str, Any], source: str, parents: tuple[str, ...] = ()) 
     recipe._checked.specs.update(parser.checked.specs)
     recipe._checked.graph = parser.checked.graph
     return recipe
+
+
+@dataclass(frozen=True)
+class ImageStatement:
+    """One encoder's images: the recipe's facts, what its own processor fixes and does besides, and a note where they differ."""
+
+    facts: dict[str, Any]
+    own: OwnImages | None
+    line: str
+    note: str = ""
+
+
+def image_statements(recipe: Recipe) -> dict[str, ImageStatement]:
+    """For each encoder with an `image` section how its images are prepared, and how its checkpoint's own processor differs."""
+    return {name: _statement(name, tower) for name, tower in recipe.vision.items() if hasattr(tower, "image")}
+
+
+def _statement(name: str, tower: Any) -> ImageStatement:
+    facts = tower.image.facts()
+    reads = getattr(tower, "own_images", None)
+    own = reads(plugins().registry.sources) if reads is not None else None
+    line = f"{encoder_path(name)}: images {said(facts)}"
+    if own is None:
+        return ImageStatement(facts, None, f"{line}; no image processor of its own is on this machine to compare with")
+    different = own.differences(tower.image)
+    note = f"{encoder_path(name)}.image: differs from the encoder's own {own.source}: {said(different)}" if different else ""
+    if own.further:
+        besides = f"its own {own.source} also does what the kit does not: {', '.join(own.further)}"
+        note = f"{note}; {besides}" if note else f"{encoder_path(name)}.image: {besides}"
+    return ImageStatement(facts, own, line if different else f"{line}, as its own {own.source}", note)

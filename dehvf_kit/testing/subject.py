@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dehvf_kit.backbones.base import config_size, text_config
 from dehvf_kit.backbones.ffn.memory_hooks import MemoryHandle, attach_memory
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
-from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.errors import DehvfError
 
 BATCH, TOKENS, SLOTS, NEW_TOKENS, OUTPUT_SCALE = 2, 7, 3, 5, 0.5

@@ -19,7 +19,7 @@ from torch import distributed, nn
 from dehvf_kit.adapter.identity import base_identities
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.utils.strict_json import parse_json
+from dehvf_kit.utils.plain_data import parse_json
 
 if TYPE_CHECKING:
     from dehvf_kit.data.samples import Sample

@@ -17,8 +17,7 @@ from transformers.trainer_utils import set_seed
 
 from dehvf_kit.adapter.checkpoint import adapter_recipe, restore
 from dehvf_kit.adapter.files import adapter_folder, read_config, read_weights
-from dehvf_kit.adapter.fingerprint import differences, fingerprint, saved_fingerprint
-from dehvf_kit.adapter.identity import base_identities, check_bases
+from dehvf_kit.adapter.identity import base_identities, check_bases, differences, fingerprint, saved_fingerprint
 from dehvf_kit.data.sample_filter import SKIPPED, Skipped, write_skipped
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.data.stream import SampleStream

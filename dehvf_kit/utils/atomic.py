@@ -154,6 +154,12 @@ def finish_replacing(folder: Path) -> None:
     remove_folder(pending)
 
 
+def cache_folder() -> Path:
+    """Where the kit keeps what it can make again: `$DEHVF_KIT_CACHE`, or `dehvf-kit` where the system keeps caches."""
+    own, system = os.environ.get("DEHVF_KIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(system or Path.home() / ".cache") / "dehvf-kit"
+
+
 def _files_in(folder: Path) -> list[Path]:
     """All files below a folder, by their paths within it."""
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())

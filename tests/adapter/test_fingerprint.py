@@ -12,7 +12,7 @@ from cli.commands import Command
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 import dehvf_kit
-from dehvf_kit.adapter.fingerprint import KEY, differences, digest, fingerprint, saved_fingerprint
+from dehvf_kit.adapter.identity import FINGERPRINT, differences, digest, fingerprint, saved_fingerprint
 from dehvf_kit.data.samples import DataConfig, PromptConfig
 from dehvf_kit.recipe.plugin_manager import plugins
 
@@ -103,7 +103,7 @@ def test_a_fact_that_was_not_recorded_is_that_of_the_adapters_own_recipe(ground:
     recipe = dehvf_kit.load_recipe(ground / "plain.yaml")
     found = fingerprint(recipe)
     assert found["text"].pop("chat") is False
-    saved = {KEY: {**found, "hash": digest(found)}}
+    saved = {FINGERPRINT: {**found, "hash": digest(found)}}
     assert differences(saved_fingerprint(saved, recipe, ""), fingerprint(recipe)) == []
     changed = dehvf_kit.load_recipe(ground / "chat.yaml")
     assert differences(saved_fingerprint(saved, recipe, ""), fingerprint(changed)) == [("text.chat", False, True)]
@@ -119,8 +119,8 @@ def test_an_adapter_saved_before_is_compared_by_what_it_knows(ground: Path, comm
     assert command("train", ground / "chat.yaml", "--output", ground / "run").code == 0
     file = ground / "run/adapter/dehvf_config.json"
     config = json.loads(file.read_text())
-    del config[KEY]["tokens"]
-    config[KEY]["hash"] = digest(config[KEY])
+    del config[FINGERPRINT]["tokens"]
+    config[FINGERPRINT]["hash"] = digest(config[FINGERPRINT])
     file.write_text(json.dumps(config))
     template(ground / "decoder")
     assert command("eval", ground / "run/adapter").code == 0

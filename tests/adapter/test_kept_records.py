@@ -11,14 +11,14 @@ from helpers import tiny_decoder
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dehvf_kit.adapter import base_weights, kept_records
+from dehvf_kit.adapter import base_weights
 from dehvf_kit.adapter.base_weights import compare, record
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DEHVF_KIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept_records, "STARTED", 2**63)
+    monkeypatch.setattr(base_weights, "STARTED", 2**63)
     tiny_decoder().save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
@@ -32,7 +32,7 @@ def kept(folder: Path, monkeypatch: pytest.MonkeyPatch, model=None) -> tuple[dic
     computed = []
     with monkeypatch.context() as patch:
         patch.setattr(base_weights, "record", lambda model: computed.append(model) or record(model))
-        found = kept_records.kept_record(load(folder) if model is None else model)
+        found = base_weights.kept_record(load(folder) if model is None else model)
     return found, bool(computed)
 
 
@@ -57,7 +57,7 @@ def test_a_changed_file_is_read_again(folder, monkeypatch):
 
 
 def test_a_file_that_changed_since_the_start_is_not_kept(folder, monkeypatch):
-    monkeypatch.setattr(kept_records, "STARTED", 0)
+    monkeypatch.setattr(base_weights, "STARTED", 0)
     assert [kept(folder, monkeypatch)[1] for _ in range(2)] == [True, True]
 
 

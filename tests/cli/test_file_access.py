@@ -34,7 +34,7 @@ LOOKERS = {
     "plugins/dehvf-kit-doctor/dehvf_kit_doctor/support.py",
     "plugins/dehvf-kit-scaffold/dehvf_kit_scaffold/schema.py",
     "dehvf_kit/training/checkpoints.py",
-    "dehvf_kit/adapter/kept_records.py",
+    "dehvf_kit/adapter/base_weights.py",
     "plugins/dehvf-kit-baselines/dehvf_kit_baselines/method_table.py",
     "plugins/dehvf-kit-baselines/dehvf_kit_baselines/reproduction/figures.py",
     "plugins/dehvf-kit-baselines/dehvf_kit_baselines/reproduction/tables.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dehvf_kit.backbones.text_config import config_value, head_sizes
+from dehvf_kit.backbones.base import config_value, head_sizes
 from dehvf_kit.errors import DecoderError, DehvfError
 from dehvf_kit.testing import CONTRACT, Broken, Subject, check_decoder, run_contract, tiny_decoder
 from dehvf_kit.testing.decoder_contract import none_broken, run_items

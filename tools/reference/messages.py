@@ -34,7 +34,7 @@ SPOKEN = (
 )
 # Functions that pass on messages made elsewhere, and where that is.
 RELAYS = {
-    "dehvf_kit/data/issues.py:refuse": "the kinds of its issues",
+    "dehvf_kit/data/samples.py:refuse": "the kinds of its issues",
     "dehvf_kit/data/processing.py:require_tokenizer": "the tokenizer's faults",
     "plugins/dehvf-kit-streams/dehvf_kit_streams/llava.py:read_file": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:read_rows": "the kinds of the row faults",
@@ -53,7 +53,7 @@ RELAYS = {
     "plugins/dehvf-kit-compare/dehvf_kit_compare/comparison.py:compare": "each recipe's faults",
     "plugins/dehvf-kit-scaffold/dehvf_kit_scaffold/starter.py:_size": "the towers' errors",
     "dehvf_kit/training/run_folder.py:_from_worker": "a worker's error",
-    "dehvf_kit/utils/yaml_files.py:parse_yaml": "the faults collected",
+    "dehvf_kit/utils/plain_data.py:parse_yaml": "the faults collected",
 }
 
 

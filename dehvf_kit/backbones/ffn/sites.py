@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dehvf_kit.backbones.base import config_size, config_value, text_config
 from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES, FfnOverride
 from dehvf_kit.backbones.ffn.structure import (
     activation_name,
@@ -25,7 +26,6 @@ from dehvf_kit.backbones.ffn.structure import (
     mixes_tokens,
     norm_width,
 )
-from dehvf_kit.backbones.text_config import config_size, config_value, text_config
 from dehvf_kit.errors import DecoderError, listing
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from dehvf_kit.api.shapes import VisionSpec
-from dehvf_kit.backbones.base import first_line, vision_config
+from dehvf_kit.backbones.base import config_size, first_line, vision_config
 from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.backbones.ffn.sites import ffn_sites
-from dehvf_kit.backbones.text_config import config_size
 from dehvf_kit.backbones.vision.layout import (
+    PACKED,
     READABLE,
     Enough,
     TokenLayout,
@@ -31,10 +31,11 @@ from dehvf_kit.backbones.vision.layout import (
     find_layout,
     find_post_norm,
     in_evaluation,
+    packed_patches,
+    packing,
     token_rows,
 )
 from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverride
-from dehvf_kit.backbones.vision.packed import PACKED, packed_patches, packing
 from dehvf_kit.errors import DecoderError, DehvfError, VisionError, listing
 
 # Config fields that only encoders of clips have, and fields that hold one size per stage.

@@ -14,7 +14,7 @@ from dehvf_kit_baselines.reproduction.tables import ROOT, published
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.recipe import load_recipe
-from dehvf_kit.utils.yaml_files import read_yaml
+from dehvf_kit.utils.plain_data import read_yaml
 
 
 def share(*values: float) -> dict:

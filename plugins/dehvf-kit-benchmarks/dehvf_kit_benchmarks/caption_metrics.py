@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dehvf_kit.data.issues import Issue, refuse
 from dehvf_kit.data.metrics.scores import Score, Scores
+from dehvf_kit.data.samples import Issue, refuse
 from dehvf_kit.errors import DataError
 
 RESAMPLES = 1000

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dehvf_kit.data.answers import named
-from dehvf_kit.data.issues import PREPARE, Issue, refuse, require_file
-from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
+from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, PromptConfig, Published, Reading, Sample, Split, refuse, require_file
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file, is_folder
-from dehvf_kit.utils.strict_json import read_json
+from dehvf_kit.utils.plain_data import read_json
 
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores

@@ -16,11 +16,10 @@ from dehvf_kit_streams.hub_tables import TableImage, open_table
 from pydantic import Field, field_validator, model_validator
 
 from dehvf_kit.data.answers import named
-from dehvf_kit.data.issues import PREPARE, Issue, refuse
-from dehvf_kit.data.samples import DataConfig, PromptConfig, Published, Reading, Sample, Split
+from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, PromptConfig, Published, Reading, Sample, Split, refuse
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.atomic import is_file, is_folder
-from dehvf_kit.utils.strict_json import read_json
+from dehvf_kit.utils.plain_data import read_json
 from dehvf_kit_benchmarks import likelihood
 from dehvf_kit_benchmarks import scienceqa_columns as columns
 from dehvf_kit_benchmarks.scienceqa_columns import UNANSWERED

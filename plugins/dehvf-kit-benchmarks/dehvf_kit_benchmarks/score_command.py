@@ -29,7 +29,7 @@ def scienceqa(
     as_json: Json = False,
 ) -> None:
     """The nine columns. Raises: DataError for files that cannot be read and ids that do not match."""
-    from dehvf_kit.data.issues import PREPARE, refuse
+    from dehvf_kit.data.samples import PREPARE, refuse
     from dehvf_kit_benchmarks.scienceqa import ScienceQaDataConfig, read_results
     from dehvf_kit_benchmarks.scienceqa_columns import score
 

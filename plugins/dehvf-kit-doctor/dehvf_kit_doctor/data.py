@@ -21,7 +21,7 @@ def data(
     as_json: Json = False,
 ) -> None:
     """Print the first samples; needs the decoder's tokenizer, not its weights. Raises: RecipeError, DataError."""
-    from dehvf_kit.adapter.fingerprint import fingerprint
+    from dehvf_kit.adapter.identity import fingerprint
     from dehvf_kit.data.sample_filter import SampleFilter
     from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit_doctor.peek import peek_samples

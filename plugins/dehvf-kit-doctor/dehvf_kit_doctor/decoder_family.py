@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 import transformers
 
+from dehvf_kit.backbones.base import config_size, text_config
 from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES, FfnOverride
 from dehvf_kit.backbones.ffn.sites import ffn_sites
-from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.errors import DecoderError
 from dehvf_kit.testing.decoder_contract import CONTRACT, ItemResult, run_items
 from dehvf_kit.testing.subject import Subject

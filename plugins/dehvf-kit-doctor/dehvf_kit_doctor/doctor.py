@@ -18,7 +18,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.utils.strict_json import NotJson, parse_json
+from dehvf_kit.utils.plain_data import NotJson, parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,9 +89,9 @@ def read_config(name: str) -> tuple[PretrainedConfig, dict[str, Any]]:
 
 def decoder_facts(name: str) -> dict[str, Any]:
     """A decoder's sites, layer by layer, from its config alone; `check` runs the contract."""
+    from dehvf_kit.backbones.base import config_size, text_config
     from dehvf_kit.backbones.decoder import HfDecoderConfig
     from dehvf_kit.backbones.ffn.sites import ffn_sites
-    from dehvf_kit.backbones.text_config import config_size, text_config
     from dehvf_kit.recipe.plugin_manager import plugins
 
     config, settings = read_config(name)
@@ -153,8 +153,8 @@ def vision_facts(name: str) -> dict[str, Any]:
 
 def _fitting_size(model: nn.Module, patch_size: tuple[int, int]) -> int:
     """The side nearest IMAGE_SIZE that an encoder of any size can cut into patches and blocks of them."""
+    from dehvf_kit.backbones.vision.layout import packing
     from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, VisionOverride
-    from dehvf_kit.backbones.vision.packed import packing
 
     packed = packing(model, VISION_OVERRIDES.get(model.config.model_type, VisionOverride()))
     step = max(patch_size) * (packed[1] if packed else 1)

@@ -85,7 +85,7 @@ def _show(place: str, kind: str, parts: Sequence[Any]) -> None:
     for part in parts:
         table.add_row("", part.name, f"{part.samples:,}", f"{part.with_image:,}", f"{part.images:,}", escape(_beside(part)))
     console.print(table)
-    from dehvf_kit.data.issues import grouped
+    from dehvf_kit.data.samples import grouped
 
     for part in parts:
         for name, group in grouped(part.issues).items():

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.model.inputs import reads_prompt
 from dehvf_kit.model.model import DehvfModel
-from dehvf_kit.model.question import reads_prompt
 from dehvf_kit.model.run import MemoryScope
 from dehvf_kit.recipe.files import alone
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dehvf_kit.api.cost_formulas import TowerSizes
+from dehvf_kit.backbones.base import config_size, text_config
 from dehvf_kit.backbones.quantization import weight_bytes, weight_notes
-from dehvf_kit.backbones.text_config import config_size, text_config
 from dehvf_kit.costs.flops import decoder_flops
 from dehvf_kit.costs.memory import BYTES, TRAINED_BYTES, memory_usage
 from dehvf_kit.costs.parameters import parameter_table

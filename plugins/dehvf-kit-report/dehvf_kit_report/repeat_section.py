@@ -14,11 +14,11 @@ import transformers
 
 from dehvf_kit._version import __version__
 from dehvf_kit.adapter.files import WEIGHTS
-from dehvf_kit.adapter.fingerprint import saved_fingerprint
+from dehvf_kit.adapter.identity import saved_fingerprint
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.training.run import ADAPTER
 from dehvf_kit.utils.atomic import is_file, sha256
-from dehvf_kit.utils.yaml_files import to_yaml
+from dehvf_kit.utils.plain_data import to_yaml
 from dehvf_kit_report.finished_run import FinishedRun
 from dehvf_kit_report.page import Section, table, text
 from dehvf_kit_report.sections import eval_command

@@ -33,9 +33,8 @@ def init(
 ) -> None:
     """Ask for what no option gives, check, write. Raises: DehvfError where an answer is missing or cannot be used."""
     with waiting("Loading plugins"):
-        from dehvf_kit.recipe.image_check import image_statements
         from dehvf_kit.recipe.plugin_manager import plugins
-        from dehvf_kit.recipe.recipe import parse_recipe
+        from dehvf_kit.recipe.recipe import image_statements, parse_recipe
         from dehvf_kit_scaffold.starter import NO_DATA, starter_recipe, write_starter
 
         registry = plugins().registry

@@ -13,7 +13,7 @@ from dehvf_kit.recipe.files import override
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, parse_recipe
 from dehvf_kit.utils.atomic import exists, writing
-from dehvf_kit.utils.yaml_files import to_yaml
+from dehvf_kit.utils.plain_data import to_yaml
 
 NO_DATA = "none"
 HELD_OUT = 0.1  # of the images, where the data have no test split

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from dehvf_kit.data.issues import looked_in
+from dehvf_kit.data.samples import looked_in
 from dehvf_kit.errors import DataError, listing
 from dehvf_kit.utils.atomic import exists, is_file
 

@@ -17,13 +17,12 @@ from pydantic import Field
 
 from dehvf_kit.data.answers import named
 from dehvf_kit.data.conversations import conversation_sample
-from dehvf_kit.data.issues import Issue, note, require_file
 from dehvf_kit.data.jsonl import holds_conversations, is_json_lines, json_lines
 from dehvf_kit.data.rows import FileSplitsConfig, RowFaultError, RowReader, TableColumns
-from dehvf_kit.data.samples import Message, Reading, Sample
+from dehvf_kit.data.samples import Issue, Message, Reading, Sample, note, require_file
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file
-from dehvf_kit.utils.strict_json import read_json
+from dehvf_kit.utils.plain_data import read_json
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 

@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dehvf_kit.data.issues import PREPARE, Issue, refuse
 from dehvf_kit.data.rows import TableColumns
-from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
+from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, Reading, Sample, Split, refuse
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, RecipeError
 from dehvf_kit_streams.hub_tables import library

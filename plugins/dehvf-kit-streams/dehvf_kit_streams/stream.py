@@ -13,9 +13,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dehvf_kit.api.config import MAX_COUNT
-from dehvf_kit.data.issues import Issue, require_file
 from dehvf_kit.data.rows import Row, TableColumns
-from dehvf_kit.data.samples import DataConfig, Reading, Sample, Split
+from dehvf_kit.data.samples import DataConfig, Issue, Reading, Sample, Split, require_file
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError
 from dehvf_kit_streams.hub_tables import library, plain_rows, require_shards

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.issues import Issue, require_file
 from dehvf_kit.data.jsonl import holds_conversations
 from dehvf_kit.data.rows import FileSplitsConfig, Row, RowReader, TableColumns, reading_of
-from dehvf_kit.data.samples import Reading
+from dehvf_kit.data.samples import Issue, Reading, require_file
 from dehvf_kit.utils.atomic import is_file, is_folder
 from dehvf_kit_streams.hub_tables import TableImage, open_table, plain_rows
 from dehvf_kit_streams.text_tables import TEXT_ENDINGS, files_of_split, split_files, text_files, text_rows

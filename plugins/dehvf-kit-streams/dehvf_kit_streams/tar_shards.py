@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dehvf_kit.data.issues import Issue, note
-from dehvf_kit.data.samples import HeldImage
+from dehvf_kit.data.samples import HeldImage, Issue, note
 from dehvf_kit.errors import DataError, listing, shown
-from dehvf_kit.utils.strict_json import NotJson, parse_json
+from dehvf_kit.utils.plain_data import NotJson, parse_json
 
 IMAGES = frozenset(
     ["jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "avif"]

@@ -15,7 +15,7 @@ from data.shards import ROW, picture, sample, tar
 from dehvf_kit_streams.stream import StreamDataConfig
 from dehvf_kit_streams.tar_shards import tar_rows
 
-from dehvf_kit.data.issues import Issue
+from dehvf_kit.data.samples import Issue
 from dehvf_kit.errors import DataError
 
 

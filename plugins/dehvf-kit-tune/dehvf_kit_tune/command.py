@@ -36,7 +36,7 @@ def tune(
     from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit.training.run_folder import default_folder
     from dehvf_kit.utils.atomic import write_output
-    from dehvf_kit.utils.yaml_files import to_yaml
+    from dehvf_kit.utils.plain_data import to_yaml
     from dehvf_kit_tune.search import axes
     from dehvf_kit_tune.tuning import Tuning
 

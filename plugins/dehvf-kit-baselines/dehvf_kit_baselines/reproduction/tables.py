@@ -16,8 +16,8 @@ from dehvf_kit.api import TowerSizes
 from dehvf_kit.costs.parameters import agrees, parameter_table
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
+from dehvf_kit.utils.plain_data import read_yaml
 from dehvf_kit.utils.shipped import HOME
-from dehvf_kit.utils.yaml_files import read_yaml
 from dehvf_kit_baselines.cost_formulas import baseline_costs
 
 ROOT = HOME

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dehvf_kit.utils.strict_json import NotJson, deeper_than, parse_json
+from dehvf_kit.utils.plain_data import NotJson, deeper_than, parse_json
 
 FAULTY = {
     "half": (b'{"a": ', "not JSON: Expecting value at column 7", 1),

@@ -1,4 +1,8 @@
-"""Which features each row of a batch reads: from pixels or features given, one, several or no images a row."""
+"""What each row of a batch reads beside its text.
+
+Features: from pixels or features given, one, several or no images a row. The question as embeddings, for nodes that read it (ports
+`prompt` and `prompt_mask`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,12 @@ from torch import Tensor
 
 from dehvf_kit.data.processing import padded_index
 from dehvf_kit.errors import DehvfError, ShapeError
+from dehvf_kit.model.input_tokens import IGNORED
 from dehvf_kit.model.run import Features, by_tower, image_entries, one_a_row
+from dehvf_kit.recipe.graph import BATCH, Graph
+
+Prompt = tuple[Tensor, Tensor]
+"""Embeddings [row, token, decoder_hidden] and mask [row, token]."""
 
 
 class RowFeatures(NamedTuple):
@@ -69,3 +78,24 @@ def row_features(
             text_row, has_image, image_index = image_entries(image_index, rows)
         given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
     return RowFeatures(one_a_row(given, towers, rows if text_row is None else len(text_row), has_image), has_image, text_row)
+
+
+def reads_prompt(graph: Graph) -> bool:
+    """Whether a node reads the question."""
+    return any(wire.node == BATCH and wire.port.startswith("prompt") for wire, _, _ in graph.edges())
+
+
+def question(model: Any, text: Tensor, attention_mask: Tensor | None, labels: Tensor | None, cache: Any) -> Prompt | None:
+    """The text before a row's first label, which is what generation is given; None where no node reads it.
+
+    Shapes: text [row, token], or its embeddings [row, token, decoder_hidden]; attention_mask and labels [row, token].
+    Raises: ShapeError with a filled cache, whose pass is given the last tokens alone.
+    """
+    if not reads_prompt(model.graph):
+        return None
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ShapeError("past_key_values: this model reads the whole question (port prompt); give the whole text, or use generate")
+    mask = torch.ones(text.shape[:2], device=text.device).bool() if attention_mask is None else attention_mask.bool()
+    if labels is not None:
+        mask = mask & ((labels != IGNORED).cumsum(1) == 0).to(mask.device)
+    return (model.get_input_embeddings()(text) if text.ndim == 2 else text).detach(), mask

@@ -1,12 +1,19 @@
-"""(role, type) -> config class, and base-model sources by name; duplicates are refused with both origins named."""
+"""What the kit and its plugins register, and how the kit calls their code.
+
+(role, type) -> config class, base-model sources and commands by name; duplicates are refused with both origins named. Whatever is
+raised in code that a plugin brought becomes one line that names the plugin's own place. The kit's own components, towers and data
+sets keep their tracebacks, since what goes wrong in them is the kit's to mend.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,9 +22,12 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel
 
 from dehvf_kit.api.cost_formulas import CostFormula
-from dehvf_kit.api.plugin_code import DEBUG
 from dehvf_kit.errors import DehvfError, PluginError, did_you_mean, listing, shown
 
+DEBUG = "DEHVF_KIT_DEBUG"
+"""The environment variable under which errors of plugins are left as they were raised."""
+COMMAND_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+COMMAND_TARGET = re.compile(r"[\w.]+:\w+")
 PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 """A class by its place: `package.module:Class`."""
 IN_PLUGINS = {
@@ -215,3 +225,97 @@ def type_name(config: type[BaseModel]) -> str:
         return ""
     names = get_args(info.annotation)
     return str(names[0]) if names else str(info.default or "")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. target: its Typer function as `module:function`; help: the line that `--help` shows."""
+
+    name: str
+    target: str
+    help: str
+
+
+@dataclass
+class CommandTable:
+    """The commands known so far, in the order in which `--help` lists them."""
+
+    commands: dict[str, Command] = field(default_factory=dict)
+
+    def register(self, name: str, target: str, help: str) -> None:
+        """Add a command.
+
+        Args:
+            name: what is typed after `dehvf-kit`, lower-case words joined by hyphens.
+            target: `module:function`, a Typer function (or a `typer.Typer`, for a group of commands).
+            help: one line for `dehvf-kit --help`.
+
+        Raises:
+            DehvfError: for a name or target of another form, and for a name that is taken.
+        """
+        if not COMMAND_NAME.fullmatch(str(name)):
+            raise DehvfError(f"register_commands: '{name}' cannot name a command; wants lower-case words such as my-command")
+        if not COMMAND_TARGET.fullmatch(str(target)):
+            raise DehvfError(f"register_commands: {name}: given the target '{target}'; wants module:function")
+        known = self.commands.get(name)
+        if known is not None and known.target != target:
+            raise DehvfError(f"two commands are named '{name}': {known.target} and {target}; rename one of them")
+        self.commands[name] = Command(name, target, help)
+
+
+@contextmanager
+def plugin_code(owner: object, where: str = "") -> Iterator[None]:
+    """Inside, an exception out of a plugin's code becomes a PluginError; the kit's own (DehvfError, ConfigMismatchError) pass.
+
+    Args:
+        owner: the config whose code is called.
+        where: its place in the recipe (`graph.fuser`), where the caller does not say it.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        wrapped = wrapped_as(error, owner, where)
+        if wrapped is None:
+            raise
+        raise wrapped from error
+
+
+def raised(error: BaseException) -> str:
+    """An exception in one line: its class and message; of `sys.exit` its exit code."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit: it calls sys.exit({error.code!r}), which would end every command"
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+
+
+def wrapped_as(error: BaseException, owner: object, where: str = "") -> PluginError | None:
+    """The PluginError to raise from an exception; None where it should go on as it is."""
+    kind = type(owner)
+    package, kit = kind.__module__.partition(".")[0], __name__.partition(".")[0]
+    ours = isinstance(error, DehvfError) or kit in (package, type(error).__module__.partition(".")[0])
+    if ours or _out_of_memory(error) or os.environ.get(DEBUG):
+        return None
+    name = getattr(owner, "type", kind.__name__)
+    place = _place(error, kind, package)
+    message = f"the plugin's '{name}' raised {raised(error)} ({place}); {DEBUG}=1 shows the traceback"
+    return PluginError(f"{where}: {message}" if where else message)
+
+
+def _place(error: BaseException, kind: type, package: str) -> str:
+    """`file.py:12, in build`: the innermost frame in the plugin, else the file of its config class."""
+    frames = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+    ]
+    if frames:
+        code, line = frames[-1]
+        return f"{code.co_filename}:{line}, in {code.co_name}"
+    try:
+        return inspect.getfile(kind)
+    except (TypeError, OSError):
+        return kind.__module__
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

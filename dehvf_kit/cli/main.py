@@ -25,8 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dehvf_kit._version import __version__
-from dehvf_kit.api.commands import Command, CommandTable
-from dehvf_kit.api.plugin_code import DEBUG, raised
+from dehvf_kit.api.registry import DEBUG, Command, CommandTable, raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 from dehvf_kit.utils.atomic import FULL, refused, unwritable
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.data.sample_filter import no_images
 from dehvf_kit.data.samples import PREPARE, DataConfig, grouped
 from dehvf_kit.data.stream import LOOKED_AT, SampleStream

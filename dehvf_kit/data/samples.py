@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dehvf_kit.api.config import Settings
-from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.backbones.attached import attached_to, forget, names, note
 from dehvf_kit.backbones.compiled import forget_compiled
 from dehvf_kit.backbones.quantization import keep_differentiable, release

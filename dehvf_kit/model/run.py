@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from dehvf_kit.api.components import DecoderComponent
-from dehvf_kit.api.plugin_code import wrapped_as
+from dehvf_kit.api.registry import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
 from dehvf_kit.errors import DehvfError, PluginError, ShapeError
 from dehvf_kit.recipe.files import SINGLE, alone

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from dehvf_kit.api.config import BuildContext, ComponentConfig, ConfigMismatchError
-from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.api.shapes import Cost, DecoderSpec, VisionSpec
 from dehvf_kit.errors import Fault, PluginError, did_you_mean, listing
 

@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dehvf_kit.api.config import ComponentConfig, Settings
-from dehvf_kit.api.plugin_code import plugin_code
-from dehvf_kit.api.registry import Registry
+from dehvf_kit.api.registry import Registry, plugin_code
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
 from dehvf_kit.errors import DehvfError, Fault, PluginError, RecipeError, did_you_mean, listing, shown

@@ -17,10 +17,8 @@ import pluggy
 
 import dehvf_kit.api.hookspecs as hookspecs
 import dehvf_kit.recipe.builtin_plugin as builtin_plugin
-from dehvf_kit.api.commands import CommandTable
 from dehvf_kit.api.hookspecs import PROJECT
-from dehvf_kit.api.plugin_code import raised
-from dehvf_kit.api.registry import Registry
+from dehvf_kit.api.registry import CommandTable, Registry, raised
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.files import encoders_of
 from dehvf_kit.utils.atomic import is_file

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dehvf_kit.api.config import settings_of
-from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig
 from dehvf_kit.backbones.vision.pixels import OwnImages, said

@@ -12,7 +12,7 @@ from helpers import tiny_model, tiny_recipe
 from helpers import tokens as tiny_tokens
 
 from dehvf_kit.api.config import ComponentConfig
-from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.data.samples import DataConfig, Sample
 from dehvf_kit.errors import DataError, DehvfError, PluginError, RecipeError, ShapeError
 from dehvf_kit.model.builder import build_nodes

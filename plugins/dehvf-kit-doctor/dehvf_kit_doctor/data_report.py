@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dehvf_kit.api.plugin_code import plugin_code
+from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.data.sample_filter import image_issues, no_images
 from dehvf_kit.data.samples import DataConfig, Issue, Published, Reading, Sample, each_image, grouped
 from dehvf_kit.errors import DataError, PluginError

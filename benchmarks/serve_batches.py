@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from dehvf_kit_serve.adapters import Adapter, Prompt
-from dehvf_kit_serve.batching import JOIN_EVERY
+from dehvf_kit_serve.batching import JOIN_EVERY, many_wait
 from dehvf_kit_serve.generation import Row, Settings
 from dehvf_kit_serve.running import RunningBatch
 
@@ -45,9 +45,10 @@ def joining(adapter: Adapter, asked: list[Prompt], rows: int) -> None:
         new, waiting = waiting[: rows - len(batch.rows)], waiting[rows - len(batch.rows) :]
         if new:
             batch.join(new)
-        for _ in range(JOIN_EVERY):
-            if batch.rows:
-                batch.step()
+        for count in range(JOIN_EVERY):
+            if not batch.rows or (count and many_wait(len(waiting), len(batch.rows), rows)):
+                break
+            batch.step()
 
 
 def main() -> None:

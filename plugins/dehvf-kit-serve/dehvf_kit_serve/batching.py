@@ -19,6 +19,13 @@ GATHERING_S = 0.01
 """What a batch that is not full waits for requests that were sent together."""
 JOIN_EVERY = 8
 """Tokens between two looks for requests that can join: prompts that are read together cost less than each alone."""
+JOIN_SHARE = 4
+"""They join at once where they fill a quarter of the largest batch, or are as many as it answers: its idle rows would cost more."""
+
+
+def many_wait(waiting: int, working: int, max_batch: int) -> bool:
+    """Whether so many jobs could join a batch of `working` rows that it does not wait for more of them."""
+    return min(waiting, max_batch - working) >= min(working, max(1, max_batch // JOIN_SHARE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +97,9 @@ class Batches:
             if batch:
                 working += batch
                 self._join(running, batch)
-            for _ in range(JOIN_EVERY):
+            for count in range(JOIN_EVERY):
                 working = self._end([job for job in working if job.prompt.row.done])
-                if not working:
+                if not working or (count and many_wait(len(self._jobs), len(working), self.max_batch)):
                     break
                 try:
                     running.step()

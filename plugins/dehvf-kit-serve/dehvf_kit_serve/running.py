@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +23,15 @@ from dehvf_kit.data.encoding import stack
 from dehvf_kit.data.processing import image_places
 from dehvf_kit.model.input_tokens import positions
 from dehvf_kit.model.inputs import reads_prompt
-from dehvf_kit.model.run import MemoryScope, to_device
+from dehvf_kit.model.run import MemoryScope, by_encoder, per_encoder, to_device
 from dehvf_kit_serve.generation import choose_tokens
 
 if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
     from dehvf_kit_serve.adapters import Prompt
 
+IMAGES = 16
+"""Images that an encoder reads at once."""
 KNOWN = {"position_ids", "attention_mask", "past_key_values"}
 PLAIN_SETTINGS = {
     *("do_sample", "temperature", "top_p", "top_k", "min_p", "num_beams", "early_stopping", "length_penalty", "max_new_tokens"),
@@ -75,7 +78,7 @@ class RunningBatch:
     @torch.no_grad()
     def join(self, prompts: Sequence[Prompt]) -> None:
         """Read prompts and choose the first token of each answer; the rows that run are not touched where that fails."""
-        new = [Joined(prompt, self._features(prompt)) for prompt in prompts]
+        new = [Joined(prompt, features) for prompt, features in zip(prompts, self._features(prompts), strict=True)]
         longest = max(len(prompt.ids) for prompt in prompts)
         tokens = torch.tensor([[0] * (longest - len(prompt.ids)) + prompt.ids for prompt in prompts], device=self._device)
         mask = torch.tensor([[0] * (longest - len(one.ids)) + [1] * len(one.ids) for one in prompts], device=self._device)
@@ -101,8 +104,15 @@ class RunningBatch:
         if self._leave():
             self._scope = self._memory(self.rows) if self.rows else None
 
-    def _features(self, prompt: Prompt) -> list[Any]:
-        return [self.model.vision_features(to_device(one, self._device)) for one in prompt.pixels]
+    def _features(self, prompts: Sequence[Prompt]) -> list[list[Any]]:
+        """The features of each prompt's images, read together."""
+        pixels, found = [one for prompt in prompts for one in prompt.pixels], []
+        for start in range(0, len(pixels), IMAGES):
+            read = self.model.vision_features(to_device(stack(pixels[start : start + IMAGES]), self._device))
+            count = len(next(iter(by_encoder(read).values())))
+            found += [per_encoder(lambda tensor, place=place: tensor[place : place + 1], read) for place in range(count)]
+        each = iter(found)
+        return [list(islice(each, len(prompt.pixels))) for prompt in prompts]
 
     def _memory(self, rows: Sequence[Joined]) -> MemoryScope:
         """What the decoder reads for these rows."""

@@ -250,7 +250,7 @@ def test_one_bad_row_fails_alone(client: openai.OpenAI, service: Any, monkeypatc
             bad.result()
 
 
-def test_rows_join_and_leave_and_say_what_they_say_alone(service: Any, world: Path) -> None:
+def test_rows_join_and_leave_and_say_what_they_say_alone(service: Any, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dehvf_kit_serve.adapters import Limits
     from dehvf_kit_serve.chat_request import ChatRequest
     from dehvf_kit_serve.running import RunningBatch
@@ -271,15 +271,25 @@ def test_rows_join_and_leave_and_say_what_they_say_alone(service: Any, world: Pa
         adapter.generate([prompt])
     running, together = RunningBatch(adapter.model), prompts()
     waiting, sizes = list(together), []
+    read, known = [], adapter.model.vision_features
+    monkeypatch.setattr(adapter.model, "vision_features", lambda pixels: read.append(len(pixels)) or known(pixels))
     while waiting or running.rows:
         if waiting:
-            running.join([waiting.pop(0) for _ in waiting[:2]])
+            running.join([waiting.pop(0) for _ in waiting[:3]])
         sizes.append(len(running.rows))
         if running.rows:
             running.step()
     assert [prompt.row.tokens for prompt in together] == [prompt.row.tokens for prompt in alone]
-    assert max(sizes) > 2 and adapter.joins
+    assert max(sizes) > 3 and adapter.joins and read == [2, 1], "the images of prompts that join together are read together"
     assert len({tuple(prompt.row.tokens) for prompt in alone}) == len(alone)
+
+
+def test_requests_join_at_once_where_they_are_many() -> None:
+    from dehvf_kit_serve.batching import many_wait
+
+    assert many_wait(1, 1, 16) and many_wait(4, 10, 16) and many_wait(30, 12, 16)
+    assert not many_wait(0, 1, 16) and not many_wait(3, 10, 16) and not many_wait(30, 13, 16) and not many_wait(9, 16, 16)
+    assert many_wait(1, 1, 2) and not many_wait(1, 1, 1)
 
 
 def test_whoever_hangs_up_is_not_answered_further(client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:

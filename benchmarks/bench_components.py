@@ -10,7 +10,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.components.base import Grouper, runs
 from dehvf_kit.components.fuser.cross_attention import CrossAttentionFuser
 from dehvf_kit.components.fuser.mean import MeanFuser

@@ -17,7 +17,7 @@ from helpers import (
     tokens,
 )
 
-from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.components.base import Grouper, runs
 from dehvf_kit.components.fuser.cross_attention import CrossAttentionFuser
 from dehvf_kit.components.injector.ffn_memory import FfnMemoryInjector

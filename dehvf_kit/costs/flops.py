@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from dehvf_kit.api.shapes import Cost
-from dehvf_kit.backbones.base import config_size, config_value, head_sizes, text_config
-from dehvf_kit.backbones.vision.config import VisionTower, vision_config
+from dehvf_kit.backbones.base import config_size, config_value, head_sizes, text_config, vision_config
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.data.images import open_image
 from dehvf_kit.errors import VisionError

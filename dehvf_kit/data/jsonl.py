@@ -1,15 +1,20 @@
-"""Questions about images from JSON lines: `{"image": "a.png", "question": "...", "answer": "..."}`."""
+"""Data sets whose splits are files, and the kit's own: questions about images from JSON lines.
+
+{"image": "a.png", "question": "...", "answer": "..."}
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.rows import FileSplitsConfig, Row, RowReader, TableColumns, read_rows, reading_of
-from dehvf_kit.data.samples import Issue, Reading, Sample, note, require_file
+from dehvf_kit.data.held_out import held_out_groups, image_groups
+from dehvf_kit.data.rows import Row, RowReader, TableColumns, read_rows, reading_of
+from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, Reading, Sample, Split, log_notes, note, refuse, require_file
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils.atomic import is_file
 from dehvf_kit.utils.plain_data import NotJson, parse_json
@@ -18,6 +23,66 @@ FIELDS = ("id", "image", "question", "answer", "kind")
 HEAD_BYTES = 2**16
 MAX_LINE = 2**24
 """Bytes a line may have."""
+
+
+class FileSplitsConfig(DataConfig):
+    """Parent of the data sets that are named by `train` and `test`. A subclass reads one of them: `read_file`."""
+
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the images of `train` held out as validation split; also as the test split, where `test` is not set",
+    )
+    validation_seed: int = Field(0, ge=0, description="another seed holds out other images")
+
+    def read_file(self, part: str) -> Reading:
+        """Everything that `train` or `test` names, with everything wrong with it."""
+        raise NotImplementedError(f"{type(self).__name__}.read_file")
+
+    def where(self, part: str) -> str:
+        """What messages call a split."""
+        return f"data.{part}"
+
+    @property
+    def names_test(self) -> bool:
+        """Whether there is a test split beside what `validation` holds out."""
+        test: Any = getattr(self, "test", None)
+        return bool(test) and not (self.validation and test == type(self).model_fields["test"].default)
+
+    @property
+    def validation_split(self) -> Split | None:
+        return None if not self.validation else "validation" if self.names_test else "test"
+
+    def file_of(self, part: str) -> str:
+        """Which of `train` and `test` a split is read from."""
+        return "test" if part == "test" and (self.names_test or not self.validation) else "train"
+
+    def parts(self) -> Sequence[str]:
+        if self.validation:
+            return ("train", "validation", "test") if self.names_test else ("train", "test")
+        return [part for part in ("train", "test") if getattr(self, part)]
+
+    def samples(self, split: Split) -> list[Sample]:
+        reading = self.read(split)
+        refuse(self.where(split), reading.issues, PREPARE)
+        log_notes(self.where(split), reading)
+        return list(reading.samples)
+
+    def read(self, part: str) -> Reading:
+        if part == "validation" and not self.validation:
+            raise DataError("data.validation is not set; give the share of the training images to hold out, such as 0.1")
+        reading = self.read_file(self.file_of(part))
+        if not self.validation or self.file_of(part) == "test":
+            return reading
+        groups = image_groups(reading.samples, self.group_of)
+        held_out = held_out_groups(groups, self.validation, self.validation_seed)
+        kept = [sample for sample, group in zip(reading.samples, groups, strict=True) if (group in held_out) == (part != "train")]
+        return replace(reading, samples=kept, count=None)
+
+    def group_of(self, sample: Sample) -> str:
+        """What samples without an image have in common that come into one split: their question."""
+        return f"text {sample.question}"
 
 
 class JsonlDataConfig(FileSplitsConfig):

@@ -1,4 +1,4 @@
-"""One row -> one sample, for JSON lines, CSV, Parquet, `datasets` tables and streams alike.
+"""One row -> one sample, its cells as text, for JSON lines, CSV, Parquet, `datasets` tables and streams alike.
 
 What a row holds that cannot be used is refused with a `RowFaultError`, or noted; nothing is dropped without a word.
 """
@@ -7,36 +7,28 @@ from __future__ import annotations
 
 import base64
 import binascii
-import logging
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from dehvf_kit.api.config import Settings
-from dehvf_kit.data.answers import answer_of, is_missing, named
 from dehvf_kit.data.conversations import PLACEHOLDER, conversation_sample, marked, messages_of
-from dehvf_kit.data.held_out import held_out_groups, image_groups
-from dehvf_kit.data.samples import (
-    PREPARE,
-    DataConfig,
-    HeldImage,
-    ImageFile,
-    Issue,
-    Message,
-    Reading,
-    Sample,
-    Split,
-    grouped,
-    note,
-    refuse,
-)
+from dehvf_kit.data.samples import HeldImage, ImageFile, Issue, Message, Reading, Sample, note
 from dehvf_kit.errors import DataError, did_you_mean, listing, shown
+
+EXACT_INTEGERS = 2**53
+MISSING_WORDS = frozenset(["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "\\N"])
+"""How tools write a missing value into text."""
+WIDE_DIGITS = 15
+"""Digits that a number of 32 bits has at least where it is written as one of 64."""
 
 PLURAL = "images"
 VIDEOS = ("video", "videos")
@@ -315,70 +307,58 @@ def reading_of(rows: Iterable[Row], reader: RowReader, issues: list[Issue], dist
     return Reading(samples, issues, numbered=numbered if distinct else ())
 
 
-log = logging.getLogger(__name__)
+def answer_of(value: Any) -> tuple[str, list[str]]:
+    """An answer as text, and what to note of it: a text, a number, or the first of a list.
+
+    Raises: DataError for a missing value and for what is neither; its message is the kind of fault.
+    """
+    remarks = []
+    if isinstance(value, (list, tuple)):
+        given = [one for one in value if not is_missing(one)]
+        remarks += ["several answers, the first is read"] if len(given) > 1 else []
+        value = given[0] if given else None
+    if is_missing(value):
+        raise DataError("answer is missing")
+    if isinstance(value, float) and value.is_integer():
+        remarks.append("whole number given as a decimal, read as a whole number")
+    elif isinstance(value, float) and (short := of_32_bits(value)) != value:
+        remarks.append("number of 32 bits written with more digits than it has, read without them")
+        value = short
+    text = named(value, None)
+    if text is None:
+        raise DataError("answer is no text")
+    if isinstance(value, str) and text.strip() in MISSING_WORDS:
+        remarks.append("answer that may stand for a missing value, read as text")
+    elif isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", text, re.DOTALL):
+        remarks.append("answer that may be a list written as text, read as text")
+    return text, remarks
 
 
-class FileSplitsConfig(DataConfig):
-    """Parent of the data sets that are named by `train` and `test`. A subclass reads one of them: `read_file`."""
-
-    validation: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of the images of `train` held out as validation split; also as the test split, where `test` is not set",
-    )
-    validation_seed: int = Field(0, ge=0, description="another seed holds out other images")
-
-    def read_file(self, part: str) -> Reading:
-        """Everything that `train` or `test` names, with everything wrong with it."""
-        raise NotImplementedError(f"{type(self).__name__}.read_file")
-
-    def where(self, part: str) -> str:
-        """What messages call a split."""
-        return f"data.{part}"
-
-    @property
-    def names_test(self) -> bool:
-        """Whether there is a test split beside what `validation` holds out."""
-        test: Any = getattr(self, "test", None)
-        return bool(test) and not (self.validation and test == type(self).model_fields["test"].default)
-
-    @property
-    def validation_split(self) -> Split | None:
-        return None if not self.validation else "validation" if self.names_test else "test"
-
-    def file_of(self, part: str) -> str:
-        """Which of `train` and `test` a split is read from."""
-        return "test" if part == "test" and (self.names_test or not self.validation) else "train"
-
-    def parts(self) -> Sequence[str]:
-        if self.validation:
-            return ("train", "validation", "test") if self.names_test else ("train", "test")
-        return [part for part in ("train", "test") if getattr(self, part)]
-
-    def samples(self, split: Split) -> list[Sample]:
-        reading = self.read(split)
-        refuse(self.where(split), reading.issues, PREPARE)
-        log_notes(self.where(split), reading)
-        return list(reading.samples)
-
-    def read(self, part: str) -> Reading:
-        if part == "validation" and not self.validation:
-            raise DataError("data.validation is not set; give the share of the training images to hold out, such as 0.1")
-        reading = self.read_file(self.file_of(part))
-        if not self.validation or self.file_of(part) == "test":
-            return reading
-        groups = image_groups(reading.samples, self.group_of)
-        held_out = held_out_groups(groups, self.validation, self.validation_seed)
-        kept = [sample for sample, group in zip(reading.samples, groups, strict=True) if (group in held_out) == (part != "train")]
-        return replace(reading, samples=kept, count=None)
-
-    def group_of(self, sample: Sample) -> str:
-        """What samples without an image have in common that come into one split: their question."""
-        return f"text {sample.question}"
+def of_32_bits(value: float) -> float:
+    """0.1 for 0.10000000149011612, as duckdb writes it into JSON, and for 0.1000000015, as pandas does; else the value itself."""
+    if not abs(value) < float(np.finfo(np.float32).max):
+        return value
+    single = np.float32(value)
+    short, digits = float(str(single)), len(Decimal(repr(value)).as_tuple().digits)
+    all_digits = value == float(single) and digits >= WIDE_DIGITS
+    ten_decimals = value == round(float(single), 10) and len(repr(short)) + 3 <= len(repr(value)) and digits < WIDE_DIGITS
+    return short if all_digits or (ten_decimals and value != float(single)) else value
 
 
-def log_notes(where: str, reading: Reading) -> None:
-    """Log what was read in another form than it was given, counted by kind."""
-    for kind, group in grouped(issue for issue in reading.issues if not issue.fatal).items():
-        log.warning("%s: %d x %s, the first: %s", where, len(group), kind, group[0])
+def is_missing(value: Any) -> bool:
+    """Whether a value is null or not a number."""
+    return value is None or (isinstance(value, (float, Decimal)) and math.isnan(value))
+
+
+def named(value: Any, default: Any) -> str | None:
+    """A text or number as a text, a whole number without a point; `default` for a missing value, None for anything else."""
+    value = default if is_missing(value) else value
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_INTEGERS:
+        return str(int(value))
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    return str(value) if isinstance(value, (str, int, float)) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from dehvf_kit.utils.atomic import is_file
 if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores
 
+log = logging.getLogger(__name__)
 SHOWN = 3
 PREPARE = "dehvf-kit prepare lists all of it"
 Split = Literal["train", "validation", "test"]
@@ -299,3 +301,9 @@ def note(issues: list[Issue] | None, issue: Issue, error: DataError) -> None:
     if issues is None:
         raise error
     issues.append(replace(issue, detail=str(error).removeprefix(f"{issue.place}: ")))
+
+
+def log_notes(where: str, reading: Reading) -> None:
+    """Log what was read in another form than it was given, counted by kind."""
+    for kind, group in grouped(issue for issue in reading.issues if not issue.fatal).items():
+        log.warning("%s: %d x %s, the first: %s", where, len(group), kind, group[0])

@@ -15,7 +15,7 @@ from dehvf_kit.api.components import CONTRACT
 from dehvf_kit.api.config import MAX_PARAMETERS, too_many
 from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.backbones.decoder import decoder_spec, prepare_tokenizer
-from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.errors import DehvfError, Fault, PluginError, listing
 from dehvf_kit.model.model import DehvfModel

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from dehvf_kit.backbones.decoder import num_weights
-from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents, SeenByTrainers
 from dehvf_kit.model.config import DehvfConfig

@@ -21,7 +21,7 @@ from dehvf_kit.recipe.graph import BATCH, Graph, Wire
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    from dehvf_kit.backbones.vision.config import VisionTower
+    from dehvf_kit.backbones.vision.tower import VisionTower
     from dehvf_kit.recipe.recipe import Recipe
 
 Features = Tensor | Mapping[str, Tensor]

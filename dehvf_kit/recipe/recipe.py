@@ -16,7 +16,7 @@ from dehvf_kit.api.config import settings_of
 from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig
-from dehvf_kit.backbones.vision.pixels import OwnImages, said
+from dehvf_kit.backbones.vision.config import OwnImages, said
 from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DehvfError, Fault, RecipeError
 from dehvf_kit.recipe.files import Steps, alone, encoder_path, override, parents_of, read_with_parents, refuse_needless

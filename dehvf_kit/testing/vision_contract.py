@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.vision.config import VisionTower
 from dehvf_kit.backbones.vision.layout import first_tensor, token_rows
-from dehvf_kit.backbones.vision.tower import model_arguments, pair, settings_for_a_pass
+from dehvf_kit.backbones.vision.tower import VisionTower, model_arguments, pair, settings_for_a_pass
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError
 from dehvf_kit.testing.decoder_contract import ItemResult, none_broken, run_items

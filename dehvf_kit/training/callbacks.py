@@ -1,4 +1,4 @@
-"""Trainer callbacks: progress, the order of each epoch, a clean stop on Ctrl-C, SIGTERM or SIGHUP, and finite steps.
+"""Trainer callbacks: progress, the order of each epoch, a clean stop on Ctrl-C, SIGTERM or SIGHUP, finite steps, the best score.
 
 A step whose loss or gradient is not finite is named, skipped and counted; too many in a row end the run. A skipped step
 changes neither weights nor optimiser: its gradients are removed before the optimiser reads them. It still counts in the
@@ -22,6 +22,8 @@ from transformers import TrainerCallback
 
 from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.errors import TrainingError
+
+SCORE = "score"
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 SKIPPED = "skipped_step"
@@ -251,3 +253,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(list(value.values()))
     elif hasattr(value, "__dataclass_fields__"):
         yield from _tensors([getattr(value, name, None) for name in value.__dataclass_fields__])
+
+
+def best_of(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[int, float] | None:
+    """Step and figure of the best score in a run's log, the first among equals; None where it was not scored."""
+    better: Callable[..., Any] = max if metric == SCORE else min
+    found = [(row["step"], row[f"eval_{metric}"]) for row in rows if f"eval_{metric}" in row]
+    return better(found, key=lambda one: one[1]) if found else None

@@ -27,7 +27,7 @@ from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
-from dehvf_kit.training.callbacks import Stopping, skipped_steps
+from dehvf_kit.training.callbacks import Stopping, best_of, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model, reaches_all
 from dehvf_kit.training.run_folder import (
@@ -47,10 +47,11 @@ from dehvf_kit.training.training_set import (
     TrainingSet,
     log_noted,
     read_samples,
+    scored_splits,
     skipped_samples,
     training_set,
 )
-from dehvf_kit.training.validation import Questions, best_of, scored_split, scored_splits
+from dehvf_kit.training.validation import Questions, scored_split
 from dehvf_kit.utils.frames import frame
 
 __all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]

@@ -1,4 +1,4 @@
-"""The samples of a run: read, filtered, their image features computed where they are kept, and encoded."""
+"""The samples of a run: read, filtered, their image features computed where they are kept, encoded; and its scored splits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
 from dehvf_kit.data.processing import DehvfProcessor, embedded_tokens, longest_sample, require_tokenizer
-from dehvf_kit.data.rows import log_notes
 from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue, no_images
-from dehvf_kit.data.samples import PREPARE, Issue, PromptConfig, Sample, refuse
+from dehvf_kit.data.samples import PREPARE, Issue, PromptConfig, Sample, Split, log_notes, refuse
 from dehvf_kit.data.stream import LOOKED_AT, SampleStream
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.features import FeatureStore
@@ -291,3 +290,26 @@ def log_noted(rows: Sequence[Mapping[str, Any]]) -> None:
 def skipped_samples(rows: Sequence[Mapping[str, Any]]) -> list[Skipped]:
     """The samples of a stream that a run's log says were skipped, each once."""
     return [Skipped.from_row(row[SKIPPED]) for row in rows if SKIPPED in row]
+
+
+def scored_splits(recipe: Recipe) -> dict[str, Split]:
+    """The splits that a run is scored on, by the prefix of their figures in the log.
+
+    Raises: DataError where the recipe asks for a split that its data set does not have.
+    """
+    config, data = recipe.training, cast(Any, recipe.data)
+    validation: Any = data.validation_split
+    if config.eval_steps is not None and validation is None:
+        raise DataError(
+            f"{recipe.source}: training.eval_steps: the data set '{data.type}' has no validation split; hold out a share of the "
+            "training images by data.validation=0.1, or set training.eval_steps=null"
+        )
+    found: dict[str, Split] = {} if config.eval_steps is None else {"eval": validation}
+    if config.test_at_end:
+        if "test" not in data.parts() or (validation == "test" and found):
+            raise DataError(
+                f"{recipe.source}: training.test_at_end: the data set '{data.type}' has no test split beside the validation "
+                "split; set data.test, or training.test_at_end=false"
+            )
+        found["test"] = "test"
+    return found

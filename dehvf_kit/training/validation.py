@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
@@ -19,8 +19,6 @@ from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.distributed import Processes
 from dehvf_kit.training.training_set import Progress, StreamedSamples, TrainingSet, training_set
-
-SCORE = "score"
 
 
 @dataclass(frozen=True)
@@ -93,33 +91,3 @@ def scored_split(
         processes=processes,
         progress=progress,
     )
-
-
-def scored_splits(recipe: Recipe) -> dict[str, Split]:
-    """The splits that a run is scored on, by the prefix of their figures in the log.
-
-    Raises: DataError where the recipe asks for a split that its data set does not have.
-    """
-    config, data = recipe.training, cast(Any, recipe.data)
-    validation: Any = data.validation_split
-    if config.eval_steps is not None and validation is None:
-        raise DataError(
-            f"{recipe.source}: training.eval_steps: the data set '{data.type}' has no validation split; hold out a share of the "
-            "training images by data.validation=0.1, or set training.eval_steps=null"
-        )
-    found: dict[str, Split] = {} if config.eval_steps is None else {"eval": validation}
-    if config.test_at_end:
-        if "test" not in data.parts() or (validation == "test" and found):
-            raise DataError(
-                f"{recipe.source}: training.test_at_end: the data set '{data.type}' has no test split beside the validation "
-                "split; set data.test, or training.test_at_end=false"
-            )
-        found["test"] = "test"
-    return found
-
-
-def best_of(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[int, float] | None:
-    """Step and figure of the best score in a run's log, the first among equals; None where it was not scored."""
-    better: Callable[..., Any] = max if metric == SCORE else min
-    found = [(row["step"], row[f"eval_{metric}"]) for row in rows if f"eval_{metric}" in row]
-    return better(found, key=lambda one: one[1]) if found else None

@@ -13,8 +13,7 @@ import transformers
 from PIL import Image
 from pydantic import ValidationError
 
-from dehvf_kit.backbones.vision.config import HfVisionConfig
-from dehvf_kit.backbones.vision.pixels import ImageConfig, facts_of, own_images, said
+from dehvf_kit.backbones.vision.config import HfVisionConfig, ImageConfig, facts_of, own_images, said
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # Settings of preprocessor_config.json -> the recipe's fields, and what the kit does not do.

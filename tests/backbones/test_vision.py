@@ -13,9 +13,10 @@ from helpers import VIT, tiny_vision
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2Model
 
-from dehvf_kit.backbones.vision.config import HfVisionConfig, ImageConfig, VisionTower, vision_class
+from dehvf_kit.backbones.vision.config import HfVisionConfig, ImageConfig, vision_class
 from dehvf_kit.backbones.vision.layout import packed_patches
 from dehvf_kit.backbones.vision.overrides import VISION_OVERRIDES, register_vision_override
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.components.vision_adapter.parallel import ParallelVisionAdapter
 from dehvf_kit.errors import DehvfError, VisionError
 from dehvf_kit.testing import shrink_config, vision_models

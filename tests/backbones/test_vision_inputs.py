@@ -8,8 +8,7 @@ import pytest
 import torch
 import transformers
 
-from dehvf_kit.backbones.vision.config import VisionTower
-from dehvf_kit.backbones.vision.tower import model_arguments
+from dehvf_kit.backbones.vision.tower import VisionTower, model_arguments
 from dehvf_kit.testing.vision_models import tiny_vision
 
 PICTURES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0))

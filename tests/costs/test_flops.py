@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import dehvf_kit
-from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.costs.flops import component_costs, count_flops, decoder_flops, vision_flops
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel

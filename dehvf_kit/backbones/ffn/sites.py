@@ -7,6 +7,8 @@ Sites are found by structure (`structure.py`), never by the model's name, so dec
 
 from __future__ import annotations
 
+import ast
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +20,7 @@ from dehvf_kit.backbones.ffn.overrides import FFN_OVERRIDES, FfnOverride
 from dehvf_kit.backbones.ffn.structure import (
     activation_name,
     activations,
-    child_calls,
+    class_tree,
     find_activation,
     is_ffn,
     is_norm,
@@ -312,3 +314,35 @@ def _mixes(layer: nn.Module, path: str) -> bool:
         return mixes_tokens(type(layer.get_submodule(path)))
     except AttributeError:
         return False
+
+
+@functools.cache
+def child_calls(cls: type) -> tuple[tuple[str, int], ...]:
+    """The modules a forward calls, in source order, as (path below the module, number of arguments).
+
+    `self.mlps[0](x)` gives `("mlps.0", 1)`. Calls in a loop or through a local name are not resolved.
+    """
+    calls: list[tuple[int, int, str, int]] = []
+    for definition in ast.walk(class_tree(cls)):
+        if isinstance(definition, ast.FunctionDef) and definition.name == "forward":
+            for node in ast.walk(definition):
+                path = _self_path(node.func) if isinstance(node, ast.Call) else None
+                if path:
+                    # The end of a call orders nested calls inside out, the way they run.
+                    end = (node.end_lineno or 0, node.end_col_offset or 0)
+                    calls.append((*end, path, len(node.args) + len(node.keywords)))
+            break
+    return tuple((path, count) for _, _, path, count in sorted(calls))
+
+
+def _self_path(node: ast.AST) -> str | None:
+    """`self.a.b[0]` as `a.b.0`; None for anything else."""
+    if isinstance(node, ast.Attribute):
+        if isinstance(node.value, ast.Name) and node.value.id == "self":
+            return node.attr
+        owner = _self_path(node.value)
+        return f"{owner}.{node.attr}" if owner else None
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        owner = _self_path(node.value)
+        return f"{owner}.{node.slice.value}" if owner else None
+    return None

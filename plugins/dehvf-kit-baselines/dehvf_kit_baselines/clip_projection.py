@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dehvf_kit.api import DehvfError, Source, VisionError
-from dehvf_kit.backbones.base import require_local, torch_dtype
-from dehvf_kit.backbones.vision.config import HfVisionConfig, VisionTower, vision_config
+from dehvf_kit.backbones.base import require_local, torch_dtype, vision_config
+from dehvf_kit.backbones.vision.config import HfVisionConfig
+from dehvf_kit.backbones.vision.tower import VisionTower
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection

@@ -10,9 +10,8 @@ from typing import Any, Literal
 from dehvf_kit_streams.table import TableDataConfig
 from pydantic import Field
 
-from dehvf_kit.data.answers import named
 from dehvf_kit.data.metrics.scores import Scores
-from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns, reading_of
+from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns, named, reading_of
 from dehvf_kit.data.samples import Issue, Reading, Sample
 from dehvf_kit.errors import shown
 from dehvf_kit.utils.plain_data import NotJson, parse_json

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.answers import named
+from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, PromptConfig, Published, Reading, Sample, Split, refuse, require_file
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file, is_folder

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dehvf_kit_streams.hub_tables import TableImage, open_table
 from pydantic import Field, field_validator, model_validator
 
-from dehvf_kit.data.answers import named
+from dehvf_kit.data.rows import named
 from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, PromptConfig, Published, Reading, Sample, Split, refuse
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.atomic import is_file, is_folder

@@ -119,8 +119,9 @@ def decoder_facts(name: str) -> dict[str, Any]:
 
 def vision_facts(name: str) -> dict[str, Any]:
     """What a vision encoder yields, from its config alone; `check` runs the contract."""
-    from dehvf_kit.backbones.vision.config import HfVisionConfig, VisionTower, vision_config
-    from dehvf_kit.backbones.vision.tower import pair
+    from dehvf_kit.backbones.base import vision_config
+    from dehvf_kit.backbones.vision.config import HfVisionConfig
+    from dehvf_kit.backbones.vision.tower import VisionTower, pair
     from dehvf_kit.recipe.plugin_manager import plugins
     from dehvf_kit.testing.vision_contract import VisionSubject, run_vision_contract
     from dehvf_kit.testing.vision_models import random_vision, shrink_vision_config

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dehvf_kit.backbones.vision.config import VisionTower
+from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.memory import known_dtype
 from dehvf_kit.errors import DehvfError

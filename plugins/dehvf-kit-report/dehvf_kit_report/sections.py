@@ -13,7 +13,7 @@ from dehvf_kit.data.metrics.exact_match import Prediction
 from dehvf_kit.data.metrics.scores import Score, Scores
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.training.validation import best_of
+from dehvf_kit.training.callbacks import best_of
 from dehvf_kit_report.charts import heat_map, intervals, lines
 from dehvf_kit_report.finished_run import PREDICTIONS, FinishedRun
 from dehvf_kit_report.fuser_weights import ReadLayers

@@ -138,7 +138,7 @@ def _probe(raw: dict[str, Any]) -> Recipe:
 
 def _native_size(tower: Any) -> int | None:
     """The side of the images an encoder was made for, by its config."""
-    from dehvf_kit.backbones.vision.config import vision_config
+    from dehvf_kit.backbones.base import vision_config
 
     try:
         size = getattr(vision_config(tower.hf_config(plugins().registry.sources)), "image_size", None)

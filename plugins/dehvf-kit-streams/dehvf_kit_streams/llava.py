@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.answers import named
 from dehvf_kit.data.conversations import conversation_sample
-from dehvf_kit.data.jsonl import holds_conversations, is_json_lines, json_lines
-from dehvf_kit.data.rows import FileSplitsConfig, RowFaultError, RowReader, TableColumns
+from dehvf_kit.data.jsonl import FileSplitsConfig, holds_conversations, is_json_lines, json_lines
+from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns, named
 from dehvf_kit.data.samples import Issue, Message, Reading, Sample, note, require_file
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file

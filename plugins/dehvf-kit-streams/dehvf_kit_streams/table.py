@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dehvf_kit.data.jsonl import holds_conversations
-from dehvf_kit.data.rows import FileSplitsConfig, Row, RowReader, TableColumns, reading_of
+from dehvf_kit.data.jsonl import FileSplitsConfig, holds_conversations
+from dehvf_kit.data.rows import Row, RowReader, TableColumns, reading_of
 from dehvf_kit.data.samples import Issue, Reading, require_file
 from dehvf_kit.utils.atomic import is_file, is_folder
 from dehvf_kit_streams.hub_tables import TableImage, open_table, plain_rows

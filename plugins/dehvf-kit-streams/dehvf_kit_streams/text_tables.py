@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dehvf_kit.data.answers import MISSING_WORDS
 from dehvf_kit.data.jsonl import MAX_LINE, is_json_lines, json_lines
+from dehvf_kit.data.rows import MISSING_WORDS
 from dehvf_kit.data.samples import Issue, note
 from dehvf_kit.errors import DataError, listing, shown
 from dehvf_kit.utils.plain_data import read_json

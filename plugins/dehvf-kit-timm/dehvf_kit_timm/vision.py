@@ -21,9 +21,8 @@ from transformers import PretrainedConfig
 from dehvf_kit.api import DehvfError, Source, VisionError, VisionSpec
 from dehvf_kit.backbones.base import TowerConfig, first_line, torch_dtype
 from dehvf_kit.backbones.ffn.overrides import register_ffn_override
-from dehvf_kit.backbones.vision.config import ImageConfig, VisionTower
-from dehvf_kit.backbones.vision.pixels import RESAMPLE, RESCALE, OwnImages
-from dehvf_kit.backbones.vision.tower import pair
+from dehvf_kit.backbones.vision.config import RESAMPLE, RESCALE, ImageConfig, OwnImages
+from dehvf_kit.backbones.vision.tower import VisionTower, pair
 from dehvf_kit.errors import did_you_mean
 from dehvf_kit.utils.atomic import is_file
 

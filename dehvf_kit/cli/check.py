@@ -23,8 +23,10 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.data.inspection import training_data_at_hand
         from dehvf_kit.data.processing import longest_prompt, longest_sample
+        from dehvf_kit.recipe.plugin_manager import plugins
         from dehvf_kit.recipe.recipe import image_statements, load_recipe
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
+        from dehvf_kit.training.precision import unscaled
 
         quiet_transformers()
         try:
@@ -60,9 +62,10 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     if loaded.data is not None and longest < loaded.training.max_length:
         notes.append(f"the decoder has positions for {longest} tokens of text: longer samples lose their beginning")
     base: Any = loaded.decoder
+    dtype = base.dtype if base.dtype != "auto" else str(base.hf_config(plugins().registry.sources).dtype)
+    notes.append(unscaled(loaded, dtype))
     if getattr(base, "quantization", None) is not None:
         from dehvf_kit.backbones.quantization import weight_notes
-        from dehvf_kit.recipe.plugin_manager import plugins
 
         notes += weight_notes(base.meta(plugins().registry.sources), base.quantization)
     notes = [note for note in (*notes, *(one.note for one in images.values())) if note]

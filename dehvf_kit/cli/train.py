@@ -49,6 +49,8 @@ def train(
         return
     if result.skipped:
         print(f"{len(result.skipped)} steps skipped because their loss or gradient is not finite: see {folder / 'log.jsonl'}")
+    if result.overflowed:
+        print(f"{len(result.overflowed)} steps skipped to find a loss scale at which float16 does not overflow, as is usual")
     if result.left_out:
         print(f"{len(result.left_out)} samples excluded, without a token to learn from")
     if result.best is not None:

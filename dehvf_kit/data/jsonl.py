@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dehvf_kit.data.held_out import held_out_groups, image_groups
-from dehvf_kit.data.rows import Row, RowReader, TableColumns, read_rows, reading_of
+from dehvf_kit.data.rows import RowReader, TableColumns, reading_of
 from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, Reading, Sample, Split, log_notes, note, refuse, require_file
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils.atomic import is_file
@@ -103,20 +103,8 @@ class JsonlDataConfig(FileSplitsConfig):
             raise DataError(f"data.{part} is not set; name a .jsonl file")
         require_file(file, f"data.{part}")
         issues: list[Issue] = []
-        return reading_of(_rows(file, issues), _reader(issues), issues)
-
-
-def read_jsonl(file: Path) -> Iterator[Sample]:
-    """Samples of a JSON-lines file. Raises: DataError naming the line, for what is no object, lacks a field or repeats an id."""
-    return read_rows(_rows(file), _reader(), None)
-
-
-def _reader(issues: list[Issue] | None = None) -> RowReader:
-    return RowReader(TableColumns(), issues, f"fields: {', '.join(FIELDS)}")
-
-
-def _rows(file: Path, issues: list[Issue] | None = None) -> Iterator[Row]:
-    return ((number, f"{file}:{number}", row, file.parent) for number, row in json_lines(file, issues))
+        rows = ((number, f"{file}:{number}", row, file.parent) for number, row in json_lines(file, issues))
+        return reading_of(rows, RowReader(TableColumns(), issues, f"fields: {', '.join(FIELDS)}"), issues)
 
 
 def holds_conversations(file: Path, *keys: bytes) -> bool:

@@ -71,13 +71,3 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     bias = None if mask is None else mask[:, None, None, :]
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
-
-
-def describe_backend(device: str | torch.device, backend: Backend = "auto") -> str:
-    """One line for people: which attention will run on this device and why."""
-    if backend == "sdpa":
-        return "sdpa (as the recipe says)"
-    if not xformers_installed():
-        return "sdpa (xformers is not installed)"
-    kind = torch.device(device).type
-    return "xformers where its dispatch accepts the shapes, else sdpa" if kind == "cuda" else f"sdpa (device is {kind})"

@@ -47,7 +47,9 @@ class TrainingConfig(Settings):
     max_length: int = Field(
         512, ge=2, le=MAX_SIZE, description="tokens per sample, prompt and answer; longer prompts lose their start"
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, adapters stay float32")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="of autocast, adapters stay float32; float16 with loss scaling; auto: bfloat16 where it is fast"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
     group_by_length: bool = Field(False, description="batch samples of like length together")
     num_workers: int = Field(0, ge=0, le=MAX_WORKERS, description="processes that decode and resize images")

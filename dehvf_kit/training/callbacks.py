@@ -2,11 +2,13 @@
 
 A step whose loss or gradient is not finite is named, skipped and counted; too many in a row end the run. A skipped step
 changes neither weights nor optimiser: its gradients are removed before the optimiser reads them. It still counts in the
-schedule, so that a run's length and learning rates stay the same.
+schedule, so that a run's length and learning rates stay the same. Where gradients overflow under float16's loss scale, the scaler
+skips the step and halves the scale: such steps are counted apart.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import signal
@@ -26,7 +28,7 @@ from dehvf_kit.errors import TrainingError
 SCORE = "score"
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
-SKIPPED = "skipped_step"
+SKIPPED, OVERFLOWED = "skipped_step", "overflowed_step"
 SPENT = "training_seconds"
 NAMED = 8
 log = logging.getLogger(__name__)
@@ -94,14 +96,11 @@ class Stopping(TrainerCallback):
             self._before = {number: signal.signal(number, self._caught) for number in numbers}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._restore_handlers()
-
     def _caught(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        self._restore_handlers()
+        self.__exit__()
 
-    def _restore_handlers(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -152,9 +151,13 @@ class FiniteSteps(TrainerCallback):
         if not self.any_process(bool(infinite) or skipped or not all(losses)):
             self.good_since_log += 1
             return
+        step, scaler = state.global_step + 1, getattr(optimizer, "scaler", None)
+        if scaler is not None and scaler.get_scale() > 1 and not self.any_process(not all(losses)):
+            self.good_since_log += 1  # the loss is right, and the scaler will skip the step and halve its scale
+            state.log_history.append({OVERFLOWED: step, "loss_scale": scaler.get_scale()})
+            return
         where = self._where(model, batches, losses, infinite)
         optimizer.zero_grad(set_to_none=True)
-        step = state.global_step + 1
         state.log_history.append({SKIPPED: step, **where})
         in_a_row = skipped_in_a_row(state.log_history, step)
         message = f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
@@ -165,7 +168,9 @@ class FiniteSteps(TrainerCallback):
             )
         log.warning("%s (%d in a row, the run stops at %d)", message, in_a_row, self.limit)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **_: Any) -> None:
+        if getattr(optimizer, "scaler", None) is not None and optimizer.step_was_skipped:  # then the Trainer leaves the schedule
+            lr_scheduler.step()
         self.report(state.global_step, state.max_steps, self.loss)
 
     def _where(
@@ -194,17 +199,15 @@ class FiniteSteps(TrainerCallback):
         return {key: value for key, value in logs.items() if not isinstance(value, float) or torch.isfinite(torch.tensor(value))}
 
 
-def skipped_steps(rows: Sequence[dict[str, Any]]) -> list[int]:
+def skipped_steps(rows: Sequence[dict[str, Any]], why: str = SKIPPED) -> list[int]:
     """The steps that a run's log says were skipped."""
-    return [row[SKIPPED] for row in rows if SKIPPED in row]
+    return [row[why] for row in rows if why in row]
 
 
 def skipped_in_a_row(rows: Sequence[dict[str, Any]], step: int) -> int:
     """How many steps up to and with `step` were skipped."""
-    skipped, count = set(skipped_steps(rows)), 0
-    while step - count in skipped:
-        count += 1
-    return count
+    skipped = set(skipped_steps(rows))
+    return next(count for count in itertools.count() if step - count not in skipped)
 
 
 def first_non_finite(model: nn.Module, batch: Mapping[str, Any], run: Callable[[dict[str, Any]], Any]) -> str | None:

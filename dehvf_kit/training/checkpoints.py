@@ -83,8 +83,7 @@ def newest(folder: Path, put_aside: bool = True) -> Path | None:
     """
     faults = {}
     for place in checkpoints(folder):
-        what = fault(place)
-        if what is not None:
+        if (what := fault(place)) is not None:
             faults[place] = what
             continue
         for damaged, reason in faults.items():

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -27,9 +26,10 @@ from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
-from dehvf_kit.training.callbacks import Stopping, best_of, skipped_steps
+from dehvf_kit.training.callbacks import OVERFLOWED, Stopping, best_of, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model, reaches_all
+from dehvf_kit.training.precision import bfloat16_is_fast, precision_here, unscaled
 from dehvf_kit.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,
@@ -62,7 +62,8 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """What a run did: its adapter's folder, optimiser steps, samples seen, seconds spent in steps, and its log.
 
-    skipped: the steps whose loss or gradient was not finite; left_out: ids of the samples excluded because they have no
+    skipped: the steps whose loss or gradient was not finite; overflowed: those that float16's loss scale made too large, after
+    which it was halved; left_out: ids of the samples excluded because they have no
     token to learn; skipped_samples: bad ones, where `data.on_bad_sample` says to skip them; best: step and figure of the best
     score of the validation split; test_score: of the finished adapter, where the recipe asks for it.
     """
@@ -77,6 +78,7 @@ class TrainResult:
     skipped_samples: tuple[Skipped, ...] = ()
     best: tuple[int, float] | None = None
     test_score: float | None = None
+    overflowed: tuple[int, ...] = ()
 
     def to_pandas(self) -> Any:
         """The log as a pandas DataFrame, a row for each logged step. Raises: DehvfError without pandas."""
@@ -127,6 +129,8 @@ def train(
         raise DataError(f"{recipe.source}: has no `data` section, so there is nothing to train on")
     trackers(recipe.training.report_to)
     splits = scored_splits(recipe)
+    settled = {"precision": precision_here(recipe.training.precision)}  # as the run's record and its adapter say
+    recipe = replace(recipe, training=recipe.training.model_copy(update=settled))
     processes = join_processes(recipe.training.precision)
     progress = progress if processes.main else silent
     with RunFolder(output, resume, processes.main) as folder:
@@ -144,6 +148,8 @@ def train(
             progress("loading the base models", 0, 1, "")
             model = build(recipe)
             model.bases = base_identities(model, loaded=True)
+        if (warning := unscaled(recipe, str(model.decoder.dtype))) and processes.main:
+            log.warning("%s", warning)
         if last is None and recipe.training.init_from is not None:
             begin_from(model, recipe.training.init_from)
         data = training_set(recipe, model, given, features, progress, processes)
@@ -174,8 +180,7 @@ def begin_from(model: DehvfModel, place: str) -> None:
     saved = read_config(folder)
     before, now = (dict(flat(one.resolved()["graph"])) for one in (adapter_recipe(saved, folder), model.recipe))
     names = (name for name in dict.fromkeys([*before, *now]) if name.rpartition(".")[2] != "dropout")
-    name = next((name for name in names if before.get(name) != now.get(name)), None)
-    if name is not None:
+    if name := next((name for name in names if before.get(name) != now.get(name)), None):
         raise AdapterError(
             f"training.init_from: {folder}: its recipe has graph.{name}={shown(before.get(name))}, this one "
             f"{shown(now.get(name))}; begin with an adapter of the same graph, or leave init_from out"
@@ -287,15 +292,9 @@ def _result(
         seconds=seconds,
         log=rows,
         skipped=tuple(skipped_steps(rows)),
+        overflowed=tuple(skipped_steps(rows, OVERFLOWED)),
         left_out=tuple(data.left_out) if data is not None else (),
         best=best_of(rows, recipe.training.metric_for_best),
         test_score=next((row["test_score"] for row in rows if "test_score" in row), None),
         skipped_samples=(*(data.skipped if data is not None else ()), *skipped_samples(rows)),
     )
-
-
-def bfloat16_is_fast() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

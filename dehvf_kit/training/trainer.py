@@ -23,6 +23,7 @@ from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.callbacks import SCORE, SPENT, EpochOrder, FiniteSteps, Report, TimeBudget
 from dehvf_kit.training.checkpoints import CheckpointingTrainer, fault
+from dehvf_kit.training.precision import precision_here
 from dehvf_kit.training.training_set import IDS, NOTED, SKIPPED, has_answer, no_answer
 from dehvf_kit.training.validation import Questions
 from dehvf_kit.utils.atomic import is_folder
@@ -50,6 +51,7 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
             f"training.max_minutes={config.max_minutes:g} with {processes} processes, whose clocks differ and whose learning rates "
             "would, too; set training.max_steps in its place, or train in one process"
         )
+    precision = precision_here(config.precision)
     steps, warmup = config.num_steps(samples, processes), config.num_warmup_steps(samples, processes)
     if cut := config.cut_warmup(samples, processes):
         log.warning("%s", cut)
@@ -66,7 +68,8 @@ def training_arguments(config: TrainingConfig, output: Path, samples: int, proce
         adam_beta2=config.betas[1],
         max_grad_norm=config.max_grad_norm,
         use_cpu=not torch.cuda.is_available(),
-        bf16=config.precision == "bfloat16",
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
         activation_checkpointing=config.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
@@ -156,6 +159,8 @@ class DehvfTrainer(CheckpointingTrainer):
             )
         except ValueError as error:  # accelerate's, of the environment
             raise DehvfError(f"the Trainer cannot begin: {error}; look at the environment's ACCELERATE_* variables") from error
+        if args.fp16 and self.accelerator.scaler is None and args.device.type == "cpu":  # accelerate would train in float32
+            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
         self.remove_callback(PrinterCallback)  # the kit shows progress itself
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:

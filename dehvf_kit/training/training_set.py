@@ -19,7 +19,6 @@ from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
-from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.distributed import Processes
 
 NAMED = 5
@@ -109,9 +108,7 @@ def training_set(
     if isinstance(given, SampleStream):
         collator = StreamCollator(model.processor, prompt, longest, reads)
         return TrainingSet(StreamedSamples(given, config.seed, collator), len(given))
-    samples = given.samples
-    if reads:
-        samples = given.readable(lambda done, total: progress("opening images", done, total, ""))
+    samples = given.readable(lambda done, total: progress("opening images", done, total, "")) if reads else given.samples
     several = next((sample for sample in samples if sample.further_images), None) if reads else None
     if several is not None and model.one_image_nodes:
         raise DataError(
@@ -119,11 +116,13 @@ def training_set(
         )
     kept = None
     if reads and config.cache_features:
-        kept = _filled(features, model, config, samples, progress, processes)
+        from dehvf_kit.model.feature_files import cached_features
+
+        kept, share = cached_features(model, config) if features is None else features, (processes.rank, processes.count)
+        kept.fill(samples, progress=lambda done, total: progress("reading images", done, total, ""), share=share)
+        processes.wait()
     skip = given.skip if given.skips else None
-    encoded = EncodedSamples(
-        samples, processor=model.processor, prompt=prompt, max_length=longest, images=reads, features=kept, skip=skip
-    )
+    encoded = EncodedSamples(samples, model.processor, prompt, longest, images=reads, features=kept, skip=skip)
     if not len(encoded):
         raise DataError(f"{recipe.source}: every training sample was skipped; the first: {given.skipped[0].reason}")
     _warn(encoded.cut, CUT.format(longest=longest), encoded)
@@ -137,25 +136,6 @@ def _warn(ids: Sequence[str], what: str, encoded: EncodedSamples) -> None:
     if ids:
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         log.warning("%d of %d %s: %s%s", len(ids), len(encoded), what, ", ".join(ids[:NAMED]), more)
-
-
-def _filled(
-    features: FeatureStore | None,
-    model: DehvfModel,
-    config: TrainingConfig,
-    samples: Sequence[Sample],
-    progress: Progress,
-    processes: Processes,
-) -> FeatureStore:
-    """The feature store, holding what `samples` need."""
-    from dehvf_kit.model.feature_files import cached_features
-
-    store = cached_features(model, config) if features is None else features
-    store.fill(
-        samples, progress=lambda done, total: progress("reading images", done, total, ""), share=(processes.rank, processes.count)
-    )
-    processes.wait()
-    return store
 
 
 def exclude_unanswered(encoded: EncodedSamples) -> list[str]:
@@ -172,9 +152,7 @@ def exclude_unanswered(encoded: EncodedSamples) -> list[str]:
     ids = [encoded.samples[place].id for place in excluded]
     if not kept:
         raise DataError(no_answer(ids[0], encoded.tokens[excluded[0]][0], encoded.processor.tokenizer))
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    named = ", ".join(ids[:NAMED])
-    log.warning("%d of %d samples have no token to learn and are excluded: %s%s", len(ids), len(encoded), named, more)
+    _warn(ids, "samples have no token to learn and are excluded", encoded)
     encoded.samples = [encoded.samples[place] for place in kept]
     encoded.tokens = [encoded.tokens[place] for place in kept]
     return ids
@@ -218,8 +196,7 @@ class StreamedSamples(IterableDataset):
                 self._note(issues)
                 if (count - 1) % step != first:
                     continue
-                reason = self.collator.fault(sample) if self.skips else ""
-                if reason:
+                if reason := self.collator.fault(sample) if self.skips else "":
                     self.collator.skipped.append(Skipped(self.stream.split, sample.id, reason, sample))
                     bad_in_a_row += 1
                     continue
@@ -255,9 +232,7 @@ class StreamCollator:
         self.skipped: list[Skipped] = []
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        encoded = EncodedSamples(
-            samples, processor=self.processor, prompt=self.prompt, max_length=self.max_length, images=self.images
-        )
+        encoded = EncodedSamples(samples, self.processor, self.prompt, self.max_length, images=self.images)
         batch = self.collate(encoded.__getitems__(range(len(encoded))))
         batch[IDS] = [sample.id for sample in samples]
         if encoded.cut or encoded.blank:
@@ -271,8 +246,7 @@ class StreamCollator:
     def fault(self, sample: Sample) -> str:
         """Why a sample cannot be trained on; an empty text where it can."""
         faults = map(image_issue, sample.apart()) if self.images and sample.image is not None else ()
-        issue = next((one for one in faults if one is not None), None)
-        if issue is not None:
+        if issue := next(filter(None, faults), None):
             return Skipped.of("", issue).reason
         try:
             EncodedSamples([sample], self.processor, self.prompt, self.max_length, images=False)

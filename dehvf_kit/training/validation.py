@@ -68,26 +68,15 @@ def scored_split(
     """A split made ready to be asked. Raises: DataError where it is empty, cannot be read, or holds a training sample."""
     config: Any = recipe.data
     given = SampleFilter(config, split)
-    asked = list(given.samples)
-    if not asked:
+    if not (asked := list(given.samples)):
         raise DataError(f"{recipe.source}: the {split} split of its data set is empty")
     config.check_scoring()
     given.with_question()
     if model.reads_images:
         given.samples = given.readable(lambda done, total: progress("opening images", done, total, ""))
     trained = set(getattr(data.dataset, "samples", ()))
-    both = [sample.id for sample in asked if sample in trained]
-    if both:
+    if both := [sample.id for sample in asked if sample in trained]:
         raise DataError(f"{recipe.source}: {len(both):,} samples of the {split} split are training samples too: {both[0]}")
     encoded: Any = training_set(recipe, model, SampleFilter(config, split, given.samples), features, progress, processes).dataset
     batched = encoded.samples if isinstance(data.dataset, StreamedSamples) else encoded  # as the run's collator wants them
-    return Questions(
-        config,
-        split=split,
-        asked=asked,
-        given=given,
-        encoded=batched,
-        features=encoded.features,
-        processes=processes,
-        progress=progress,
-    )
+    return Questions(config, split, asked, given, batched, encoded.features, processes, progress)

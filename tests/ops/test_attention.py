@@ -10,7 +10,7 @@ from helpers import worst
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.ops import attention as module
-from dehvf_kit.ops.attention import attention, describe_backend, pick_backend
+from dehvf_kit.ops.attention import attention, pick_backend
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -47,17 +47,3 @@ def test_a_masked_cuda_tensor_is_refused_by_name():
         "xformers is not installed",
         "groups of different sizes need a mask",
     )
-
-
-@pytest.mark.parametrize(
-    ("installed", "device", "backend", "text"),
-    [
-        (True, "cuda", "sdpa", "sdpa (as the recipe says)"),
-        (False, "cuda", "auto", "sdpa (xformers is not installed)"),
-        (True, "cpu", "auto", "sdpa (device is cpu)"),
-        (True, "cuda", "auto", "xformers where its dispatch accepts the shapes, else sdpa"),
-    ],
-)
-def test_description(monkeypatch, installed, device, backend, text):
-    monkeypatch.setattr(module, "xformers_installed", lambda: installed)
-    assert describe_backend(device, backend) == text

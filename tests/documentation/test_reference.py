@@ -21,7 +21,8 @@ def test_generated_pages_are_fresh() -> None:
 
 @pytest.mark.nightly
 def test_a_stale_page_is_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "reproduction.md").write_text((reference.DOCS / "reproduction.md").read_text())
+    for name in ("reproduction.md", "baselines.md"):
+        (tmp_path / name).write_text((reference.DOCS / name).read_text())
     assert reference.main(["--check", "--docs", str(tmp_path)]) == 1
     assert "run python -m tools.reference" in capsys.readouterr().err
     assert reference.main(["--docs", str(tmp_path)]) == 0

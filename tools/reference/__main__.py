@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dehvf_kit_scaffold.schema import builtin_registry
 
-from tools.reference.hours import with_hours
+from tools.reference.hours import with_budgets, with_hours
 from tools.reference.messages import ROOT
 from tools.reference.pages import component_page, recipe_page
 from tools.reference.troubleshooting import missing, stale
@@ -27,6 +27,7 @@ def pages(docs: Path = DOCS) -> dict[str, str]:
     return {
         "recipe_reference.md": recipe_page(registry),
         "component_reference.md": component_page(registry),
+        "baselines.md": with_budgets((docs / "baselines.md").read_text(encoding="utf-8")),
         "reproduction.md": with_hours((docs / "reproduction.md").read_text(encoding="utf-8")),
     }
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 from dehvf_kit_baselines.reproduction import embedded
-from dehvf_kit_baselines.reproduction.embedded import ROWS, Budget, OutOfHours, cells, embedded_table4, markdown, table4_of
+from dehvf_kit_baselines.reproduction.embedded import ROWS, cells, embedded_table4, markdown, table4_of
 from dehvf_kit_baselines.reproduction.tables import ROOT, published
+from dehvf_kit_compare.cpu_hours import OutOfHours
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.files import flat
@@ -62,26 +63,6 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert "| w/o adaptive weights | 92.64 | 65.0 ±" in markdown({**found, "steps": 2, "cpu_hours": 0.1})
 
 
-def test_used_hours_are_kept_and_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_children", lambda: 100.0)
-    budget = Budget.of(tmp_path, 1)
-    monkeypatch.setattr(embedded, "_children", lambda: 1900.0)
-    budget.check()
-    budget.note()
-    again = Budget.of(tmp_path, 1)
-    monkeypatch.setattr(embedded, "_children", lambda: 3800.0)
-    assert again.used == pytest.approx(3700)
-    with pytest.raises(OutOfHours, match="1.0 CPU hours are used, of 1;.*larger --hours"):
-        again.check()
-    again.note()
-    with pytest.raises(OutOfHours):
-        Budget.of(tmp_path, 0.5)
-    for broken, says in (("[]", "a number; remove it"), ("", "cannot be read")):
-        (tmp_path / "cpu_seconds.json").write_text(broken)
-        with pytest.raises(DehvfError, match=says):
-            Budget.of(tmp_path, 1)
-
-
 @pytest.mark.nightly
 def test_two_rows_of_two_steps_and_what_is_left_when_the_hours_are_over(world: Path, tmp_path: Path) -> None:
     lines: list[str] = []
@@ -106,7 +87,7 @@ def test_two_steps_of_the_embedded_pair(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_table4_alone(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "--embedded is for table4, not for table1" in command("reproduce", "table1", "--embedded").err
+    assert "--embedded is for table4 and methods, not for table1" in command("reproduce", "table1", "--embedded").err
     rows = {"dehvf": ([0], [0.8]), "mean_weights": ([0], [0.7])}
     found = table4_of(compared(rows), ["DEHVF", "w/o adaptive weights"]) | {"steps": 3, "cpu_hours": 0.0}
     asked = {}
@@ -118,7 +99,7 @@ def test_the_command_runs_table4_alone(command: Command, tmp_path: Path, monkeyp
     monkeypatch.setattr(embedded, "embedded_table4", run)
     ended = command("reproduce", "table4", "--embedded", "--runs", tmp_path, "--steps", 3, "--hours", 0.5)
     assert ended.code == 0 and "w/o adaptive weights" in ended.out and "-10.0" in ended.out, ended
-    assert (asked["folder"], asked["seeds"], asked["steps"], asked["hours"]) == (tmp_path / "table4_embedded", 5, 3, 0.5)
+    assert asked == {"folder": tmp_path / "table4_embedded", "steps": 3, "hours": 0.5, "say": asked["say"]}
 
 
 def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:

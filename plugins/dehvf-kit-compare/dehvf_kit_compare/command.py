@@ -49,11 +49,14 @@ def compare(
     allow: Annotated[
         list[str] | None, typer.Option("--allow", metavar="FIELD", help="Let a field differ between the recipes.")
     ] = None,
+    hours: Annotated[
+        float | None, typer.Option("--hours", min=0.001, help="CPU hours of all runs in sum.", show_default="no bound")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run, report and draw; the exit status is 1 where a run failed.
 
-    Raises: DehvfError for recipes that cannot be compared, before anything runs.
+    Raises: DehvfError for recipes that cannot be compared, before anything runs, and where the CPU hours are used up.
     """
     from dehvf_kit_compare import comparison
     from dehvf_kit_compare.table import cells
@@ -70,6 +73,7 @@ def compare(
         side_by_side=side_by_side,
         threads=threads,
         allow=allow or (),
+        hours=hours,
         say=_say,
     )
     found = dict(run.table)

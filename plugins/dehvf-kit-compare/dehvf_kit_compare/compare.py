@@ -16,6 +16,7 @@ from typing import Any
 from dehvf_kit.data.samples import samples_of
 from dehvf_kit.errors import DataError, DehvfError, RecipeError
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit_compare.cpu_hours import CpuHours
 from dehvf_kit_compare.job import Job
 from dehvf_kit_compare.processes import Outcome, locked, run_jobs
 from dehvf_kit_compare.rules import EXTENSIONS, Search, Tuning, require_identical_budget
@@ -27,7 +28,7 @@ FOLDERS = {"rate": "rate", "strength": "scale"}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a comparison runs. tuning: None trains every recipe at its own learning rate."""
+    """How a comparison runs. tuning: None trains every recipe at its own learning rate; hours: None sets no bound."""
 
     seeds: int = 3
     tuning: Tuning | None = None
@@ -35,6 +36,7 @@ class Settings:
     threads: int = 1
     allowed: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
+    hours: CpuHours | None = None
 
 
 @dataclass
@@ -82,6 +84,7 @@ def compare(
 
     Raises:
         DehvfError: before anything runs, for recipes that cannot be compared or built, listing every fault.
+        OutOfHours: where the hours are used up and runs are left.
     """
     steps = check(recipes, settings)
     methods = [MethodRuns(recipe, Search(recipe.training.base_learning_rate)) for recipe in recipes]
@@ -99,7 +102,7 @@ def compare(
                     update(methods)
                 say(f"{stage}, {done} of {len(jobs)} runs: {_progress_line(outcome)}")  # the last: `say` may raise to stop
 
-            return run_jobs([job for _, job in jobs], output, lock, settings.side_by_side, ended=ended)
+            return run_jobs([job for _, job in jobs], output, lock, settings.side_by_side, ended=ended, hours=settings.hours)
 
         if settings.tuning is not None:
             _tune(methods, settings, steps, run)

@@ -13,6 +13,7 @@ from dehvf_kit.recipe.plugin_manager import loaded_files
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.utils.frames import frame
 from dehvf_kit_compare import compare as runs
+from dehvf_kit_compare.cpu_hours import CpuHours, OutOfHours
 from dehvf_kit_compare.figure import draw
 from dehvf_kit_compare.rules import Tuning
 from dehvf_kit_compare.table import table, write_table
@@ -56,6 +57,7 @@ def compare(
     side_by_side: int = 1,
     threads: int | None = None,
     allow: Sequence[str] = (),
+    hours: CpuHours | float | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Train and score several recipes with identical data and budget. A run that fails is among the errors; the others continue.
@@ -69,10 +71,12 @@ def compare(
         side_by_side: runs at a time.
         threads: per run; cores / side_by_side where left out.
         allow: fields that may differ between the recipes.
+        hours: CPU hours of all runs in the folder, those of earlier calls too; None sets no bound.
         say: takes lines of progress.
 
     Raises:
         DehvfError: for recipes that cannot be compared, before anything runs, with the faults of all of them.
+        OutOfHours: where the hours are used up and runs are left; what is known is in the table.
     """
     found, faults = [], []
     for recipe in recipes:
@@ -82,6 +86,7 @@ def compare(
             faults.append(str(error))
     if faults or not found:
         raise DehvfError("\n".join(faults) or "name at least one recipe, a .yaml file")
+    folder = Path(output)
     settings = runs.Settings(
         seeds=seeds,
         tuning=tuning,
@@ -89,11 +94,20 @@ def compare(
         threads=threads or max(1, (os.cpu_count() or 1) // side_by_side),
         allowed=tuple(allow),
         plugins=tuple(map(str, loaded_files())),
+        hours=CpuHours.of(folder, hours) if isinstance(hours, int | float) else hours,
     )
-    folder = Path(output)
-    methods = runs.compare(found, folder, settings, say, lambda known: write_table(table(known, settings), folder))
-    rows = table(methods, settings)
-    write_table(rows, folder)
+    rows: dict[str, Any] = {"rows": []}
+
+    def update(known: list[runs.MethodRuns]) -> None:
+        nonlocal rows
+        rows = table(known, settings)
+        write_table(rows, folder)
+
+    try:
+        update(runs.compare(found, folder, settings, say, update))
+    except OutOfHours:
+        _drawn(rows, folder / FIGURE, say)
+        raise
     return Comparison(folder, rows, _drawn(rows, folder / FIGURE, say))
 
 

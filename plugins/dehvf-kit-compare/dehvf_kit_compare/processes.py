@@ -15,6 +15,7 @@ from typing import Any
 
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.utils.atomic import writing
+from dehvf_kit_compare.cpu_hours import CpuHours
 from dehvf_kit_compare.job import LOG, RESULT, Job, finished_result, read_json, write_job
 
 POLL_INTERVAL_S = 0.2
@@ -46,10 +47,13 @@ def run_jobs(
     side_by_side: int = 1,
     started: Callable[[Job, Path], None] = lambda job, log: None,
     ended: Callable[[Outcome], None] = lambda outcome: None,
+    hours: CpuHours | None = None,
 ) -> list[Outcome]:
     """Run what is not finished yet, `side_by_side` at a time, and return every outcome in the order of the jobs.
 
-    lock: the open lock file, which the processes hold too. Raises: DehvfError where a finished run has other settings.
+    lock: the open lock file, which the processes hold too; hours: when they are over, nothing more begins, and what has begun ends.
+
+    Raises: DehvfError where a finished run has other settings, OutOfHours where some have not run for want of hours.
     """
     outcomes: dict[int, Outcome] = {}
     waiting = []
@@ -62,13 +66,15 @@ def run_jobs(
             ended(outcomes[place])
     running: dict[int, _Running] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < side_by_side:
+        while running or (waiting and not (hours and hours.over)):
+            while waiting and len(running) < side_by_side and not (hours and hours.over):
                 place = waiting.pop(0)
                 running[place] = _start(jobs[place], output, lock)
                 started(jobs[place], jobs[place].working_folder(output) / LOG)
             for place in [place for place, one in running.items() if one.process.poll() is not None]:
                 outcomes[place] = _outcome(running.pop(place), output)
+                if hours:
+                    hours.note()
                 ended(outcomes[place])
             if running:
                 time.sleep(POLL_INTERVAL_S)
@@ -77,6 +83,8 @@ def run_jobs(
             one.process.terminate()
         for one in running.values():
             one.process.wait()
+    if waiting and hours:
+        raise hours.error()
     return [outcomes[place] for place in range(len(jobs))]
 
 

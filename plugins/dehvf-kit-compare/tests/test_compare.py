@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from dehvf_kit_compare import processes
+from dehvf_kit_compare import cpu_hours, processes
 from dehvf_kit_compare.processes import locked
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -182,6 +182,33 @@ def test_runs_side_by_side_give_the_same(recipes: list[Path], tmp_path: Path) ->
     found = json.loads(result.stdout)
     assert found["side_by_side"] == 3 and [row["seeds"] for row in found["rows"]] == [[0, 1], [0, 1]]
     assert "3 runs side by side" in (tmp_path / "comparison.md").read_text()
+
+
+def test_hours_that_are_over_end_it_when_what_has_begun_has_ended(
+    recipes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run takes a pretended half hour of CPU time; with nothing left to run, the hours do not matter."""
+    ended: list[object] = []
+    outcome = processes._outcome
+    monkeypatch.setattr(processes, "_outcome", lambda *words: ended.append(words) or outcome(*words))
+    monkeypatch.setattr(cpu_hours, "_children", lambda: 1800.0 * len(ended))
+    result = say(*recipes, "--seeds", 2, "--hours", 0.5, "--jobs", 2, "--output", tmp_path)
+    assert result.exit_code == 1 and "1.0 CPU hours are used, of 0.5; what is finished is kept there" in result.stderr
+    assert sorted(order(tmp_path)) == ["dehvf seed0", "mean seed0"]
+    assert [row["seeds"] for row in rows(tmp_path).values()] == [[0], [0]]
+    assert (tmp_path / "comparison.png").exists() and not list(tmp_path.glob("runs/*/*.working"))
+    assert float((tmp_path / "cpu_seconds.json").read_text()) == 3600
+    assert say(recipes[0], "--seeds", 1, "--hours", 0.5, "--output", tmp_path).exit_code == 0
+    more = say(recipes[0], "--seeds", 2, "--hours", 0.5, "--output", tmp_path)
+    assert more.exit_code == 1 and "of 0.5;" in more.stderr and len(order(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("broken", ["[]", "", "true"])
+def test_a_broken_record_of_hours_is_told(recipes: list[Path], tmp_path: Path, broken: str) -> None:
+    (tmp_path / "cpu_seconds.json").write_text(broken)
+    result = say(recipes[0], "--hours", 1, "--output", tmp_path)
+    assert result.exit_code == 1 and "cpu_seconds.json" in result.stderr and "Traceback" not in result.output
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dehvf_kit.utils.units import si
 
 TABLES = ("table1", "table2", "table3", "table4")
 FIGURES = ("figure2", "figure3", "figure4")
+METHODS = "methods"
 HOURS = "hours of one A100 for training, estimated: samples x epochs x FLOPs of a sample (counted) / (312 TFLOPS x 30%, assumed)"
 
 
@@ -27,9 +28,9 @@ def reproduce(
         str,
         typer.Argument(
             metavar="NAME",
-            help="table1 to table4, figure2 to figure4.",
+            help="table1 to table4, figure2 to figure4, methods.",
             show_default=False,
-            autocompletion=lambda: [*TABLES, *FIGURES],
+            autocompletion=lambda: [*TABLES, *FIGURES, METHODS],
         ),
     ],
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of our runs.")] = Path("runs"),
@@ -44,11 +45,17 @@ def reproduce(
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", hidden=True, help="The former name of --image.")] = None,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Run table4 in miniature: the drawings, SmolLM2 and DINOv2 from wheels; hours.")
+        bool, typer.Option("--embedded", help="Run table4 in miniature, or methods: SmolLM2 and DINOv2 from wheels; hours.")
     ] = False,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="With --embedded: runs of each row.")] = 5,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="With --embedded: optimiser steps of each run.")] = 500,
-    hours: Annotated[float, typer.Option("--hours", min=0.001, help="With --embedded: CPU hours of all runs in sum.")] = 4.0,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="With --embedded: runs of each row.", show_default="5; methods 3")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="With --embedded: steps of a run.", show_default="500; methods 260")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option("--hours", min=0.001, help="With --embedded: CPU hours in sum.", show_default="4; methods 6")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print one table or figure; with --embedded run the table first, or go on with an interrupted one.
@@ -57,13 +64,17 @@ def reproduce(
     """
     image = image or picture
     if embedded:
-        _embedded(name, runs, seeds, steps, hours, as_json)
+        how = {"seeds": seeds, "steps": steps, "hours": hours}
+        _embedded(name, runs, {key: value for key, value in how.items() if value is not None}, as_json)
         return
-    if name not in (*TABLES, *FIGURES):
-        raise DehvfError(f"there is no '{name}' to reproduce{did_you_mean(name, (*TABLES, *FIGURES))} "
-                         f"There are {listing((*TABLES, *FIGURES))}")  # fmt: skip
-    if image is not None and name in TABLES:
+    if name not in (*TABLES, *FIGURES, METHODS):
+        raise DehvfError(f"there is no '{name}' to reproduce{did_you_mean(name, (*TABLES, *FIGURES, METHODS))} "
+                         f"There are {listing((*TABLES, *FIGURES, METHODS))}")  # fmt: skip
+    if image is not None and name not in FIGURES:
         raise DehvfError(f"{name} is a table; --image is for {listing(FIGURES)}")
+    if name == METHODS:
+        _sizes(as_json)
+        return
     if image is not None and image.suffix not in (".png", ".svg", ".pdf"):
         raise DehvfError(f"--image {image}: wants a name that ends in .png, .svg or .pdf")
     if name in ("figure3", "figure4") and adapter is None:
@@ -81,24 +92,47 @@ def reproduce(
         print(f"image: {image}")
 
 
-def _embedded(name: str, runs: Path, seeds: int, steps: int, hours: float, as_json: bool) -> None:
-    if name != "table4":
-        raise DehvfError(f"--embedded is for table4, not for {name}")
-    from dehvf_kit_baselines.reproduction import embedded
+def _sizes(as_json: bool) -> None:
+    from dehvf_kit_baselines.reproduction import methods
 
+    if as_json:
+        print_json(dict(methods.budgets()))
+        return
+    _print_rows(*methods.sizes())
+    print("trained parameters; to run the comparisons: dehvf-kit reproduce methods --embedded")
+
+
+def _embedded(name: str, runs: Path, how: dict[str, Any], as_json: bool) -> None:
+    if name not in ("table4", METHODS):
+        raise DehvfError(f"--embedded is for table4 and {METHODS}, not for {name}")
     quiet_transformers()
-    folder = runs / embedded.FOLDER
     say = partial(print, file=sys.stderr, flush=True)
-    found = embedded.embedded_table4(folder, seeds=seeds, steps=steps, hours=hours, say=say)
+    if name == METHODS:
+        from dehvf_kit_baselines.reproduction import methods
+
+        folder = runs / methods.FOLDER
+        found = methods.embedded_methods(folder, say=say, **how)
+        shown = {budget: methods.cells(table) for budget, table in found.items()}
+        where = [f"{budget}: {folder / budget / 'comparison.md'}" for budget in found]
+    else:
+        from dehvf_kit_baselines.reproduction import embedded
+
+        folder = runs / embedded.FOLDER
+        found = embedded.embedded_table4(folder, say=say, **how)
+        shown, where = {"table4": embedded.cells(found)}, [f"table: {folder / embedded.MARKDOWN}"]
     if as_json:
         print_json(found)
         return
-    head, rows = embedded.cells(found)
+    for table, line in zip(shown.values(), where, strict=True):
+        _print_rows(*table)
+        print(line)
+
+
+def _print_rows(head: list[str], rows: list[list[str]]) -> None:
     shown = grid("left", *["right"] * (len(head) - 1))
     for row in (head, *rows):
         shown.add_row("", *map(escape, row))
     stdout(minimum_width=200).print(shown)
-    print(f"table: {folder / embedded.MARKDOWN}")
 
 
 def _facts(name: str, runs: Path, adapter: Path | None, limit: int | None, image: Path | None) -> tuple[Any, Any]:

@@ -6,9 +6,7 @@ All rows are tuned by one rule and trained with the same seeds, so that a row's 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,54 +32,8 @@ ROWS: dict[str, tuple[str, list[str]]] = {
 }
 """The table's rows: the name of the runs, and what differs from the recipe; as `recipes/ablations` at 7B."""
 RATES, FRACTION, VALIDATION = (0.016, 0.05, 0.16), 0.2, (0.1, 350)
-CPU, RESULT, MARKDOWN, COMPARISON = "cpu_seconds.json", "table4.json", "table4.md", "comparison.json"
+RESULT, MARKDOWN, COMPARISON = "table4.json", "table4.md", "comparison.json"
 Say = Callable[[str], None]
-
-
-class OutOfHours(DehvfError):
-    """The runs of a folder have used the CPU hours that they were given."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """CPU time of the runs in a folder, kept there, so that an interrupted table does not begin to count again.
-
-    file: where the CPU seconds are kept; seconds: how many there may be; before: of earlier calls; children: of this process's
-    children before it began.
-    """
-
-    file: Path
-    seconds: float
-    before: float
-    children: float
-
-    @classmethod
-    def of(cls, folder: Path, hours: float) -> Budget:
-        """Raises: OutOfHours where the folder's runs have used these hours already, DehvfError where their record is broken."""
-        file = folder / CPU
-        before = _kept(file) if is_file(file) else 0.0
-        if not isinstance(before, int | float):
-            raise DehvfError(f"{file}: wants the CPU seconds of the runs beside it, a number; remove it to count them anew")
-        budget = cls(file, hours * 3600, before, _children())
-        budget.check()
-        return budget
-
-    @property
-    def used(self) -> float:
-        """CPU seconds of all runs that ended."""
-        return self.before + _children() - self.children
-
-    def check(self) -> None:
-        """Raises: OutOfHours where the hours are used up."""
-        if self.used >= self.seconds:
-            raise OutOfHours(
-                f"{self.file.parent}: {self.used / 3600:.1f} CPU hours are used, of {self.seconds / 3600:g}; what is finished is "
-                f"in {MARKDOWN}; go on with the same command and a larger --hours"
-            )
-
-    def note(self) -> None:
-        """Keep what is used in the folder."""
-        write_output(self.file, f"{self.used:.1f}\n")
 
 
 def embedded_table4(
@@ -117,18 +69,14 @@ def embedded_table4(
         DehvfError: where a wheel or the plugin dehvf-kit-compare is not installed, or the folder holds runs
             with other settings.
     """
-    compare = dehvf_kit.compare
+    compare = dehvf_kit.compare  # first, for its message where the plugin is not installed
+    from dehvf_kit_compare.cpu_hours import CpuHours, OutOfHours
+
     tuning = _tuning() if tune else None
     recipes = embedded_recipes(recipe or ROOT / RECIPE, [f"training.max_steps={steps}", *overrides], rows)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    budget = Budget.of(folder, hours)
-
-    def ended(line: str) -> None:
-        say(line)
-        budget.note()
-        if " runs: " in line and "reused" not in line:
-            budget.check()
+    budget = CpuHours.of(folder, hours)
 
     def write(compared: Mapping[str, Any]) -> dict[str, Any]:
         found = table4_of(compared, rows) | {"steps": steps, "cpu_hours": round(budget.used / 3600, 3)}
@@ -137,12 +85,11 @@ def embedded_table4(
         return found
 
     try:
-        compared = compare(recipes, folder, seeds=seeds, tuning=tuning, threads=1, say=ended).table
+        compared = compare(recipes, folder, seeds=seeds, tuning=tuning, threads=1, hours=budget, say=say).table
     except OutOfHours:
         if is_file(folder / COMPARISON):
             write(_kept(folder / COMPARISON))
         raise
-    budget.note()
     return write(compared)
 
 
@@ -258,9 +205,3 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(texts)} |"
-
-
-def _children() -> float:
-    """CPU seconds of the processes that this one started and that ended."""
-    used = os.times()
-    return used.children_user + used.children_system

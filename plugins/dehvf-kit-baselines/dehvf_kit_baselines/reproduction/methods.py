@@ -12,7 +12,7 @@ from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 from dehvf_kit.training.run import bfloat16_is_fast
 from dehvf_kit.utils.atomic import is_file, writing
-from dehvf_kit.utils.yaml_files import read_yaml
+from dehvf_kit.utils.plain_data import read_yaml
 from dehvf_kit_baselines.reproduction.tables import ROOT
 
 FOLDER, COMPARISON, FIGURE, SHEET = "methods_embedded", "comparison.json", "comparison.png", "comparison.csv"

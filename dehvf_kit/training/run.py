@@ -29,7 +29,7 @@ from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.training.callbacks import OVERFLOWED, Stopping, best_of, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model, reaches_all
-from dehvf_kit.training.precision import bfloat16_is_fast, precision_here, unscaled
+from dehvf_kit.training.precision import precision_here, unscaled
 from dehvf_kit.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,
@@ -54,7 +54,7 @@ from dehvf_kit.training.training_set import (
 from dehvf_kit.training.validation import Questions, scored_split
 from dehvf_kit.utils.frames import frame
 
-__all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "bfloat16_is_fast", "silent", "train"]
+__all__ = ["ADAPTER", "CHECKPOINTS", "Progress", "TrainResult", "silent", "train"]
 log = logging.getLogger(__name__)
 
 

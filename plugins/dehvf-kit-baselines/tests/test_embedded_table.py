@@ -102,6 +102,20 @@ def test_the_command_runs_table4_alone(command: Command, tmp_path: Path, monkeyp
     assert asked == {"folder": tmp_path / "table4_embedded", "steps": 3, "hours": 0.5, "say": asked["say"]}
 
 
+def test_an_interrupted_table_goes_on_in_the_dtype_that_it_was_begun_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(recipes: list, *_: object, **__: object) -> None:
+        asked.append([recipe.decoder.dtype for recipe in recipes])
+        raise OutOfHours("over")
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr(embedded.dehvf_kit, "compare", stop)
+    for dtype in ("bfloat16", "float32"):
+        monkeypatch.setattr(embedded, "faster_dtype", lambda dtype=dtype: dtype)
+        with pytest.raises(OutOfHours):
+            embedded_table4(tmp_path, rows=["DEHVF"], tune=False)
+    assert asked == [["bfloat16"], ["bfloat16"]]
+
+
 def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DehvfError, match="it is in the repository"):
         embedded.embedded_recipes(tmp_path / "none.yaml", [])

@@ -25,7 +25,8 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.training.run import Progress, TrainResult, bfloat16_is_fast, train
+from dehvf_kit.training.precision import faster_dtype
+from dehvf_kit.training.run import Progress, TrainResult, train
 from dehvf_kit.training.run_folder import RECORD
 from dehvf_kit.utils.atomic import check_new_folder, exists, write_output
 from dehvf_kit.utils.shipped import HOME
@@ -65,7 +66,8 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
         check_new_folder(output)
     started = time.perf_counter()
     seeing, unseeing, changes = DATA[data]
-    overrides = [*changes, *(["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if bfloat16_is_fast() else [])]
+    dtype = (_begun_in(output) if resume else None) or faster_dtype()
+    overrides = [*changes, f"decoder.dtype={dtype}", f"vision.dtype={dtype}"]
     recipe = demo_recipe(seeing, [*overrides, f"training.max_minutes={minutes}"])
     say(f"building {recipe.description}")
     model = build(recipe)
@@ -108,6 +110,14 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     title = "dehvf-kit demo: a frozen language model that sees"
     write_report(output, page, inside=inside, title=title, more=[probe_section(summary)] if probed else [])
     return DemoResult(summary, page, result.adapter)
+
+
+def _begun_in(run: Path) -> str | None:
+    """The dtype that an interrupted demo computes in, whatever is faster now; None where its record cannot be read."""
+    try:
+        return str(json.loads((run / RECORD).read_text(encoding="utf-8"))["recipe"]["decoder"]["dtype"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `train` says what is wrong with it
 
 
 def demo_recipe(name: str, overrides: list[str]) -> Recipe:

@@ -38,6 +38,13 @@ def test_the_recipes_of_a_data_set_are_there_and_share_it(data: str) -> None:
     assert ours.nodes["fuser"].config.score == "cosine"
 
 
+def test_an_interrupted_demo_goes_on_in_the_dtype_that_it_was_begun_in(tmp_path: Path) -> None:
+    assert demo._begun_in(tmp_path) is None
+    for dtype in ("bfloat16", "float32"):
+        (tmp_path / "run.json").write_text(json.dumps({"recipe": {"decoder": {"dtype": dtype}}}))
+        assert demo._begun_in(tmp_path) == dtype
+
+
 @pytest.mark.nightly
 def test_the_demo_runs_whole(command: Command, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     pytest.importorskip("sklearn", reason="the probe needs scikit-learn")

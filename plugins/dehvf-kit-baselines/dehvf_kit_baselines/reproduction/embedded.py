@@ -13,12 +13,13 @@ from typing import Any
 import dehvf_kit
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.training.run import bfloat16_is_fast
+from dehvf_kit.training.precision import faster_dtype
 from dehvf_kit.utils.atomic import is_file, write_output, writing
 from dehvf_kit_baselines.reproduction.tables import ROOT, published
 
 FOLDER = "table4_embedded"
 RECIPE = "recipes/smollm2_dinov2_drawings.yaml"
+DRAWINGS = ["data.train_scenes=640", "data.test_scenes=150", "data.questions=[kind,colour,texture,side,count,presence]"]
 BLIND = [f"graph.{node}=null" for node in ("grouper", "layer_query", "projector", "fuser")]
 MEAN = ["graph.layer_query=null", "graph.fuser.type=mean"]
 ROWS: dict[str, tuple[str, list[str]]] = {
@@ -32,7 +33,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
 }
 """The table's rows: the name of the runs, and what differs from the recipe; as `recipes/ablations` at 7B."""
 RATES, FRACTION, VALIDATION = (0.016, 0.05, 0.16), 0.2, (0.1, 350)
-RESULT, MARKDOWN, COMPARISON = "table4.json", "table4.md", "comparison.json"
+DTYPE, RESULT, MARKDOWN, COMPARISON = "dtype.json", "table4.json", "table4.md", "comparison.json"
 Say = Callable[[str], None]
 
 
@@ -40,7 +41,7 @@ def embedded_table4(
     folder: Path,
     *,
     seeds: int = 5,
-    steps: int = 500,
+    steps: int = 240,
     hours: float = 4.0,
     say: Say = lambda line: None,
     recipe: Path | None = None,
@@ -73,7 +74,8 @@ def embedded_table4(
     from dehvf_kit_compare.cpu_hours import CpuHours, OutOfHours
 
     tuning = _tuning() if tune else None
-    recipes = embedded_recipes(recipe or ROOT / RECIPE, [f"training.max_steps={steps}", *overrides], rows)
+    dtype = begun_dtype(folder) if recipe is None else None
+    recipes = embedded_recipes(recipe or ROOT / RECIPE, [f"training.max_steps={steps}", *overrides], rows, dtype)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     budget = CpuHours.of(folder, hours)
@@ -93,16 +95,34 @@ def embedded_table4(
     return write(compared)
 
 
-def embedded_recipes(recipe: Path, overrides: Sequence[str], rows: Sequence[str] = tuple(ROWS)) -> list[Recipe]:
-    """The recipe of each row. Raises: DehvfError where the repository's recipe is not there."""
+def embedded_recipes(
+    recipe: Path, overrides: Sequence[str], rows: Sequence[str] = tuple(ROWS), dtype: str | None = None
+) -> list[Recipe]:
+    """The recipe of each row; the drawings recipe with fewer scenes, without names, and with this dtype of both models.
+
+    No row learns the drawings' names in so few steps, and their answers are the longest.
+
+    Raises: DehvfError where the repository's recipe is not there.
+    """
     if not is_file(recipe):
         raise DehvfError(f"{recipe}: is not here; it is in the repository")
-    fast = ["decoder.dtype=bfloat16", "vision.dtype=bfloat16"] if recipe == ROOT / RECIPE and bfloat16_is_fast() else []
-    fewer = ["data.test_scenes=150"] if recipe == ROOT / RECIPE else []
+    changes = list(DRAWINGS) if recipe == ROOT / RECIPE else []
+    if dtype is not None:
+        changes += [f"decoder.dtype={dtype}", f"vision.dtype={dtype}"]
     return [
-        load_recipe(recipe, [*fast, *fewer, *ROWS[row][1], f"name={ROWS[row][0]}", f"description={row}", *overrides])
-        for row in rows
+        load_recipe(recipe, [*changes, *ROWS[row][1], f"name={ROWS[row][0]}", f"description={row}", *overrides]) for row in rows
     ]
+
+
+def begun_dtype(folder: Path) -> str:
+    """The dtype of a folder's runs: the faster one at the first call, kept there, so that any machine goes on with it."""
+    file = folder / DTYPE
+    if is_file(file):
+        return str(_kept(file))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_output(file, json.dumps(faster_dtype()) + "\n")
+    return str(_kept(file))
 
 
 def table4_of(compared: Mapping[str, Any], rows: Sequence[str] = tuple(ROWS)) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import dehvf_kit
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.training.run import bfloat16_is_fast
 from dehvf_kit.utils.atomic import is_file, writing
 from dehvf_kit.utils.plain_data import read_yaml
+from dehvf_kit_baselines.reproduction.embedded import begun_dtype
 from dehvf_kit_baselines.reproduction.tables import ROOT
 
 FOLDER, COMPARISON, FIGURE, SHEET = "methods_embedded", "comparison.json", "comparison.png", "comparison.csv"
@@ -79,8 +79,7 @@ def embedded_methods(
     compare = dehvf_kit.compare  # first, for its message where the plugin is not installed
     from dehvf_kit_compare.cpu_hours import CpuHours
 
-    fast = ["decoder.dtype=bfloat16"] if bfloat16_is_fast() else []
-    common = [*fast, *DATA, f"training.max_steps={steps}", *overrides]
+    common = [f"decoder.dtype={begun_dtype(folder)}", *DATA, f"training.max_steps={steps}", *overrides]
     runs = {name: recipes(name, common) for name in names}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,14 +13,19 @@ import pytest
 import torch
 from helpers import pixels, tiny_decoder, tiny_model, tiny_vision, tokens, worst
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch._dynamo.utils import counters
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import CompileConfig
 
+from dehvf_kit.backbones.decoder import HfDecoderConfig
 from dehvf_kit.backbones.vision.config import ImageConfig
 from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.model.feature_files import FeatureFiles
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.ops.attention import attention, pick_backend, xformers_installed
+from dehvf_kit.training.distributed import shard_base
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 FUSER = (8, 24, 4, 16)
@@ -44,13 +49,21 @@ def made(device: str, dtype: torch.dtype = torch.float32) -> DehvfModel:
     return half.to(device)
 
 
-def step(model: DehvfModel, device: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a step and the trained parameters' gradients, on the CPU in float32."""
+def step(model: DehvfModel, device: str, scale: float = 1.0, autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a step and the trained parameters' gradients, on the CPU in float32. scale: of the loss, for its backward."""
     model.train()
     ids = tokens().to(device)
-    loss = model(ids, labels=ids, pixel_values=pixels().to(device), use_cache=False).loss
-    loss.backward()
-    return loss.detach().cpu().float(), {name: one.grad.cpu().float() for name, one in model.named_trainable_parameters().items()}
+    with torch.autocast(device, torch.float16, enabled=autocast):
+        loss = model(ids, labels=ids, pixel_values=pixels().to(device), use_cache=False).loss
+    (scale * loss).backward()
+    found = {name: one.grad.cpu().float() / scale for name, one in model.named_trainable_parameters().items()}
+    return loss.detach().cpu().float(), found
+
+
+def far(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """How far all gradients together are off, as a share of what is expected."""
+    together = [torch.cat([one[name].flatten() for name in expected]) for one in (found, expected)]
+    return float((together[0] - together[1]).norm() / together[1].norm())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -61,6 +74,13 @@ def test_a_training_step_is_that_of_the_cpu_in_float32(device: str, dtype: torch
     for name, gradient in expected.items():
         error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
         assert error <= 5 * TOLERANCE[dtype], name
+
+
+def test_a_loss_scale_keeps_small_gradients_in_float16(device: str) -> None:
+    """A loss that is divided by the tokens of a large batch, and multiplied again. On the CPU all are lost, or 0.4% off."""
+    _, expected = step(made("cpu"), "cpu")
+    small, scaled = (step(made(device, torch.float16), device, scale, autocast=True)[1] for scale in (2.0**-14, 1.0))
+    assert far(scaled, expected) < 1e-2 and far(small, expected) > 5e-2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -88,6 +108,46 @@ def test_a_static_cache_writes_the_same_answer(device: str) -> None:
     given = {"input_ids": tokens().to(device), "pixel_values": pixels().to(device), "max_new_tokens": 5, "min_new_tokens": 5}
     plain = model.generate(**given, do_sample=False)
     assert torch.equal(plain, model.generate(**given, do_sample=False, cache_implementation="static", disable_compile=True))
+
+
+def test_a_compiled_decoder_with_a_static_cache_writes_the_same_answer(device: str) -> None:
+    """transformers compiles the decoding step where the cache is static, on CUDA into a graph."""
+    model = made(device)
+    given = {"input_ids": tokens().to(device), "pixel_values": pixels().to(device), "max_new_tokens": 5, "min_new_tokens": 5}
+    plain = model.generate(**given, do_sample=False)
+    settings = CompileConfig(fullgraph=False, mode="reduce-overhead" if device == "cuda" else "default")
+    settings._compile_all_devices = True
+    counters["frames"].clear()
+    for _ in range(2):  # the second time a graph is replayed
+        compiled = model.generate(**given, do_sample=False, cache_implementation="static", compile_config=settings)
+        assert torch.equal(plain, compiled)
+    assert counters["frames"]["ok"] > 0
+
+
+def test_an_int4_base_trains_the_adapter_alone(device: str, tmp_path: Path) -> None:
+    """NF4 on the device computes what NF4 computes on the CPU."""
+    pytest.importorskip("bitsandbytes")
+    tiny_decoder(hidden_size=64, intermediate_size=128, num_attention_heads=4).save_pretrained(tmp_path)
+    config = HfDecoderConfig(model=str(tmp_path), quantization="int4", dtype="float32")
+    models = [tiny_model(config.load({}).to(place), graph={"vision_adapter": None}) for place in ("cpu", device)]
+    models[1].nodes.load_state_dict(models[0].nodes.state_dict())
+    (expected_loss, expected), (loss, found) = (
+        step(model.to(place), place) for model, place in zip(models, ("cpu", device), strict=True)
+    )
+    assert worst(loss, expected_loss) <= 1e-3 * expected_loss.abs() and far(found, expected) < 1e-2
+    assert not any(parameter.requires_grad for parameter in models[1].decoder.parameters())
+
+
+def test_fsdp2_on_one_rank_is_the_whole_decoder(device: str, tmp_path: Path) -> None:
+    expected_loss, expected = step(made(device), device)
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        model = made(device)
+        shard_base(model, mesh=init_device_mesh(device, (1,)))
+        loss, found = step(model, device)
+        assert worst(loss, expected_loss) <= 1e-5 and far(found, expected) < 1e-5
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_step_waits_for_nothing_of_the_device(device: str) -> None:

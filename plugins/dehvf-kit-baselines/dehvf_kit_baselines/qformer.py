@@ -7,43 +7,27 @@ weights; here they start anew.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost
-from dehvf_kit_baselines.readers import check_layer, places_of
+from dehvf_kit.api import BuildContext, Cost
+from dehvf_kit_baselines.readers import QueryReaderConfig, image_tokens, places_of
 
 if TYPE_CHECKING:
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
 
-class QFormerReaderConfig(ComponentConfig):
+class QFormerReaderConfig(QueryReaderConfig):
     """Learned queries through a BERT that attends to one vision layer's tokens; the queries come out as patches."""
 
-    role: ClassVar[str] = "reader"
-    takes: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden", "globals?: batch layer vision_hidden")
-    gives: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
     type: Literal["qformer"] = "qformer"
-    layer: int = Field(-1, description="vision layer: 0 is the first block, -1 the last")
-    num_queries: int = Field(32, ge=1, description="learned queries, which are the patches that come out")
-    hidden_size: int = Field(768, ge=1, description="width of the queries")
     num_layers: int = Field(12, ge=1, description="layers")
-    num_heads: int = Field(12, ge=1, description="heads of their attention")
     intermediate_size: int = Field(3072, ge=1, description="width of their feed-forward networks")
     every: int = Field(2, ge=1, description="layers 0, every, 2 * every, ... attend to the image")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in training, as BERT has it")
-
-    def vision_layers(self, num_layers: int) -> tuple[int, ...]:
-        return (self.layer % num_layers,)
-
-    def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        check_layer(context, self.layer)
-        if self.hidden_size % self.num_heads:
-            raise ConfigMismatchError(f"{self.num_heads} heads do not divide {self.hidden_size}", "num_heads")
-        return {"layer": 1, "patch": self.num_queries, "vision_hidden": self.hidden_size}
 
     def model(self, context: BuildContext) -> Blip2QFormerModel:
         """transformers' module."""
@@ -57,7 +41,7 @@ class QFormerReaderConfig(ComponentConfig):
                 num_attention_heads=self.num_heads,
                 intermediate_size=self.intermediate_size,
                 cross_attention_frequency=self.every,
-                encoder_hidden_size=context.wires["patches"][0]["vision_hidden"],
+                encoder_hidden_size=self.width_in(context),
                 hidden_dropout_prob=self.dropout,
                 attention_probs_dropout_prob=self.dropout,
             )
@@ -69,10 +53,9 @@ class QFormerReaderConfig(ComponentConfig):
         return {"queries": self.num_queries * self.hidden_size, "qformer": count}
 
     def cost(self, context: BuildContext) -> Cost:
-        width, queries, wire = self.hidden_size, self.num_queries, context.wires["patches"][0]
-        tokens = (wire.get("patch") or 0) + ("globals" in context.wires)
+        width, queries, tokens = self.hidden_size, self.num_queries, self.tokens_in(context)
         layer = 8 * queries * width**2 + 4 * queries**2 * width + 4 * queries * width * self.intermediate_size
-        seen = 4 * queries * width**2 + 4 * tokens * (wire["vision_hidden"] or 0) * width + 4 * queries * tokens * width
+        seen = 4 * queries * width**2 + 4 * tokens * self.width_in(context) * width + 4 * queries * tokens * width
         return Cost(per_image=self.num_layers * layer + -(-self.num_layers // self.every) * seen)
 
     def build(self, context: BuildContext) -> QFormer:
@@ -92,8 +75,6 @@ class QFormer(nn.Module):
         self.queries = nn.Parameter(0.02 * torch.randn(queries, width))
 
     def forward(self, patches: Tensor, globals: Tensor | None = None) -> Tensor:
-        image = patches[:, self.place]
-        if globals is not None:
-            image = torch.cat([globals[:, self.place, None], image], 1)
+        image = image_tokens(self.place, patches, globals)
         queries = self.queries.expand(len(image), -1, -1)
         return self.qformer(query_embeds=queries, encoder_hidden_states=image.to(queries.dtype)).last_hidden_state[:, None]

@@ -11,36 +11,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost
-from dehvf_kit_baselines.readers import check_layer, places_of
+from dehvf_kit.api import BuildContext, ComponentConfig, Cost
+from dehvf_kit_baselines.readers import QueryReaderConfig, image_tokens, places_of
 
 
-class QueryTransformerReaderConfig(ComponentConfig):
+class QueryTransformerReaderConfig(QueryReaderConfig):
     """Queries and one vision layer's tokens, mapped and normed, pass transformer blocks; the queries come out as patches."""
 
-    role: ClassVar[str] = "reader"
-    takes: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden", "globals?: batch layer vision_hidden")
-    gives: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
     type: Literal["query_transformer"] = "query_transformer"
-    layer: int = Field(-1, description="vision layer: 0 is the first block, -1 the last")
     num_queries: int = Field(10, ge=1, description="learned queries, which are the patches that come out")
     hidden_size: int = Field(768, ge=1, description="width of queries and blocks")
     num_blocks: int = Field(8, ge=1, description="blocks")
     num_heads: int = Field(16, ge=1, description="heads of their attention")
     expansion: int = Field(4, ge=1, description="width of their feed-forward networks, in hidden sizes")
-
-    def vision_layers(self, num_layers: int) -> tuple[int, ...]:
-        return (self.layer % num_layers,)
-
-    def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        check_layer(context, self.layer)
-        if self.hidden_size % self.num_heads:
-            raise ConfigMismatchError(f"{self.num_heads} heads do not divide {self.hidden_size}", "num_heads")
-        return {"layer": 1, "patch": self.num_queries, "vision_hidden": self.hidden_size}
-
-    def width_in(self, context: BuildContext) -> int:
-        """Width of the encoder's tokens."""
-        return context.wires["patches"][0]["vision_hidden"] or 0
 
     def num_params(self, context: BuildContext) -> dict[str, int]:
         width = self.hidden_size
@@ -49,7 +32,7 @@ class QueryTransformerReaderConfig(ComponentConfig):
         return {"input": read, "queries": self.num_queries * width, "blocks": self.num_blocks * block}
 
     def cost(self, context: BuildContext) -> Cost:
-        width, tokens = self.hidden_size, (context.wires["patches"][0].get("patch") or 0) + ("globals" in context.wires)
+        width, tokens = self.hidden_size, self.tokens_in(context)
         every = tokens + self.num_queries
         block = 2 * every * (4 + 2 * self.expansion) * width * width + 4 * every * every * width
         return Cost(per_image=2 * tokens * self.width_in(context) * width + self.num_blocks * block)
@@ -76,9 +59,7 @@ class QueryTransformer(nn.Module):
         self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, expansion * width, **kind) for _ in range(blocks))
 
     def forward(self, patches: Tensor, globals: Tensor | None = None) -> Tensor:
-        image = patches[:, self.place]
-        if globals is not None:
-            image = torch.cat([globals[:, self.place, None], image], 1)
+        image = image_tokens(self.place, patches, globals)
         image = self.norm(self.input(image.to(self.input.weight.dtype)))
         x = torch.cat([self.queries.expand(len(image), -1, -1), image], 1)
         for block in self.blocks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -63,6 +64,41 @@ class GlobalTokensReaderConfig(ComponentConfig):
     def build(self, context: BuildContext) -> Reader:
         num_layers = context.vision.num_layers if context.vision else context.size("layer")
         return Reader(places_of(context, self.chosen(num_layers)))
+
+
+class QueryReaderConfig(ComponentConfig):
+    """What readers with learned queries share: one vision layer's tokens go in, the queries come out as patches."""
+
+    role: ClassVar[str] = "reader"
+    takes: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden", "globals?: batch layer vision_hidden")
+    gives: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
+    layer: int = Field(-1, description="vision layer: 0 is the first block, -1 the last")
+    num_queries: int = Field(32, ge=1, description="learned queries, which are the patches that come out")
+    hidden_size: int = Field(768, ge=1, description="width of the queries")
+    num_heads: int = Field(12, ge=1, description="heads of their attention")
+
+    def vision_layers(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layer % num_layers,)
+
+    def resolve(self, context: BuildContext) -> dict[str, int | None]:
+        check_layer(context, self.layer)
+        if self.hidden_size % self.num_heads:
+            raise ConfigMismatchError(f"{self.num_heads} heads do not divide {self.hidden_size}", "num_heads")
+        return {"layer": 1, "patch": self.num_queries, "vision_hidden": self.hidden_size}
+
+    def width_in(self, context: BuildContext) -> int:
+        """Width of the encoder's tokens (`context.axes` has that of the queries once this node is resolved)."""
+        return context.wires["patches"][0]["vision_hidden"] or 0
+
+    def tokens_in(self, context: BuildContext) -> int:
+        """Tokens of one image."""
+        return (context.wires["patches"][0].get("patch") or 0) + ("globals" in context.wires)
+
+
+def image_tokens(place: int, patches: Tensor, globals: Tensor | None) -> Tensor:
+    """One layer's tokens [batch, token, width], the global one first where it is given."""
+    image = patches[:, place]
+    return image if globals is None else torch.cat([globals[:, place, None], image], 1)
 
 
 class Reader(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dehvf_kit.backbones.quantization import keep_differentiable, release
+from dehvf_kit.backbones.attached import keep_differentiable, release
 
 PACKED = ("int8", "uint8", "int16", "int32")
 """Dtypes in which quantised weights are stored, several in a number."""

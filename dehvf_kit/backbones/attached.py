@@ -1,13 +1,25 @@
-"""What is attached to a model, noted on its modules: a second attachment names the first, and a lost handle is found again."""
+"""What a frozen model carries while the kit is attached to it.
+
+Notes on its modules: a second attachment names the first, and a lost handle is found again. Quantised layers that keep their form,
+without which no gradient passes through them.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
+import logging
+import sys
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 from torch import nn
 
+from dehvf_kit.errors import DecoderError
+
+SWITCHES = {"support_avx512bf16_for_cpu": False, "linear_mode": "train"}
+"""Attributes of bitsandbytes' and gptqmodel's layers, and the value that keeps them from repacking."""
 NOTES = "_dehvf_attached"
 
 
@@ -66,3 +78,62 @@ def detach_all(decoder: nn.Module) -> list[str]:
     for attachment in reversed(found):
         attachment.detach()
     return [one.attached_as for one in found]
+
+
+def import_bitsandbytes() -> Any:
+    """bitsandbytes, or None where it is missing or broken, imported without asking a hub for a kernel.
+
+    On a CPU with AVX512-BF16 bitsandbytes 0.50 fetches a kernel from the hub as it is imported, where `kernels` is installed,
+    and else logs that it failed (`bitsandbytes/backends/cpu/ops.py`). `keep_differentiable` turns that kernel off anyway.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return None
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    modules: dict[str, Any] = sys.modules
+    kernels, disabled = modules.get("kernels"), log.disabled
+    modules["kernels"], log.disabled = None, True
+    try:
+        return importlib.import_module("bitsandbytes")
+    except (ImportError, OSError, RuntimeError):
+        return None
+    finally:
+        log.disabled = disabled
+        del modules["kernels"]
+        if kernels is not None:
+            modules["kernels"] = kernels
+
+
+def keep_differentiable(model: nn.Module) -> list[nn.Module]:
+    """Keep 4-bit layers of bitsandbytes and gptqmodel from repacking their weights, which they do in evaluation on some CPUs.
+
+    The repacked form has no backward, may round the scales, and nothing restores it. Gives the layers, for `release`.
+    Raises: DecoderError where that has happened already.
+    """
+    layers: list[Any] = [module for module in model.modules() if _switch(module)]
+    for layer in layers:
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if getattr(layer, "linear_mode", None) == "inference" or getattr(state, "packing_format_for_cpu", False):
+            raise DecoderError(
+                f"{type(model).__name__}: its library ({type(layer).__module__.partition('.')[0]}) has repacked its 4-bit weights "
+                "for inference on this CPU, which leaves them without gradients; load the decoder again and give it to the kit "
+                "before its first pass"
+            )
+    for layer in layers:
+        layer._kept_differentiable = getattr(layer, "_kept_differentiable", 0) + 1
+        layer.__dict__.setdefault("_repacked_before", getattr(layer, _switch(layer)))
+        setattr(layer, _switch(layer), SWITCHES[_switch(layer)])
+    return layers
+
+
+def release(layers: list[nn.Module]) -> None:
+    """Undo one `keep_differentiable`; the last one lets the layers repack again."""
+    while layers:
+        layer: Any = layers.pop()
+        layer._kept_differentiable -= 1
+        if not layer._kept_differentiable:
+            setattr(layer, _switch(layer), layer.__dict__.pop("_repacked_before"))
+            del layer._kept_differentiable
+
+
+def _switch(layer: nn.Module) -> str:
+    return next((name for name in SWITCHES if hasattr(layer, name)), "")

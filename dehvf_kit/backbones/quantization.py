@@ -6,46 +6,18 @@ stay as they are.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import logging
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from dehvf_kit.errors import DecoderError, DehvfError, listing
+from dehvf_kit.errors import DehvfError, listing
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 Quantization = Literal["int8", "int4"]
-SWITCHES = {"support_avx512bf16_for_cpu": False, "linear_mode": "train"}
-"""Attributes of bitsandbytes' and gptqmodel's layers, and the value that keeps them from repacking."""
 BLOCK = 64
 """Weights that share one 4-byte scale in NF4."""
-
-
-def import_bitsandbytes() -> Any:
-    """bitsandbytes, or None where it is missing or broken, imported without asking a hub for a kernel.
-
-    On a CPU with AVX512-BF16 bitsandbytes 0.50 fetches a kernel from the hub as it is imported, where `kernels` is installed,
-    and else logs that it failed (`bitsandbytes/backends/cpu/ops.py`). `keep_differentiable` turns that kernel off anyway.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return None
-    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    kernels, disabled = sys.modules.get("kernels"), log.disabled
-    sys.modules["kernels"], log.disabled = None, True
-    try:
-        return importlib.import_module("bitsandbytes")
-    except (ImportError, OSError, RuntimeError):
-        return None
-    finally:
-        log.disabled = disabled
-        del sys.modules["kernels"]
-        if kernels is not None:
-            sys.modules["kernels"] = kernels
 
 
 def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]) -> Any:
@@ -56,6 +28,8 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]
     import torch
     from transformers import BitsAndBytesConfig
 
+    from dehvf_kit.backbones.attached import import_bitsandbytes
+
     if import_bitsandbytes() is None:
         raise DehvfError(f"decoder.quantization={kind} needs bitsandbytes; pip install 'dehvf-kit[quantization]'")
     if kind == "int8":
@@ -63,42 +37,6 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | Literal["auto"]
     if dtype == "auto":
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def keep_differentiable(model: nn.Module) -> list[nn.Module]:
-    """Keep 4-bit layers of bitsandbytes and gptqmodel from repacking their weights, which they do in evaluation on some CPUs.
-
-    The repacked form has no backward, may round the scales, and nothing restores it. Gives the layers, for `release`.
-    Raises: DecoderError where that has happened already.
-    """
-    layers = [module for module in model.modules() if _switch(module)]
-    for layer in layers:
-        state = getattr(getattr(layer, "weight", None), "quant_state", None)
-        if getattr(layer, "linear_mode", None) == "inference" or getattr(state, "packing_format_for_cpu", False):
-            raise DecoderError(
-                f"{type(model).__name__}: its library ({type(layer).__module__.partition('.')[0]}) has repacked its 4-bit weights "
-                "for inference on this CPU, which leaves them without gradients; load the decoder again and give it to the kit "
-                "before its first pass"
-            )
-    for layer in layers:
-        layer._kept_differentiable = getattr(layer, "_kept_differentiable", 0) + 1
-        layer.__dict__.setdefault("_repacked_before", getattr(layer, _switch(layer)))
-        setattr(layer, _switch(layer), SWITCHES[_switch(layer)])
-    return layers
-
-
-def release(layers: list[nn.Module]) -> None:
-    """Undo one `keep_differentiable`; the last one lets the layers repack again."""
-    while layers:
-        layer = layers.pop()
-        layer._kept_differentiable -= 1
-        if not layer._kept_differentiable:
-            setattr(layer, _switch(layer), layer.__dict__.pop("_repacked_before"))
-            del layer._kept_differentiable
-
-
-def _switch(layer: nn.Module) -> str:
-    return next((name for name in SWITCHES if hasattr(layer, name)), "")
 
 
 def float_experts(decoder: nn.Module) -> dict[str, int]:

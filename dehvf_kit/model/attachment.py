@@ -15,9 +15,8 @@ from typing import Any, Self
 from torch import nn
 
 from dehvf_kit.api.registry import plugin_code
-from dehvf_kit.backbones.attached import attached_to, forget, names, note
+from dehvf_kit.backbones.attached import attached_to, forget, keep_differentiable, names, note, release
 from dehvf_kit.backbones.compiled import forget_compiled
-from dehvf_kit.backbones.quantization import keep_differentiable, release
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.run import RecomputedLayers
 from dehvf_kit.recipe.graph import Graph

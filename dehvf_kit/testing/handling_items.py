@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dehvf_kit.backbones.attached import import_bitsandbytes
 from dehvf_kit.backbones.ffn.memory_hooks import attach_memory
 from dehvf_kit.backbones.ffn.sites import ffn_sites
-from dehvf_kit.backbones.quantization import import_bitsandbytes
 from dehvf_kit.testing.reference import reference_memory
 from dehvf_kit.testing.subject import (
     OUTPUT_SCALE,

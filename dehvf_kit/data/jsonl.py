@@ -89,6 +89,7 @@ class JsonlDataConfig(FileSplitsConfig):
     """One JSON object a line with `question`, `answer` and, if there is one, `image` (a path beside the file), `id`, `kind`."""
 
     type: Literal["jsonl"] = "jsonl"
+    rows_have_choices = True
     train: Path | None = Field(None, description="file of the training samples")
     test: Path | None = Field(None, description="file of the test samples")
 
@@ -104,7 +105,7 @@ class JsonlDataConfig(FileSplitsConfig):
         require_file(file, f"data.{part}")
         issues: list[Issue] = []
         rows = ((number, f"{file}:{number}", row, file.parent) for number, row in json_lines(file, issues))
-        return reading_of(rows, RowReader(TableColumns(), issues, f"fields: {', '.join(FIELDS)}"), issues)
+        return reading_of(rows, RowReader(TableColumns(), issues, f"fields: {', '.join(FIELDS)}", self.chooser), issues)
 
 
 def holds_conversations(file: Path, *keys: bytes) -> bool:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class TableColumns(Settings):
     question: str = Field("question", description="the question")
     answer: str = Field("answer", description="the answer: a text, a number, or a list whose first text is meant")
     kind: str = Field("kind", description="what groups the scores, such as a question type")
+    choices: str = Field("choices", description="where the metric chooses, the choices: a list of texts, or it as JSON text")
     messages: str = Field("messages", description="a conversation, in rows that have no question and answer")
 
 
@@ -69,10 +71,11 @@ class RowReader:
         columns: which column holds what.
         notes: gains an issue for every value that was read in another form than it was given; None: they are not kept.
         advice: closes messages about a column, `set data.columns` where they can be set.
+        chooser: reads the choices of rows; None: they are not read.
     """
 
-    def __init__(self, columns: TableColumns, notes: list[Issue] | None = None, advice: str = "") -> None:
-        self.columns, self.notes, self.advice = columns, notes, advice
+    def __init__(self, columns: TableColumns, notes: list[Issue] | None = None, advice: str = "", chooser: Any = None) -> None:
+        self.columns, self.notes, self.advice, self.chooser = columns, notes, advice, chooser
         self.seen: Counter[str] = Counter()
         self.has_images = False
         self._images: set[str] = set()
@@ -89,8 +92,12 @@ class RowReader:
         Raises:
             RowFaultError: naming place, column and value, for a row that cannot be used.
         """
-        columns = self.columns
         self.remember(row)
+        read = partial(self._sample, place=place, folder=folder, key=key)
+        return read(row) if self.chooser is None else self.chooser.sample(read, row, self.columns, place, self.advice)
+
+    def _sample(self, row: Mapping[str, Any], place: str, folder: Path, key: Any) -> Sample:
+        columns = self.columns
         own, kind = named(row.get(columns.id), place if key is None else key), named(row.get(columns.kind), "")
         for column, found in ((columns.id, own), (columns.kind, kind)):
             if found is None:
@@ -160,7 +167,7 @@ class RowReader:
 
     def _missing_columns(self) -> Iterator[tuple[str, Issue]]:
         """A fault for a column of questions or answers that no row has, and the kind of the rows' own faults that it explains."""
-        for field, kind in (("question", "empty question"), ("answer", "answer is missing")):
+        for field, kind in (("question", "empty question"), ("answer", "answer is missing"), ("choices", "no choices")):
             column = getattr(self.columns, field)
             if self.seen and not {column, self.columns.messages} & set(self.seen):
                 near = did_you_mean(column, self.seen)
@@ -169,7 +176,7 @@ class RowReader:
 
     def unread(self) -> Iterator[Issue]:
         """Columns that no field reads; one of images is a fault where no sample has an image."""
-        fields = self.columns.model_dump()
+        fields = self.columns.model_dump(exclude=None if self.chooser else {"choices"})
         known = {*fields.values(), *INDEX_COLUMNS, *((PLURAL,) if fields["image"] == "image" else ())}
         free = [field for field, column in fields.items() if column not in self.seen]
         for column, count in self.seen.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.registry import plugin_code
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 SHOWN = 3
 PREPARE = "dehvf-kit prepare lists all of it"
 Split = Literal["train", "validation", "test"]
+LIKELIHOOD = ("likelihood", "likelihood_norm")
+"""Metrics that choose among a row's `choices`."""
 
 
 class ImageFile(Hashable, Protocol):
@@ -159,10 +161,33 @@ class DataConfig(Settings):
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="a sample that cannot be used: end the run, or skip, count and list it"
     )
-    metric: Literal["exact_match", "vqa", "anls", "relaxed"] = Field(
-        "exact_match", description="how `eval` scores answers: the same words; VQA accuracy of ten answers; ANLS; numbers within 5%"
+    metric: Literal["exact_match", "vqa", "anls", "relaxed", "likelihood", "likelihood_norm"] = Field(
+        "exact_match",
+        description="how `eval` scores answers: the same words; VQA accuracy of ten answers; ANLS; numbers within 5%; the "
+        "likeliest of a row's choices, by the sum over its tokens or by that sum per character",
+    )
+    answer_is: Literal["text", "index", "letter"] = Field(
+        "text", description="what the answer of a row with choices holds: a choice's text, its number from 0, or its letter"
     )
     text_only: bool = Field(False, description="true: no sample has an image, and none is meant to have one")
+
+    rows_have_choices: ClassVar[bool] = False
+    _chooser: Any = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _has_choices(self) -> DataConfig:
+        if self.metric in LIKELIHOOD and not self.rows_have_choices:
+            raise ValueError(f"metric={self.metric} chooses among the `choices` of rows, which this data set does not have")
+        if self.answer_is != "text" and self.metric not in LIKELIHOOD:
+            raise ValueError(f"answer_is={self.answer_is} is for rows with `choices`; set metric=likelihood, or leave it out")
+        return self
+
+    @property
+    def chooser(self) -> Any:
+        """What reads the choices of rows and takes the likeliest, where `metric` says so: of a plugin. None elsewhere."""
+        if self.metric in LIKELIHOOD and self._chooser is None:
+            raise DataError(f"data.metric={self.metric} needs a plugin, which recipes load; use dehvf_kit.load_recipe")
+        return self._chooser
 
     @property
     def means_text_only(self) -> bool:
@@ -219,7 +244,7 @@ class DataConfig(Settings):
 
     def ask(self, answer: Callable[..., Sequence[Any]], model: Any, samples: Sequence[Any], **settings: Any) -> Sequence[Any]:
         """Answers to samples, as `answer` (`evaluation.answers.answer`) generates them; a data set may find them otherwise."""
-        return answer(model, samples, **settings)
+        return (self.chooser.choose if self.chooser else answer)(model, samples, **settings)
 
     def check_scoring(self) -> None:
         """Raises: DataError where `score` needs something that is missing; `eval` asks before the first question."""
@@ -236,6 +261,8 @@ class DataConfig(Settings):
         from dehvf_kit.data.metrics import exact_match as words
         from dehvf_kit.data.metrics import open_answers
 
+        if self.chooser:
+            return self.chooser.score(predictions)
         return words.exact_match(predictions) if self.metric == "exact_match" else open_answers.score(self.metric, predictions)
 
 

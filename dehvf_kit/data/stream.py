@@ -44,7 +44,7 @@ class SampleStream:
         return reading_of(itertools.islice(self.rows(self.split, issues), rows), self._reader(issues), issues, distinct=False)
 
     def _reader(self, issues: list[Issue] | None) -> RowReader:
-        return RowReader(self.config.columns, issues, "set data.columns")
+        return RowReader(self.config.columns, issues, "set data.columns", self.config.chooser)
 
     def shuffled(self, seed: int, turn: int, issues: list[Issue] | None = None) -> Iterator[Sample]:
         """One pass, each sample drawn from a window of `shuffle`; the order follows the seed and the number of the pass."""

@@ -14,6 +14,7 @@ from dehvf_kit.api.config import ComponentConfig, Settings
 from dehvf_kit.api.registry import Registry, plugin_code
 from dehvf_kit.api.shapes import DecoderSpec, VisionSpec
 from dehvf_kit.backbones.base import NoConfig, TowerConfig
+from dehvf_kit.data.samples import LIKELIHOOD
 from dehvf_kit.errors import DehvfError, Fault, PluginError, RecipeError, did_you_mean, listing, shown
 from dehvf_kit.recipe.files import by_name, encoder_path, encoders_of
 from dehvf_kit.recipe.graph import BATCH, DECODER, Graph, Node, check_graph
@@ -263,7 +264,13 @@ class Parser:
         except (KeyError, PluginError) as error:
             self.fault(f"{path}.type", str(error.args[0]), whole=unread)
             return None
-        return self._validate(path, schema, {**given, "type": kind}, None if role == "data" else path.split(".")[-1])
+        found = self._validate(path, schema, {**given, "type": kind}, None if role == "data" else path.split(".")[-1])
+        if getattr(found, "rows_have_choices", False) and found.metric in LIKELIHOOD:
+            try:
+                found._chooser = self.registry.find("data", "choices").chooser_of(found)
+            except (KeyError, PluginError) as error:
+                self.fault(f"{path}.metric", str(error.args[0]), whole=unread)
+        return found
 
     def _validate(self, path: str, schema: type[BaseModel], given: Any, owner: str | None) -> Any:
         """Validate, report each error, and go on without the faulty fields, so that later checks still run.

@@ -1,8 +1,9 @@
-"""Multiple-choice questions from a table: `{"question": "...", "choices": ["a dog", "a cat"], "answer": "a cat"}`, and an image."""
+"""Multiple-choice questions of rows: `{"question": "...", "choices": ["a dog", "a cat"], "answer": "a cat"}`, and an image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -11,19 +12,13 @@ from dehvf_kit_streams.table import TableDataConfig
 from pydantic import Field
 
 from dehvf_kit.data.metrics.scores import Scores
-from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns, named, reading_of
-from dehvf_kit.data.samples import Issue, Reading, Sample
+from dehvf_kit.data.rows import RowFaultError, TableColumns, is_missing, named
+from dehvf_kit.data.samples import DataConfig, Sample
 from dehvf_kit.errors import shown
 from dehvf_kit.utils.plain_data import NotJson, parse_json
 from dehvf_kit_benchmarks import likelihood
 
-Told = Literal["text", "index", "letter"]
-
-
-class ChoiceColumns(TableColumns):
-    """Which column holds what."""
-
-    choices: str = Field("choices", description="the choices: a list of texts, or such a list as JSON text")
+WANTED = {"text": "its text", "index": "its number from 0", "letter": "its letter from A"}
 
 
 class ChoicesDataConfig(TableDataConfig):
@@ -33,45 +28,57 @@ class ChoicesDataConfig(TableDataConfig):
     metric: likelihood.Metric = Field(  # type: ignore[assignment]
         "likelihood", description="the likeliest choice: by the sum over its tokens, or by that sum per character"
     )
-    columns: ChoiceColumns = Field(default_factory=ChoiceColumns, description="which column holds what")
-    answer_is: Told = Field("text", description="what the answer column holds: a choice's text, its number from 0, or its letter")
 
     @classmethod
     def recognise(cls, place: Path) -> dict[str, Any] | None:
         return None
 
-    def read_file(self, part: str) -> Reading:
-        issues: list[Issue] = []
-        reader = ChoiceReader(self.columns, issues, "set data.columns")
-        reader.told = self.answer_is
-        return reading_of(self._rows(part, issues), reader, issues)
+    @property
+    def chooser(self) -> Chooser:
+        return self.chooser_of(self)
 
-    def ask(self, answer: Callable[..., Sequence[Any]], model: Any, samples: Sequence[Any], **settings: Any) -> Sequence[Any]:
+    @staticmethod
+    def chooser_of(config: DataConfig) -> Chooser:
+        """What reads the choices of a data set's rows and takes the likeliest."""
+        return Chooser(config.metric, config.answer_is)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Reads the choices of rows and takes the likeliest. told: what the answer of a row holds."""
+
+    metric: likelihood.Metric
+    told: Literal["text", "index", "letter"] = "text"
+
+    def choose(self, model: Any, samples: Sequence[Any], **settings: Any) -> Sequence[Any]:
+        """Predictions, as `evaluation.answers.answer` makes them, without generating."""
         return likelihood.choose(model, samples, self.metric, **settings)
 
     def score(self, predictions: Sequence[Any]) -> Scores:
+        """Shares of right choices."""
         return likelihood.score(self.metric, predictions)
 
+    def sample(
+        self, read: Callable[[Mapping[str, Any]], Sample], row: Mapping[str, Any], columns: TableColumns, place: str, advice: str
+    ) -> likelihood.ChoiceSample:
+        """The sample that `read` makes of a row, and its choices, of which its answer is one.
 
-class ChoiceReader(RowReader):
-    """Makes samples with choices. told: what the answer column holds."""
+        Raises: RowFaultError for choices that are none, and an answer that is none of them.
+        """
+        choices = self._choices(row.get(columns.choices), columns.choices, place, advice)
+        if is_missing(row.get(columns.question)) and not is_missing(row.get(columns.messages)):
+            found = read(row)
+            return self.among(found, choices, columns.messages, place)
+        answer = self._answer(row.get(columns.answer), choices, columns.answer, place)
+        return likelihood.with_choices(read({**row, columns.answer: answer}), choices)
 
-    columns: ChoiceColumns
-    told: Told = "text"
+    def among(self, sample: Sample, choices: tuple[str, ...], column: str, place: str) -> likelihood.ChoiceSample:
+        """A sample whose answer is one of some choices. Raises: RowFaultError where it is none."""
+        return likelihood.with_choices(replace(sample, answer=self._answer(sample.answer, choices, column, place)), choices)
 
-    def sample(self, row: Mapping[str, Any], place: str, folder: Path, key: Any = None) -> Sample:
-        try:
-            choices = self._choices(row.get(self.columns.choices), place)
-            answer = self._answer(row.get(self.columns.answer), choices, place)
-        except RowFaultError:
-            self.remember(row)
-            raise
-        found = super().sample({**row, self.columns.answer: answer}, place, folder, key)
-        return likelihood.with_choices(found, choices)
-
-    def _choices(self, cell: Any, place: str) -> tuple[str, ...]:
+    def _choices(self, cell: Any, column: str, place: str, advice: str) -> tuple[str, ...]:
         """Raises: RowFaultError for fewer than two, an empty one, or one that is there twice."""
-        column, given = self.columns.choices, cell
+        given = cell
         if isinstance(cell, str):
             try:
                 given = parse_json(cell.encode())
@@ -79,14 +86,14 @@ class ChoiceReader(RowReader):
                 given = None
         texts = [named(one, "") for one in given] if isinstance(given, (list, tuple)) else []
         if len(texts) < 2 or not all(text and text.strip() for text in texts):
-            advice = f"wants a list of two texts or more, given {shown(cell)}; {self.advice}"
-            raise RowFaultError(f"'{column}' {advice}", place, "no choices" if not texts else "empty choice")
+            wanted = f"wants a list of two texts or more, given {shown(cell)}; {advice or 'write it beside the conversation'}"
+            raise RowFaultError(f"'{column}' {wanted}", place, "no choices" if not texts else "empty choice")
         found = tuple(str(text).strip() for text in texts)
         if len(set(found)) < len(found):
             raise RowFaultError(f"'{column}' has a choice twice: {shown(cell)}", place, "choice twice")
         return found
 
-    def _answer(self, cell: Any, choices: Sequence[str], place: str) -> str:
+    def _answer(self, cell: Any, choices: Sequence[str], column: str, place: str) -> str:
         """The text of the right choice. Raises: RowFaultError for an answer that is none of them."""
         text = (named(cell, "") or "").strip()
         if self.told == "text" and text in choices:
@@ -97,8 +104,8 @@ class ChoiceReader(RowReader):
         if self.told != "text" and 0 <= number < len(choices):
             return choices[number]
         raise RowFaultError(
-            f"'{self.columns.answer}' is none of the {len(choices)} choices, given {shown(cell)}; data.answer_is={self.told} wants "
-            f"{'its text' if self.told == 'text' else 'its number from 0' if self.told == 'index' else 'its letter from A'}",
+            f"'{column}' is none of the {len(choices)} choices, given {shown(cell)}; data.answer_is={self.told} wants "
+            f"{WANTED[self.told]}",
             place,
             "answer is no choice",
         )

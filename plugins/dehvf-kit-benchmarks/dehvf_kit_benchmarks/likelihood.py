@@ -124,7 +124,8 @@ def _choice(sample: ChoiceSample, likelihoods: Mapping[str, float], cut: int) ->
 def _scored(model: Any, samples: Sequence[ChoiceSample], features: Any) -> list[Choice]:
     """One batch."""
     processor = model.processor
-    prompt = PromptConfig(**processor.prompt) if processor.prompt else PromptConfig(question="{question}", answer="{answer}")
+    given = processor.prompt or {"question": "{question}", "answer": "{answer}"}
+    prompt = PromptConfig(**{**given, "targets": "last"})  # earlier answers of a conversation are the same for every choice
     longest = longest_sample(model.recipe.training.max_length, model.graph)
     answers = [replace(sample, answer=choice) for sample in samples for choice in sample.choices]
     rows = EncodedSamples(answers, processor, prompt, longest, model.reads_images, features)

@@ -61,7 +61,9 @@ class ScienceQaDataConfig(DataConfig):
         return check_format(value)
 
     @model_validator(mode="after")
-    def _choices_come_first(self) -> ScienceQaDataConfig:
+    def _has_choices(self) -> ScienceQaDataConfig:
+        if self.answer_is != "text":
+            raise ValueError(f"answer_is={self.answer_is} is for rows with `choices`; ScienceQA has numbers, leave it out")
         if self.metric == "likelihood" and not reply_start(self.format):
             raise ValueError(f"metric=likelihood scores answers that stand first, and format={self.format} has them later")
         return self

@@ -15,8 +15,14 @@ from dehvf_kit_benchmarks.likelihood import Choice, ChoiceSample, choose, score
 from evaluation.benchmarks import recipe, towers
 
 import dehvf_kit
+from dehvf_kit.api.registry import Registry
+from dehvf_kit.data.jsonl import JsonlDataConfig
+from dehvf_kit.data.samples import PromptConfig
 from dehvf_kit.errors import DataError, RecipeError
 from dehvf_kit.evaluation.kept_answers import KeptAnswers
+from dehvf_kit.recipe import builtin_plugin
+from dehvf_kit.recipe.parser import parse_data
+from dehvf_kit.recipe.plugin_manager import plugins
 
 NAMES = list(COLOURS)
 SETS = [NAMES, ["a square", "the picture of that image one"], ["Light has colours.", "red", "B", "It"]]
@@ -132,9 +138,95 @@ def test_an_evaluation_that_was_ended_goes_on(world: Path, tmp_path: Path) -> No
 
 
 def test_sums_that_are_not_finite_are_refused(world: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.decoder.lm_head, "weight", torch.nn.Parameter(model.decoder.lm_head.weight * torch.nan))
+    monkeypatch.setattr(model.decoder.lm_head.weight, "data", model.decoder.lm_head.weight * torch.nan)
     with pytest.raises(DataError, match="sample '0': the log-likelihood of a choice is not finite"):
         choose(model, ChoicesDataConfig(train="", test=str(world / "test.jsonl")).samples("test"), "likelihood")
+
+
+def as_type(folder: Path, rows: Sequence[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The data section of these rows in the form that a type reads."""
+    found = []
+    for row in rows:
+        turns = [("user", row["question"]), ("assistant", row["answer"])]
+        given = {"id": row["id"], "image": row.get("image"), "choices": row["choices"]}
+        if kind == "messages":
+            found.append(given | {"messages": [{"role": role, "content": text} for role, text in turns]})
+        elif kind == "llava":
+            found.append(given | {"conversations": [{"from": SPEAKERS[role], "value": text} for role, text in turns]})
+        else:
+            found.append(given | {"question": row["question"], "answer": row["answer"]})
+    file = folder / f"{kind}.jsonl"
+    file.write_text("".join(json.dumps({key: value for key, value in row.items() if value}) + "\n" for row in found))
+    more = {"size": 6} if kind == "stream" else {"prompt": PromptConfig().model_dump()} if kind == "messages" else {}
+    named = {"type": kind, "train": str(file), "test": str(file), **more}
+    if kind != "mixture":
+        return named
+    named = {"type": "table", "train": str(file), "test": str(file)}
+    return {"type": "mixture", "sources": {"a": named, "b": named}, "weights": {"a": 1, "b": 1}}
+
+
+SPEAKERS = {"user": "human", "assistant": "gpt"}
+TYPES = ["jsonl", "table", "stream", "messages", "llava", "mixture"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_rows_of_every_type_are_chosen_among_as_those_of_choices(world: Path, model: Any, kind: str) -> None:
+    rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
+    wanted = choose(model, ChoicesDataConfig(train="", test=str(world / "test.jsonl")).samples("test"), "likelihood")
+    data = as_type(world, rows, kind) | {"metric": "likelihood"}
+    found = dehvf_kit.evaluate(model, data, allow_prompt_mismatch=True)
+    sums = [list(one.likelihoods.values()) for one in wanted] * (2 if kind == "mixture" else 1)
+    # float32, in batches of another order
+    assert [list(one.likelihoods.values()) for one in found.predictions] == [pytest.approx(one, abs=5e-5) for one in sums]
+    assert found.scores.headline.value == score("likelihood", wanted).headline.value
+    assert {"acc", "acc_norm"} < {one.name for one in found.scores.scores}
+
+
+def test_earlier_answers_of_a_conversation_are_not_counted(world: Path, model: Any) -> None:
+    turns = [("user", "q"), ("assistant", "red"), ("user", "and?"), ("assistant", "blue")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    (world / "two.jsonl").write_text(json.dumps({"messages": messages, "choices": NAMES}))
+    data = {"type": "messages", "train": "", "test": str(world / "two.jsonl"), "text_only": True, "metric": "likelihood"}
+    config = parse_data(data | {"prompt": {"chat": False, "targets": "last"}}, "test", plugins().registry)
+    (one,) = choose(model, config.samples("test"), "likelihood")
+    assert one.answer == "blue" and len(set(one.likelihoods.values())) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"type": "coco_captions", "metric": "likelihood"}, "metric"),
+        ({"type": "easy_vqa", "metric": "likelihood"}, "metric=likelihood chooses among the `choices` of rows"),
+        ({"type": "jsonl", "answer_is": "index"}, "answer_is=index is for rows with `choices`; set metric=likelihood"),
+        ({"type": "scienceqa", "answer_is": "index"}, "ScienceQA has numbers, leave it out"),
+        (
+            {"type": "mixture", "metric": "likelihood", "sources": {"a": {"type": "easy_vqa"}, "b": {"type": "table"}}},
+            "a: metric=likelihood chooses among",
+        ),
+    ],
+)
+def test_data_without_choices_is_refused_by_name(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_data(data, "test", plugins().registry)
+
+
+def test_choices_of_several_answers_are_refused(world: Path) -> None:
+    turns = [{"from": SPEAKERS[role], "value": role} for role in ("user", "assistant") * 2]
+    (world / "several.json").write_text(json.dumps([{"id": "1", "conversations": turns, "choices": ["assistant", "b"]}]))
+    data = {"type": "llava", "test": str(world / "several.json"), "metric": "likelihood", "text_only": True}
+    with pytest.raises(DataError, match="belong to one answer, the conversation has 2; set data.turns=first"):
+        parse_data(data, "test", plugins().registry).samples("test")
+    (sample,) = parse_data(data | {"turns": "first"}, "test", plugins().registry).samples("test")
+    assert sample.choices == ("assistant", "b")
+
+
+def test_a_missing_plugin_is_named(world: Path) -> None:
+    bare = Registry()
+    builtin_plugin.register_components(bare.register)
+    with pytest.raises(RecipeError, match="data.metric: .*'choices' comes with the plugin dehvf-kit-benchmarks"):
+        parse_data({"type": "jsonl", "metric": "likelihood"}, "test", bare)
+    with pytest.raises(DataError, match="needs a plugin, which recipes load"):
+        JsonlDataConfig(test=world / "test.jsonl", metric="likelihood").samples("test")
 
 
 GOOD = {"question": "q", "choices": ["a", "b"], "answer": "a"}
@@ -166,7 +258,7 @@ def test_rows(tmp_path: Path, change: dict[str, Any], settings: dict[str, Any], 
         ({"answer": 2}, {"answer_is": "index"}, "data.answer_is=index wants its number from 0"),
         ({"answer": "C"}, {"answer_is": "letter"}, "data.answer_is=letter wants its letter from A"),
         ({"answer": None}, {}, "is none of the 2 choices"),
-        ({"choices": None}, {}, "'choices' wants a list of two texts or more, given None; set data.columns"),
+        ({"choices": None}, {}, r"missing column: choices \(no row has it. Columns: answer, question; set data.columns"),
         ({"choices": ["a"]}, {}, "a list of two texts or more"),
         ({"choices": ["a", " "]}, {}, "a list of two texts or more"),
         ({"choices": ["a", "a "]}, {}, "has a choice twice"),

@@ -9,7 +9,8 @@ text, a line each. `<image>` before or after a question is removed: the image go
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ class LlavaDataConfig(FileSplitsConfig):
     """Conversations about images in LLaVA's JSON (or JSON lines), a sample for each answer."""
 
     type: Literal["llava"] = "llava"
+    rows_have_choices = True
     train: Path | None = Field(None, description="file of the training conversations")
     test: Path | None = Field(None, description="file of the test conversations")
     images: Path | None = Field(None, description="folder of the images; the file's own where left out")
@@ -49,7 +51,7 @@ class LlavaDataConfig(FileSplitsConfig):
         rows = [row for _, row in json_lines(file, issues)] if is_json_lines(file) else read_json(file)
         if not isinstance(rows, list):
             raise DataError(f"{file}: wants a list of conversations")
-        reader, times = RowReader(TableColumns(messages="conversations"), issues), Counter[str]()
+        reader, times = RowReader(TableColumns(messages="conversations"), issues, chooser=self.chooser), Counter[str]()
         samples: list[Sample] = []
         for number, row in enumerate(rows):
             key = named(row.get("id"), number) if isinstance(row, Mapping) else None
@@ -62,7 +64,11 @@ class LlavaDataConfig(FileSplitsConfig):
                 continue
             try:
                 reader.remember(row)
-                samples += self._samples(reader, name, row, self.images or file.parent)
+                found = list(self._samples(reader, name, row, self.images or file.parent))
+                if reader.chooser is not None:
+                    only = partial(_only, found, name)
+                    found = [reader.chooser.sample(only, row, reader.columns, name, "")]
+                samples += found
             except RowFaultError as error:
                 note(issues, Issue(error.kind, name), error)
         issues += reader.unread()
@@ -79,6 +85,18 @@ class LlavaDataConfig(FileSplitsConfig):
         for number, place in enumerate(answers):
             if number == 0 if self.turns == "first" else self.prompt.targets == "last" or place == answers[-1]:
                 yield conversation_sample(f"{key}/{number}", messages[:place], messages[place].content, given)
+
+
+def _only(samples: Sequence[Sample], place: str, _: Any) -> Sample:
+    """The sample that a row's choices belong to. Raises: RowFaultError where there are several."""
+    if len(samples) > 1:
+        raise RowFaultError(
+            f"the choices of a row belong to one answer, the conversation has {len(samples)}; set data.turns=first, or give each "
+            "answer a row",
+            place,
+            "choices for several answers",
+        )
+    return samples[0]
 
 
 def _fault(row: Any) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dehvf_kit.data.rows import TableColumns
-from dehvf_kit.data.samples import PREPARE, DataConfig, Issue, Reading, Sample, Split, refuse
+from dehvf_kit.data.samples import LIKELIHOOD, PREPARE, DataConfig, Issue, Reading, Sample, Split, refuse
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, RecipeError
 from dehvf_kit_streams.hub_tables import library
@@ -28,6 +28,7 @@ class MixtureDataConfig(DataConfig):
     """
 
     type: Literal["mixture"] = "mixture"
+    rows_have_choices = True
     sources: dict[str, dict[str, Any]] = Field(description="data sections by name")
     weights: dict[str, float] | None = Field(None, description="shares of the sources; null: of each as much as it has")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the order")
@@ -38,14 +39,14 @@ class MixtureDataConfig(DataConfig):
 
     @field_validator("sources")
     @classmethod
-    def _known(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _known(cls, value: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
         if len(value) < 2:
             raise ValueError("names fewer than two data sets; a single one needs no mixture")
         for name, raw in value.items():
             own = sorted({"prompt", "metric", "on_bad_sample"} & set(raw))
             if raw.get("type") == "mixture" or own:
                 raise ValueError(f"{name}: {own[0] if own else 'type: mixture'} belongs to the mixture, not to a source")
-            _parsed(name, raw)
+            _parsed(name, {**raw, **_chosen(info.data.get("metric"))})
         return value
 
     @model_validator(mode="after")
@@ -64,7 +65,8 @@ class MixtureDataConfig(DataConfig):
     @cached_property
     def configs(self) -> dict[str, DataConfig]:
         """The sources' own configs."""
-        return {name: _parsed(name, {**raw, "on_bad_sample": self.on_bad_sample}) for name, raw in self.sources.items()}
+        own = {"on_bad_sample": self.on_bad_sample, **_chosen(self.metric)}
+        return {name: _parsed(name, {**raw, **own}) for name, raw in self.sources.items()}
 
     @property
     def columns(self) -> TableColumns:
@@ -135,6 +137,11 @@ class MixtureDataConfig(DataConfig):
             again = times[sample.id]
             found.append(sample if again == 1 else replace(sample, id=f"{sample.id}#{again}"))
         return found
+
+
+def _chosen(metric: Any) -> dict[str, str]:
+    """What the sources must know of the mixture's metric: that their rows have choices."""
+    return {"metric": metric} if metric in LIKELIHOOD else {}
 
 
 def _parsed(name: str, raw: Mapping[str, Any]) -> DataConfig:

@@ -29,6 +29,7 @@ class StreamDataConfig(DataConfig):
     """Image, question and answer from files that are read as a stream, or from a hub data set, under any column names."""
 
     type: Literal["stream"] = "stream"
+    rows_have_choices = True
     train: str | list[str] = Field(
         "", description="training files (.jsonl, .csv, .parquet, .tar; `*` allowed), or splits of `path`, read in order"
     )

@@ -23,6 +23,7 @@ class TableDataConfig(FileSplitsConfig):
     """Image, question and answer from CSV, JSON, Parquet or a `datasets` folder, under any column names."""
 
     type: Literal["table"] = "table"
+    rows_have_choices = True
     path: str = Field("", description="folder of files, `datasets` folder, or hub id; train and test name its splits")
     train: str = Field("train", description="training split of `path`; without a path a .csv, .tsv, .jsonl, .json or .parquet file")
     test: str = Field("test", description="test split of `path`; without a path such a file")
@@ -49,7 +50,8 @@ class TableDataConfig(FileSplitsConfig):
 
     def read_file(self, part: str) -> Reading:
         issues: list[Issue] = []
-        return reading_of(self._rows(part, issues), RowReader(self.columns, issues, "set data.columns"), issues)
+        reader = RowReader(self.columns, issues, "set data.columns", self.chooser)
+        return reading_of(self._rows(part, issues), reader, issues)
 
     def _rows(self, part: str, issues: list[Issue]) -> Iterator[Row]:
         """Every row that can be read; others are added to `issues`."""

@@ -267,7 +267,8 @@ class Parser:
         found = self._validate(path, schema, {**given, "type": kind}, None if role == "data" else path.split(".")[-1])
         if getattr(found, "rows_have_choices", False) and found.metric in LIKELIHOOD:
             try:
-                found._chooser = self.registry.find("data", "choices").chooser_of(found)
+                choices: Any = self.registry.find("data", "choices")
+                found._chooser = choices.chooser_of(found)
             except (KeyError, PluginError) as error:
                 self.fault(f"{path}.metric", str(error.args[0]), whole=unread)
         return found

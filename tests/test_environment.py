@@ -18,7 +18,7 @@ import torch
 import yaml
 from helpers import LLAMA, raw_recipe
 
-from dehvf_kit.training.precision import faster_dtype
+from dehvf_kit.recipe.sections import faster_dtype
 
 PACKAGE = Path(__file__).parents[1] / "dehvf_kit"
 COMMIT = "0" * 40
@@ -93,7 +93,7 @@ def test_the_faster_dtype_is_measured(slow: torch.dtype, monkeypatch: pytest.Mon
 
 @pytest.mark.nightly
 def test_no_gpu_is_visible_where_none_shall_be() -> None:
-    code = "import torch; from dehvf_kit.training.precision import faster_dtype; faster_dtype(); print(torch.cuda.device_count())"
+    code = "import torch; from dehvf_kit.recipe.sections import faster_dtype; faster_dtype(); print(torch.cuda.device_count())"
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "0\n"
 

@@ -24,9 +24,8 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         from dehvf_kit.data.inspection import training_data_at_hand
         from dehvf_kit.data.processing import longest_prompt, longest_sample
         from dehvf_kit.recipe.plugin_manager import plugins
-        from dehvf_kit.recipe.recipe import image_statements, load_recipe
+        from dehvf_kit.recipe.recipe import image_statements, load_recipe, unscaled
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
-        from dehvf_kit.training.precision import unscaled
 
         quiet_transformers()
         try:

@@ -24,7 +24,7 @@ from dehvf_kit.recipe.graph import DECODER, Graph, Node, check_graph
 from dehvf_kit.recipe.migrations import FORMAT
 from dehvf_kit.recipe.parser import Checked, Parser, Published
 from dehvf_kit.recipe.plugin_manager import plugins
-from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig
+from dehvf_kit.recipe.sections import GenerationConfig, TrainingConfig, precision_here
 
 
 @dataclass(frozen=True)
@@ -216,3 +216,14 @@ def _statement(name: str, tower: Any) -> ImageStatement:
         besides = f"its own {own.source} also does what the kit does not: {', '.join(own.further)}"
         note = f"{note}; {besides}" if note else f"{encoder_path(name)}.image: {besides}"
     return ImageStatement(facts, own, line if different else f"{line}, as its own {own.source}", note)
+
+
+def unscaled(recipe: Recipe, decoder: str) -> str:
+    """What to say where gradients pass float16 weights, of a dtype `decoder` or an encoder's, without loss scaling; else ""."""
+    adapted = any(node.config.role == "vision_adapter" for node in recipe.nodes.values())
+    found = ["decoder"] if decoder.removeprefix("torch.") == "float16" else []
+    found += [encoder_path(name) for name, tower in recipe.vision.items() if adapted and tower.dtype == "float16"]
+    return "" if not found or precision_here(recipe.training.precision) != "float32" else (
+        f"{' and '.join(found)}: gradients pass float16 weights without loss scaling, so small ones are rounded to zero and large "
+        "ones overflow; set training.precision=float16, or dtype to bfloat16"
+    )  # fmt: skip

@@ -25,11 +25,11 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import flat
-from dehvf_kit.recipe.recipe import Recipe, as_recipe
+from dehvf_kit.recipe.recipe import Recipe, as_recipe, unscaled
+from dehvf_kit.recipe.sections import precision_here
 from dehvf_kit.training.callbacks import OVERFLOWED, Stopping, best_of, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model, reaches_all
-from dehvf_kit.training.precision import precision_here, unscaled
 from dehvf_kit.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,

@@ -20,10 +20,9 @@ from dehvf_kit.adapter.files import read_weights
 from dehvf_kit.data.encoding import Collator
 from dehvf_kit.errors import DataError, DehvfError, TrainingError
 from dehvf_kit.model.model import DehvfModel
-from dehvf_kit.recipe.sections import TrainingConfig
+from dehvf_kit.recipe.sections import TrainingConfig, precision_here
 from dehvf_kit.training.callbacks import SCORE, SPENT, EpochOrder, FiniteSteps, Report, TimeBudget
 from dehvf_kit.training.checkpoints import CheckpointingTrainer, fault
-from dehvf_kit.training.precision import precision_here
 from dehvf_kit.training.training_set import IDS, NOTED, SKIPPED, has_answer, no_answer
 from dehvf_kit.training.validation import Questions
 from dehvf_kit.utils.atomic import is_folder

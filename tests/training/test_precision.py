@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dehvf_kit.adapter.files import read_config, read_weights
 from dehvf_kit.errors import DehvfError, TrainingError
-from dehvf_kit.recipe.recipe import load_recipe
-from dehvf_kit.training import precision
-from dehvf_kit.training.precision import precision_here, unscaled
+from dehvf_kit.recipe import sections
+from dehvf_kit.recipe.recipe import load_recipe, unscaled
+from dehvf_kit.recipe.sections import precision_here
 from dehvf_kit.training.run import train
 
 FLOAT16 = ("training.precision=float16", "decoder.dtype=float16")
@@ -83,24 +83,24 @@ def test_gradients_that_no_scale_makes_finite_end_the_run(world: Path, tmp_path:
 )
 def test_auto_is_bfloat16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, gpu: bool, fast: bool, chosen: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda: fast)
+    monkeypatch.setattr(sections, "bfloat16_is_fast", lambda: fast)
     assert precision_here("auto") == chosen and precision_here("float16") == "float16"
 
 
 def test_an_emulated_bfloat16_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert not precision.bfloat16_is_fast()
+    assert not sections.bfloat16_is_fast()
 
 
 @pytest.mark.nightly
 def test_a_run_writes_down_what_auto_was(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(world / "tiny.yaml", ["training.precision=auto", "training.max_steps=4", "training.save_steps=2"])
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr(sections, "bfloat16_is_fast", lambda: True)
     result = train(recipe, tmp_path / "run")
     assert read_config(result.adapter)["recipe"]["training"]["precision"] == "bfloat16"
     shutil.rmtree(result.adapter)
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda: False)
+    monkeypatch.setattr(sections, "bfloat16_is_fast", lambda: False)
     with pytest.raises(TrainingError, match="training.precision: 'bfloat16' then, 'float32' now"):
         train(recipe, tmp_path / "run", resume=True)
 

@@ -25,7 +25,7 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.training.precision import faster_dtype
+from dehvf_kit.recipe.sections import faster_dtype
 from dehvf_kit.training.run import Progress, TrainResult, train
 from dehvf_kit.training.run_folder import RECORD
 from dehvf_kit.utils.atomic import check_new_folder, exists, write_output

@@ -13,7 +13,7 @@ from typing import Any
 import dehvf_kit
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.training.precision import faster_dtype
+from dehvf_kit.recipe.sections import faster_dtype
 from dehvf_kit.utils.atomic import is_file, write_output, writing
 from dehvf_kit_baselines.reproduction.tables import ROOT, published
 

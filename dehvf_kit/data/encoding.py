@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dehvf_kit.backbones.compiled import padded_length
 from dehvf_kit.data.conversations import generated_parts, learned_parts, marks_answers
 from dehvf_kit.data.images import in_threads, open_image
 from dehvf_kit.data.processing import DehvfProcessor, image_places, open_ended
@@ -122,15 +123,20 @@ class EncodedSamples(Dataset):
 
 
 class Collator:
-    """Pads on the right to the batch's longest sample and names the positions whose logits the loss needs."""
+    """Pads on the right to the batch's longest sample and names the positions whose logits the loss needs.
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    longest: where given, pads on to one of few lengths up to this one, for compiled code of static shapes.
+    """
+
+    def __init__(self, pad_token_id: int, longest: int = 0) -> None:
+        self.pad_token_id, self.longest = pad_token_id, longest
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], distinct images,
         image_index where rows share one or have several, has_image [batch] where some have none."""
         longest = max(len(item["input_ids"]) for item in items)
+        if self.longest:
+            longest = padded_length(longest, self.longest)
         input_ids = torch.full((len(items), longest), self.pad_token_id)
         labels = torch.full((len(items), longest), IGNORED)
         attention_mask = torch.zeros(len(items), longest, dtype=torch.long)

@@ -16,7 +16,8 @@ from torch import nn
 
 from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.backbones.attached import attached_to, forget, keep_differentiable, names, note, release
-from dehvf_kit.backbones.compiled import forget_compiled
+from dehvf_kit.backbones.compiled import CompiledLayers, forget_compiled, not_compilable
+from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.run import RecomputedLayers
 from dehvf_kit.recipe.graph import Graph
@@ -30,6 +31,8 @@ class AttachedComponents(RecomputedLayers, nn.Module):
     towers: nn.ModuleDict
     graph: Graph
     attached: bool = False
+    compiled: CompiledLayers | None = None
+    recipe: Any
     _tokenizer: Any
 
     def _freeze(self, towers: Mapping[str, nn.Module]) -> None:
@@ -54,6 +57,7 @@ class AttachedComponents(RecomputedLayers, nn.Module):
         return next(self.towers[wire.node] for wire in wires if wire.node in self.towers)
 
     def _attach(self) -> None:
+        self.compiled = self._compiled_layers()
         try:
             for name, node in self.nodes.items():
                 config = self.graph.nodes[name].config
@@ -71,7 +75,20 @@ class AttachedComponents(RecomputedLayers, nn.Module):
         forget_compiled()
         note(self, self._places())
 
+    def _compiled_layers(self) -> CompiledLayers | None:
+        """The decoder's layers, where the recipe says `training.compile`; a warning says why they cannot be compiled."""
+        reason = not_compilable(self.decoder) if self.recipe is not None and self.recipe.training.compile else None
+        if reason:
+            log.warning("training.compile: %s: the decoder's layers run as they were written", reason)
+        if reason != "" or next(self.decoder.parameters()).is_meta:
+            return None
+        layers = dict.fromkeys(site.layer_path for site in ffn_sites(self.decoder))
+        return CompiledLayers([self.decoder.get_submodule(path) for path in layers], lambda: self.training)
+
     def _disable_hooks(self) -> None:
+        if self.compiled is not None:
+            self.compiled.remove()
+            self.compiled = None
         for name, node in self.nodes.items():
             if hasattr(node, "detach"):
                 with plugin_code(self.graph.nodes[name].config, f"graph.{name}"):

@@ -257,6 +257,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         given = {**kwargs, "attention_mask": attention_mask} | ({} if labels is None else {"labels": labels})
         if labels is None and self.training and torch.is_grad_enabled():
             given.pop("logits_to_keep", None)  # the caller takes the loss, and has labels for every column
+        if self.compiled and self.training and torch.is_grad_enabled() and getattr(self.decoder.config, "use_cache", False):
+            given.setdefault("use_cache", False)  # which compiled layers do not fill
         extended = self._extended(outputs, text, attention_mask, cache)
         if extended is not None:
             given = extended.arguments(self.decoder, inputs_embeds, given)

@@ -56,6 +56,9 @@ class TrainingConfig(Settings):
         "float32", description="of autocast, adapters stay float32; float16 with loss scaling; auto: bfloat16 where it is fast"
     )
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
+    compile: bool = Field(
+        False, description="compile the decoder's layers with the memory in them; batches are padded to one of few lengths"
+    )
     group_by_length: bool = Field(False, description="batch samples of like length together")
     num_workers: int = Field(0, ge=0, le=MAX_WORKERS, description="processes that decode and resize images")
     report_to: Literal["auto", "none"] | Tracker | list[Tracker] = Field(
@@ -103,6 +106,12 @@ class TrainingConfig(Settings):
     def _patience_has_scores(self) -> TrainingConfig:
         if self.patience and self.eval_steps is None:
             raise ValueError(f"patience ({self.patience}) counts scores of the validation split; set eval_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_whole_layers(self) -> TrainingConfig:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("compile cannot be combined with gradient_checkpointing, which runs each layer twice; set one to false")
         return self
 
     @model_validator(mode="after")

@@ -136,6 +136,8 @@ def shard_base(model: DehvfModel, **settings: Any) -> None:
     decoder = model.decoder
     if any(not parameter.is_floating_point() for parameter in decoder.parameters()):
         raise DehvfError("FSDP cannot split a quantised decoder; leave out decoder.quantization, or launch with launch/ddp.yaml")
+    if model.compiled:
+        raise DehvfError("FSDP gathers a layer's weights outside compiled code; set training.compile=false, or use launch/ddp.yaml")
     model.bases = model.bases or base_identities(model)
     trained = {parameter for parameter in decoder.parameters() if parameter.requires_grad}
     with model.hooks_disabled():

@@ -148,7 +148,8 @@ class DehvfTrainer(CheckpointingTrainer):
                 args=args,
                 train_dataset=samples,
                 eval_dataset=self.questions["eval"].encoded if "eval" in self.questions else None,
-                data_collator=getattr(samples, "collator", None) or NamingCollator(self.tokenizer.pad_token_id),
+                data_collator=getattr(samples, "collator", None)
+                or NamingCollator(self.tokenizer.pad_token_id, samples.max_length if model.compiled else 0),
                 callbacks=[
                     self.finite_steps,  # before `callbacks`: it reports a step, and one of them stops at it
                     *callbacks,

@@ -106,7 +106,7 @@ def training_set(
     require_tokenizer(model.processor.tokenizer, prompt, embedded_tokens(model))
     longest = longest_sample(config.max_length, model.graph)
     if isinstance(given, SampleStream):
-        collator = StreamCollator(model.processor, prompt, longest, reads)
+        collator = StreamCollator(model.processor, prompt, longest, reads, config.compile)
         return TrainingSet(StreamedSamples(given, config.seed, collator), len(given))
     samples = given.readable(lambda done, total: progress("opening images", done, total, "")) if reads else given.samples
     several = next((sample for sample in samples if sample.further_images), None) if reads else None
@@ -226,9 +226,9 @@ class StreamCollator:
     skipped: samples skipped since the last batch; they go into the next one under the key `SKIPPED`, as plain data.
     """
 
-    def __init__(self, processor: DehvfProcessor, prompt: PromptConfig, max_length: int, images: bool) -> None:
+    def __init__(self, processor: DehvfProcessor, prompt: PromptConfig, max_length: int, images: bool, few_lengths: bool = False) -> None:
         self.processor, self.prompt, self.max_length, self.images = processor, prompt, max_length, images
-        self.collate = Collator(processor.tokenizer.pad_token_id)
+        self.collate = Collator(processor.tokenizer.pad_token_id, max_length if few_lengths else 0)
         self.skipped: list[Skipped] = []
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:

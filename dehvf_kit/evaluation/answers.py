@@ -133,12 +133,14 @@ def finite_logits(model: DehvfModel, batch: Sequence[Sample]) -> Iterator[None]:
                 "too large: train again with a lower training.base_learning_rate"
             )
 
-    handle = model.decoder.register_forward_hook(look)
+    handle, before = model.decoder.register_forward_hook(look), model.generation_config.disable_compile
+    model.generation_config.disable_compile = True
     try:
         with run_eagerly():
             yield
     finally:
         handle.remove()
+        model.generation_config.disable_compile = before
 
 
 def asked(

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from transformers import CompileConfig
 from transformers.generation.logits_process import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
+from dehvf_kit.backbones import compiled
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.run import MemoryScope
 
@@ -55,3 +57,17 @@ def drafting(kwargs: Mapping[str, Any], rows: int, images: Mapping[str, Any]) ->
         raise DehvfError("assistant_model puts tokens into the input, which its drafts cannot skip; use one that writes memory")
     with MemoryScope(assistant.nodes, assistant.memory(rows, **images)):
         yield {**kwargs, "assistant_model": assistant.decoder}
+
+
+def compile_tokens(config: GenerationConfig, decoder: Any, given: Mapping[str, Any], prompt: int) -> None:
+    """Have transformers compile the pass of a single token, in a cache of a fixed length: 64, 128, 256 and so on.
+
+    Settings that name a cache, an assistant or `disable_compile` stay as they are, and so do decoders without a static cache.
+    """
+    own = any(given.get(name) is not None for name in ("past_key_values", "assistant_model")) or config.cache_implementation
+    if own or config.disable_compile or config.use_cache is False or not getattr(decoder, "_can_compile_fullgraph", False):
+        return
+    whole = config.max_length or 20 if config.max_new_tokens is None else prompt + config.max_new_tokens
+    config.cache_implementation, config.max_cache_len = "static", max(64, 1 << (whole - 1).bit_length())
+    config.compile_config = CompileConfig(backend=compiled.SETTINGS.get("backend", "inductor"), fullgraph=False)
+    config.compile_config._compile_all_devices = True

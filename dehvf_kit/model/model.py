@@ -22,7 +22,7 @@ from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model.attachment import AttachedComponents, SeenByTrainers
 from dehvf_kit.model.config import DehvfConfig
-from dehvf_kit.model.decoding import drafting, guided
+from dehvf_kit.model.decoding import compile_tokens, drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
 from dehvf_kit.model.inputs import Prompt, question, reads_prompt, row_features
 from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, decoder_loss, generation_config, run_nodes
@@ -320,6 +320,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             log.warning(
                 "a quantised KV cache may share a scale between rows: an answer can depend on the rows beside it (docs/bases.md)"
             )
+        if self.compiled and extended is None:
+            compile_tokens(config, self.decoder, kwargs, text.shape[1])
         kwargs = guided(self, text.shape[0], config, kwargs)
         memory = MemoryScope(self.nodes, self._attached_to("decoder", outputs))
         with memory, drafting(kwargs, text.shape[0], images) as given:

@@ -243,7 +243,9 @@ class RecomputedLayers:
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
         if self.compiled:
-            raise DehvfError("training.compile compiles whole layers, which gradient checkpointing runs in two parts; set one to false")
+            raise DehvfError(
+                "training.compile compiles whole layers, which gradient checkpointing runs in two parts; set one to false"
+            )
         settings = dict(activation_checkpointing_kwargs or {})
         if settings.get("use_reentrant"):
             raise DehvfError(

@@ -111,7 +111,9 @@ class TrainingConfig(Settings):
     @model_validator(mode="after")
     def _compiles_whole_layers(self) -> TrainingConfig:
         if self.compile and self.gradient_checkpointing:
-            raise ValueError("compile cannot be combined with gradient_checkpointing, which runs each layer twice; set one to false")
+            raise ValueError(
+                "compile cannot be combined with gradient_checkpointing, which runs each layer twice; set one to false"
+            )
         return self
 
     @model_validator(mode="after")

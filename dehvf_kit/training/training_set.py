@@ -226,7 +226,9 @@ class StreamCollator:
     skipped: samples skipped since the last batch; they go into the next one under the key `SKIPPED`, as plain data.
     """
 
-    def __init__(self, processor: DehvfProcessor, prompt: PromptConfig, max_length: int, images: bool, few_lengths: bool = False) -> None:
+    def __init__(
+        self, processor: DehvfProcessor, prompt: PromptConfig, max_length: int, images: bool, few_lengths: bool = False
+    ) -> None:
         self.processor, self.prompt, self.max_length, self.images = processor, prompt, max_length, images
         self.collate = Collator(processor.tokenizer.pad_token_id, max_length if few_lengths else 0)
         self.skipped: list[Skipped] = []

@@ -170,6 +170,18 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     assert caplog.text.count("training.compile") == 1 and "run as they were written" in caplog.text
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+def test_generate_gives_the_same_tokens(kind: str, traced: None) -> None:
+    """The pass of a single token is one graph, two where a sliding window counts its tokens; another prompt runs the same code."""
+    models = [built(small(kind), compile) for compile in (True, False)]
+    for seed, length in ((0, 9), (1, 10)):
+        given = {"input_ids": tokens(2, length, seed=seed), "pixel_values": pixels(2, seed=seed)}
+        given |= {"attention_mask": torch.ones(2, length, dtype=torch.long), "max_new_tokens": 5, "do_sample": False}
+        found, wanted = (model.generate(**given) for model in models)
+        assert torch.equal(found, wanted) and graphs() == (2 if kind == "gemma2" else 1) and not counters["graph_break"]
+
+
 def quantised() -> nn.Module:
     decoder = small()
     decoder.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.ones(48, 32, dtype=torch.int8), requires_grad=False)

@@ -1,9 +1,9 @@
-"""An image's price: text only, DEHVF and six other methods on one frozen decoder, in one interleaved run.
+"""An image's price: text only, DEHVF and seven other methods on one frozen decoder, in one interleaved run.
 
     python benchmarks/compare.py --quick                 # smoke check on small shapes
     python benchmarks/compare.py                         # LLaMA-7B layer shapes, 2 layers, float32
     python benchmarks/compare.py --dtype float32 bfloat16 --sweep --write-readme
-    python benchmarks/compare.py --device cuda --layers 32 --dtype float16 --sweep
+    python benchmarks/compare.py --device cuda --table2  # all of LLaMA-7B, batches of the paper's Table 2
 
 README.md beside this file says what the figures mean. The vision encoder is left out: features are given.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,13 +20,15 @@ from typing import Any
 
 import torch
 from compare_cases import MODES, flops, preparation
-from compare_methods import PUBLISHED_LAYERS, Dehvf, Llava, Method, subjects
+from compare_methods import PUBLISHED_LAYERS, Dehvf, Llava, LlavaLora, Method, subjects
 from compare_report import report, write_csv, write_readme
 from compare_shapes import QUICK, Shapes, frozen_decoder
 from compare_sweep import AXES, QUICK_AXES, sweep
-from compare_timing import interleave, keep_freed_memory, load, machine
+from compare_timing import interleave, keep_freed_memory, load, machine, peak_memory
 
 HERE = Path(__file__).parent
+TABLE2 = {"layers": PUBLISHED_LAYERS, "vocabulary": 32000, "dtype": ["bfloat16"], "repetitions": 10}
+TABLE2_POINTS = ["training-4-128", "prefill-32-128", "decode-32-128"]
 POINTS = [*(("training", 4, tokens) for tokens in (64, 128)), *(("decode", batch, 64) for batch in (1, 8, 32)), ("prefill", 8, 64)]
 
 
@@ -38,6 +41,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     results = json.loads((output / "compare.json").read_text()) if options.merge else {"runs": [], "sweep": None}
     shapes = replace(QUICK if options.quick else Shapes(), layers=options.layers, device=options.device)
+    shapes = replace(shapes, vocabulary=options.vocabulary or shapes.vocabulary)
     about = {**machine(options.device), "malloc_keeps": kept, "note": options.note}
     for dtype in options.dtype if options.points else ():
         run: dict[str, Any] = {"machine": about}
@@ -64,13 +68,15 @@ def arguments() -> argparse.Namespace:
     names = [*MODES, *(f"{mode}-{batch}-{tokens}" for mode, batch, tokens in POINTS)]
     add = parser.add_argument
     add("--quick", action="store_true", help="small shapes and few repetitions: shows that it runs, measures nothing")
-    add("--layers", type=int, default=2, help="decoder layers (default 2; a GPU holds all 32)")
+    add("--table2", action="store_true", help="32 layers, 32,000 words, bfloat16; training of batch 4, inference of batch 32")
+    add("--layers", type=int, help="decoder layers (default 2; a GPU holds all 32)")
+    add("--vocabulary", type=int, help="words (default 1,024, so that the output head hides no difference)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"])
+    add("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"])
     add("--threads", type=int, default=2)
     add("--repetitions", type=int, help="of training and prefill (default 15); decode runs three times as many")
     add("--slow-every", type=int, default=1, help="time LLaVA-style in every n-th training and prefill repetition only")
-    add("--only", nargs="+", choices=names, default=list(MODES), metavar="POINT", help=f"of {', '.join(names)}")
+    add("--only", nargs="+", type=points, metavar="POINT", help=f"of {', '.join(names)}, or of another batch and length")
     add("--no-points", dest="points", action="store_false", help="leave out the comparison, as for a sweep alone")
     add("--sweep", nargs="*", choices=list(AXES), help="also cost against these (none named: all), with an image")
     add("--sweep-repetitions", type=int, help="default 5")
@@ -85,37 +91,51 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--merge: there is no {options.output / 'compare.json'} yet")
     if options.write_readme and not options.output.resolve().is_relative_to(HERE):
         parser.error(f"--write-readme shows the figure from --output, which must be in {HERE.name}/")
+    if options.table2:
+        for name, value in TABLE2.items():
+            setattr(options, name, getattr(options, name) or value)
+        options.only = options.only or [points(name) for name in TABLE2_POINTS]
+    options.layers, options.dtype = options.layers or 2, options.dtype or ["float32"]
+    options.only = list(dict.fromkeys(point for named in options.only or [POINTS] for point in named))
     options.repetitions = options.repetitions or (3 if options.quick else 15)
     options.sweep_repetitions = options.sweep_repetitions or (2 if options.quick else 5)
     return options
+
+
+def points(text: str) -> list[tuple[str, int, int]]:
+    """The points of a mode, or one written as mode-batch-tokens."""
+    if text in MODES:
+        return [point for point in POINTS if point[0] == text]
+    found = re.fullmatch(rf"({'|'.join(MODES)})-([1-9]\d*)-([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text}: neither one of {', '.join(MODES)} nor MODE-BATCH-TOKENS")
+    return [(found[1], int(found[2]), int(found[3]))]
 
 
 def compare(run: dict[str, Any], shapes: Shapes, options: argparse.Namespace) -> Iterator[None]:
     """Fill a run's findings in, point by point: seconds of each repetition, counted FLOPs, bytes held."""
     methods = subjects(shapes)
     run |= {"shapes": asdict(shapes), "points": [], "prepare": None, "bytes": held_bytes(shapes, methods)}
-    for mode, batch, tokens in chosen(options.only):
+    for mode, batch, tokens in options.only:
         print(f"{shapes.dtype}: {mode}, batch {batch}, {tokens} tokens", flush=True)
         cases = {method.name: MODES[mode](method, batch, tokens) for method in methods}
         fast = mode == "decode"
         if not fast:
-            cases[Llava.name] = replace(cases[Llava.name], every=options.slow_every)
+            for name in (Llava.name, LlavaLora.name):
+                cases[name] = replace(cases[name], every=options.slow_every)
         counted = {}
         for name, case in cases.items():
             case.reset()
             counted[name] = flops(case.run)
         seconds = interleave(cases, options.repetitions * (3 if fast else 1), warm_up=3 if fast else 1)
-        run["points"].append({"mode": mode, "batch": batch, "tokens": tokens, "seconds": seconds, "flops": counted})
+        peak = {name: peak_memory(case) for name, case in cases.items()} if shapes.device == "cuda" else {}
+        point = {"mode": mode, "batch": batch, "tokens": tokens, "seconds": seconds, "flops": counted, "peak": peak}
+        run["points"].append(point)
         run["load_after"] = load()
         yield
-    if any(mode == "training" for mode, _, _ in chosen(options.only)):
+    if shapes.layers < PUBLISHED_LAYERS and any(mode == "training" for mode, _, _ in options.only):
         run["prepare"] = prepare(shapes, methods, options)
         yield
-
-
-def chosen(only: list[str]) -> list[tuple[str, int, int]]:
-    """The points named by mode, or whole as mode-batch-tokens."""
-    return [(mode, batch, tokens) for mode, batch, tokens in POINTS if {mode, f"{mode}-{batch}-{tokens}"} & set(only)]
 
 
 def prepare(shapes: Shapes, methods: list[Method], options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The subjects of `compare.py`, all on one and the same frozen decoder: text only, DEHVF, and six others.
+"""The subjects of `compare.py`, all on one and the same frozen decoder: text only, DEHVF, and seven others.
 
 DEHVF, ADEM-VL and gated cross-attention are the kit's own models, built from recipes; LoRA is peft's, placed by the kit's plugin.
 MemVP is written here in the form its official code computes, LLaVA's tokens as plainly as they can be. Vision features are given:
@@ -319,12 +319,28 @@ class LoraAlone(Method):
 
     def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
         super().__init__(decoder, shapes)
-        config = PeftConfig(settings={"r": 6, "lora_alpha": 12}, targets=("query", "value"))
-        self.lora = config.build(BuildContext({}, decoder_spec(decoder))).to(shapes.device)
-        self.lora.attach(decoder)
+        self.lora = lora(decoder, shapes)
 
 
-METHODS = (Method, Dehvf, MemVp, AdemVl, GatedCrossAttention, Llava, LoraAlone)
+class LlavaLora(Llava):
+    """LLaVA's tokens and this LoRA together, as LLaVA-LoRA trains."""
+
+    name = "LLaVA-LoRA"
+
+    def __init__(self, decoder: LlamaForCausalLM, shapes: Shapes) -> None:
+        super().__init__(decoder, shapes)
+        self.lora = lora(decoder, shapes)
+
+
+def lora(decoder: LlamaForCausalLM, shapes: Shapes) -> nn.Module:
+    """LoRA placed in a decoder; its trained weights."""
+    config = PeftConfig(settings={"r": 6, "lora_alpha": 12}, targets=("query", "value"))
+    placed = config.build(BuildContext({}, decoder_spec(decoder))).to(shapes.device)
+    placed.attach(decoder)
+    return placed
+
+
+METHODS = (Method, Dehvf, MemVp, AdemVl, GatedCrossAttention, Llava, LoraAlone, LlavaLora)
 
 
 def subjects(shapes: Shapes, decoder: nn.Module | None = None, methods: tuple[type[Method], ...] = METHODS) -> list[Method]:

@@ -44,6 +44,11 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
         yield _table(["", "text only, ms (quartiles)", *names, *baselines, "repetitions"], rows)
         yield "Counted FLOPs, as multiples of the text alone:"
         yield _table(["", *names], [[_name(point), *_counted(point)] for point in run["points"]])
+    if peaks := [point for point in run["points"] if point.get("peak")]:
+        yield "Peak of the device's memory, GiB, the decoder and all subjects' weights included:"
+        yield _table(
+            ["", *peaks[0]["peak"]], [[_name(point), *(f"{one / 2**30:.2f}" for one in point["peak"].values())] for point in peaks]
+        )
     if run["prepare"] and any(point["mode"] == "training" for point in run["points"]):
         yield from _preparation(run)
     yield _held(run["bytes"])

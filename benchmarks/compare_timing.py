@@ -85,6 +85,14 @@ def interleave(cases: Mapping[str, Case], repetitions: int, warm_up: int = 2) ->
     return seconds
 
 
+def peak_memory(case: Case) -> int:
+    """Bytes of CUDA memory at the fullest moment of a run, the decoder and what all subjects hold included."""
+    case.reset()
+    torch.cuda.reset_peak_memory_stats()
+    case.run()
+    return torch.cuda.max_memory_allocated()
+
+
 def _wait() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

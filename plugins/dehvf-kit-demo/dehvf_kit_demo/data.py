@@ -49,6 +49,9 @@ class DrawingsDataConfig(DataConfig):
         min_length=1,
         description="kinds of questions asked of each image",
     )
+    questions_per_scene: int | None = Field(
+        None, ge=1, description="questions of each training image: the first kind, then the others in turn; null: all kinds"
+    )
     canvas: int = Field(168, ge=48, le=2048, description="pixels of an image's sides")
     sizes: tuple[int, int] = Field((40, 56), description="smallest and largest drawing, in pixels; small ones are harder")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the scenes")
@@ -73,9 +76,15 @@ class DrawingsDataConfig(DataConfig):
         return [
             Sample(f"{split}/{number}/{kind}", question, answer, folder / scene.file, told)
             for number, scene in enumerate(compose(settings))
-            for kind in self.questions
+            for kind in (self.questions if split == "test" else self._asked_in_training(number))
             for question, answer, told in _asked(scene, kind)
         ]
+
+    def _asked_in_training(self, number: int) -> tuple[Kind, ...]:
+        """The kinds of questions about a training image."""
+        first, *others = self.questions
+        more = len(others) if self.questions_per_scene is None else min(self.questions_per_scene - 1, len(others))
+        return (first, *(others[(number * more + place) % len(others)] for place in range(more)))
 
 
 def _asked(scene: Scene, kind: Kind) -> list[tuple[str, str, str]]:

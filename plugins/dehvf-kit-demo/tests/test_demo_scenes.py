@@ -88,7 +88,8 @@ def test_data_set_asks_what_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path_fa
     assert len(train) == 70 and all(one.image.is_file() for one in train)
     # The name of a held-out drawing is not asked for, and its kind is reported apart.
     assert Counter(one.kind for one in test)["name"] == 5 == Counter(one.kind for one in test)["kind of a new drawing"]
-    fewer = DrawingsDataConfig(train_scenes=12, test_scenes=10, questions=("kind", "side", "count", "colour"), questions_per_scene=3)
+    some = ("kind", "side", "count", "colour")
+    fewer = DrawingsDataConfig(train_scenes=12, test_scenes=10, questions=some, questions_per_scene=3)
     assert Counter(one.kind for one in fewer.samples("train")) == {"kind": 12, "side": 8, "count": 8, "colour": 8}
     assert len(fewer.samples("test")) == 40
     with pytest.raises(ValidationError, match="wants two sizes from 8 to 56"):

@@ -8,10 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from dehvf_kit.backbones.base import first_line
-from dehvf_kit.data.samples import Message, PromptConfig, Sample
+from dehvf_kit.data.samples import PLACEHOLDER, Message, PromptConfig, Sample, filled
 from dehvf_kit.errors import DataError, shown
 
-PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")  # of a part of the type `image`: where the image itself may be
 NEXT = {"role": "assistant", "content": "\1"}  # stands for the answer that follows
@@ -52,37 +51,6 @@ def messages_of(given: Any) -> tuple[list[Message], list[Any]]:
     return messages, images
 
 
-def marked(messages: Sequence[Message], num_images: int) -> list[Message]:
-    """Messages whose `<image>` places agree with their images: with one image the first place before or after a text is removed.
-
-    With several they stay where they are, as text. Raises: DataError for places of another number than the images.
-    """
-    found, count = list(messages), 0
-    for number, one in enumerate(messages):
-        if one.role == "user" and not (num_images == 1 and count):  # a lone image has its place: what comes later is text
-            edges, text = without_placeholders(one.content)
-            count += edges if num_images < 2 else one.content.count(PLACEHOLDER)
-            found[number] = Message(one.role, text) if num_images < 2 else one
-            if not text.strip():
-                raise DataError(f"there is no text beside {PLACEHOLDER}")
-    if count and not num_images:
-        raise DataError(f"the text has {PLACEHOLDER}, and there is no image")
-    if count > num_images or (num_images > 1 and count not in (0, num_images)):
-        raise DataError(f"{count} x {PLACEHOLDER} in the text, {num_images} beside it as an image; write one for each, or none")
-    return found
-
-
-def without_placeholders(text: str) -> tuple[int, str]:
-    """How many `<image>` stand before and after a text, and the text without them; those inside it are text."""
-    count = 0
-    while True:
-        bare = text.strip().removeprefix(PLACEHOLDER).removesuffix(PLACEHOLDER)
-        if len(bare) == len(text.strip()):
-            return count, text.strip() if count else text
-        count += (len(text.strip()) - len(bare)) // len(PLACEHOLDER)
-        text = bare
-
-
 def plain_text(messages: Sequence[Message]) -> str:
     """A conversation for a prompt without a chat template: a line for each message."""
     return "\n".join(one.content for one in messages)
@@ -95,9 +63,9 @@ def conversation_sample(key: str, before: Sequence[Message], answer: str, images
     return Sample(key, plain_text(before), answer, first, kind, messages=() if alone else tuple(before), further_images=further)
 
 
-def marks_answers(prompt: PromptConfig, tokenizer: Any) -> bool:
-    """Whether the chat template of a prompt marks by `{% generation %}` what an assistant writes."""
-    return prompt.chat and re.search(r"{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
+def marks_answers(tokenizer: Any) -> bool:
+    """Whether a chat template marks by `{% generation %}` what an assistant writes."""
+    return re.search(r"{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
 
 
 def in_template(messages: Sequence[Message], prompt: PromptConfig, tokenizer: Any, ask: bool = True) -> str:
@@ -115,7 +83,7 @@ def in_template(messages: Sequence[Message], prompt: PromptConfig, tokenizer: An
     turns = _turns(messages, prompt)
 
     def written(turns: Sequence[Mapping[str, str]]) -> str:
-        end = [NEXT] if ask and marks_answers(prompt, tokenizer) else []
+        end = [NEXT] if ask and marks_answers(tokenizer) else []
         how = {"add_generation_prompt": ask and not end, "chat_template": _template(tokenizer), "tokenize": False}
         text: str = tokenizer.apply_chat_template([*turns, *end], **how)
         return text.partition(NEXT["content"])[0] if end else text
@@ -150,13 +118,6 @@ def _template(tokenizer: Any) -> str:
 
 def _turns(messages: Sequence[Message], prompt: PromptConfig) -> list[dict[str, str]]:
     return [{"role": one.role, "content": filled(prompt, one.role, one.content)} for one in messages]
-
-
-def filled(prompt: PromptConfig, role: str, text: str) -> str:
-    """A message in the recipe's own template of its role; one that is in it already is left alone."""
-    form, place = (prompt.answer, "{answer}") if role == "assistant" else (prompt.question, "{question}")
-    before, _, after = ("", "", "") if role == "system" else form.partition(place)
-    return text if before + after and text.startswith(before) and text.endswith(after) else before + text + after
 
 
 def learned_parts(sample: Sample, prompt: PromptConfig, tokenizer: Any) -> list[str]:

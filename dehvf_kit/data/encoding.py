@@ -64,7 +64,7 @@ class EncodedSamples(Dataset):
 
         found = [(sample, parts) for sample in samples if (parts := usable(self._parts, sample))]
         encoded = encode_parts(tokenizer, [parts for _, parts in found], special=not prompt.chat)
-        end = [] if marks_answers(prompt, tokenizer) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        end = [] if (prompt.chat and marks_answers(tokenizer)) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         for (sample, _), (*before, answer) in zip(found, encoded, strict=True):
             tokens = usable(self._join, sample, [*before, [*answer, *end]])
             if tokens is not None:
@@ -76,7 +76,7 @@ class EncodedSamples(Dataset):
         answer = self.prompt.answer.replace("{answer}", sample.answer)
         if not sample.question.strip():
             raise DataError(f"sample '{sample.id}': its question is empty; write one, or leave the sample out")
-        if marks_answers(self.prompt, self.processor.tokenizer):
+        if self.prompt.chat and marks_answers(self.processor.tokenizer):
             return generated_parts(sample, self.prompt, self.processor.tokenizer)
         if self.prompt.targets == "every" and sample.messages:
             return [*learned_parts(sample, self.prompt, self.processor.tokenizer), answer]

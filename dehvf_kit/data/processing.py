@@ -14,9 +14,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.backbones.vision.config import ImageConfig
-from dehvf_kit.data.conversations import filled, in_template, marked, messages_of, plain_text
+from dehvf_kit.data.conversations import in_template, messages_of, plain_text
 from dehvf_kit.data.images import in_threads, read_any
-from dehvf_kit.data.samples import Message, PromptConfig
+from dehvf_kit.data.samples import Message, PromptConfig, filled, marked
 from dehvf_kit.errors import DataError, shown
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from dehvf_kit.api.config import Settings
-from dehvf_kit.data.conversations import PLACEHOLDER, conversation_sample, marked, messages_of
-from dehvf_kit.data.samples import HeldImage, ImageFile, Issue, Message, Reading, Sample, note
+from dehvf_kit.data.conversations import conversation_sample, messages_of
+from dehvf_kit.data.samples import PLACEHOLDER, HeldImage, ImageFile, Issue, Message, Reading, Sample, marked, note
 from dehvf_kit.errors import DataError, did_you_mean, listing, shown
 
 EXACT_INTEGERS = 2**53

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dehvf_kit.data.metrics.scores import Scores
 
 log = logging.getLogger(__name__)
+PLACEHOLDER = "<image>"
 SHOWN = 3
 PREPARE = "dehvf-kit prepare lists all of it"
 Split = Literal["train", "validation", "test"]
@@ -334,3 +335,41 @@ def log_notes(where: str, reading: Reading) -> None:
     """Log what was read in another form than it was given, counted by kind."""
     for kind, group in grouped(issue for issue in reading.issues if not issue.fatal).items():
         log.warning("%s: %d x %s, the first: %s", where, len(group), kind, group[0])
+
+
+def marked(messages: Sequence[Message], num_images: int) -> list[Message]:
+    """Messages whose `<image>` places agree with their images: with one image the first place before or after a text is removed.
+
+    With several they stay where they are, as text. Raises: DataError for places of another number than the images.
+    """
+    found, count = list(messages), 0
+    for number, one in enumerate(messages):
+        if one.role == "user" and not (num_images == 1 and count):  # a lone image has its place: what comes later is text
+            edges, text = without_placeholders(one.content)
+            count += edges if num_images < 2 else one.content.count(PLACEHOLDER)
+            found[number] = Message(one.role, text) if num_images < 2 else one
+            if not text.strip():
+                raise DataError(f"there is no text beside {PLACEHOLDER}")
+    if count and not num_images:
+        raise DataError(f"the text has {PLACEHOLDER}, and there is no image")
+    if count > num_images or (num_images > 1 and count not in (0, num_images)):
+        raise DataError(f"{count} x {PLACEHOLDER} in the text, {num_images} beside it as an image; write one for each, or none")
+    return found
+
+
+def without_placeholders(text: str) -> tuple[int, str]:
+    """How many `<image>` stand before and after a text, and the text without them; those inside it are text."""
+    count = 0
+    while True:
+        bare = text.strip().removeprefix(PLACEHOLDER).removesuffix(PLACEHOLDER)
+        if len(bare) == len(text.strip()):
+            return count, text.strip() if count else text
+        count += (len(text.strip()) - len(bare)) // len(PLACEHOLDER)
+        text = bare
+
+
+def filled(prompt: PromptConfig, role: str, text: str) -> str:
+    """A message in the recipe's own template of its role; one that is in it already is left alone."""
+    form, place = (prompt.answer, "{answer}") if role == "assistant" else (prompt.question, "{question}")
+    before, _, after = ("", "", "") if role == "system" else form.partition(place)
+    return text if before + after and text.startswith(before) and text.endswith(after) else before + text + after

@@ -17,9 +17,10 @@ from torch import nn
 
 from dehvf_kit.adapter.checkpoint import adapter_recipe, load
 from dehvf_kit.adapter.files import adapter_folder, read_config
-from dehvf_kit.data.conversations import marked, messages_of
+from dehvf_kit.data.conversations import messages_of
 from dehvf_kit.data.images import read_any
 from dehvf_kit.data.processing import image_places
+from dehvf_kit.data.samples import marked
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import longest
 from dehvf_kit.model.model import DehvfModel

@@ -73,7 +73,8 @@ class CompiledLayers:
             self.layers.pop()._compiled_call_impl = None
 
     def _call_of(self, layer: nn.Module) -> Callable[..., Any]:
-        plain, compiled = layer._call_impl, torch.compile(layer._call_impl, **SETTINGS)
+        plain: Callable[..., Any] = layer._call_impl
+        compiled = torch.compile(plain, **SETTINGS)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             trains = torch.is_grad_enabled() and self.training() and kwargs.get("past_key_values") is None

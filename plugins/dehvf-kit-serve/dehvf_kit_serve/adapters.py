@@ -69,7 +69,7 @@ class Adapter:
         """A request as a row of a batch. Raises: Refused where it cannot be answered."""
         with self._alone:
             try:
-                messages, images = messages_of([_without_names(one, limits) for one in request.messages])
+                messages, images = messages_of(_with_text([_without_names(one, limits) for one in request.messages]))
                 if messages[-1].role != "user":
                     raise Refused(400, "messages: the last one must be the user's question", "messages")
                 self._refuse_images(len(images), limits)
@@ -194,6 +194,20 @@ def _without_names(message: Mapping[str, Any], limits: Limits) -> dict[str, Any]
         else:
             parts.append({"type": "text", "text": part.get("text")})
     return {**found, "content": parts}
+
+
+def _with_text(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages in which images that a client sent as a message of their own, as gradio does, are part of the user's next one."""
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        content = message.get("content")
+        before = found[-1]["content"] if found and found[-1].get("role") == message.get("role") == "user" else None
+        if isinstance(before, list) and before and all(part["type"] == "image" for part in before):
+            given = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            found[-1] = {**message, "content": [*before, *given]}
+        else:
+            found.append(message)
+    return found
 
 
 def load_adapters(given: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Adapter]:

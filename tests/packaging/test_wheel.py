@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import site
 import subprocess
 import sys
 import tarfile
@@ -42,10 +43,22 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kit(site: Path, folder: Path, *words: str) -> str:
-    """What `python -m dehvf_kit ...` of the wheel prints in that folder."""
-    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"PYTHONPATH": str(site)}
-    return run("-m", "dehvf_kit", *words, cwd=folder, env=env).stdout
+def kit(wheel: Path, folder: Path, *words: str, others: Path | None = None) -> str:
+    """What `python -m dehvf_kit ...` of the wheel prints in that folder; with `others` nothing else is installed beside it."""
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    env["PYTHONPATH"] = str(wheel) if others is None else f"{wheel}{os.pathsep}{others}"
+    return run(*([] if others is None else ["-S"]), "-m", "dehvf_kit", *words, cwd=folder, env=env).stdout
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that is installed here but the kit and its plugins."""
+    folder = tmp_path_factory.mktemp("others")
+    for place in map(Path, site.getsitepackages()):
+        for found in place.iterdir():
+            if not found.name.lower().startswith(("dehvf", "__editable__")) and found.suffix != ".pth":
+                (folder / found.name).symlink_to(found)
+    return folder
 
 
 def test_names_and_licence(built: Path) -> None:
@@ -82,13 +95,14 @@ def test_it_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert "184 of 184" in kit(installed, tmp_path, "support")
 
 
-def test_it_builds_and_trains_on_images_of_ones_own(installed: Path, tmp_path: Path) -> None:
+def test_alone_it_builds_and_trains_on_images_of_ones_own(installed: Path, others: Path, tmp_path: Path) -> None:
     for number, name in enumerate([*COLOURS] * 4):
         picture(tmp_path / f"images/{number}.png", name)
     rows = [{"image": f"images/{n}.png", "question": "What colour is it?", "answer": name} for n, name in enumerate([*COLOURS] * 4)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe(towers(tmp_path), "{type: jsonl, train: mine.jsonl, validation: 0.25}")
-    assert "recipe.yaml: ok" in kit(installed, tmp_path, "check", "recipe.yaml")
-    assert "Adapter saved in runs/tiny" in kit(installed, tmp_path, "build", "recipe.yaml")
-    assert "adapter in runs/mine/adapter" in kit(installed, tmp_path, "train", "recipe.yaml", "--output", "runs/mine")
+    assert "recipe.yaml: ok" in kit(installed, tmp_path, "check", "recipe.yaml", others=others)
+    assert "Adapter saved in runs/tiny" in kit(installed, tmp_path, "build", "recipe.yaml", others=others)
+    said = kit(installed, tmp_path, "train", "recipe.yaml", "--output", "runs/mine", others=others)
+    assert "adapter in runs/mine/adapter" in said
     assert (tmp_path / "runs/mine/adapter/adapter_model.safetensors").is_file()

@@ -24,7 +24,7 @@ from dehvf_kit.api import BuildContext
 from dehvf_kit.backbones.decoder import decoder_spec
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.components.projector.bottleneck_mlp import BottleneckMlpProjector
-from dehvf_kit.model.run import MemoryScope
+from dehvf_kit.model.attachment import MemoryScope
 from dehvf_kit.ops.ffn_memory import build_keys_values
 
 PATCH_SIZE = 14

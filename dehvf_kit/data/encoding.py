@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dehvf_kit.backbones.compiled import padded_length
+from dehvf_kit.backbones.attached import padded_length
 from dehvf_kit.data.conversations import generated_parts, learned_parts, marks_answers
 from dehvf_kit.data.images import in_threads, open_image
 from dehvf_kit.data.processing import DehvfProcessor, image_places, open_ended

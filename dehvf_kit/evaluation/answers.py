@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dehvf_kit.backbones.compiled import run_eagerly
+from dehvf_kit.backbones.attached import run_eagerly
 from dehvf_kit.data.encoding import encode_pairs, stack
 from dehvf_kit.data.images import in_threads, open_image
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy

@@ -1,7 +1,7 @@
-"""What a DEHVF model is beside its forward: components on towers, and a module that other libraries handle.
+"""What a DEHVF model is beside its forward: components on towers, their memory of a batch, and a module that others handle.
 
-Components are attached when a model is built, and taken off by `detach()` or at the end of a `with` block. transformers' Trainer
-is served, TRL's trainers and peft are refused.
+Components are attached when a model is built, and taken off by `detach()` or at the end of a `with` block. Gradient checkpointing
+shows the second run of a layer the memory of the first. transformers' Trainer is served, TRL's trainers and peft are refused.
 """
 
 from __future__ import annotations
@@ -12,17 +12,112 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
+from dehvf_kit.api.components import DecoderComponent
 from dehvf_kit.api.registry import plugin_code
-from dehvf_kit.backbones.attached import attached_to, forget, keep_differentiable, names, note, release
-from dehvf_kit.backbones.compiled import CompiledLayers, forget_compiled, not_compilable
+from dehvf_kit.backbones.attached import (
+    CompiledLayers,
+    attached_to,
+    forget,
+    forget_compiled,
+    keep_differentiable,
+    names,
+    not_compilable,
+    note,
+    release,
+)
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.model.run import RecomputedLayers
 from dehvf_kit.recipe.graph import Graph
 
 log = logging.getLogger(__name__)
+
+
+def tell_places(nodes: nn.ModuleDict, places: Tensor | None) -> None:
+    """Say to the components at the decoder where the image's tokens stand in the pass that begins."""
+    for node in nodes.values():
+        if isinstance(node, DecoderComponent):
+            node.places = places
+
+
+def places_told(nodes: nn.ModuleDict) -> Tensor | None:
+    """What the components were told last."""
+    return next((node.places for node in nodes.values() if isinstance(node, DecoderComponent)), None)
+
+
+class MemoryScope(contextlib.AbstractContextManager[None]):
+    """Inside, the decoder reads a batch's memory. It may be entered again, as each backward over a kept graph does."""
+
+    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any], places: Tensor | None = None) -> None:
+        self.nodes, self.memory, self.places = nodes, memory, places
+        self.open: list[contextlib.ExitStack] = []
+
+    def __enter__(self) -> None:
+        self.open.append(contextlib.ExitStack())
+        for name, state in self.memory.items():
+            self.open[-1].enter_context(self.nodes[name].holding(state))
+        self.open[-1].callback(tell_places, self.nodes, places_told(self.nodes))
+        tell_places(self.nodes, self.places)
+
+    def __exit__(self, *error: object) -> None:
+        self.open.pop().close()
+
+
+class RecomputedLayers:
+    """The part of a model that switches gradient checkpointing of its decoder, in transformers' words."""
+
+    decoder: nn.Module
+    nodes: nn.ModuleDict
+    training: bool
+    compiled: Any
+    _checkpointing: bool = False
+
+    def _tell(self, places: Tensor | None) -> None:
+        tell_places(self.nodes, places)
+
+    def _checkpoint_contexts(self) -> tuple[Any, Any]:
+        """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
+        held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
+        return contextlib.nullcontext(), MemoryScope(self.nodes, held, places_told(self.nodes))
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
+        if self.compiled:
+            raise DehvfError(
+                "training.compile compiles whole layers, which gradient checkpointing runs in two parts; set one to false"
+            )
+        settings = dict(activation_checkpointing_kwargs or {})
+        if settings.get("use_reentrant"):
+            raise DehvfError(
+                "reentrant gradient checkpointing cannot reach the memory, so the adapter would get no gradient; "
+                "use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        settings |= {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
+        self.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+        self._checkpointing = True
+        self.train(self.training)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the decoder's activations for backward again."""
+        self.decoder.activation_checkpointing_disable()
+        self._checkpointing = False
+        self.train(self.training)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """The older name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """The older name of `activation_checkpointing_disable`."""
+        self.activation_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules())
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: gradients reach the adapter through the memory, not through the input embeddings."""
 
 
 class AttachedComponents(RecomputedLayers, nn.Module):

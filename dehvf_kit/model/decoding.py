@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import CompileConfig
 from transformers.generation.logits_process import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from dehvf_kit.backbones import compiled
+from dehvf_kit.backbones import attached
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.model.run import MemoryScope
+from dehvf_kit.model.attachment import MemoryScope
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -69,5 +69,5 @@ def compile_tokens(config: GenerationConfig, decoder: Any, given: Mapping[str, A
         return
     whole = config.max_length or 20 if config.max_new_tokens is None else prompt + config.max_new_tokens
     config.cache_implementation, config.max_cache_len = "static", max(64, 1 << (whole - 1).bit_length())
-    config.compile_config = CompileConfig(backend=compiled.SETTINGS.get("backend", "inductor"), fullgraph=False)
+    config.compile_config = CompileConfig(backend=attached.SETTINGS.get("backend", "inductor"), fullgraph=False)
     config.compile_config._compile_all_devices = True

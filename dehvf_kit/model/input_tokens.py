@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dehvf_kit.backbones.compiled import run_eagerly
+from dehvf_kit.backbones.attached import run_eagerly
 from dehvf_kit.errors import ShapeError
 
 if TYPE_CHECKING:

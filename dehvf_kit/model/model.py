@@ -20,12 +20,22 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
-from dehvf_kit.model.attachment import AttachedComponents, SeenByTrainers
+from dehvf_kit.model.attachment import AttachedComponents, MemoryScope, SeenByTrainers
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import compile_tokens, drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
-from dehvf_kit.model.inputs import Prompt, question, reads_prompt, row_features
-from dehvf_kit.model.run import Features, MemoryScope, answer_loss, by_tower, decoder_loss, generation_config, run_nodes
+from dehvf_kit.model.run import (
+    Features,
+    Prompt,
+    answer_loss,
+    by_tower,
+    decoder_loss,
+    generation_config,
+    question,
+    reads_prompt,
+    row_features,
+    run_nodes,
+)
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 

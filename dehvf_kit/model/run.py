@@ -1,20 +1,24 @@
-"""One batch through a model: features per encoder into the graph's modules, what they return into the decoder."""
+"""One batch through a model: features per encoder into the graph's modules, what they return into the decoder.
+
+Each row reads one, several or no images, from pixels or features given, and, for nodes that read it (ports `prompt` and
+`prompt_mask`), the question as embeddings.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from dehvf_kit.api.components import DecoderComponent
 from dehvf_kit.api.registry import wrapped_as
 from dehvf_kit.api.shapes import Unprojected
+from dehvf_kit.data.processing import padded_index
 from dehvf_kit.errors import DehvfError, PluginError, ShapeError
+from dehvf_kit.model.input_tokens import IGNORED
 from dehvf_kit.recipe.files import SINGLE, alone
 from dehvf_kit.recipe.graph import BATCH, Graph, Wire
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from dehvf_kit.backbones.vision.tower import VisionTower
     from dehvf_kit.recipe.recipe import Recipe
 
+Prompt = tuple[Tensor, Tensor]
+"""Embeddings [row, token, decoder_hidden] and mask [row, token]."""
 Features = Tensor | Mapping[str, Tensor]
 _ABSENT = object()
 # Settings of a base model that say nothing without sampling or beams; transformers refuses to save them then.
@@ -193,92 +199,6 @@ def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -
     return arguments
 
 
-def tell_places(nodes: nn.ModuleDict, places: Tensor | None) -> None:
-    """Say to the components at the decoder where the image's tokens stand in the pass that begins."""
-    for node in nodes.values():
-        if isinstance(node, DecoderComponent):
-            node.places = places
-
-
-def places_told(nodes: nn.ModuleDict) -> Tensor | None:
-    """What the components were told last."""
-    return next((node.places for node in nodes.values() if isinstance(node, DecoderComponent)), None)
-
-
-class MemoryScope(contextlib.AbstractContextManager[None]):
-    """Inside, the decoder reads a batch's memory. It may be entered again, as each backward over a kept graph does."""
-
-    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any], places: Tensor | None = None) -> None:
-        self.nodes, self.memory, self.places = nodes, memory, places
-        self.open: list[contextlib.ExitStack] = []
-
-    def __enter__(self) -> None:
-        self.open.append(contextlib.ExitStack())
-        for name, state in self.memory.items():
-            self.open[-1].enter_context(self.nodes[name].holding(state))
-        self.open[-1].callback(tell_places, self.nodes, places_told(self.nodes))
-        tell_places(self.nodes, self.places)
-
-    def __exit__(self, *error: object) -> None:
-        self.open.pop().close()
-
-
-class RecomputedLayers:
-    """The part of a model that switches gradient checkpointing of its decoder, in transformers' words."""
-
-    decoder: nn.Module
-    nodes: nn.ModuleDict
-    training: bool
-    compiled: Any
-    _checkpointing: bool = False
-
-    def _tell(self, places: Tensor | None) -> None:
-        tell_places(self.nodes, places)
-
-    def _checkpoint_contexts(self) -> tuple[Any, Any]:
-        """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
-        held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
-        return contextlib.nullcontext(), MemoryScope(self.nodes, held, places_told(self.nodes))
-
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
-        if self.compiled:
-            raise DehvfError(
-                "training.compile compiles whole layers, which gradient checkpointing runs in two parts; set one to false"
-            )
-        settings = dict(activation_checkpointing_kwargs or {})
-        if settings.get("use_reentrant"):
-            raise DehvfError(
-                "reentrant gradient checkpointing cannot reach the memory, so the adapter would get no gradient; "
-                "use gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
-        settings |= {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
-        self.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
-        self._checkpointing = True
-        self.train(self.training)
-
-    def activation_checkpointing_disable(self) -> None:
-        """Keep the decoder's activations for backward again."""
-        self.decoder.activation_checkpointing_disable()
-        self._checkpointing = False
-        self.train(self.training)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """The older name of `activation_checkpointing_enable`."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """The older name of `activation_checkpointing_disable`."""
-        self.activation_checkpointing_disable()
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules())
-
-    def enable_input_require_grads(self) -> None:
-        """Nothing to do: gradients reach the adapter through the memory, not through the input embeddings."""
-
-
 def run_decoder(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
     """The decoder's output with one column of logits for each text token.
 
@@ -362,3 +282,82 @@ def generation_config(decoder: nn.Module, recipe: Recipe | None, tokenizer: Any 
     if pad is not None:
         config.pad_token_id = pad
     return config
+
+
+class RowFeatures(NamedTuple):
+    """features: of each encoder [row, layer, 1 + patch, vision_hidden], None without images; has_image [row];
+    text_row [row]: which row of text an image belongs to, None where each has at most one."""
+
+    features: dict[str, Tensor] | None = None
+    has_image: Tensor | None = None
+    text_row: Tensor | None = None
+
+
+def row_features(
+    model: Any,
+    rows: int,
+    pixel_values: Features | None,
+    vision_features: Features | None,
+    has_image: Tensor | None,
+    image_index: Tensor | Sequence[Sequence[int]] | None,
+) -> RowFeatures:
+    """The features of `rows` rows of text. Args: model, a `DehvfModel`; the others as in its `forward`.
+
+    Raises: ShapeError where images and rows do not match; DehvfError for features where a vision adapter is trained.
+    """
+    towers = model.towers
+    if pixel_values is not None and vision_features is not None:
+        raise ShapeError("give pixel_values or vision_features, not both")
+    if vision_features is not None and model.training and torch.is_grad_enabled() and model.image_is_trained:
+        raise DehvfError(
+            "vision_features in training: the vision adapter works inside the encoder and would get no gradient; "
+            "give pixel_values, or leave the vision adapter out of the recipe"
+        )
+    if has_image is not None:
+        has_image = torch.as_tensor(has_image).bool()
+        if has_image.shape != (rows,):
+            raise ShapeError(f"has_image is {tuple(has_image.shape)}; wants one flag for each of {rows} rows")
+    if not model.reads_images:
+        return RowFeatures(has_image=has_image)
+    if pixel_values is not None and any(one.shape[0] for one in by_tower(pixel_values, towers, "pixel_values").values()):
+        vision_features = model.vision_features(pixel_values)
+    if vision_features is None:
+        if has_image is not None and has_image.any():
+            raise ShapeError(f"has_image flags {int(has_image.sum())} of {rows} rows, but no images were given")
+        return RowFeatures()
+    given = by_tower(vision_features, towers, "vision_features")
+    text_row = None
+    if image_index is not None:
+        if not isinstance(image_index, Tensor):
+            image_index = padded_index(image_index)
+        if image_index.ndim == 2:
+            count = max(map(len, given.values()))
+            if not torch.compiler.is_compiling() and (named := len(torch.unique(image_index[image_index >= 0]))) < count:
+                raise ShapeError(
+                    f"{count} images were given, and image_index names {named} of them; where a pipeline of transformers "
+                    "puts several conversations together, set batch_size=1"
+                )
+            text_row, has_image, image_index = image_entries(image_index, rows)
+        given = {name: tensor.index_select(0, image_index.to(tensor.device)) for name, tensor in given.items()}
+    return RowFeatures(one_a_row(given, towers, rows if text_row is None else len(text_row), has_image), has_image, text_row)
+
+
+def reads_prompt(graph: Graph) -> bool:
+    """Whether a node reads the question."""
+    return any(wire.node == BATCH and wire.port.startswith("prompt") for wire, _, _ in graph.edges())
+
+
+def question(model: Any, text: Tensor, attention_mask: Tensor | None, labels: Tensor | None, cache: Any) -> Prompt | None:
+    """The text before a row's first label, which is what generation is given; None where no node reads it.
+
+    Shapes: text [row, token], or its embeddings [row, token, decoder_hidden]; attention_mask and labels [row, token].
+    Raises: ShapeError with a filled cache, whose pass is given the last tokens alone.
+    """
+    if not reads_prompt(model.graph):
+        return None
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ShapeError("past_key_values: this model reads the whole question (port prompt); give the whole text, or use generate")
+    mask = torch.ones(text.shape[:2], device=text.device).bool() if attention_mask is None else attention_mask.bool()
+    if labels is not None:
+        mask = mask & ((labels != IGNORED).cumsum(1) == 0).to(mask.device)
+    return (model.get_input_embeddings()(text) if text.ndim == 2 else text).detach(), mask

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from dehvf_kit.backbones.compiled import run_eagerly
+from dehvf_kit.backbones.attached import run_eagerly
 from dehvf_kit.errors import TrainingError
 
 SCORE = "score"

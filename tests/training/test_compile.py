@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import dehvf_kit
-from dehvf_kit.backbones import compiled
+from dehvf_kit.backbones import attached
 from dehvf_kit.data.encoding import Collator
 from dehvf_kit.errors import DehvfError, RecipeError
 from dehvf_kit.training.run import train
@@ -42,7 +42,7 @@ def afresh() -> Iterator[None]:
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced without generating code; a graph break is an error."""
     settings = {"dynamic": False, "isolate_recompiles": True, "backend": "aot_eager", "fullgraph": True}
-    monkeypatch.setattr(compiled, "SETTINGS", settings)
+    monkeypatch.setattr(attached, "SETTINGS", settings)
 
 
 def small(kind: str = "llama") -> nn.Module:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dehvf_kit.backbones.attached import attached_to, forget, keep_differentiable, names, note, release
-from dehvf_kit.backbones.compiled import forget_compiled
+from dehvf_kit.backbones.attached import attached_to, forget, forget_compiled, keep_differentiable, names, note, release
 from dehvf_kit.backbones.ffn.sites import FfnSite, ffn_sites
 from dehvf_kit.backbones.ffn.structure import forward_arguments, overwrites_input
 from dehvf_kit.errors import DecoderError, ShapeError

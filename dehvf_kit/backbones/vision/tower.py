@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dehvf_kit.api.shapes import VisionSpec
+from dehvf_kit.backbones.attached import run_eagerly
 from dehvf_kit.backbones.base import config_size, first_line, vision_config
-from dehvf_kit.backbones.compiled import run_eagerly
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.backbones.vision.layout import (
     PACKED,

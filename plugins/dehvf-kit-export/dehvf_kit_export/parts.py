@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.model.inputs import reads_prompt
+from dehvf_kit.model.attachment import MemoryScope
 from dehvf_kit.model.model import DehvfModel
-from dehvf_kit.model.run import MemoryScope
+from dehvf_kit.model.run import reads_prompt
 from dehvf_kit.recipe.files import alone
 
 FULL = "full_attention"

@@ -21,9 +21,9 @@ from transformers.cache_utils import DynamicLayer
 
 from dehvf_kit.data.encoding import stack
 from dehvf_kit.data.processing import image_places
+from dehvf_kit.model.attachment import MemoryScope
 from dehvf_kit.model.input_tokens import positions
-from dehvf_kit.model.inputs import reads_prompt
-from dehvf_kit.model.run import MemoryScope, by_encoder, per_encoder, to_device
+from dehvf_kit.model.run import by_encoder, per_encoder, reads_prompt, to_device
 from dehvf_kit_serve.generation import choose_tokens
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -161,15 +161,15 @@ class RowReader:
     def report(self, issues: list[Issue]) -> None:
         """Add what the rows have in common to their `issues`: a missing column, in place of each row's fault; unread columns."""
         kinds = {issue.kind for issue in issues}
-        missing = {kind: issue for kind, issue in self._missing_columns() if kind in kinds}
+        missing = dict(self._missing_columns(kinds))
         issues[:] = [issue for issue in issues if issue.kind not in missing]
         issues += [*missing.values(), *self.unread()]
 
-    def _missing_columns(self) -> Iterator[tuple[str, Issue]]:
-        """A fault for a column of questions or answers that no row has, and the kind of the rows' own faults that it explains."""
+    def _missing_columns(self, kinds: Collection[str]) -> Iterator[tuple[str, Issue]]:
+        """A fault for a column that no row has, and which of the rows' own `kinds` of faults it explains."""
         for field, kind in (("question", "empty question"), ("answer", "answer is missing"), ("choices", "no choices")):
             column = getattr(self.columns, field)
-            if self.seen and not {column, self.columns.messages} & set(self.seen):
+            if kind in kinds and self.seen and not {column, self.columns.messages} & set(self.seen):
                 near = did_you_mean(column, self.seen)
                 detail = f"no row has it{near} Columns: {listing(self.seen)}; {self.advice}"
                 yield kind, Issue("missing column", column, detail)

@@ -20,22 +20,12 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
+from dehvf_kit.model import run
 from dehvf_kit.model.attachment import AttachedComponents, MemoryScope, SeenByTrainers
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import compile_tokens, drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
-from dehvf_kit.model.run import (
-    Features,
-    Prompt,
-    answer_loss,
-    by_tower,
-    decoder_loss,
-    generation_config,
-    question,
-    reads_prompt,
-    row_features,
-    run_nodes,
-)
+from dehvf_kit.model.run import Features, answer_loss, by_tower, decoder_loss, generation_config, run_nodes
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 
@@ -154,7 +144,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         vision_features: Features | None = None,
         has_image: Tensor | None = None,
         image_index: Tensor | None = None,
-        prompt: Prompt | None = None,
+        prompt: run.Prompt | None = None,
     ) -> dict[str, Any]:
         """Run the graph: what each component attached to the decoder holds while it reads `rows` samples.
 
@@ -193,15 +183,15 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         vision_features: Features | None = None,
         has_image: Tensor | None = None,
         image_index: Tensor | None = None,
-        prompt: Prompt | None = None,
+        prompt: run.Prompt | None = None,
     ) -> dict[str, Any]:
         """Every node's output by name, one value or a tuple in the order of its ports. Args: as in `memory`."""
         if not self.attached:
             raise DehvfError("this model was detached from its decoder; build or load it again")
-        images = row_features(self, rows, pixel_values, vision_features, has_image, image_index)
+        images = run.row_features(self, rows, pixel_values, vision_features, has_image, image_index)
         if images.text_row is not None and self.one_image_nodes:
             raise ShapeError(f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one")
-        if images.features is not None and prompt is None and reads_prompt(self.graph):
+        if images.features is not None and prompt is None and run.reads_prompt(self.graph):
             raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
         compared = None if torch.compiler.is_compiling() else self._compared
         given = (self.graph, self.nodes, images.features, images.has_image, compared, images.text_row, prompt)
@@ -262,7 +252,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         text = input_ids if input_ids is not None else inputs_embeds
         if text is None:
             raise ShapeError("give input_ids or inputs_embeds")
-        prompt = question(self, text, attention_mask, labels, cache := kwargs.get("past_key_values"))
+        prompt = run.question(self, text, attention_mask, labels, cache := kwargs.get("past_key_values"))
         outputs = self.run_graph(text.shape[0], pixel_values, vision_features, has_image, image_index, prompt)
         given = {**kwargs, "attention_mask": attention_mask} | ({} if labels is None else {"labels": labels})
         if labels is None and self.training and torch.is_grad_enabled():
@@ -318,7 +308,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         images = {"pixel_values": pixel_values, "vision_features": vision_features}
         images |= {"has_image": has_image, "image_index": image_index}
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        outputs = self.run_graph(text.shape[0], **images, prompt=question(self, text, mask, None, cache))
+        outputs = self.run_graph(text.shape[0], **images, prompt=run.question(self, text, mask, None, cache))
         extended = self._extended(outputs, text, mask, cache)
         config = copy.deepcopy(generation_config or self.generation_config)
         kwargs = config.update(**kwargs)

@@ -22,7 +22,7 @@ from demo_step import RECIPE, batches, dehvf_step
 from torch.nn.functional import pad
 
 import dehvf_kit
-from dehvf_kit.backbones.compiled import padded_length
+from dehvf_kit.backbones.attached import padded_length
 
 
 def widened(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -82,7 +82,7 @@ def graphs() -> int:
 
 
 def test_every_layer_is_one_graph_and_detach_gives_the_decoder_back(traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(compiled.SETTINGS, "backend", "eager")
+    monkeypatch.setitem(attached.SETTINGS, "backend", "eager")
     model, plain = pair()
     assert same(model, plain) < 1e-5
     assert graphs() == 2 and not counters["graph_break"]

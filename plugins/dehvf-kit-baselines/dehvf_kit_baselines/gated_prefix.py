@@ -5,7 +5,10 @@ Source: LLaMA-Adapter, arXiv:2303.16199. Its ScienceQA code was never released; 
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +35,8 @@ from dehvf_kit_baselines.peft_tuner import NAME
 
 NORMS = ("q_norm", "k_norm")
 """Norms of queries and keys before the rotation (Qwen3, Gemma 3, OLMo 2), which the prompts' keys pass too."""
+GATE = "gate_proj"
+"""A gate of the decoder's own on its attention's output (AFMoE); what the prompts add comes after it."""
 
 
 class GatedPrefixConfig(ComponentConfig):
@@ -175,7 +180,7 @@ class GatedPrefix(DecoderComponent):
 class _Attention:
     """One layer's attention: its queries as they are after rotation, and its output before the output map.
 
-    Raises: DecoderError where the queries pass something else than a linear map and a rotation of all their width.
+    Raises: DecoderError where the queries pass something else than a linear map, a norm and a rotation.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -184,14 +189,17 @@ class _Attention:
         others = [
             name
             for name, child in module.named_children()
-            if name not in PROJECTIONS and (name not in NORMS if _has_weights(child) else "norm" in name)
+            if name not in (*PROJECTIONS, GATE) and (name not in NORMS if _has_weights(child) else "norm" in name)
         ]
-        if self.rotate is None or others:
-            without = f"it has {listing(others)} besides" if others else "it knows no apply_rotary_pos_emb"
+        source = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
+        if self.rotate is None or others or _scales(source):
+            without = "it knows no apply_rotary_pos_emb" if self.rotate is None else "it scales its queries"
+            without = f"it has {listing(others)} besides" if others else without
             raise DecoderError(
                 f"{type(module).__name__}: prompts need attention of LLaMA's kind, {', '.join(PROJECTIONS)} and rotary "
-                f"positions on the whole of each head; {without}"
+                f"positions; {without}"
             )
+        self._rotates = _rotates_if(module, source)
         self.head_dim: int = module.head_dim
         self.num_heads: int = module.q_proj.out_features // module.head_dim
         self.scaling = float(getattr(module, "scaling", self.head_dim**-0.5))
@@ -242,19 +250,52 @@ class _Attention:
             self._handles.pop().remove()
 
     def _rotated(self, queries: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """[rows, token, head * head_dim] -> [rows, head, token, head_dim], rotated as the decoder does it."""
-        if rotation is None or rotation[0].shape[-1] != self.head_dim:
-            raise DecoderError(
-                f"{type(self.module).__name__}: prompts need rotary positions on the whole of each head, given as "
-                "position_embeddings"
-            )
+        """[rows, token, head * head_dim] -> [rows, head, token, head_dim], rotated as the decoder does it.
+
+        Raises: DecoderError where no rotation came with the states.
+        """
         heads = queries.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return self.rotate(heads, heads, *rotation)[0]
+        if not eval(self._rotates, {"self": self.module, "position_embeddings": rotation}):
+            return heads
+        if rotation is None or rotation[0].shape[-1] > self.head_dim:
+            raise DecoderError(f"{type(self.module).__name__}: prompts need rotary positions, given as position_embeddings")
+        turned, still = heads[..., : rotation[0].shape[-1]], heads[..., rotation[0].shape[-1] :]
+        try:
+            return torch.cat([self.rotate(turned, turned, *rotation)[0], still], -1)  # the first part of each head, or all of it
+        except RuntimeError as error:  # a rotation that comes in another form (gpt_oss)
+            raise DecoderError(f"{type(self.module).__name__}: prompts need rotary positions as LLaMA's: {error}") from error
 
 
 def frozen(module: Any) -> Any:
     """The decoder's own map, where a `peft` node put its layer in the map's place."""
     return module.base_layer if NAME in getattr(module, "active_adapters", ()) else module
+
+
+def _rotates_if(module: nn.Module, source: ast.AST) -> str:
+    """The condition under which an attention rotates its queries, as its source has it: some families do in some layers only.
+
+    Raises: DecoderError for one that depends on more than the module and whether positions are given.
+    """
+    branches = [branch for branch in ast.walk(source) if isinstance(branch, ast.If) and _rotations(branch)]
+    if sum(map(_rotations, branches)) < _rotations(source):  # a call outside of them
+        return "True"
+    known = {name.id for branch in branches for name in ast.walk(branch.test) if isinstance(name, ast.Name)}
+    if len(branches) != 1 or any(map(_rotations, branches[0].orelse)) or not known <= {"self", "position_embeddings"}:
+        conditions = listing(ast.unparse(branch.test) for branch in branches)
+        raise DecoderError(f"{type(module).__name__}: prompts need to know where it rotates its queries, which is if {conditions}")
+    return ast.unparse(branches[0].test)
+
+
+def _scales(source: ast.AST) -> bool:
+    """Whether queries are multiplied by more than the softmax's scale, as by what depends on their position (Ministral 3)."""
+    assigned = [part for part in ast.walk(source) if isinstance(part, ast.Assign)]
+    values = [part.value for part in assigned if ast.unparse(part.targets[0]) == "query_states"]
+    return any(isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mult) for value in values for part in ast.walk(value))
+
+
+def _rotations(tree: ast.AST) -> int:
+    """Calls of `apply_rotary_pos_emb`."""
+    return sum(isinstance(part, ast.Call) and getattr(part.func, "id", "") == "apply_rotary_pos_emb" for part in ast.walk(tree))
 
 
 def _has_weights(module: nn.Module) -> bool:

@@ -24,6 +24,7 @@ KINDS = [*GRAPHS, *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ZO
 INPUT = ["lavin", "llava_lora"]
 MIXED = torch.tensor([True, False, True])
 NEW = 6
+LATER = [pytest.param(family, marks=pytest.mark.nightly) for family in ("olmo2", "stablelm", "cohere2", "afmoe")]
 # Float32 sums of other lengths and orders. Worst seen 7.8e-6.
 CLOSE = 3e-5
 
@@ -238,12 +239,14 @@ def test_a_decoder_without_such_attention_is_refused() -> None:
     base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB))
     with pytest.raises(RecipeError, match=r"works beside attention of LLaMA's kind.*q_proj, k_proj.*\('gpt2'\) has none"):
         baseline("llama_adapter", base=base)
+    with pytest.raises(DehvfError, match="Ministral3Attention: prompts need attention of LLaMA's kind.*it scales its queries"):
+        _Attention(tiny_decoder("ministral3").model.layers[0].self_attn)
     with pytest.raises(RecipeError, match="some of this decoder's layers have no attention with a query map"):
         baseline("lavin", base=tiny_decoder("recurrent_gemma"))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", pytest.param("olmo2", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "glm", *LATER])
 def test_prompts_are_read_by_queries_as_the_attention_has_them(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Normed by head (heads last or first) or as a whole, then rotated; the prompts' keys are normed alike and not rotated."""
     base = tiny_decoder(family)
@@ -265,7 +268,8 @@ def test_prompts_are_read_by_queries_as_the_attention_has_them(family: str, monk
         assert all(torch.equal(one, other) for (one, _), other in zip(seen, asked, strict=True))
     attention, prefix = base.model.layers[0].self_attn, model.nodes["decoder_adapter"]
     seen.clear()
-    width = prefix._attention[0].head_dim
+    frequencies = getattr(base.model.rotary_emb, "inv_freq", None)  # one for each pair of rotated numbers; Gemma 3 has two sets
+    width = prefix._attention[0].head_dim if frequencies is None else 2 * frequencies.numel()
     still = torch.ones(1, 5, width), torch.zeros(1, 5, width)
     model.detach()
     attention(hidden_states=prefix.prompts[0][None], position_embeddings=still, attention_mask=None)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +135,17 @@ def test_float16_weights_without_loss_scaling_are_named(settings: list[str], nam
     warning = unscaled(recipe, recipe.decoder.dtype)
     assert warning.startswith(named) and bool(warning) == bool(named)
     assert not named or "without loss scaling" in warning and "training.precision=float16" in warning
+
+
+@pytest.mark.nightly
+def test_two_processes_share_the_loss_scale(world: Path, tmp_path: Path) -> None:
+    """Each process's loss is multiplied by their number before gradients are averaged, so scales overflow sooner."""
+    settings = [*FLOAT16, "graph.injector.dropout=0", "training.max_steps=4", "training.warmup_epochs=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dehvf_kit", "train"]
+    command += [str(world / "tiny.yaml"), *settings, "training.batch_size=2", "-o", str(tmp_path / "two")]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "two/log.jsonl").read_text().splitlines()]
+    overflowed = [row["overflowed_step"] for row in rows if "overflowed_step" in row]
+    assert overflowed == list(range(1, len(overflowed) + 1)) and len(overflowed) < 4
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]

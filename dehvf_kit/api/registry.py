@@ -17,12 +17,13 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, get_args
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from dehvf_kit.api.cost_formulas import CostFormula
 from dehvf_kit.errors import DehvfError, PluginError, did_you_mean, listing, shown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 DEBUG = "DEHVF_KIT_DEBUG"
 """The environment variable under which errors of plugins are left as they were raised."""
@@ -190,6 +191,8 @@ def imported(place: str, role: str, kind: str) -> type[BaseModel]:
 
 def checked(config: object) -> tuple[str, str]:
     """A config class's role and type. Raises: DehvfError for what cannot be registered."""
+    from pydantic import BaseModel
+
     if not (isinstance(config, type) and issubclass(config, BaseModel)):
         raise DehvfError(f"register wants a config class, got {_described(config)}")
     role, kind = getattr(config, "role", ""), type_name(config)

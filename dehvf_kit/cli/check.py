@@ -22,7 +22,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         from dehvf_kit.api.config import MAX_PARAMETERS, too_many
         from dehvf_kit.costs.parameters import parameter_table
         from dehvf_kit.data.inspection import training_data_at_hand
-        from dehvf_kit.data.processing import longest_prompt, longest_sample
+        from dehvf_kit.data.tokens import longest_prompt, longest_sample
         from dehvf_kit.recipe.plugin_manager import plugins
         from dehvf_kit.recipe.recipe import image_statements, load_recipe, unscaled
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from dehvf_kit.backbones.attached import padded_length
 from dehvf_kit.data.conversations import generated_parts, learned_parts, marks_answers
 from dehvf_kit.data.images import in_threads, open_image
-from dehvf_kit.data.processing import DehvfProcessor, image_places, open_ended
+from dehvf_kit.data.processing import DehvfProcessor, image_places
 from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.data.tokens import open_ended
 from dehvf_kit.errors import DataError
 
 IGNORED = -100

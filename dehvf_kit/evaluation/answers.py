@@ -12,8 +12,9 @@ from dehvf_kit.data.encoding import encode_pairs, stack
 from dehvf_kit.data.images import in_threads, open_image
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy, tidy
 from dehvf_kit.data.metrics.intervals import share
-from dehvf_kit.data.processing import DehvfProcessor, embedded_tokens, image_places, longest_prompt, require_tokenizer
+from dehvf_kit.data.processing import DehvfProcessor, image_places
 from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.data.tokens import embedded_tokens, longest_prompt, require_tokenizer
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.kept_answers import KeptAnswers, Said
 from dehvf_kit.model.features import FeatureStore

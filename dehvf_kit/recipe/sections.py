@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import timeit
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -178,22 +177,6 @@ def bfloat16_is_fast() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def faster_dtype() -> str:
-    """`bfloat16` where this machine multiplies its matrices faster than float32's; measured on a CPU, in about 50 ms.
-
-    An instruction set does not tell: with avx512_bf16, torch 2.14.1 was 1.7 times slower in bfloat16 on one Xeon, faster on others.
-    """
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        rows, weight = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-        return min(timeit.repeat(lambda: torch.nn.functional.linear(rows, weight), number=1, repeat=6))
-
-    if torch.cuda.is_available():
-        return "bfloat16" if bfloat16_is_fast() else "float32"
-    return "bfloat16" if seconds(torch.bfloat16) < seconds(torch.float32) else "float32"
 
 
 def precision_here(precision: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dehvf_kit.data.processing import tokenizer_faults
+from dehvf_kit.data.tokens import tokenizer_faults
 from dehvf_kit.errors import DehvfError, Fault
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe

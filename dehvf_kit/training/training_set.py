@@ -11,10 +11,11 @@ from typing import Any, cast
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
-from dehvf_kit.data.processing import DehvfProcessor, embedded_tokens, longest_sample, require_tokenizer
+from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.sample_filter import SampleFilter, Skipped, image_issue, no_images
 from dehvf_kit.data.samples import PREPARE, Issue, PromptConfig, Sample, Split, log_notes, refuse
 from dehvf_kit.data.stream import LOOKED_AT, SampleStream
+from dehvf_kit.data.tokens import embedded_tokens, longest_sample, require_tokenizer
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel

@@ -16,8 +16,8 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 import dehvf_kit
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.data.processing import closes, format_question, tokenizer_faults
 from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.data.tokens import closes, format_question, tokenizer_faults
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.answers import answer, prompts
 from dehvf_kit.model.model import DehvfModel

@@ -35,7 +35,7 @@ SPOKEN = (
 # Functions that pass on messages made elsewhere, and where that is.
 RELAYS = {
     "dehvf_kit/data/samples.py:refuse": "the kinds of its issues",
-    "dehvf_kit/data/processing.py:require_tokenizer": "the tokenizer's faults",
+    "dehvf_kit/data/tokens.py:require_tokenizer": "the tokenizer's faults",
     "plugins/dehvf-kit-streams/dehvf_kit_streams/llava.py:read_file": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:read_rows": "the kinds of the row faults",
     "dehvf_kit/data/rows.py:note": "its callers' texts",

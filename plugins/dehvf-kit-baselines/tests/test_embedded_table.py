@@ -110,7 +110,7 @@ def test_an_interrupted_table_goes_on_in_the_dtype_that_it_was_begun_in(tmp_path
     asked: list[list[str]] = []
     monkeypatch.setattr(embedded.dehvf_kit, "compare", stop)
     for dtype in ("bfloat16", "float32"):
-        monkeypatch.setattr(embedded, "faster_dtype", lambda dtype=dtype: dtype)
+        monkeypatch.setattr("dehvf_kit_demo.sources.faster_dtype", lambda dtype=dtype: dtype)
         with pytest.raises(OutOfHours):
             embedded_table4(tmp_path, rows=["DEHVF"], tune=False)
     assert asked == [["bfloat16"], ["bfloat16"]]

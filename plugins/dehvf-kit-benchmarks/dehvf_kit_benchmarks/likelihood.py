@@ -19,8 +19,8 @@ from dehvf_kit.data.encoding import IGNORED, Collator, EncodedSamples
 from dehvf_kit.data.metrics.exact_match import Prediction, accuracy
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.metrics.scores import Score, Scores
-from dehvf_kit.data.processing import longest_sample
 from dehvf_kit.data.samples import PromptConfig, Sample
+from dehvf_kit.data.tokens import longest_sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.kept_answers import KeptAnswers, Said
 from dehvf_kit.model.run import to_device

@@ -171,7 +171,7 @@ def test_scores_that_are_not_finite_end_the_answer(seeing: Answerer, red: Upload
 def test_a_question_beyond_the_decoders_positions_is_cut_as_in_training_and_said(
     seeing: Answerer, red: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dehvf_kit.data.processing.text_positions", lambda graph: 32)
+    monkeypatch.setattr("dehvf_kit.data.tokens.text_positions", lambda graph: 32)
     fits = "what " * (32 - NEW_TOKENS)
     within = list(seeing.answer(fits, [red]))[-1]
     cut = list(seeing.answer(f"red green {fits}", [red]))

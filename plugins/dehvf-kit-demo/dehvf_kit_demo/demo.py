@@ -25,12 +25,12 @@ from dehvf_kit.model.builder import build
 from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.recipe.sections import faster_dtype
 from dehvf_kit.training.run import Progress, TrainResult, train
 from dehvf_kit.training.run_folder import RECORD
 from dehvf_kit.utils.atomic import check_new_folder, exists, write_output
 from dehvf_kit.utils.shipped import HOME
 from dehvf_kit_demo.beside_probe import probe_section, probed_kinds
+from dehvf_kit_demo.sources import faster_dtype
 
 DATA = {
     "drawings": ("smollm2_dinov2_drawings.yaml", "smollm2_drawings_blind.yaml", ["data.train_scenes=1200", "data.test_scenes=200"]),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from cli.commands import Command, command, wide  # noqa: F401 - fixtures
 from dehvf_kit_demo import demo
 from dehvf_kit_demo.beside_probe import probe_section
+from dehvf_kit_demo.sources import faster_dtype
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 from dehvf_kit.recipe.recipe import load_recipe
@@ -36,6 +39,19 @@ def test_the_recipes_of_a_data_set_are_there_and_share_it(data: str) -> None:
     assert ours.data == without.data and ours.data.type == data and ours.training == without.training
     assert not ours.training.node_rates and "fuser" in ours.nodes and "fuser" not in without.nodes
     assert ours.nodes["fuser"].config.score == "cosine"
+
+
+@pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16], ids=str)
+def test_the_faster_dtype_is_measured(slow: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = torch.nn.functional.linear
+
+    def delayed(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.1 * (rows.dtype == slow))  # of a product that takes milliseconds
+        return linear(rows, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", delayed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert faster_dtype() == ("bfloat16" if slow == torch.float32 else "float32")
 
 
 def test_an_interrupted_demo_goes_on_in_the_dtype_that_it_was_begun_in(tmp_path: Path) -> None:

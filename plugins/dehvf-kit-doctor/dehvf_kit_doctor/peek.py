@@ -8,8 +8,9 @@ from typing import Any
 from dehvf_kit.backbones.decoder import prepare_tokenizer
 from dehvf_kit.data.encoding import IGNORED, EncodedSamples
 from dehvf_kit.data.images import open_image
-from dehvf_kit.data.processing import DehvfProcessor, build_image_processor, longest_sample
+from dehvf_kit.data.processing import DehvfProcessor, build_image_processor
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.data.tokens import longest_sample
 from dehvf_kit.model.builder import prompt_of
 from dehvf_kit.model.run import by_encoder
 from dehvf_kit.recipe.plugin_manager import plugins

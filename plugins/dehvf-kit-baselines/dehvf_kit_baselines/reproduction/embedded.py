@@ -13,7 +13,6 @@ from typing import Any
 import dehvf_kit
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
-from dehvf_kit.recipe.sections import faster_dtype
 from dehvf_kit.utils.atomic import is_file, write_output, writing
 from dehvf_kit_baselines.reproduction.tables import ROOT, published
 
@@ -115,10 +114,17 @@ def embedded_recipes(
 
 
 def begun_dtype(folder: Path) -> str:
-    """The dtype of a folder's runs: the faster one at the first call, kept there, so that any machine goes on with it."""
+    """The dtype of a folder's runs: the faster one at the first call, kept there, so that any machine goes on with it.
+
+    Raises: DehvfError where the plugin of the embedded pair is missing, or the file cannot be read or written.
+    """
     file = folder / DTYPE
     if is_file(file):
         return str(_kept(file))
+    try:
+        from dehvf_kit_demo.sources import faster_dtype
+    except ImportError as error:
+        raise DehvfError("the embedded pair needs the plugin dehvf-kit-demo: pip install ./plugins/dehvf-kit-demo") from error
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_output(file, json.dumps(faster_dtype()) + "\n")

@@ -18,7 +18,6 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Json
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
 from dehvf_kit.errors import DehvfError
-from dehvf_kit.utils.plain_data import NotJson, parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +72,7 @@ def read_config(name: str) -> tuple[PretrainedConfig, dict[str, Any]]:
     """
     from dehvf_kit.backbones.base import TowerConfig
     from dehvf_kit.recipe.plugin_manager import plugins
+    from dehvf_kit.utils.plain_data import NotJson, parse_json
 
     settings: dict[str, Any] = {"model": name}
     file = Path(name).expanduser()

@@ -32,8 +32,14 @@ from dehvf_kit.utils.shipped import HOME
 from dehvf_kit_demo.beside_probe import probe_section, probed_kinds
 from dehvf_kit_demo.sources import faster_dtype
 
+DRAWINGS = [
+    *("vision.image.size=168", "graph.position.num_slots=144"),  # the images' own size: kinds of objects need it
+    *("data.train_scenes=2000", "data.test_scenes=200", "data.questions_per_scene=3"),
+    "data.questions=[kind,name,colour,texture,side,count,presence]",
+    *("training.epochs=1.4", "training.base_learning_rate=0.16"),
+]
 DATA = {
-    "drawings": ("smollm2_dinov2_drawings.yaml", "smollm2_drawings_blind.yaml", ["data.train_scenes=1200", "data.test_scenes=200"]),
+    "drawings": ("smollm2_dinov2_drawings.yaml", "smollm2_drawings_blind.yaml", DRAWINGS),
     "easy_vqa": ("smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml", []),
 }
 """The recipe of each data set, the one without images, and what the demo changes in both: as many questions as take minutes."""

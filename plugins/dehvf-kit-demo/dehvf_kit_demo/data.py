@@ -38,7 +38,8 @@ class DrawingsDataConfig(DataConfig):
     """Composed scenes of Twemoji drawings: seven kinds of questions, balanced so that no answer is right by its frequency.
 
     Half of the drawings are held out. The test split asks about them in every other scene, as kind `kind of a new drawing`; their
-    names are not asked for, since no training scene says them.
+    names are not asked for, since no training scene says them. Where `questions` has no names, "what is it?" asks for the kind
+    of every other scene.
     """
 
     type: Literal["drawings"] = "drawings"
@@ -54,21 +55,25 @@ class DrawingsDataConfig(DataConfig):
     )
     canvas: int = Field(168, ge=48, le=2048, description="pixels of an image's sides")
     sizes: tuple[int, int] = Field((40, 56), description="smallest and largest drawing, in pixels; small ones are harder")
+    alone: tuple[int, int] | None = Field(
+        None, description="sizes of a drawing that is the only one of its image, up to two thirds of it; null: as `sizes`"
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the scenes")
 
     @model_validator(mode="after")
     def _drawings_fit(self) -> DrawingsDataConfig:
-        smallest, largest = self.sizes
-        if not 8 <= smallest <= largest <= self.canvas // CELLS:
-            raise ValueError(
-                f"sizes: given {list(self.sizes)}; wants two sizes from 8 to {self.canvas // CELLS} (canvas / {CELLS}), in order"
-            )
+        for field, given, most, share in (
+            ("sizes", self.sizes, self.canvas // CELLS, f"canvas / {CELLS}"),
+            ("alone", self.alone, 2 * self.canvas // CELLS, f"canvas * 2 / {CELLS}"),
+        ):
+            if given is not None and not 8 <= given[0] <= given[1] <= most:
+                raise ValueError(f"{field}: given {list(given)}; wants two sizes from 8 to {most} ({share}), in order")
         return self
 
     def scenes(self, split: Split) -> SceneSettings:
         """What decides the images of a split."""
         count = self.train_scenes if split == "train" else self.test_scenes
-        return SceneSettings(split, count, self.canvas, self.sizes, self.seed)
+        return SceneSettings(split, count, self.canvas, self.sizes, self.seed, self.alone)
 
     def samples(self, split: Split) -> list[Sample]:
         settings = self.scenes(split)
@@ -77,7 +82,7 @@ class DrawingsDataConfig(DataConfig):
             Sample(f"{split}/{number}/{kind}", question, answer, folder / scene.file, told)
             for number, scene in enumerate(compose(settings))
             for kind in (self.questions if split == "test" else self._asked_in_training(number))
-            for question, answer, told in _asked(scene, kind)
+            for question, answer, told in _asked(scene, kind, plainly="name" not in self.questions and number % 2 == 1)
         ]
 
     def _asked_in_training(self, number: int) -> tuple[Kind, ...]:
@@ -87,14 +92,17 @@ class DrawingsDataConfig(DataConfig):
         return (first, *(others[(number * more + place) % len(others)] for place in range(more)))
 
 
-def _asked(scene: Scene, kind: Kind) -> list[tuple[str, str, str]]:
-    """(question, answer, kind of question as reported) of a scene; none for the name of a held-out drawing."""
+def _asked(scene: Scene, kind: Kind, plainly: bool) -> list[tuple[str, str, str]]:
+    """(question, answer, kind of question as reported) of a scene; none for the name of a held-out drawing.
+
+    plainly: ask for the kind as for a name, "what is it?".
+    """
     match kind:
         case "name":
             return [] if scene.held_out else [("what is it?", scene.drawing.name, "name")]
         case "kind":
             told = "kind of a new drawing" if scene.held_out else "kind"
-            return [("what kind of thing is it?", scene.drawing.kind, told)]
+            return [("what is it?" if plainly else "what kind of thing is it?", scene.drawing.kind, told)]
         case "colour":
             return [("what color is the background?", scene.colour, kind)]
         case "texture":

@@ -35,7 +35,7 @@ from dehvf_kit_demo.sources import faster_dtype
 DRAWINGS = [
     *("vision.image.size=168", "graph.position.num_slots=144"),  # the images' own size: kinds of objects need it
     *("data.train_scenes=2000", "data.test_scenes=200", "data.questions_per_scene=3"),
-    "data.questions=[kind,name,colour,texture,side,count,presence]",
+    *("data.questions=[kind,colour,texture,side,count,presence]", "data.alone=[40,112]"),
     *("training.epochs=1.4", "training.base_learning_rate=0.16"),
 ]
 DATA = {

@@ -87,13 +87,18 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What decides the scenes of a split. sizes: pixels of a drawing, smallest and largest; canvas: pixels of the image's sides."""
+    """What decides the scenes of a split.
+
+    sizes: pixels of a drawing, smallest and largest; canvas: pixels of the image's sides; alone: sizes of a drawing that is the
+    only one of its scene, None for those of the others.
+    """
 
     split: Literal["train", "test"]
     scenes: int
     canvas: int
     sizes: tuple[int, int]
     seed: int
+    alone: tuple[int, int] | None = None
 
 
 def drawings() -> tuple[dict[str, list[Drawing]], dict[str, list[Drawing]]]:
@@ -166,9 +171,13 @@ def render(scene: Scene, settings: SceneSettings) -> Image.Image:
         drawing = opened.convert("RGBA")
     cell = canvas // CELLS
     count = COUNTS.index(scene.count) + 1
+    sizes = settings.alone if count == 1 and settings.alone else settings.sizes
     for place in draw.sample(range(CELLS), count) if count > 1 else [CELLS // 2]:  # one in a corner would be on two sides
-        size = draw.randint(*settings.sizes)
-        along, across = place * cell + draw.randint(0, max(0, cell - size)), draw.randint(0, max(0, cell - size))
+        size = draw.randint(*sizes)
+        # A drawing larger than a cell keeps its middle in the middle cell, and within four tenths of the canvas from its side.
+        spare = cell - size if size <= cell else round(0.4 * canvas - size / 2)
+        along, across = place * cell + draw.randint(min(0, cell - size), max(0, cell - size)), draw.randint(0, max(0, spare))
+        along = min(max(0, along), canvas - size)
         if scene.side in ("right", "bottom"):
             across = canvas - size - across
         copy = drawing.resize((size, size), Image.Resampling.LANCZOS)

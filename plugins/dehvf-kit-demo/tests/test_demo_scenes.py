@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from dehvf_kit_demo.data import DrawingsDataConfig
 from dehvf_kit_demo.scenes import COLOURS, COUNTS, KINDS, SIDES, TEXTURES, SceneSettings, compose, drawings, render
 from dehvf_kit_demo.wheels import EMOJI_NAMES, TWEMOJI
+from PIL import Image, ImageChops
 from pydantic import ValidationError
 
 from dehvf_kit.errors import DehvfError
@@ -61,16 +63,13 @@ def test_scenes_are_seeded() -> None:
 
 def test_objects_are_drawn_where_and_as_often_as_said() -> None:
     """The pixels that differ from the plain background lie in the strip of the side, in one, two or three cells of it."""
-    from PIL import ImageChops
-    from PIL.Image import new
-
     seen = set()
     for scene in compose(settings("train", 120)):
         if scene.texture != "plain":
             continue
         image = render(scene, settings("train", 120))
         corners = Counter(image.getpixel(place) for place in ((84, 84), (80, 90), (88, 78)))  # never under a drawing
-        box = ImageChops.difference(image, new("RGB", image.size, corners.most_common(1)[0][0])).getbbox()
+        box = ImageChops.difference(image, Image.new("RGB", image.size, corners.most_common(1)[0][0])).getbbox()
         assert box is not None
         left, top, right, bottom = box
         inside = {"left": right <= 56, "right": left >= 112, "top": bottom <= 56, "bottom": top >= 112}
@@ -79,6 +78,26 @@ def test_objects_are_drawn_where_and_as_often_as_said() -> None:
         assert length <= 56 if scene.count == "one" else length > 56 or scene.count == "two"
         seen.add((scene.side, scene.count))
     assert len(seen) >= 9
+
+
+def test_a_drawing_alone_may_be_larger_and_keeps_its_side() -> None:
+    larger = replace(settings("train", 60), alone=(112, 112))
+    sides = {"left": (0, 0.5), "right": (0, 1), "top": (1, 0.5), "bottom": (1, 1)}
+    for scene in compose(larger):
+        if scene.count != "one" or scene.texture != "plain":
+            continue
+        image = render(scene, larger)
+        corner = max(((0, 0), (167, 0), (0, 167), (167, 167)), key=lambda place: _share(image, place))
+        left, top, right, bottom = ImageChops.difference(image, Image.new("RGB", image.size, image.getpixel(corner))).getbbox()
+        axis, half = sides[scene.side]
+        middle = ((left + right) / 2, (top + bottom) / 2)
+        assert (middle[axis] < 84) == (half == 0.5) and 56 <= middle[1 - axis] <= 112, scene
+        assert max(right - left, bottom - top) > 56
+
+
+def _share(image: Image.Image, place: tuple[int, int]) -> int:
+    """How many pixels are as the one at a place."""
+    return sum(count for count, colour in image.getcolors(168 * 168) if colour == image.getpixel(place))
 
 
 def test_data_set_asks_what_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -92,5 +111,9 @@ def test_data_set_asks_what_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path_fa
     fewer = DrawingsDataConfig(train_scenes=12, test_scenes=10, questions=some, questions_per_scene=3)
     assert Counter(one.kind for one in fewer.samples("train")) == {"kind": 12, "side": 8, "count": 8, "colour": 8}
     assert len(fewer.samples("test")) == 40
+    asked = Counter(one.question for one in fewer.samples("test") if one.kind.startswith("kind"))
+    assert asked == {"what is it?": 5, "what kind of thing is it?": 5}
+    with pytest.raises(ValidationError, match="alone.*wants two sizes from 8 to 112"):
+        DrawingsDataConfig(alone=(40, 113))
     with pytest.raises(ValidationError, match="wants two sizes from 8 to 56"):
         DrawingsDataConfig(sizes=(56, 40))

@@ -56,6 +56,7 @@ def test_the_limit_is_read_from_the_config() -> None:
         roberta(input_ids=torch.full((1, 19), 5))
 
 
+@pytest.mark.nightly
 def test_check_train_eval_and_generate_agree(
     place: Path, tmp_path: Path, command: Command, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -181,6 +181,7 @@ def test_what_a_kill_left_unfinished_is_no_checkpoint(world: Path, whole: Path, 
     assert unfinished(cut) == [] and weights(cut) == weights(whole)
 
 
+@pytest.mark.nightly
 def test_resuming_opens_no_picture_twice(world: Path, cut: Path, whole: Path, monkeypatch) -> None:
     recipe = recipe_of(world)
     shutil.rmtree(cut / "checkpoints")
@@ -350,6 +351,7 @@ def test_no_pickle_is_read_back(world: Path, cut: Path, monkeypatch) -> None:
     assert len(asked) >= 3 and all(asked)
 
 
+@pytest.mark.nightly
 def test_other_library_versions_are_said_aloud(world: Path, cut: Path, caplog) -> None:
     record = cut / "run.json"
     record.write_text(record.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))

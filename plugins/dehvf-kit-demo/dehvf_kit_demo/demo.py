@@ -44,7 +44,7 @@ DATA = {
 }
 """The recipe of each data set, the one without images, and what the demo changes in both: as many questions as take minutes."""
 RECIPES = HOME / "recipes"
-BLIND_RUN = "without_pictures"
+BLIND_RUN = "without_images"
 SCORING_BATCH, WORTH = 64, 200
 
 

@@ -52,7 +52,7 @@ class TrainingConfig(Settings):
         512, ge=2, le=MAX_SIZE, description="tokens per sample, prompt and answer; longer prompts lose their start"
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "float32", description="of autocast, adapters stay float32; float16 with loss scaling; auto: bfloat16 where it is fast"
+        "float32", description="of autocast, adapters stay float32; float16 with loss scaling; auto: bfloat16 if in hardware"
     )
     gradient_checkpointing: bool = Field(False, description="recompute decoder layers in backward to save memory")
     compile: bool = Field(

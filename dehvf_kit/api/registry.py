@@ -17,19 +17,20 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
-from dehvf_kit.api.cost_formulas import CostFormula
 from dehvf_kit.errors import DehvfError, PluginError, did_you_mean, listing, shown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from dehvf_kit.api.cost_formulas import CostFormula
+
 DEBUG = "DEHVF_KIT_DEBUG"
 """The environment variable under which errors of plugins are left as they were raised."""
 COMMAND_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 COMMAND_TARGET = re.compile(r"[\w.]+:\w+")
-PLACE = re.compile(r"\w+(\.\w+)*:\w+")
+PLACE = r"\w+(\.\w+)*:\w+"
 """A class by its place: `package.module:Class`."""
 IN_PLUGINS = {
     **dict.fromkeys([("data", one) for one in ("scienceqa", "coco_captions", "choices")], "dehvf-kit-benchmarks"),
@@ -38,8 +39,7 @@ IN_PLUGINS = {
 """Types of the kit's own recipes that live in plugins, for the message where a plugin is missing."""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """A base model that a plugin supplies: its config at once, its folder on demand, its licence as its owner writes it.
 
     preprocessor: of an encoder, the content of its `preprocessor_config.json`.
@@ -78,7 +78,7 @@ class Registry:
             DehvfError: for a duplicate, a class without role or type, or a place that is not `module:Class`.
         """
         if isinstance(config, str):
-            if not PLACE.fullmatch(config) or not role or not type:
+            if not re.fullmatch(PLACE, config) or not role or not type:
                 raise DehvfError(
                     f"register({shown(config)}, role={shown(role)}, type={shown(type)}): wants 'package.module:Class', "
                     "a role and a type, or a config class alone"
@@ -230,8 +230,7 @@ def type_name(config: type[BaseModel]) -> str:
     return str(names[0]) if names else str(info.default or "")
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command. target: its Typer function as `module:function`; help: the line that `--help` shows."""
 
     name: str

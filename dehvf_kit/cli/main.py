@@ -27,7 +27,6 @@ from typer.core import TyperCommand, TyperGroup
 from dehvf_kit._version import __version__
 from dehvf_kit.api.registry import DEBUG, Command, CommandTable, raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
-from dehvf_kit.utils.atomic import FULL, refused, unwritable
 
 PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
 HOOK = b"register_commands"
@@ -99,6 +98,8 @@ class PluginCommands(TyperGroup):
                 print(error, file=sys.stderr)
                 raise typer.Exit(error.exit_status) from error
             except Exception as error:
+                from dehvf_kit.utils.atomic import FULL, refused, unwritable
+
                 found = refused(error)
                 if found is None or found.errno == errno.EPIPE or os.environ.get(DEBUG):
                     raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -205,6 +204,8 @@ def sync(path: Path) -> None:
 
 def sha256(file: Path) -> str:
     """Of a file's bytes, in hexadecimal digits. Raises: OSError."""
+    import hashlib  # not for `--help`
+
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(1 << 20):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dehvf_kit
 from dehvf_kit.backbones.vision.tower import VisionTower
-from dehvf_kit.costs.flops import component_costs, count_flops, decoder_flops, vision_flops
+from dehvf_kit.costs.flops import component_costs, count_flops, counted_flops, decoder_flops, vision_flops
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.testing import vision_models
@@ -164,6 +164,14 @@ def test_a_shallow_decoder_has_its_patches_mixed_before_they_are_projected(name:
         patch.setattr(type(model.graph.nodes["fuser"].config), "takes_unprojected", False)
         assert worst(fused, model.run_graph(2, vision_features=features)["fuser"][0]) < 1e-5
     assert_costs_are_what_the_counter_sees(model, pixels(1))
+
+
+def test_a_view_of_a_weight_is_counted_without_gradients() -> None:
+    """torch 2.14.1's tracker of modules fails there: "Expected gradient function to be set"."""
+    product = nn.Linear(4, 6, bias=False)
+    with torch.no_grad(), counted_flops() as counter:
+        product(nn.Embedding(3, 4).weight.unsqueeze(1))
+    assert counter.get_total_flops() == 2 * 3 * 4 * 6
 
 
 def test_the_vision_adapter_costs_what_it_adds_to_the_encoder() -> None:

@@ -37,11 +37,12 @@ GREEDY = {"num_beams": 1, "do_sample": False, **dict.fromkeys((*BEAMS, *SAMPLING
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for. tokens: new ones, at most."""
+    """What one request may ask for. tokens: new ones, at most; ignore_tools: answer without the tools that a request offers."""
 
     images: int = 8
     tokens: int = 1024
     fetch: bool = False
+    ignore_tools: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,8 @@ class Adapter:
 
     def prompt(self, request: ChatRequest, limits: Limits, emit: Callable[[str], None]) -> Prompt:
         """A request as a row of a batch. Raises: Refused where it cannot be answered."""
+        if request.tools and not limits.ignore_tools:
+            raise Refused(400, "tools: adapters call none; switch them off in the client, or serve with --ignore-tools", "tools")
         with self._alone:
             try:
                 messages, images = messages_of(_with_text([_without_names(one, limits) for one in request.messages]))

@@ -66,7 +66,7 @@ class ChatRequest(_Strict):
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     logprobs: Literal[False] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
-    tools: list[Any] | None = Field(None, max_length=0)
+    tools: list[Any] | None = None  # refused or ignored as Limits says
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     user: str | None = None

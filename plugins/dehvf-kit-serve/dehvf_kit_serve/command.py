@@ -30,6 +30,7 @@ def serve(
         typer.Option("--api-key", envvar="DEHVF_KIT_API_KEY", help="What clients must send as API key.", show_default="none"),
     ] = None,
     fetch_images: Annotated[bool, typer.Option("--fetch-images", help="Fetch images that requests name by http(s).")] = False,
+    ignore_tools: Annotated[bool, typer.Option("--ignore-tools", help="Answer without the tools that requests offer.")] = False,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Requests answered together.")] = 16,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait.")] = 64,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 1024,
@@ -61,7 +62,7 @@ def serve(
     service = Service(
         loaded,
         batches=Batches(max_batch, max_waiting),
-        limits=Limits(max_images, max_tokens, fetch_images),
+        limits=Limits(max_images, max_tokens, fetch_images, ignore_tools),
         key=api_key or None,
         max_bytes=int(max_request_mb * 2**20),
         hosts=("127.0.0.1", "localhost", host) if local else ("*",),

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,14 @@ def test_llm(url: str, world: Path, alone: str, tmp_path: Path) -> None:
         assert said.stdout.strip() == alone, said.stderr
 
 
-def test_what_open_webui_sends(url: str, world: Path, alone: str) -> None:
-    """It lists the models with its key, and streams a chat whose image is a part after the text, with its usage."""
+def test_what_open_webui_sends(url: str, world: Path, alone: str, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lists the models with its key, and streams a chat whose image is a part after the text, its usage and its own tools."""
+    monkeypatch.setattr(service, "limits", replace(service.limits, ignore_tools=True))
     with httpx.Client(base_url=url, headers={"Authorization": "Bearer secret", "Content-Type": "application/json"}) as web:
         assert "one" in [one["id"] for one in web.get("/models").json()["data"]]
         content = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": uri(world)}}]
         body = {"stream": True, "model": "one", "messages": [{"role": "user", "content": content}]}
-        body |= {"stream_options": {"include_usage": True}}
+        body |= {"stream_options": {"include_usage": True}, "tools": [{"type": "function", "function": {"name": "ask_user"}}]}
         with web.stream("POST", "/chat/completions", json=body, headers={"Accept": "text/event-stream"}) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]

@@ -171,7 +171,8 @@ def test_answers_by_a_schema(client: openai.OpenAI, world: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown field": ({"extra_body": {"top_k": 3}}, 400, "top_k: is not supported"),
     "two answers": ({"n": 2}, 400, "n: is not supported"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": "a"}}]}, 400, "tools: is not supported"),
+    "tools": ({"tools": [{"type": "function", "function": {"name": "a"}}]}, 400, "--ignore-tools"),
+    "a tool that must be called": ({"tools": [], "tool_choice": "required"}, 400, "tool_choice: is not supported"),
     "unknown model": ({"model": "gpt"}, 404, "there is no 'gpt'"),
     "long answer": ({"max_tokens": 65}, 400, "64 are generated at most"),
     "temperature": ({"temperature": 3}, 400, "temperature: "),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dehvf_kit.errors import DehvfError, shown
 from dehvf_kit.recipe.files import flat
+from dehvf_kit.recipe.recipe import parse_recipe
 from dehvf_kit.utils.atomic import exists, write_output
 
 JOB, RESULT, PREDICTIONS, LOG = "job.json", "result.json", "predictions.jsonl", "log.txt"
@@ -83,14 +84,22 @@ def finished_result(job: Job, output: Path) -> dict[str, Any] | None:
     folder = job.folder(output)
     if not exists(folder):
         return None
-    before = read_job(folder / JOB).identity
-    now = json.loads(json.dumps(job.identity))
+    kept = read_job(folder / JOB)
+    before, now = replace(kept, recipe=_completed(kept.recipe)).identity, json.loads(json.dumps(job.identity))
     if before != now:
         found, wanted = dict(flat(before)), dict(flat(now))
         keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
         lines = [f"{key.removeprefix('recipe.')}: {shown(found.get(key))}, now {shown(wanted.get(key))}" for key in keys]
         raise DehvfError(f"{folder}: holds a run with other settings; name another --output, or remove it\n  " + "\n  ".join(lines))
     return read_json(folder / RESULT)
+
+
+def _completed(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A resolved recipe with the fields that the kit has had since then, at their defaults; as it is where it no longer parses."""
+    try:
+        return json.loads(json.dumps(parse_recipe(recipe).resolved()))
+    except DehvfError:
+        return recipe
 
 
 def read_json(file: Path) -> Any:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from dehvf_kit_compare.job import HoldOut, Job, finished_result, read_job, write_job, write_json
 
+import dehvf_kit
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.utils.atomic import write_output
+from dehvf_kit.utils.shipped import HOME
 
 JOB = Job(
     name="mine",
@@ -56,6 +58,16 @@ def test_a_finished_run_is_taken_over_whatever_it_ran_on(tmp_path: Path) -> None
     described = {**JOB.recipe, "description": "told anew"}
     again = replace(JOB, threads=8, plugins=(), recipe=described)
     assert finished_result(again, tmp_path) == {"seed": 0}
+
+
+def test_a_run_of_an_earlier_version_that_lacked_a_field_is_taken_over(tmp_path: Path) -> None:
+    recipe = dehvf_kit.load_recipe(HOME / "recipes/llama7b_clip.yaml").resolved()
+    earlier = {**recipe, "training": {name: value for name, value in recipe["training"].items() if name != "compile"}}
+    finished(replace(JOB, recipe=earlier), tmp_path)
+    assert finished_result(replace(JOB, recipe=recipe), tmp_path) == {"seed": 0}
+    changed = {**recipe, "training": {**recipe["training"], "compile": True}}
+    with pytest.raises(DehvfError, match="training.compile: False, now True"):
+        finished_result(replace(JOB, recipe=changed), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ RUN pip install -c constraints.txt ".[${EXTRAS}]" \
 
 FROM python:${PYTHON}-slim-bookworm
 COPY --from=build /opt/dehvf-kit /opt/dehvf-kit
-RUN useradd --create-home --uid 1000 kit && install -d -o kit -g kit /home/kit/cache /home/kit/work
+RUN useradd --create-home --uid 1000 kit && install -d -o kit -g kit -m 1777 /home/kit/cache /home/kit/work
 USER kit
 WORKDIR /home/kit/work
 ENV PATH=/opt/dehvf-kit/bin:$PATH HF_HOME=/home/kit/cache/huggingface DEHVF_KIT_CACHE=/home/kit/cache/dehvf-kit

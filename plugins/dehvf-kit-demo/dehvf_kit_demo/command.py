@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,12 +14,17 @@ from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reportin
 from dehvf_kit.errors import Stopped
 
 
+class Images(StrEnum):
+    """What --data takes: typer knows no Literal before 0.19."""
+
+    DRAWINGS = "drawings"
+    EASY_VQA = "easy_vqa"
+
+
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The demo's folder.")] = Path("runs/demo"),
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Most minutes of training DEHVF.")] = 7.0,
-    data: Annotated[
-        Literal["drawings", "easy_vqa"], typer.Option("--data", help="What is trained on: drawings, or easy-VQA's shapes.")
-    ] = "drawings",
+    data: Annotated[Images, typer.Option("--data", help="What is trained on: drawings, or easy-VQA's shapes.")] = Images.DRAWINGS,
     as_json: Json = False,
 ) -> None:
     """Run the demo, or go on with an interrupted one, and print the scores. Raises: DehvfError for a finished one's folder."""
@@ -28,7 +34,7 @@ def demo(
     quiet_transformers()
     with reporting() as report:
         try:
-            result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report, data)
+            result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report, data.value)
         except Stopped as stop:
             raise Stopped(f"{output}: the demo was stopped; the same command goes on with it", stop.number) from stop
     summary = result.summary

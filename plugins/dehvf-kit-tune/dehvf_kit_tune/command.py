@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, stdout
+
+
+class Sampler(StrEnum):
+    """What --sampler takes: typer knows no Literal before 0.19."""
+
+    TPE = "tpe"
+    GRID = "grid"
 
 
 def tune(
@@ -19,7 +27,7 @@ def tune(
         list[str] | None,
         typer.Option("--search", "-s", metavar="KEY=VALUES", help="A field and its values: A,B,C, or LOW..HIGH, or LOW..HIGH:log."),
     ] = None,
-    sampler: Annotated[Literal["tpe", "grid"], typer.Option("--sampler", help="How the next values are chosen.")] = "tpe",
+    sampler: Annotated[Sampler, typer.Option("--sampler", help="How the next values are chosen.")] = Sampler.TPE,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, max=100_000, help="Trials in all.", show_default="20; all of a grid")
     ] = None,
@@ -47,7 +55,7 @@ def tune(
     named = default_folder(load_recipe(recipe, overrides or ()).name)
     place = output or named.with_name(f"{named.name}-tune")
     count = trials or (None if sampler == "grid" else 20)
-    tuning = Tuning(recipe, overrides=overrides or (), space=axes(search), place=place, sampler=sampler, trials=count, seed=seed)
+    tuning = Tuning(recipe, overrides=overrides or (), space=axes(search), place=place, sampler=sampler.value, trials=count, seed=seed)
     with reporting() as report:
         tuning.run(report)
     best = tuning.best

@@ -55,7 +55,9 @@ def tune(
     named = default_folder(load_recipe(recipe, overrides or ()).name)
     place = output or named.with_name(f"{named.name}-tune")
     count = trials or (None if sampler == "grid" else 20)
-    tuning = Tuning(recipe, overrides=overrides or (), space=axes(search), place=place, sampler=sampler.value, trials=count, seed=seed)
+    tuning = Tuning(
+        recipe, overrides=overrides or (), space=axes(search), place=place, sampler=sampler.value, trials=count, seed=seed
+    )
     with reporting() as report:
         tuning.run(report)
     best = tuning.best

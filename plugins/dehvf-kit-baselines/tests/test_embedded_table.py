@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cli.commands import Command
 from dehvf_kit_baselines.reproduction import embedded
-from dehvf_kit_baselines.reproduction.embedded import ROWS, cells, embedded_table4, markdown, table4_of
+from dehvf_kit_baselines.reproduction.embedded import ROWS, UNPRINTED, cells, embedded_table4, markdown, table4_of
 from dehvf_kit_baselines.reproduction.tables import ROOT, published
 from dehvf_kit_compare.cpu_hours import OutOfHours
 
@@ -35,7 +35,12 @@ def compared(rows: dict[str, tuple[list[int], list[float]]]) -> dict:
 
 
 def test_the_rows_are_the_papers_and_differ_as_its_recipes_do() -> None:
-    printed = published()["table4"]["rows"]
+    without_figure = {
+        "method": "learned tokens as queries",
+        "run": "learned_tokens",
+        "recipe": "recipes/ablations/learned_tokens.yaml",
+    }
+    printed = [*published()["table4"]["rows"], without_figure]
     assert list(ROWS) == [row["method"].removesuffix(" 7B") for row in printed]
     for row, (name, changes) in zip(printed[1:], list(ROWS.values())[1:], strict=True):
         assert name == row["run"]
@@ -78,12 +83,23 @@ def test_two_rows_of_two_steps_and_what_is_left_when_the_hours_are_over(world: P
     assert found["rows"][1]["difference"]["all"]["count"] == 1 and 0 < found["cpu_hours"] < 0.1
 
 
+@pytest.mark.nightly
+def test_the_row_without_a_figure_comes_last(world: Path, tmp_path: Path) -> None:  # noqa: F811
+    how = {"seeds": 1, "steps": 1, "recipe": world / "tiny.yaml", "rows": ["DEHVF", UNPRINTED], "tune": False}
+    how |= {"overrides": ["graph.layer_query.query_size=8"]}
+    with pytest.raises(OutOfHours):
+        embedded_table4(tmp_path, **how, hours=0.0001)
+    assert [len(row["seeds"]) for row in json.loads((tmp_path / "table4.json").read_text())["rows"]] == [1, 0]
+    found = embedded_table4(tmp_path, **how)
+    assert [len(row["seeds"]) for row in found["rows"]] == [1, 1] and found["rows"][1]["published"] is None
+
+
 @pytest.mark.demo
 def test_two_steps_of_the_embedded_pair(tmp_path: Path) -> None:
     how = {"seeds": 1, "steps": 2, "rows": ["DEHVF", "w/o visual prompts"], "tune": False}
     found = embedded_table4(tmp_path, **how, overrides=["data.train_scenes=20", "data.test_scenes=10"])
     assert [row["method"] for row in found["rows"]] == how["rows"] and not found["errors"]
-    assert {"name", "kind", "colour", "texture", "side", "count", "presence"} < set(found["kinds"])
+    assert {"all", "kind", "colour", "texture", "side", "count", "presence"} <= set(found["kinds"])
 
 
 def test_the_command_runs_table4_alone(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

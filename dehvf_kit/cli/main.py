@@ -7,6 +7,7 @@ an interrupt 130, SIGTERM 143, SIGHUP 129.
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -269,4 +270,5 @@ def main() -> None:
         if stream is not None:
             raw = io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False))
             setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=bool(stream.line_buffering)))
+    gc.freeze()  # what is imported by now stays, so that no collection looks at it again
     app()

@@ -40,6 +40,7 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.mark.nightly
 def test_any_single_changed_weight_shows(saved):
     bases = json.loads((saved / "dehvf_config.json").read_text())["bases"]
     for base, model in (("decoder", uneven(tiny_decoder())), ("vision", uneven(tiny_vision()))):

@@ -6,7 +6,10 @@ import ast
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.commands import Command
@@ -137,6 +140,25 @@ def test_a_closed_folder_is_named(
     assert "Traceback" not in ended.err and str(closed) in ended.err.replace("\n", "")
 
 
+@pytest.fixture
+def forbid(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes a function fail during the test; modules first imported meanwhile, which keep it, find it whole afterwards."""
+    running = [True]
+
+    def forbid(place: str) -> None:
+        module, _, name = place.rpartition(".")
+        work = getattr(import_module(module), name)
+
+        def call(*given: Any, **settings: Any) -> Any:
+            assert not running, f"{place} was called"
+            return work(*given, **settings)
+
+        monkeypatch.setattr(place, call)
+
+    yield forbid
+    running.clear()
+
+
 @pytest.mark.parametrize(
     ("words", "inside"),
     [
@@ -151,7 +173,9 @@ def test_a_closed_folder_is_named(
         (["build", "RECIPE", "--output", "new/adapter"], "new"),
     ],
 )
-def test_a_file_that_is_a_folder_is_named_before_the_work(words, inside, world, adapter, tmp_path, command, monkeypatch) -> None:
+def test_a_file_that_is_a_folder_is_named_before_the_work(
+    words, inside, world, adapter, tmp_path, command, monkeypatch, forbid
+) -> None:
     """Or a folder that is a file; the work itself would be an error here."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(adapter, tmp_path / "adapter")
@@ -159,8 +183,8 @@ def test_a_file_that_is_a_folder_is_named_before_the_work(words, inside, world, 
     place.unlink(missing_ok=True)
     place.parent.mkdir(exist_ok=True)
     place.write_text("") if place.name in ("checkpoints", "runs", "new") else place.mkdir()
-    monkeypatch.setattr("dehvf_kit.model.builder.build", None)
-    monkeypatch.setattr("dehvf_kit.adapter.checkpoint.load", None)
+    forbid("dehvf_kit.model.builder.build")
+    forbid("dehvf_kit.adapter.checkpoint.load")
     ended = command(*[{"RECIPE": world / "tiny.yaml", "ADAPTER": "adapter"}.get(word, word) for word in words])
     assert ended.code == 1 and inside in ended.err and ("Is a directory" in ended.err or "Not a directory" in ended.err)
 
@@ -175,9 +199,9 @@ def test_a_file_that_is_a_folder_is_named_before_the_work(words, inside, world, 
         (["demo"], "dehvf_kit_demo.demo.demo_recipe"),
     ],
 )
-def test_a_place_is_tried_before_the_work(words, work, world, adapter, tmp_path, command, monkeypatch) -> None:
+def test_a_place_is_tried_before_the_work(words, work, world, adapter, tmp_path, command, forbid) -> None:
     (tmp_path / "file").write_text("a file where a folder should be")
-    monkeypatch.setattr(work, None)
+    forbid(work)
     given = [{"RECIPE": world / "tiny.yaml", "ADAPTER": adapter}.get(word, word) for word in words]
     ended = command(*given, "--output", tmp_path / "file" / "out")
     assert ended.code == 1 and "cannot be written: Not a directory; name another place" in ended.err

@@ -97,7 +97,7 @@ def register_components(register: Any) -> None:
 
 
 def main() -> None:
-    from dehvf_kit_baselines.reproduction.embedded import DRAWINGS, RECIPE, begun_dtype
+    from dehvf_kit_baselines.reproduction.embedded import RECIPE, begun_dtype, embedded_recipes
 
     import dehvf_kit
     from dehvf_kit.recipe.plugin_manager import load_plugin_file
@@ -113,16 +113,13 @@ def main() -> None:
     options = parser.parse_args()
     load_plugin_file(Path(__file__))
     dtype = begun_dtype(options.folder)
-    common = [*DRAWINGS, f"decoder.dtype={dtype}", f"vision.dtype={dtype}", f"training.max_steps={options.steps}"]
-    common.append(f"training.base_learning_rate={options.rate}")
+    common = [f"training.max_steps={options.steps}", f"training.base_learning_rate={options.rate}"]
     if options.quick:
         common += ["training.max_steps=2", "data.train_scenes=16", "data.test_scenes=8"]
-    recipes = [
-        dehvf_kit.load_recipe(
-            HOME / RECIPE, [*common, *changes, f"name={'dehvf' if not place else f'cause{place}'}", f"description={name}"]
-        )
-        for place, (name, changes) in enumerate(CAUSES.items())
-    ]
+    recipes = []
+    for place, (name, changes) in enumerate(CAUSES.items()):
+        named = [f"name={f'cause{place}' if place else 'dehvf'}", f"description={name}"]
+        recipes += embedded_recipes(HOME / RECIPE, [*common, *changes, *named], ["DEHVF"], dtype)
     dehvf_kit.compare(
         recipes,
         options.folder,

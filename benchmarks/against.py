@@ -82,6 +82,8 @@ def row(name: str, job: Job, found: Sequence[Sequence[Mapping[str, Any]]], clock
     medians = [f"{statistics.median(side):,.4g}" for side in (before, today)]
     digests = {one["digest"] for pair in found for one in pair}
     same = "-" if digests == {""} else "yes" if len(digests) == 1 else "no"
+    if "shown" in found[0][1]:
+        same = "; ".join(f"{pair[0]['shown']} and {pair[1]['shown']}" for pair in found)
     return [f"{name}: {job.what}", job.unit, *medians, str(ratio(today, before)), same, str(len(found))]
 
 

@@ -360,7 +360,7 @@ def training_errors(folder: RunFolder) -> Iterator[None]:
         ) from error
     except OSError as error:
         before, after = ("cannot be written: ", "; make room") if error.errno in atomic.FULL else ("", "")
-        place = error.filename or folder.place
+        place = os.fsdecode(error.filename or folder.place)  # a tracker names its file in bytes
         raise TrainingError(f"{place}: {before}{error.strerror or error}{after}; {_last(folder)}") from error
     finally:
         threading.excepthook = printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import dehvf_kit
 from dehvf_kit.adapter.files import read_weights
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.training.run import train
+from dehvf_kit.training.run_folder import RunFolder, training_errors
 from dehvf_kit.utils import atomic
 
 
@@ -31,3 +33,11 @@ def test_each_writer_of_a_run(place: str, world: Path, tmp_path: Path, monkeypat
     monkeypatch.undo()
     train(recipe, tmp_path / "run", resume=(tmp_path / "run").exists())
     assert read_weights(tmp_path / "run/adapter")
+
+
+def test_a_file_named_in_bytes(tmp_path: Path) -> None:
+    """TensorBoard names its event file in bytes: no `b'...'` in the message."""
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", os.fsencode(tmp_path / "events"))
+    with pytest.raises(DehvfError) as raised, training_errors(RunFolder(tmp_path, resume=False)):
+        raise missing
+    assert str(raised.value).startswith(f"{tmp_path / 'events'}: No such file")

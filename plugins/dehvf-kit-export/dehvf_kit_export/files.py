@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,6 +85,9 @@ def write(model: DehvfModel, folder: Path, kind: str) -> dict[str, Any]:
 
 def _write(part: nn.Module, given: tuple[Any, ...], shapes: Any, file: Path, names: Mapping[str, Sequence[str]]) -> None:
     """Raises: DehvfError naming what torch could not export."""
+    notes = logging.getLogger("onnx_ir")  # one for each weight that is an output of the graph too
+    level = notes.level
+    notes.setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -103,6 +107,8 @@ def _write(part: nn.Module, given: tuple[Any, ...], shapes: Any, file: Path, nam
         except Exception as error:  # torch and onnxscript raise whatever a model makes them stumble over
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DehvfError(f"{file.stem}: cannot be exported: {reason}") from error
+        finally:
+            notes.setLevel(level)
 
 
 class _File(io.FileIO):

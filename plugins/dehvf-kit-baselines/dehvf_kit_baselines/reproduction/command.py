@@ -51,7 +51,7 @@ def reproduce(
         int | None, typer.Option("--seeds", min=1, help="With --embedded: runs of each row.", show_default="5; methods 3")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="With --embedded: steps of a run.", show_default="240; methods 260")
+        int | None, typer.Option("--steps", min=1, help="With --embedded: steps of a run.", show_default="240; methods 120")
     ] = None,
     hours: Annotated[
         float | None, typer.Option("--hours", min=0.001, help="With --embedded: CPU hours in sum.", show_default="4; methods 6")

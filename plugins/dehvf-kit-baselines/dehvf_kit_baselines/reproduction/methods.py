@@ -17,7 +17,7 @@ from dehvf_kit_baselines.reproduction.tables import ROOT
 
 FOLDER, COMPARISON, FIGURE, SHEET = "methods_embedded", "comparison.json", "comparison.png", "comparison.csv"
 BUDGETS = ("equal", "quarter", "published")
-DATA = ["data.train_questions=4160", "data.test_questions=1000"]
+BATCH, TEST_QUESTIONS = 16, 1000
 RATES, STRENGTHS, FRACTION = (0.016, 0.05, 0.16), (0.33, 1.0, 3.0), 0.35
 Say = Callable[[str], None]
 
@@ -47,7 +47,7 @@ def embedded_methods(
     folder: Path,
     *,
     seeds: int = 3,
-    steps: int = 260,
+    steps: int = 120,
     hours: float = 6.0,
     say: Say = lambda line: None,
     names: Sequence[str] = BUDGETS,
@@ -62,7 +62,7 @@ def embedded_methods(
     Args:
         folder: of the runs, a folder below it for each budget.
         seeds: runs of each method, with seeds 0, 1, ...
-        steps: optimiser steps of each run.
+        steps: optimiser steps of each run, one epoch of training questions.
         hours: CPU hours of all runs in the folder, those of earlier calls too. What is begun is finished.
         say: takes a line of progress.
         names: the budgets to run.
@@ -79,7 +79,8 @@ def embedded_methods(
     compare = dehvf_kit.compare  # first, for its message where the plugin is not installed
     from dehvf_kit_compare.cpu_hours import CpuHours
 
-    common = [f"decoder.dtype={begun_dtype(folder)}", *DATA, f"training.max_steps={steps}", *overrides]
+    data = [f"data.train_questions={BATCH * steps}", f"data.test_questions={TEST_QUESTIONS}"]  # one epoch
+    common = [f"decoder.dtype={begun_dtype(folder)}", *data, f"training.max_steps={steps}", *overrides]
     runs = {name: recipes(name, common) for name in names}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

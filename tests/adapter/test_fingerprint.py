@@ -77,7 +77,7 @@ WHICH = {
     "images", "restval", "test_split", "train_split",
     "download", "revision", "columns", "size", "shuffle", "turns", "validation", "validation_seed", "prompt", "seed", "sizes",
     "sources", "weights", "stop", "answer_is",
-    "canvas", "alone", "questions", "train_questions", "test_questions", "questions_per_image", "questions_per_scene",
+    "canvas", "alone", "questions", "train_questions", "test_questions", "questions_per_image", "balanced", "questions_per_scene",
     "train_scenes", "test_scenes",
 }  # fmt: skip
 

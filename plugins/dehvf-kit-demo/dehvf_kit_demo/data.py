@@ -21,13 +21,21 @@ class EasyVqaDataConfig(DataConfig):
     train_questions: int = Field(0, ge=0, description="training questions; 0: all 38,575")
     test_questions: int = Field(0, ge=0, description="test questions; 0: all 9,673")
     questions_per_image: int = Field(4, ge=1, description="questions sampled per image, where not all are used")
+    balanced: bool = Field(False, description="draw a training image's questions from yes/no, colour and shape in turn")
     seed: int = Field(0, ge=0, description="seed of the sampled images and questions")
+
+    @model_validator(mode="after")
+    def _something_is_drawn(self) -> EasyVqaDataConfig:
+        if self.balanced and not self.train_questions:
+            raise ValueError("balanced: draws some of the questions; with train_questions=0 all are used")
+        return self
 
     def samples(self, split: Split) -> list[Sample]:
         records = load_easy_vqa(split)
         count = self.train_questions if split == "train" else self.test_questions
         if count:
-            records = subset(records, count, questions_per_image=self.questions_per_image, seed=self.seed)
+            balanced = self.balanced and split == "train"
+            records = subset(records, count, questions_per_image=self.questions_per_image, seed=self.seed, balanced=balanced)
         return [
             Sample(f"{split}/{number}", record.question, record.answer, record.image, record.question_type)
             for number, record in enumerate(records)

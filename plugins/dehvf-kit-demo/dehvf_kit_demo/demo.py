@@ -38,9 +38,13 @@ DRAWINGS = [
     *("data.questions=[kind,colour,texture,side,count,presence]", "data.alone=[40,112]"),
     *("training.epochs=1.4", "training.base_learning_rate=0.16"),
 ]
+EASY_VQA = [
+    *("data.train_questions=4800", "data.balanced=true"),
+    *("graph.injector.output_scale=0.033", "training.base_learning_rate=0.16"),
+]
 DATA = {
     "drawings": ("smollm2_dinov2_drawings.yaml", "smollm2_drawings_blind.yaml", DRAWINGS),
-    "easy_vqa": ("smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml", []),
+    "easy_vqa": ("smollm2_dinov2_easyvqa.yaml", "smollm2_easyvqa_blind.yaml", EASY_VQA),
 }
 """The recipe of each data set, the one without images, and what the demo changes in both: as many questions as take minutes."""
 RECIPES = HOME / "recipes"

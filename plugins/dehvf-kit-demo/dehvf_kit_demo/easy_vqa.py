@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,13 +56,14 @@ def load_easy_vqa(split: Literal["train", "test"]) -> list[EasyVqaRecord]:
 
 
 def subset(
-    records: Iterable[EasyVqaRecord], num_questions: int, *, questions_per_image: int = 4, seed: int = 0
+    records: Iterable[EasyVqaRecord], num_questions: int, *, questions_per_image: int = 4, seed: int = 0, balanced: bool = False
 ) -> list[EasyVqaRecord]:
     """`num_questions` records on few images: images are drawn first, then up to `questions_per_image` of each.
 
     About `num_questions / questions_per_image` images are used, a few more as some have fewer questions, so this bounds
     the cost of extracting features. The records of one image stay together, images come in the order drawn. Equal
-    arguments give equal records, and fewer questions give the beginning of the same list.
+    arguments give equal records, and fewer questions give the beginning of the same list. balanced: an image's questions are
+    drawn from its types in turn, where three in four are yes/no otherwise.
     Raises: DataError where a count is not positive or there are not that many questions.
     """
     if num_questions < 1 or questions_per_image < 1:
@@ -77,13 +79,24 @@ def subset(
     chosen: list[EasyVqaRecord] = []
     for image in images:
         of_image = by_image[image]
-        chosen += generator.sample(of_image, min(questions_per_image, len(of_image)))
+        drawn = generator.sample(of_image, len(of_image) if balanced else min(questions_per_image, len(of_image)))
+        chosen += _in_turn(drawn)[:questions_per_image] if balanced else drawn
         if len(chosen) >= num_questions:
             return chosen[:num_questions]
     raise DataError(
         f"easy_vqa: {num_questions} questions wanted, but {len(images)} images with up to {questions_per_image} each "
         f"have {len(chosen)}; raise questions_per_image or lower num_questions"
     )
+
+
+def _in_turn(records: Sequence[EasyVqaRecord]) -> list[EasyVqaRecord]:
+    """The first of each type, then the second of each, and so on."""
+    seen: Counter[QuestionType] = Counter()
+    turns = []
+    for record in records:
+        turns.append(seen[record.question_type])
+        seen[record.question_type] += 1
+    return [records[place] for place in sorted(range(len(records)), key=turns.__getitem__)]
 
 
 def _record(folder: Path, question: str, answer: str, image_id: int) -> EasyVqaRecord:

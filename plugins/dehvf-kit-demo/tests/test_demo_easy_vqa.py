@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from dehvf_kit_demo.data import EasyVqaDataConfig
 from dehvf_kit_demo.easy_vqa import EasyVqaRecord, load_easy_vqa, subset
 
 from dehvf_kit.errors import DataError
@@ -89,3 +90,30 @@ def test_subset_of_the_real_split_keeps_the_mix(easy_vqa_wheel: None) -> None:
     assert len({record.image for record in chosen}) <= 420
     share, expected = (Counter(record.question_type for record in some)["yes/no"] / len(some) for some in (chosen, records))
     assert abs(share - expected) < 0.05
+
+
+def test_balanced_draws_the_types_in_turn() -> None:
+    answers = {"yes/no": "yes", "colour": "red", "shape": "circle"}
+    types = ["yes/no"] * 6 + ["colour", "shape"] * 2  # of each image
+    records = [
+        EasyVqaRecord(Path(f"{image}.png"), f"{number}?", answers[kind], image, kind)
+        for image in range(5)
+        for number, kind in enumerate(types)
+    ]
+    chosen = subset(records, 25, questions_per_image=5, balanced=True)
+    for start in range(0, 25, 5):
+        asked = chosen[start : start + 5]
+        assert len({record.image for record in asked}) == 1
+        assert set(Counter(record.question_type for record in asked).values()) in ({1, 2}, {2, 1})
+    assert Counter(record.question_type for record in subset(records, 50, questions_per_image=10, balanced=True)) == {
+        "yes/no": 30, "colour": 10, "shape": 10
+    }  # fmt: skip
+
+
+def test_balanced_leaves_the_test_split_as_it_is(easy_vqa_wheel: None) -> None:
+    plain, balanced = (EasyVqaDataConfig(train_questions=300, test_questions=300, balanced=on) for on in (False, True))
+    assert plain.samples("test") == balanced.samples("test")
+    share = Counter(sample.kind for sample in balanced.samples("train"))["yes/no"] / 300
+    assert share < 0.65 < Counter(sample.kind for sample in plain.samples("train"))["yes/no"] / 300
+    with pytest.raises(ValueError, match="train_questions=0"):
+        EasyVqaDataConfig(balanced=True)

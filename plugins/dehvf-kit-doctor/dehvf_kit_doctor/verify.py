@@ -10,7 +10,7 @@ from rich.markup import escape
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
 from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, section, stdout
 from dehvf_kit.errors import DataError
-from dehvf_kit.utils.atomic import check_new_files, exists
+from dehvf_kit.utils.atomic import check_new_files, is_folder
 
 if TYPE_CHECKING:
     from dehvf_kit_doctor.parity import Parity
@@ -41,7 +41,7 @@ def verify(
 
     quiet_transformers()
     given, adapter = adapter, adapter_folder(adapter)
-    store = store and exists(given)  # a copy in the hub's cache is left as it is
+    store = store and is_folder(given)  # a copy in the hub's cache is left as it is; what is no folder, `load` refuses
     if store:
         check_new_files({}, {"--store": adapter / "README.md"})
     model = load(adapter, overrides=overrides or ())

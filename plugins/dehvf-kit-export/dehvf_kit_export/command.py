@@ -38,7 +38,7 @@ def export(
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if kind == "onnx" and missing:
         raise DehvfError(f"export needs {', '.join(missing)}; pip install 'dehvf-kit[export]'")
-    from dehvf_kit.utils.atomic import check_new_files, check_new_folder, exists, whole_folder
+    from dehvf_kit.utils.atomic import check_new_files, check_new_folder, exists, is_folder, whole_folder
 
     if exists(output):
         raise DehvfError(f"--output: '{output}' is there already; name a new folder")
@@ -50,7 +50,7 @@ def export(
 
     quiet_transformers()
     given, adapter = adapter, adapter_folder(adapter)
-    store = store and adapter == given
+    store = store and is_folder(given)  # a copy in the hub's cache is left as it is; what is no folder, `load` refuses
     check_new_files({}, {"--store": adapter / "README.md"} if store else {})
     with waiting(f"Exporting {given}", plain=True):
         model = load(adapter, dtype=dtype, overrides=overrides or ()).eval()

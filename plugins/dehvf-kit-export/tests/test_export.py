@@ -36,8 +36,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_writes_files_that_answer_as_the_model_does(adapter: Path, tmp_path: Path, command, kind: str) -> None:  # noqa: F811
     from dehvf_kit_export.files import Exported
 
-    copy = shutil.copytree(adapter, tmp_path / "adapter")
-    ended = command("export", copy, "--format", kind, "--output", tmp_path / "out", "--json")
+    copy = shutil.copytree(adapter, tmp_path / "run" / "adapter")
+    ended = command("export", tmp_path / "run", "--format", kind, "--output", tmp_path / "out", "--json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert [one["case"] for one in found["cases"]] == ["one row", "four rows, padded"]
@@ -75,6 +75,14 @@ def test_parts_are_the_model(adapter: Path) -> None:
 def test_what_is_refused(adapter: Path, command, words: list[str], phrase: str) -> None:  # noqa: F811
     ended = command("export", adapter, *words)
     assert ended.code == 1 and phrase in ended.err
+
+
+@pytest.mark.parametrize("name", ["export", "verify"])
+def test_what_is_no_adapter_is_named(tmp_path: Path, command, name: str) -> None:  # noqa: F811
+    (tmp_path / "file").write_text("")
+    for given, phrase in (("nowhere", "there is no such folder"), ("file", "is a file; name a folder"), (".", "not an adapter")):
+        ended = command(name, tmp_path / given, *(["--output", tmp_path / "out"] if name == "export" else []))
+        assert ended.code == 1 and ended.err.strip().splitlines()[-1].startswith(f"{tmp_path / given}: {phrase}"), ended.err
 
 
 def test_a_sliding_window_is_refused(adapter: Path) -> None:

@@ -117,8 +117,7 @@ class Reporter:
         finished = done >= total
         if finished or now - self.printed.get(stage, -PLAIN_INTERVAL_S) >= PLAIN_INTERVAL_S:
             self.printed[stage] = now
-            count = f": {done}/{total}" if total > 1 else ""
-            tail = f", {note}" if note else ""
+            count, tail = f": {done}/{total}" if total > 1 else "", f", {note}" if note else ""
             print(f"{stage}{count} ({now - started:.0f} s{tail})", file=sys.stderr, flush=True)
 
 

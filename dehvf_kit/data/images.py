@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dehvf_kit.data.samples import HeldImage, ImageFile, Sample
 from dehvf_kit.errors import ImageError, shown
@@ -168,14 +168,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"its pixels are of mode {upright.mode}, whose white is unknown; save it in 8 bits")
     if "transparency" in upright.info:
         upright = upright.convert("RGBA")
-    return upright.convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """An image turned as its EXIF says; as it is stored where the EXIF cannot be read."""
+    """An image turned as its EXIF says; as it is stored where that is upright or cannot be read."""
     image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # whatever Pillow raises for metadata; the pixels were read above
         return image
 

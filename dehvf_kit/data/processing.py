@@ -67,7 +67,10 @@ class CheckedImageProcessor(CLIPImageProcessorPil):
             height, width = self.crop_size["height"], self.crop_size["width"]
             top, left = (small.shape[0] - height) // 2, (small.shape[1] - width) // 2
             small = small[top : top + height, left : left + width]
-        return np.stack([values[colour][small[:, :, colour]] for colour in range(3)])
+        pixels = np.empty((3, *small.shape[:2]), values.dtype)
+        for colour, plane in enumerate(pixels):
+            np.take(values[colour], small[:, :, colour], out=plane, mode="clip")  # checks no bounds: a colour has 256 steps
+        return pixels
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "image_processor_type": "CLIPImageProcessor"}

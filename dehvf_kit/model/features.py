@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def encode_images(model: DehvfModel, samples: Sequence[Sample]) -> Features:
     """The vision features of some samples' images, computed now. Raises: DataError for an image that cannot be read."""
-    images = in_threads(open_image, samples)
-    pixels = model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    pixels = model.processor.image_processor(in_threads(open_image, samples), return_tensors="pt")["pixel_values"]
     return model.vision_features(to_device(pixels, model.device))
 
 

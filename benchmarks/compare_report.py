@@ -73,7 +73,7 @@ def _preparation(run: Mapping[str, Any]) -> Iterator[str]:
         rows.append([_name(point), *cells, f"{_ms(whole)} ms", f"{share:.2%}"])
     names = [f"{name} / text" for name in run["points"][0]["seconds"] if name != BASE]
     yield (
-        f"A training step at {deep} layers, extrapolated from the medians: {times:g} times the step without "
+        f"A training step at {deep} layers, extrapolated from the medians: {times:.3g} times the step without "
         f"preparation, plus one preparation ({OURS}'s measured with all {deep} layers' queries, forward and backward; "
         f"its share is of {times:g} times the text-only step):"
     )

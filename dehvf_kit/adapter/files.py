@@ -89,7 +89,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises: AdapterError where it is missing, not ours, or of a newer format.
     """
     if not is_folder(folder):
-        raise AdapterError(f"{folder}: {'is a file; name a folder' if exists(folder) else 'there is no such folder'}")
+        raise AdapterError(f"{folder}: there is no such folder")
     finish_saving(folder)
     path = config_file(folder)
     if not is_file(path):

@@ -75,7 +75,7 @@ def _preparation(run: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"A training step at {deep} layers, extrapolated from the medians: {times:.3g} times the step without "
         f"preparation, plus one preparation ({OURS}'s measured with all {deep} layers' queries, forward and backward; "
-        f"its share is of {times:g} times the text-only step):"
+        f"its share is of {times:.3g} times the text-only step):"
     )
     yield _table(["", *names, f"{OURS}'s preparation", "share"], rows)
 

@@ -107,7 +107,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     model.detach()
     blind_steps = min(result.steps, BLIND_STEPS)
     blind_recipe = demo_recipe(unseeing, [*overrides, f"training.max_steps={blind_steps}"])
-    say(f"training the same recipe without images: {blind_steps} steps, after which it learns no more")
+    say(f"training the same recipe without images: {blind_steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
     told = _renamed(progress, "training without images")
     blind_result = train(blind_recipe, output / BLIND_RUN, blind, resume=exists(output / BLIND_RUN / RECORD), progress=told)

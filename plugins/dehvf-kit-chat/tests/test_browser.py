@@ -94,9 +94,8 @@ def ask(page: sync_api.Page, question: str) -> None:
 
 
 def answered(page: sync_api.Page, number: int) -> str:
-    """Wait for a text in the answer of an adapter."""
-    page.wait_for_function(f"document.querySelector('#adapter{number} textarea').value.trim() !== ''")
-    return page.locator(f"#adapter{number} textarea").input_value()
+    """Wait for a text in the answer of an adapter, and return the text that ended the wait."""
+    return page.wait_for_function(f"document.querySelector('#adapter{number} textarea').value.trim()").json_value()
 
 
 def test_upload_ask_answer_and_what_was_read(page: sync_api.Page, world: Path, tmp_path: Path) -> None:
@@ -170,6 +169,7 @@ def test_faults_are_told_and_the_page_goes_on(page: sync_api.Page, world: Path, 
     ask(page, "what " * 600)
     sync_api.expect(page.locator("#fault0 [role=status]")).to_contain_text("The prompt lost")
     ask(page, QUESTION)
+    sync_api.expect(page.locator("#fault0 [role=status]")).to_have_count(0)  # the last question's answer is cleared
     assert answered(page, 0) and answered(page, 1)
     sync_api.expect(page.locator("[role=alert]:visible")).to_have_count(0)
 

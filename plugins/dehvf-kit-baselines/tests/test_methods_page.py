@@ -12,7 +12,7 @@ from dehvf_kit_baselines.reproduction.methods import BUDGETS, budgets, cells, em
 
 from dehvf_kit.costs.parameters import parameter_table
 from dehvf_kit.errors import DehvfError
-from tools.methods_page import write
+from tools.methods_page import RUNS, restore, write
 
 # The pair's sizes, so that no wheel is needed.
 PAIR = [
@@ -89,6 +89,11 @@ def test_the_page_gets_each_budgets_table_picture_and_facts(tmp_path: Path) -> N
         (runs / name / "comparison.json").write_text(json.dumps(compared()))
         (runs / name / "comparison.csv").write_text("a,b\n")
     (runs / "equal" / "comparison.png").write_bytes(b"x")
+    for label in ("seed0", "rate0.05", "seed1.working"):
+        ran = runs / "equal" / "runs" / "memvp" / label
+        ran.mkdir(parents=True)
+        (ran / "job.json").write_text('{"name": "memvp"}')
+        (ran / "result.json").write_text(json.dumps({"seconds": 1.5, "label": label}))
     write(runs, docs)
     text = (docs / "results.md").read_text()
     assert text.startswith("# A\n") and text.endswith("<!-- end of methods -->\nreading\n") and "old" not in text
@@ -100,6 +105,10 @@ def test_the_page_gets_each_budgets_table_picture_and_facts(tmp_path: Path) -> N
     assert (docs / "results" / "methods_equal.png").read_bytes() == b"x" and (docs / "results" / "methods_quarter.csv").exists()
     head, found = cells(compared())
     assert {len(row) for row in found} == {len(head)}
+    kept, back = docs / "results" / RUNS, tmp_path / "back"
+    assert (restore(back, kept), restore(back, kept)) == (2, 0), "what has finished, once"
+    assert json.loads((back / "equal/runs/memvp/seed0/result.json").read_text()) == {"seconds": 1.5, "label": "seed0"}
+    assert {one.name for one in back.glob("equal/runs/memvp/*")} == {"seed0", "rate0.05"}
 
 
 def test_the_command_prints_the_sizes_and_runs_the_budgets(

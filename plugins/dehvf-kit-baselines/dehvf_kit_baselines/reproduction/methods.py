@@ -18,7 +18,7 @@ from dehvf_kit_baselines.reproduction.tables import ROOT
 FOLDER, COMPARISON, FIGURE, SHEET = "methods_embedded", "comparison.json", "comparison.png", "comparison.csv"
 BUDGETS = ("equal", "quarter", "published")
 BATCH, TEST_QUESTIONS = 16, 1000
-RATES, STRENGTHS, FRACTION = (0.016, 0.05, 0.16), (0.33, 1.0, 3.0), 0.35
+RATES, STRENGTHS, FRACTION, VALIDATION = (0.016, 0.05, 0.16), (0.33, 1.0, 3.0), 0.35, (0.2, 400)
 Say = Callable[[str], None]
 
 
@@ -62,7 +62,7 @@ def embedded_methods(
     Args:
         folder: of the runs, a folder below it for each budget.
         seeds: runs of each method, with seeds 0, 1, ...
-        steps: optimiser steps of each run, one epoch of training questions.
+        steps: optimiser steps of each run, one epoch of training questions, as many of each kind.
         hours: CPU hours of all runs in the folder, those of earlier calls too. What is begun is finished.
         say: takes a line of progress.
         names: the budgets to run.
@@ -79,7 +79,8 @@ def embedded_methods(
     compare = dehvf_kit.compare  # first, for its message where the plugin is not installed
     from dehvf_kit_compare.cpu_hours import CpuHours
 
-    data = [f"data.train_questions={BATCH * steps}", f"data.test_questions={TEST_QUESTIONS}"]  # one epoch
+    questions = [f"data.train_questions={BATCH * steps}", f"data.test_questions={TEST_QUESTIONS}"]  # one epoch
+    data = ["data.balanced=true", *questions]  # or most of them are yes/no, half of which are right without an image
     common = [f"decoder.dtype={begun_dtype(folder)}", *data, f"training.max_steps={steps}", *overrides]
     runs = {name: recipes(name, common) for name in names}
     with writing(folder):
@@ -94,9 +95,10 @@ def embedded_methods(
 
 
 def _tuning() -> Any:
+    from dehvf_kit_compare.job import HoldOut
     from dehvf_kit_compare.rules import Tuning
 
-    return Tuning(rates=RATES, strengths=STRENGTHS, fraction=FRACTION)
+    return Tuning(rates=RATES, strengths=STRENGTHS, fraction=FRACTION, hold_out=HoldOut(*VALIDATION))
 
 
 def sizes() -> tuple[list[str], list[list[str]]]:

@@ -30,7 +30,7 @@ from dehvf_kit.training.run_folder import RECORD
 from dehvf_kit.utils.atomic import check_new_folder, exists, write_output
 from dehvf_kit.utils.shipped import HOME
 from dehvf_kit_demo.beside_probe import probe_section, probed_kinds
-from dehvf_kit_demo.sources import faster_dtype
+from dehvf_kit_demo.sources import faster_dtype, faster_threads
 
 DRAWINGS = [
     *("vision.image.size=168", "graph.position.num_slots=144"),  # the images' own size: kinds of objects need it
@@ -71,13 +71,24 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
 
     Raises: DehvfError where `output` holds a finished demo or the recipes are not beside the package.
     """
+    cores = torch.get_num_threads()
+    try:
+        return _run(output, minutes, say, progress, DATA[data], cores)
+    finally:
+        torch.set_num_threads(cores)
+
+
+def _run(
+    output: Path, minutes: float, say: Callable[[str], None], progress: Progress, data: tuple[str, str, list[str]], cores: int
+) -> DemoResult:
     if exists(output / "summary.json"):
         raise DehvfError(f"{output}: holds a demo already; look at {output / 'index.html'}, or name another --output")
     resume = exists(output / RECORD)
     if not resume:
         check_new_folder(output)
     started = time.perf_counter()
-    seeing, unseeing, changes = DATA[data]
+    _settle_threads(cores, say)
+    seeing, unseeing, changes = data
     dtype = (_begun_in(output) if resume else None) or faster_dtype()
     overrides = [*changes, f"decoder.dtype={dtype}", f"vision.dtype={dtype}"]
     recipe = demo_recipe(seeing, [*overrides, f"training.max_minutes={minutes}"])
@@ -91,6 +102,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     features = FeatureStore(model, torch.bfloat16)
     features.fill(train_samples + test_samples, progress=lambda done, total: progress("reading images", done, total, ""))
     steps = recipe.training.num_steps(len(train_samples))
+    _settle_threads(cores, say)
     began = "going on with" if resume else "training"
     say(f"{began} DEHVF: {steps} steps of {recipe.training.batch_size}, {minutes:g} minutes at most")
     result = train(recipe, output, model, features, resume, progress)
@@ -107,6 +119,7 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     model.detach()
     blind_steps = min(result.steps, BLIND_STEPS)
     blind_recipe = demo_recipe(unseeing, [*overrides, f"training.max_steps={blind_steps}"])
+    _settle_threads(cores, say)
     say(f"training the same recipe without images: {blind_steps} steps")
     blind = build(blind_recipe, decoder, vision, processor.tokenizer, processor.image_processor)
     told = _renamed(progress, "training without images")
@@ -123,6 +136,14 @@ def run_demo(output: Path, minutes: float, say: Callable[[str], None], progress:
     title = "dehvf-kit demo: a frozen language model that sees"
     write_report(output, page, inside=inside, title=title, more=[probe_section(summary)] if probed else [])
     return DemoResult(summary, page, result.adapter)
+
+
+def _settle_threads(most: int, say: Callable[[str], None]) -> None:
+    """Compute with as many threads as are faster now, `most` or fewer."""
+    threads = faster_threads(most)
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+        say(f"computing with {threads} of {most} threads" + ", which is faster while other programs compute" * (threads < most))
 
 
 def _begun_in(run: Path) -> str | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from timeit import Timer
 
 import pytest
 import torch
 from cli.commands import Command, command, wide  # noqa: F401 - fixtures
 from dehvf_kit_demo import demo
 from dehvf_kit_demo.beside_probe import probe_section
-from dehvf_kit_demo.sources import faster_dtype
+from dehvf_kit_demo.sources import faster_dtype, faster_threads
 from training.conftest import tokenizer, world  # noqa: F401 - fixtures
 
 from dehvf_kit.recipe.recipe import load_recipe
@@ -52,6 +53,29 @@ def test_the_faster_dtype_is_measured(slow: torch.dtype, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.nn.functional, "linear", delayed)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert faster_dtype() == ("bfloat16" if slow == torch.float32 else "float32")
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "best"),
+    [({4: 8, 2: 1, 1: 4}, 2), ({4: 8, 2: 4, 1: 1}, 1), ({4: 4, 2: 4, 1: 6}, 4)],
+    ids=["half", "one", "all"],
+)
+def test_fewer_threads_are_taken_where_they_are_clearly_faster(
+    milliseconds: dict[int, int], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, clock = torch.get_num_threads(), [0.0]
+
+    def linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        clock[0] += milliseconds[torch.get_num_threads()]
+        return rows
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("timeit.timeit", lambda call, number: Timer(call, timer=lambda: clock[0]).timeit(number))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert faster_threads(4) == best and torch.get_num_threads() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert faster_threads(4) == 4, "a number that the user set is kept"
 
 
 def test_an_interrupted_demo_goes_on_in_the_dtype_that_it_was_begun_in(tmp_path: Path) -> None:

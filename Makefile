@@ -33,7 +33,8 @@ $(VENV)/.kit: pyproject.toml constraints.txt $(patsubst %,%/pyproject.toml,$(DEM
 
 $(VENV)/.test: $(VENV)/.kit
 	@echo "== installing what the tests need"
-	$(INSTALL) --constraint constraints.txt --editable '.[test,dev,docs]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
+	@# no-warn-conflicts: the demo's wheels have dependencies that the kit does not use and does not install
+	$(INSTALL) --no-warn-conflicts --constraint constraints.txt --editable '.[test,dev,docs]' --editable '$(DEMO)[test]' $(PLUGINS:%=--editable %)
 	$(INSTALL) --no-deps --editable $(LMMS)  # what needs no lmms-eval
 	@touch $@
 

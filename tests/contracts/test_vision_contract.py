@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def test_the_page_is_not_stale() -> None:
     page = PAGE.read_text(encoding="utf-8")
     if f"transformers {transformers.__version__}," not in page:
         pytest.skip(f"the page was written for another transformers than {transformers.__version__}")
+    if f"Python {sys.version_info.major}.{sys.version_info.minor}." not in page:
+        pytest.skip("the page was written under another Python, whose ast.unparse writes the same code otherwise")
     assert not is_stale(page), "run python -m tools.support.vision_matrix and commit docs/support_vision.*"
     results = json.loads(PAGE.with_suffix(".json").read_text(encoding="utf-8"))
     ran = [result for result in results if result["items"]]

@@ -124,9 +124,9 @@ def test_the_command_prints_the_sizes_and_runs_the_budgets(
         return {"equal": compared()}
 
     monkeypatch.setattr(methods, "embedded_methods", run)
-    ended = command("reproduce", "methods", "--embedded", "--runs", tmp_path, "--seeds", 1, "--hours", 0.5)
+    ended = command("reproduce", "methods", "--embedded", "--runs", tmp_path, "--seeds", 1, "--hours", 0.5, "--jobs", 2)
     assert ended.code == 0 and "MemVP" in ended.out and "-10.0" in ended.out, ended
-    assert asked == {"folder": tmp_path / "methods_embedded", "seeds": 1, "hours": 0.5, "say": asked["say"]}
+    assert asked == {"folder": tmp_path / "methods_embedded", "seeds": 1, "hours": 0.5, "side_by_side": 2, "say": asked["say"]}
 
 
 @pytest.mark.demo

@@ -56,6 +56,9 @@ def reproduce(
     hours: Annotated[
         float | None, typer.Option("--hours", min=0.001, help="With --embedded: CPU hours in sum.", show_default="4; methods 6")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="With --embedded: runs side by side, one thread each.", show_default="1")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print one table or figure; with --embedded run the table first, or go on with an interrupted one.
@@ -64,7 +67,7 @@ def reproduce(
     """
     image = image or picture
     if embedded:
-        how = {"seeds": seeds, "steps": steps, "hours": hours}
+        how = {"seeds": seeds, "steps": steps, "hours": hours, "side_by_side": jobs}
         _embedded(name, runs, {key: value for key, value in how.items() if value is not None}, as_json)
         return
     if name not in (*TABLES, *FIGURES, METHODS):

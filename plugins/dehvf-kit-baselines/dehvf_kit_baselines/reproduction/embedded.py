@@ -46,6 +46,7 @@ def embedded_table4(
     seeds: int = 5,
     steps: int = 240,
     hours: float = 4.0,
+    side_by_side: int = 1,
     say: Say = lambda line: None,
     recipe: Path | None = None,
     overrides: Sequence[str] = (),
@@ -62,6 +63,7 @@ def embedded_table4(
         seeds: runs of each row, with seeds 0, 1, ...
         steps: optimiser steps of each run.
         hours: CPU hours of all runs in the folder, those of earlier calls too. What is begun is finished.
+        side_by_side: runs at a time.
         say: takes a line of progress.
         recipe: in place of the drawings recipe.
         overrides: changes to all rows.
@@ -82,6 +84,7 @@ def embedded_table4(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     budget = CpuHours.of(folder, hours)
+    settings: dict[str, Any] = {"seeds": seeds, "tuning": tuning, "threads": 1, "side_by_side": side_by_side, "hours": budget}
 
     def write(compared: Mapping[str, Any]) -> dict[str, Any]:
         found = table4_of(compared, rows) | {"steps": steps, "cpu_hours": round(budget.used / 3600, 3)}
@@ -92,7 +95,7 @@ def embedded_table4(
     printed = recipes[: sum(row != UNPRINTED for row in rows)]
     try:
         for part in [printed, recipes] if len(printed) < len(recipes) else [recipes]:  # the paper's rows first
-            compared = compare(part, folder, seeds=seeds, tuning=tuning, threads=1, hours=budget, say=say).table
+            compared = compare(part, folder, **settings, say=say).table
     except OutOfHours:
         if is_file(folder / COMPARISON):
             write(_kept(folder / COMPARISON))

@@ -49,6 +49,7 @@ def embedded_methods(
     seeds: int = 3,
     steps: int = 120,
     hours: float = 6.0,
+    side_by_side: int = 1,
     say: Say = lambda line: None,
     names: Sequence[str] = BUDGETS,
     overrides: Sequence[str] = (),
@@ -64,6 +65,7 @@ def embedded_methods(
         seeds: runs of each method, with seeds 0, 1, ...
         steps: optimiser steps of each run, one epoch of training questions, as many of each kind.
         hours: CPU hours of all runs in the folder, those of earlier calls too. What is begun is finished.
+        side_by_side: runs at a time.
         say: takes a line of progress.
         names: the budgets to run.
         overrides: changes to all recipes.
@@ -87,7 +89,7 @@ def embedded_methods(
         folder.mkdir(parents=True, exist_ok=True)
     bound = CpuHours.of(folder, hours)
     tuning = _tuning() if tune else None
-    settings = {"seeds": seeds, "tuning": tuning, "threads": 1, "hours": bound}
+    settings: dict[str, Any] = {"seeds": seeds, "tuning": tuning, "threads": 1, "side_by_side": side_by_side, "hours": bound}
     return {
         name: dict(compare(found, folder / name, **settings, say=lambda line, name=name: say(f"{name}: {line}")).table)
         for name, found in runs.items()

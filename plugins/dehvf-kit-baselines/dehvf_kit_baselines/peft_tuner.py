@@ -43,12 +43,24 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
 MOST_SHAPES = 16
 
 
+class _Scale:
+    """The field that scales what a method adds: `scale`, or nothing for a config whose method of peft has no alpha or scaling."""
+
+    def __get__(self, config: PeftConfig | None, kind: type[PeftConfig]) -> str:
+        if config is None:
+            return "scale"
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        made = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.method.upper())  # type: ignore[call-overload]
+        return "scale" if any(hasattr(made, name) for name in SCALES) else ""
+
+
 class PeftConfig(ComponentConfig):
     """A tuner of peft, named by `method`, on linear maps (or norms) of a decoder; with or without visual memory beside it."""
 
     role: ClassVar[str] = "decoder_adapter"
     attaches: ClassVar[str] = "decoder"
-    strength: ClassVar[str] = "scale"
+    strength: ClassVar[str] = _Scale()  # type: ignore[assignment]
     type: Literal["peft"] = "peft"
     method: str = Field("lora", description=f"peft's name of the method: {', '.join(METHODS)}")
     settings: dict[str, Any] = Field({}, description="fields of peft's config of that method: r, lora_alpha, use_dora, ...")

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from baseline_helpers import baseline, decoder, encoder, ids, literal_llama, norm, randomise, recipe, tokenizer, worst
-from dehvf_kit_baselines.peft_tuner import METHODS
+from dehvf_kit_baselines.peft_tuner import METHODS, PeftConfig
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -226,3 +226,9 @@ def test_a_tuned_decoder_and_a_node_below_the_maps_hooks_are_refused() -> None:
     base.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *given: None)
     with pytest.raises(DecoderError, match="write the peft node above it in the recipe's graph"):
         tuned("lora", base, targets=["query"])
+
+
+def test_the_strength_is_a_field_only_where_the_method_can_be_scaled() -> None:
+    scaled = {method for method in METHODS if PeftConfig(method=method).strength}
+    assert {"lora", "loha", "lokr", "fourierft"} <= scaled and not scaled & {"ln_tuning", "ia3", "oft", "boft"}
+    assert PeftConfig.strength == "scale", "of the class, for the registry"

@@ -32,18 +32,19 @@ def draw(found: Mapping[str, Any], file: Path) -> Path:
     for place, (title, read) in enumerate(COSTS):
         axes = figure.add_subplot(spaces[0, 2 + place], sharey=accuracy)
         _bars(axes, [read(row) for row in rows], title)
-    figure.suptitle(
-        f"{found['test_questions']:,} test questions, mean of {found['seeds']} seed{'s' if found['seeds'] > 1 else ''} "
-        "with 95% interval",
-        fontsize=10,
-        color=MUTED,
-        x=0.01,
-        ha="left",
-    )
+    figure.suptitle(heading(found), fontsize=10, color=MUTED, x=0.01, ha="left")
     try:
         return write_output(file, lambda place: figure.savefig(place, dpi=150))
     finally:
         plt.close(figure)
+
+
+def heading(found: Mapping[str, Any]) -> str:
+    """The test questions and the seeds that have run, which may be fewer than were asked for, or differ between methods."""
+    counts = sorted({len(row["seeds"]) for row in found["rows"] if "accuracy" in row})
+    seeds = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
+    means = f"mean of {seeds} seeds with 95% interval" if counts[-1] > 1 else "one seed"
+    return f"{found['test_questions']:,} test questions, {means}"
 
 
 def _accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str], kinds: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from dehvf_kit_compare import cpu_hours, processes
+from dehvf_kit_compare.figure import heading
 from dehvf_kit_compare.processes import locked
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -251,3 +252,13 @@ def test_without_matplotlib_the_table_is_there(recipes: list[Path], tmp_path: Pa
     result = say(recipes[0], "--seeds", 1, "--output", tmp_path)
     assert result.exit_code == 0 and "pip install 'dehvf-kit[figures]'" in result.stderr
     assert (tmp_path / "comparison.md").exists() and not (tmp_path / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"), [((1, 1), "one seed"), ((3, 3), "mean of 3 seeds with 95% interval"), ((1, 2), "mean of 1 to 2 seeds with")]
+)
+def test_the_figures_heading_counts_the_seeds_that_ran(seeds: tuple[int, ...], words: str) -> None:
+    rows = [{"seeds": list(range(count)), "accuracy": {}} for count in seeds]
+    assert heading({"test_questions": 1000, "seeds": 3, "rows": [*rows, {"seeds": []}]}).startswith(
+        f"1,000 test questions, {words}"
+    )

@@ -14,6 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
+from dehvf_kit_baselines.reproduction.embedded import DTYPE
 from dehvf_kit_baselines.reproduction.methods import BUDGETS, FIGURE, FOLDER, SHEET, section
 from dehvf_kit_compare.job import JOB, RESULT, WORKING, read_json, write_json
 
@@ -46,7 +47,10 @@ def keep(folder: Path, file: Path) -> None:
 
 
 def restore(folder: Path, file: Path = DOCS / "results" / RUNS) -> int:
-    """Put the kept runs into the folder, except those that are there; how many were put. Only numbers come back, no adapter."""
+    """Put the kept runs into the folder, except those that are there; how many were put. Only numbers come back, no adapter.
+
+    The folder's further runs are of the same dtype, whichever is faster on this machine.
+    """
     count = 0
     for line in gzip.decompress(file.read_bytes()).decode().splitlines():
         row = json.loads(line)
@@ -58,6 +62,8 @@ def restore(folder: Path, file: Path = DOCS / "results" / RUNS) -> int:
             write_json(working / RESULT, row["result"])
             working.rename(place)
             count += 1
+        if not (folder / DTYPE).exists():
+            write_json(folder / DTYPE, row["job"]["recipe"]["decoder"]["dtype"])
     return count
 
 

@@ -92,7 +92,7 @@ def test_the_page_gets_each_budgets_table_picture_and_facts(tmp_path: Path) -> N
     for label in ("seed0", "rate0.05", "seed1.working"):
         ran = runs / "equal" / "runs" / "memvp" / label
         ran.mkdir(parents=True)
-        (ran / "job.json").write_text('{"name": "memvp"}')
+        (ran / "job.json").write_text('{"name": "memvp", "recipe": {"decoder": {"dtype": "bfloat16"}}}')
         (ran / "result.json").write_text(json.dumps({"seconds": 1.5, "label": label}))
     write(runs, docs)
     text = (docs / "results.md").read_text()
@@ -108,6 +108,7 @@ def test_the_page_gets_each_budgets_table_picture_and_facts(tmp_path: Path) -> N
     kept, back = docs / "results" / RUNS, tmp_path / "back"
     assert (restore(back, kept), restore(back, kept)) == (2, 0), "what has finished, once"
     assert json.loads((back / "equal/runs/memvp/seed0/result.json").read_text()) == {"seconds": 1.5, "label": "seed0"}
+    assert json.loads((back / "dtype.json").read_text()) == "bfloat16", "what the further runs compute in"
     assert {one.name for one in back.glob("equal/runs/memvp/*")} == {"seed0", "rate0.05"}
 
 

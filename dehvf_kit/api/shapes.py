@@ -46,7 +46,7 @@ class VisionSpec:
 class DecoderSpec:
     """What the kit needs to know of a decoder; `num_layers` counts the layers that have a feed-forward network.
 
-    num_heads, num_key_value_heads, head_dim: of its attention, where that is of LLaMA's kind; 0 elsewhere.
+    num_heads, num_key_value_heads, head_dim: of its first layer's attention; 0 where `attention_sites` refuses.
     max_positions: tokens it has positions for; None where its config names no limit.
     modules: path -> (class, (in, out) of a linear map, shapes of its own weights); empty where only a config was read.
     """

@@ -1,12 +1,10 @@
-"""A decoder language model from transformers, of any family that has feed-forward networks: its sizes, weights and attention.
-
-Attention is listed of LLaMA's kind alone: q_proj, k_proj, v_proj and o_proj, linear maps side by side in one module of each
-layer, with grouped keys and values or without (LLaMA, Mistral, Qwen2, SmolLM2, Gemma, ...).
-"""
+"""A decoder language model from transformers, of any family that has feed-forward networks: its sizes, weights and attention."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,16 @@ from pydantic import Field
 
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import DecoderSpec
-from dehvf_kit.backbones.base import TowerConfig, config_size, first_line, not_loaded, require_local, text_config, torch_dtype
+from dehvf_kit.backbones.base import (
+    TowerConfig,
+    config_size,
+    first_line,
+    head_sizes,
+    not_loaded,
+    require_local,
+    text_config,
+    torch_dtype,
+)
 from dehvf_kit.backbones.known_specs import llama_spec
 from dehvf_kit.backbones.quantization import Quantization
 from dehvf_kit.errors import DecoderError, DehvfError, listing
@@ -25,9 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-"""Config fields that say for how many tokens there are positions."""
 
 
 class HfDecoderConfig(TowerConfig):
@@ -158,8 +163,7 @@ def decoder_spec(decoder: nn.Module) -> DecoderSpec:
     if len(widths) > 1:
         raise DecoderError(f"{type(decoder).__name__}: its feed-forward networks have widths {widths}; one is needed")
     try:
-        attention = attention_sites(decoder)[0]
-        heads = {name: getattr(attention, name) for name in ("num_heads", "num_key_value_heads", "head_dim")}
+        heads = {name: size for name, size in vars(attention_sites(decoder)[0]).items() if name not in ("layer_idx", "path")}
     except DecoderError:
         heads = {}
     text = text_config(decoder)
@@ -218,36 +222,31 @@ class AttentionSite:
 
 
 def attention_sites(decoder: nn.Module) -> list[AttentionSite]:
-    """The attention of every layer that has a feed-forward network, in the order they run.
+    """The attention of every layer that has a feed-forward network, in the order they run; its sizes as the config has them.
 
-    Raises: DecoderError where a layer has none of LLaMA's kind, saying what was looked for, or where sizes differ.
+    A layer's attention is its one module that calls transformers' attention interface, cross-attention left out, whatever its
+    maps are. Raises: DecoderError where a layer has none, or several, saying what was looked for, or the config names no heads.
     """
     from dehvf_kit.backbones.ffn.sites import ffn_sites
 
-    layers = list(dict.fromkeys((site.layer_idx, site.layer_path) for site in ffn_sites(decoder)))
-    sites = [_attention_site(decoder, index, path) for index, path in layers]
-    sizes = {(site.num_heads, site.num_key_value_heads, site.head_dim) for site in sites}
-    if len(sizes) > 1:
-        raise DecoderError(f"{type(decoder).__name__}: its layers' attention differs in size: {listing(sizes)}")
-    return sites
+    paths = {site.layer_idx: _attention(decoder, site.layer_idx, site.layer_path) for site in ffn_sites(decoder)}
+    if len(sizes := head_sizes(text_config(decoder))) <= max(paths):
+        raise DecoderError(f"{type(decoder).__name__}: its config names the heads of {len(sizes)} layers; {len(paths)} are needed")
+    return [AttentionSite(index, path, *sizes[index]) for index, path in paths.items()]
 
 
-def _attention_site(decoder: nn.Module, index: int, layer_path: str) -> AttentionSite:
+def _attention(decoder: nn.Module, index: int, layer_path: str) -> str:
     layer = decoder.get_submodule(layer_path)
-    found = [
-        (path, module)
-        for path, module in layer.named_modules()
-        if all(hasattr(getattr(module, name, None), "out_features") for name in PROJECTIONS)
-    ]
-    head_dim = getattr(found[0][1], "head_dim", None) if len(found) == 1 else None
-    if not isinstance(head_dim, int):
-        has = f"has {len(found)} of them" if found else f"holds {listing(name for name, _ in layer.named_children())}"
+    found = [path for path, module in layer.named_modules() if attends(module) and not re.search(r"cross|encoder_", path, re.I)]
+    if len(found) != 1:
         raise DecoderError(
-            f"{type(decoder).__name__}: no attention of LLaMA's kind was found in layer {index} ({layer_path}). Looked "
-            f"for: one module with linear maps {', '.join(PROJECTIONS)} and a head_dim; the layer {has}"
+            f"{type(decoder).__name__}: no attention was found in layer {index} ({layer_path}). Looked for: one module that calls "
+            f"transformers' attention interface; the layer has {listing(found or [name for name, _ in layer.named_children()])}"
         )
-    path, module = found[0]
-    heads, shared = module.q_proj.out_features // head_dim, module.k_proj.out_features // head_dim
-    return AttentionSite(
-        index, path=f"{layer_path}.{path}" if path else layer_path, num_heads=heads, num_key_value_heads=shared, head_dim=head_dim
-    )
+    return f"{layer_path}.{found[0]}".rstrip(".")
+
+
+def attends(module: nn.Module) -> bool:
+    """Whether a module calls transformers' attention interface, with queries, keys and values by head."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names

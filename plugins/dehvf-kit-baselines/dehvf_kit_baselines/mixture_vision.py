@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from dehvf_kit import ffn_sites
 from dehvf_kit.api import BuildContext, Cost, VisionComponent, VisionError
 from dehvf_kit.errors import listing
-from dehvf_kit_baselines.llama_attention import before_attention
+from dehvf_kit_baselines.attention_hooks import before_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
 
 # What a block's attention holds: query, key and value maps, side by side or as one.

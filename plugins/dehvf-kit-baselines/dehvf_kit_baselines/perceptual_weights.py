@@ -17,11 +17,10 @@ from torch.nn import functional as F
 from dehvf_kit import ffn_sites, hook_ffns, hook_maps, low_rank, map_sites
 from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost, DecoderComponent, DecoderError
 from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks
-from dehvf_kit_baselines.llama_attention import needs_llama_attention, projection_sizes
+from dehvf_kit_baselines.attention_hooks import map_size
 from dehvf_kit_baselines.perceiver import attend
 
-Target = Literal["query", "key", "value", "output", "ffn"]
-PROJECTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+Target = Literal["query", "key", "value", "output", "qkv", "ffn"]
 
 
 class PerceptualWeightsConfig(ComponentConfig):
@@ -36,7 +35,9 @@ class PerceptualWeightsConfig(ComponentConfig):
     alpha: float = Field(64.0, gt=0, description="the update is scaled by alpha / rank")
     every: int = Field(4, ge=1, description="layers numbered every, 2 * every, ... (the first is 1)")
     targets: tuple[Target, ...] = Field(
-        ("query", "key", "value", "output", "ffn"), min_length=1, description="maps of the attention, and the whole FFN"
+        ("query", "key", "value", "output", "ffn"),
+        min_length=1,
+        description="maps of the attention (qkv: one map of all three), and the whole FFN",
     )
     width: int = Field(512, ge=1, description="width of the generators")
     num_blocks: int = Field(8, ge=1, description="blocks of a generator")
@@ -48,12 +49,11 @@ class PerceptualWeightsConfig(ComponentConfig):
 
     def sizes(self, context: BuildContext) -> dict[str, tuple[int, int]]:
         """(in, out) of each target."""
-        hidden, maps = context.decoder.hidden_size, projection_sizes(context)
-        return {name: (hidden, hidden) if name == "ffn" else maps[PROJECTION[name]] for name in self.targets}
+        hidden = context.decoder.hidden_size
+        return {name: (hidden, hidden) if name == "ffn" else map_size(context, name) for name in self.targets}
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        if set(self.targets) != {"ffn"}:
-            needs_llama_attention(context.decoder)
+        self.sizes(context)
         if not self.chosen(context):
             most = context.decoder.num_layers
             raise ConfigMismatchError(f"no layer of {most} is the {self.every}th; use {most} or less", "every")

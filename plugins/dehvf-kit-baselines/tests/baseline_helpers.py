@@ -208,8 +208,8 @@ def encoder(kind: str = "clip", seed: int = 1) -> nn.Module:
     return model.eval()
 
 
-def recipe(kind: str, **graph: Any) -> dehvf_kit.Recipe:
-    """A tiny recipe of a baseline; `graph` is merged over its nodes."""
+def recipe(kind: str, base: Any = None, **graph: Any) -> dehvf_kit.Recipe:
+    """A tiny recipe of a baseline; `graph` is merged over its nodes, `base` the decoder whose config it names (None: LLaMA)."""
     raw = {
         "name": kind,
         "vision": {
@@ -217,7 +217,7 @@ def recipe(kind: str, **graph: Any) -> dehvf_kit.Recipe:
             "image": {"size": 32},
             "apply_post_norm": POST_NORM.get(kind, True),
         },
-        "decoder": {"config": {"model_type": "llama", **LLAMA}},
+        "decoder": {"config": {"model_type": "llama", **LLAMA} if base is None else base.config.to_dict()},
         "graph": merge({**GRAPHS, **ZOO}[kind], graph),
     }
     return dehvf_kit.parse_recipe(raw)
@@ -226,7 +226,7 @@ def recipe(kind: str, **graph: Any) -> dehvf_kit.Recipe:
 def baseline(kind: str, random: bool = True, base: Any = None, vision: Any = None, **graph: Any) -> DehvfModel:
     """A tiny baseline on random towers, its trained weights random too unless told otherwise."""
     model = dehvf_kit.build(
-        recipe(kind, **graph),
+        recipe(kind, base, **graph),
         decoder=decoder() if base is None else base,
         vision=encoder() if vision is None else vision,
         tokenizer=tokenizer(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -68,21 +69,21 @@ def quiet_transformers() -> None:
     """Silence transformers' advice and progress bars, unless its own environment variable asks for them."""
     if "TRANSFORMERS_VERBOSITY" in os.environ:
         return
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # says that torchao's enums need no registering
     after_import({"transformers.utils.logging": _quiet})
     warnings.filterwarnings("ignore", module="transformers")
 
 
 def _quiet() -> None:
-    from transformers.utils import logging
+    from transformers.utils import logging as own
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    own.set_verbosity_error()
+    own.disable_progress_bar()
 
 
 def section(console: Console, title: str, note: str = "") -> None:
     """A heading with an empty line above."""
-    console.print()
-    console.print(f"[bold]{title}[/]" + (f"  [dim]{note}[/]" if note else ""))
+    console.print(f"\n[bold]{title}[/]" + (f"  [dim]{note}[/]" if note else ""))
 
 
 def grid(*justify: str, indent: int = 2) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from cli.commands import Command
 
 import dehvf_kit
 from dehvf_kit.cli import main as main_module
+from dehvf_kit.cli.console import quiet_transformers
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
 
@@ -128,3 +130,10 @@ def test_main_ends_with_the_commands_status(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SystemExit) as ended:
         main_module.main()
     assert ended.value.code == 1
+
+
+def test_torchs_advice_to_authors_of_packages_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.14 warns of torchao's enums whenever transformers imports it."""
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    quiet_transformers()
+    assert not logging.getLogger("torch.utils._pytree").isEnabledFor(logging.WARNING)

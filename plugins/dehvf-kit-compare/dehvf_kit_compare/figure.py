@@ -63,6 +63,9 @@ def _accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str
             axes.scatter([mean], [place], marker="|", s=90, color=colour, label=kind if place == 0 else None)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.3)
+    most = max([100.0, *(100 * one for row in rows for one in row["accuracy"]["values"])])
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, -0.02 * most), min(right, 1.02 * most))  # an interval of few runs may pass what a share can be
     axes.set_title("accuracy, %", fontsize=9, loc="left", color=INK)
     axes.grid(axis="x", color="#e4e7ee")
     if kinds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Callable
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from baseline_helpers import baseline, decoder, ids, pixels, worst
 from dehvf_kit_baselines.attention_hooks import AttentionHook
+from dehvf_kit_baselines.gated_prefix import GatedPrefix
 from torch import Tensor, nn
 
 from dehvf_kit.backbones import attached
-from dehvf_kit.backbones.decoder import attention_sites
+from dehvf_kit.backbones.decoder import attention_sites, decoder_spec
 from dehvf_kit.errors import DecoderError, RecipeError
 from dehvf_kit.testing import tiny_decoder
+from dehvf_kit.testing.tiny_models import decoder_types
 
 LATER = ("olmo2", "stablelm", "cohere2", "afmoe", "phi3", "opt", "smollm3")
 FAMILIES = ["gpt2", "gpt_neox", "qwen3", "gemma3_text", *(pytest.param(family, marks=pytest.mark.nightly) for family in LATER)]
@@ -157,3 +160,41 @@ def test_layers_with_prompts_compile_as_one_graph(monkeypatch: pytest.MonkeyPatc
         found.append((logits, model.nodes["decoder_adapter"].prompts.grad))
     torch.compiler.reset()
     assert worst(found[0][0], found[1][0]) < CLOSE and worst(found[0][1], found[1][1]) < CLOSE
+
+
+@torch.no_grad()
+def effect(base: nn.Module) -> tuple[bool, float]:
+    """Whether closed gates leave every bit, and how far open ones move the logits. Raises: DecoderError where it is refused."""
+    text, spec = ids(2) % base.config.get_text_config().vocab_size, decoder_spec(base)
+    before = base(input_ids=text).logits
+    torch.manual_seed(0)
+    prefix = GatedPrefix(spec.num_layers, spec.num_layers, 3, spec.hidden_size, spec.num_heads)
+    hooks = list(prefix.hook(base))
+    found = []
+    for gate in (0.0, 1.0):
+        prefix.gates.fill_(gate)
+        with prefix.holding(prefix()):
+            found.append(base(input_ids=text).logits)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(base(input_ids=text).logits, before)
+    return torch.equal(found[0], before), worst(found[1], before)
+
+
+@pytest.mark.nightly
+def test_130_decoder_types_take_prompts_and_the_others_say_why() -> None:
+    """Of the 187 that transformers 5.23 can build tiny; docs/baselines.md has the count."""
+    taken = []
+    for family in decoder_types():
+        try:
+            base = tiny_decoder(family).eval()
+        except Exception:  # a type whose config has no tiny form: docs/support.md says why
+            continue
+        try:
+            exact, moved = effect(base)
+        except DecoderError as error:
+            assert re.search(r"found in layer|config names|more than once|cannot be asked|no layer holds", str(error))
+            continue
+        assert exact and moved > 0, family
+        taken.append(family)
+    assert len(taken) >= 130, taken

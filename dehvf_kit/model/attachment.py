@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from dehvf_kit.backbones.attached import (
     release,
 )
 from dehvf_kit.backbones.ffn.sites import ffn_sites
+from dehvf_kit.backbones.vision.layout import in_evaluation
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.graph import Graph
 
@@ -47,10 +48,12 @@ def places_told(nodes: nn.ModuleDict) -> Tensor | None:
 
 
 class MemoryScope(contextlib.AbstractContextManager[None]):
-    """Inside, the decoder reads a batch's memory. It may be entered again, as each backward over a kept graph does."""
+    """Inside, a decoder reads a batch's memory, layers of it in evaluation mode; a backward over a kept graph enters it again."""
 
-    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any], places: Tensor | None = None) -> None:
-        self.nodes, self.memory, self.places = nodes, memory, places
+    def __init__(
+        self, nodes: nn.ModuleDict, memory: Mapping[str, Any], places: Tensor | None = None, evaluated: Sequence[nn.Module] = ()
+    ) -> None:
+        self.nodes, self.memory, self.places, self.evaluated = nodes, memory, places, evaluated
         self.open: list[contextlib.ExitStack] = []
 
     def __enter__(self) -> None:
@@ -58,10 +61,19 @@ class MemoryScope(contextlib.AbstractContextManager[None]):
         for name, state in self.memory.items():
             self.open[-1].enter_context(self.nodes[name].holding(state))
         self.open[-1].callback(tell_places, self.nodes, places_told(self.nodes))
+        self.open[-1].enter_context(in_evaluation(self.evaluated))
         tell_places(self.nodes, self.places)
 
     def __exit__(self, *error: object) -> None:
         self.open.pop().close()
+
+
+def recomputed(decoder: nn.Module) -> list[nn.Module]:
+    """The layers that are run again in backward; in families whose stack sees to it, the stack."""
+    from transformers.modeling_layers import GradientCheckpointingLayer as Layer
+
+    flagged = [part for part in decoder.modules() if getattr(part, "gradient_checkpointing", False)]
+    return [part for part in flagged if isinstance(part, Layer)] or flagged
 
 
 class RecomputedLayers:
@@ -72,14 +84,18 @@ class RecomputedLayers:
     training: bool
     compiled: Any
     _checkpointing: bool = False
+    _recomputed: Sequence[nn.Module] = ()
 
     def _tell(self, places: Tensor | None) -> None:
         tell_places(self.nodes, places)
 
     def _checkpoint_contexts(self) -> tuple[Any, Any]:
-        """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first."""
+        """For gradient checkpointing: the second run of a layer, in backward, sees the memory of the first.
+
+        In both runs the layers are in evaluation mode: transformers runs layers in training mode again, which have dropout then.
+        """
         held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
-        return contextlib.nullcontext(), MemoryScope(self.nodes, held, places_told(self.nodes))
+        return in_evaluation(self._recomputed), MemoryScope(self.nodes, held, places_told(self.nodes), self._recomputed)
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""
@@ -108,13 +124,11 @@ class RecomputedLayers:
         """The older name of `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """The older name of `activation_checkpointing_disable`."""
-        self.activation_checkpointing_disable()
+    gradient_checkpointing_disable = activation_checkpointing_disable  # the older name
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        return any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules())
+        return bool(recomputed(self.decoder))
 
     def enable_input_require_grads(self) -> None:
         """Nothing to do: gradients reach the adapter through the memory, not through the input embeddings."""

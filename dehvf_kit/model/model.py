@@ -21,7 +21,7 @@ from dehvf_kit.backbones.decoder import num_weights
 from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model import run
-from dehvf_kit.model.attachment import AttachedComponents, MemoryScope, SeenByTrainers
+from dehvf_kit.model.attachment import AttachedComponents, MemoryScope, SeenByTrainers, recomputed
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import compile_tokens, drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
@@ -81,20 +81,16 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         return getattr(self.processor, "tokenizer", None)
 
     def train(self, mode: bool = True) -> DehvfModel:
-        """Training mode for the components; the frozen towers stay in evaluation mode (no dropout of theirs).
-
-        With gradient checkpointing the decoder's layers, which look at the flag, follow the mode.
-        """
+        """Training mode for the components; towers stay in evaluation mode, layers to be run again while they run (no dropout)."""
         self.training = mode
         self.decoder.eval()
         self.towers.eval()
         self.nodes.train(mode)  # last: modules that a component put into a tower follow the component
         if hasattr(self.get_input_embeddings(), "neftune_noise_alpha"):  # set by the Trainer, whose hook looks at the mode
             self.get_input_embeddings().training = mode
-        if mode and self.is_gradient_checkpointing:
-            for module in self.decoder.modules():
-                if getattr(module, "gradient_checkpointing", False):
-                    module.training = True
+        self._recomputed = recomputed(self.decoder) if mode else []
+        for layer in self._recomputed:
+            layer.training = True
         return self
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -129,33 +125,15 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         given = by_tower(pixel_values, self.towers, "pixel_values")
         found = {}
         for name, tower in self.towers.items():
-            pixels = given[name]
-            if pixels.ndim != 4 or pixels.shape[1] != 3:
+            if (pixels := given[name]).ndim != 4 or pixels.shape[1] != 3:
                 raise ShapeError(f"pixel_values is {tuple(pixels.shape)}; wants [images, 3, height, width]")
-            trained = torch.is_grad_enabled() and self.image_is_trained
-            with contextlib.nullcontext() if trained else torch.no_grad():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_is_trained):
                 found[name] = tower(pixels)
         return alone(found)
 
-    def memory(
-        self,
-        rows: int,
-        pixel_values: Features | None = None,
-        vision_features: Features | None = None,
-        has_image: Tensor | None = None,
-        image_index: Tensor | None = None,
-        prompt: run.Prompt | None = None,
-    ) -> dict[str, Any]:
-        """Run the graph: what each component attached to the decoder holds while it reads `rows` samples.
-
-        Args:
-            rows: samples in the batch.
-            pixel_values, vision_features, has_image, image_index: as in `forward`.
-            prompt: the question's embeddings and mask, where a node reads them.
-
-        Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.
-        """
-        return self._attached_to("decoder", self.run_graph(rows, pixel_values, vision_features, has_image, image_index, prompt))
+    def memory(self, rows: int, *images: Any, **named: Any) -> dict[str, Any]:
+        """What each component attached to the decoder holds while it reads `rows` samples. Args, Raises: as in `run_graph`."""
+        return self._attached_to("decoder", self.run_graph(rows, *images, **named))
 
     def _attached_to(self, place: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: out for name, out in outputs.items() if self.graph.nodes[name].config.attaches == place}
@@ -185,7 +163,15 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         image_index: Tensor | None = None,
         prompt: run.Prompt | None = None,
     ) -> dict[str, Any]:
-        """Every node's output by name, one value or a tuple in the order of its ports. Args: as in `memory`."""
+        """Run the graph: every node's output by name, one value or a tuple in the order of its ports.
+
+        Args:
+            rows: samples in the batch.
+            pixel_values, vision_features, has_image, image_index: as in `forward`.
+            prompt: the question's embeddings and mask, where a node reads them.
+
+        Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.
+        """
         if not self.attached:
             raise DehvfError("this model was detached from its decoder; build or load it again")
         images = run.row_features(self, rows, pixel_values, vision_features, has_image, image_index)

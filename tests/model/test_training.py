@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dehvf_kit
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.testing import tiny_decoder as family_decoder
 
 
 def test_every_node_is_trained_and_no_tower_is():
@@ -103,6 +104,32 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients():
 
     assert torch.equal(loss, plain_loss)
     assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("family", ["opt", "bart", pytest.param("xglm", marks=pytest.mark.nightly)])
+def test_gradient_checkpointing_brings_no_dropout_of_the_frozen_decoder(family: str) -> None:
+    """OPT's, BART's and XGLM's layers drop out by their own flag `training`, by which transformers chooses what to run again.
+
+    With BART's, the stack above them drops its embeddings too. Bit-identical to no checkpointing, also after an evaluation between
+    forward and backward.
+    """
+    decoder = family_decoder(family, dropout=0.5, attention_dropout=0.5, activation_dropout=0.5)
+    model = tiny_model(decoder, graph={"grouper": {"num_groups": 2}})
+    input_ids, pixel_values = tokens() % decoder.config.vocab_size, pixels()
+
+    def step(evaluated: bool = False) -> dict[str, Tensor]:
+        model.train()
+        torch.manual_seed(11)
+        loss = model(input_ids, labels=input_ids, pixel_values=pixel_values, has_image=MIXED, use_cache=False).loss
+        if evaluated:
+            model.eval()
+        return {"loss": loss.detach(), **gradients(loss, model)}
+
+    plain = step()
+    model.gradient_checkpointing_enable()
+    for found in (step(), step(evaluated=True), step()):
+        assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert model.is_gradient_checkpointing
 
 
 def test_gradient_checkpointing_with_two_forwards_before_one_backward():

@@ -28,7 +28,6 @@ from dehvf_kit.backbones.attached import (
     release,
 )
 from dehvf_kit.backbones.ffn.sites import ffn_sites
-from dehvf_kit.backbones.vision.layout import in_evaluation
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.graph import Graph
 
@@ -50,10 +49,8 @@ def places_told(nodes: nn.ModuleDict) -> Tensor | None:
 class MemoryScope(contextlib.AbstractContextManager[None]):
     """Inside, a decoder reads a batch's memory, layers of it in evaluation mode; a backward over a kept graph enters it again."""
 
-    def __init__(
-        self, nodes: nn.ModuleDict, memory: Mapping[str, Any], places: Tensor | None = None, evaluated: Sequence[nn.Module] = ()
-    ) -> None:
-        self.nodes, self.memory, self.places, self.evaluated = nodes, memory, places, evaluated
+    def __init__(self, nodes: nn.ModuleDict, memory: Mapping[str, Any], places: Tensor | None = None, layers: Any = ()) -> None:
+        self.nodes, self.memory, self.places, self.layers = nodes, memory, places, layers
         self.open: list[contextlib.ExitStack] = []
 
     def __enter__(self) -> None:
@@ -61,7 +58,9 @@ class MemoryScope(contextlib.AbstractContextManager[None]):
         for name, state in self.memory.items():
             self.open[-1].enter_context(self.nodes[name].holding(state))
         self.open[-1].callback(tell_places, self.nodes, places_told(self.nodes))
-        self.open[-1].enter_context(in_evaluation(self.evaluated))
+        for layer in [layer for layer in self.layers if layer.training]:
+            layer.training = False
+            self.open[-1].callback(setattr, layer, "training", True)
         tell_places(self.nodes, self.places)
 
     def __exit__(self, *error: object) -> None:
@@ -95,7 +94,8 @@ class RecomputedLayers:
         In both runs the layers are in evaluation mode: transformers runs layers in training mode again, which have dropout then.
         """
         held = {name: node.memory for name, node in self.nodes.items() if hasattr(node, "holding")}
-        return in_evaluation(self._recomputed), MemoryScope(self.nodes, held, places_told(self.nodes), self._recomputed)
+        first, again = (MemoryScope(self.nodes, memory, places_told(self.nodes), self._recomputed) for memory in ({}, held))
+        return first, again
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Recompute the decoder's layers in backward. Raises: DehvfError for the reentrant form, which loses gradients."""

@@ -7,7 +7,7 @@ the first block nothing has mixed tokens yet, so every token there depends on it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -222,9 +222,9 @@ def find_post_norm(
 
 
 @contextmanager
-def in_evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
+def in_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, each module's own mode set back after."""
-    training = [module for module in modules if module.training]
+    training = [module for module in model.modules() if module.training]
     try:
         for module in training:
             module.training = False

@@ -143,7 +143,7 @@ class VisionTower(nn.Module):
         size = (pixels.shape[-2], pixels.shape[-1])
         if size not in self._layouts:
             name = type(self.model).__name__
-            with in_evaluation(self.model.modules()):
+            with in_evaluation(self.model):
                 found = find_layout(self._pass, self.blocks[0], self.spec.hidden_size, pixels[:1], self.patch_size, name)
             if registers_alone(self.model):
                 found = replace(found, global_token=None)
@@ -163,7 +163,7 @@ class VisionTower(nn.Module):
         An encoder of transformers that does not run on the meta device is read by its names instead.
         """
         try:
-            with in_evaluation(self.model.modules()):
+            with in_evaluation(self.model):
                 tokens = count_tokens(self._pass, self.blocks[0], self.spec.hidden_size, self._black())
         except (VisionError, RuntimeError):
             if not hasattr(self.model, "config"):
@@ -179,7 +179,7 @@ class VisionTower(nn.Module):
 
         handle = self.blocks[-1].register_forward_hook(finish)
         try:
-            with in_evaluation(self.model.modules()):
+            with in_evaluation(self.model):
                 self._pass(self._black())
         except Enough:
             pass
@@ -196,7 +196,7 @@ class VisionTower(nn.Module):
             if path is not None:
                 found = self.model.get_submodule(path) if path else None
             else:
-                with in_evaluation(self.model.modules()):
+                with in_evaluation(self.model):
                     like = pixels.to(next(self.model.parameters()).dtype)
                     found = find_post_norm(self.model, self._pass, self.blocks, self.spec.hidden_size, like)
             self._post_norm.append(found)

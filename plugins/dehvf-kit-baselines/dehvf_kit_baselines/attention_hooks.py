@@ -78,7 +78,7 @@ class AttentionHook:
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
         self.module, self.delta = module, delta
-        self._call: dict[str, Any] = {}
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         config = module.config if isinstance(module.config, _Config) else _Config(module.config)
         config.hooks.append(self)
         module.config = config
@@ -100,12 +100,15 @@ class AttentionHook:
         Shapes: states [batch, n, hidden] -> keys [batch, key head, n, width], values [batch, key head, n, value width].
         Raises: DecoderError for an attention that cannot be asked, as one that reads another layer's keys.
         """
-        if not self._call:
+        if self._call is None:
             raise DecoderError(
                 f"{type(self.module).__name__}: attends more than once in a call; it cannot be asked for other states"
             )
-        name, *_ = self._call
-        given = {other: _still(other, value) for other, value in self._call.items()} | {name: states.to(self._call[name])}
+        bound = inspect.signature(self.module.forward).bind(*self._call[0], **self._call[1])
+        variable = [name for name, one in bound.signature.parameters.items() if one.kind is one.VAR_KEYWORD]
+        call = {name: value for name, value in bound.arguments.items() if name not in variable}
+        name, *_ = call
+        given = {other: _still(other, value) for other, value in call.items()} | {name: states.to(call[name])}
         config = self.module.config
         config.asking = True
         try:
@@ -125,9 +128,7 @@ class AttentionHook:
         raise DecoderError(f"{type(self.module).__name__}: cannot be asked for the keys and values of other states: {reason}")
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        variable = [name for name, one in bound.signature.parameters.items() if one.kind is one.VAR_KEYWORD]
-        self._call = {name: value for name, value in bound.arguments.items() if name not in variable}
+        self._call = args, kwargs  # taken apart where it is asked for: not at every token
 
 
 class _Config:
@@ -173,7 +174,7 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: 
     plain = ALL_ATTENTION_FUNCTIONS.get_interface(str(config.own._attn_implementation), eager)
     output, *rest = plain(module, query, key, value, *args, **settings)
     for hook in config.hooks:
-        added, hook._call = hook.delta(query, settings.get("scaling")), {}
+        added, hook._call = hook.delta(query, settings.get("scaling")), None
         if added is not None:
             output = output + added.transpose(1, 2).reshape(output.shape).to(output.dtype)
     return output, *rest

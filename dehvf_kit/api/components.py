@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -37,7 +37,12 @@ class VisionComponent(nn.Module):
         if self._attached:
             raise DecoderError("this component is attached already; detach() it first")
         try:
-            for handle in self.hook(tower):
+            placed: Any = self.hook(tower)
+            if not isinstance(placed, Iterable):
+                raise DecoderError(
+                    f"{type(self).__name__}.hook returned {type(placed).__name__}; it must yield, or list, its handles"
+                )
+            for handle in placed:
                 self._placed.append(handle)
         except BaseException:
             self.detach()
@@ -61,7 +66,10 @@ class DecoderComponent(VisionComponent):
     again when gradient checkpointing repeats a layer), and None outside; hooks read it there and add nothing where it is None.
     `self.places` says where an image's tokens stand in the input, if a component put them there: [row, token], a token's number in
     its image, -1 for text; None in passes without any, as all but the first of cached generation are.
+    replaces_modules: True for one that puts modules in the place of the decoder's; it is attached before others place hooks there.
     """
+
+    replaces_modules: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

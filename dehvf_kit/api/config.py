@@ -80,7 +80,8 @@ class BuildContext:
         """Size of an axis that must be known by now. Raises: ConfigMismatchError if it is not."""
         size = self.axes.get(axis)
         if size is None:
-            raise ConfigMismatchError(f"needs the size of axis '{axis}', which is not known before an image is seen")
+            late = "is not known before an image is seen" if axis in self.axes else "no port that is wired has"
+            raise ConfigMismatchError(f"needs the size of axis '{axis}', which {late}")
         return size
 
 

@@ -202,6 +202,8 @@ def checked(config: object) -> tuple[str, str]:
     for ports in ("takes", "gives"):
         if isinstance(getattr(config, ports, ()), str):
             raise DehvfError(f'{where}: `{ports}` is a text; wants a tuple of them: ("name: axis axis",)')
+        if bad := [port for port in getattr(config, ports, ()) if ":" not in port]:
+            raise DehvfError(f'{where}: `{ports}` holds {shown(bad[0])}; wants "name: axis axis"')
     strength = getattr(config, "strength", "")
     if strength and strength not in config.model_fields:
         fields = list(config.model_fields)
@@ -295,6 +297,8 @@ def wrapped_as(error: BaseException, owner: object, where: str = "") -> PluginEr
     kind = type(owner)
     package, kit = kind.__module__.partition(".")[0], __name__.partition(".")[0]
     ours = isinstance(error, DehvfError) or kit in (package, type(error).__module__.partition(".")[0])
+    if where and type(error).__name__ == "ConfigMismatchError":
+        return PluginError(f"{where}: {error}")
     if ours or _out_of_memory(error) or os.environ.get(DEBUG):
         return None
     name = getattr(owner, "type", kind.__name__)

@@ -64,6 +64,12 @@ class DecoderSpec:
     max_positions: int | None = None
     modules: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def embedding_size(self) -> int:
+        """Width of its word embeddings, which a few families project to `hidden_size`."""
+        found = (w["weight"] for kind, _, w in self.modules.values() if kind.endswith("Embedding") and "weight" in w)
+        return next((shape[1] for shape in found if shape[0] == self.vocab_size), self.hidden_size)
+
     def sizes(self) -> dict[str, Any]:
         """All of it but the modules, as plain data."""
         return {name: value for name, value in asdict(self).items() if name != "modules"}

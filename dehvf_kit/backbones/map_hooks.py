@@ -22,16 +22,16 @@ from dehvf_kit.errors import DecoderError, ShapeError
 
 ROLES = {
     "qkv": r"qkv(_proj)?|query_key_value|c_attn|in_proj_qkv|Wqkv",
-    "query": r"q|q_proj|query|query_proj|q_lin|q_b_proj|wq",
-    "key": r"k|k_proj|key|key_proj|k_lin|wk",
-    "value": r"v|v_proj|value|value_proj|v_lin|wv",
-    "output": r"o|o_proj|out_proj|out_lin|wo|attn_out|project_o",
-    "gate_up": r"gate_up_proj",
-    "gate": r"gate_proj|w1|mlp_gate",
-    "up": r"up_proj|fc1|fc_in|c_fc|w3|wi|dense_h_to_4h|lin1|fc_1",
-    "down": r"down_proj|fc2|fc_out|w2|dense_4h_to_h|lin2|fc_2",
+    "query": r"q|q_proj|query|query_proj|q_lin|q_b_proj|wq|Wq|project_q",
+    "key": r"k|k_proj|key|key_proj|k_lin|wk|Wk|project_k",
+    "value": r"v|v_proj|value|value_proj|v_lin|wv|Wv|project_v",
+    "output": r"o|o_proj|out_proj|out_lin|wo|attn_out|project_o|attention_out|\S*att(n|ention)(\.output)?\.(c_proj|dense|Wo)",
+    "gate_up": r"gate_up_proj|mlp\.Wi|shared_mlp\.input_linear",
+    "gate": r"gate_proj|w1|mlp_gate|w_0|proj_up_gate",
+    "up": r"up_proj|fc1|fc_in|c_fc|w3|wi|dense_h_to_4h|lin1|(fc|w)_1|proj_up|layer_1|ffn\.0|(intermediate|dense)\.dense",
+    "down": r"down_proj|fc_?2|fc_out|w2|dense_4h_to_h|lin2|w_out|proj_down|layer_2|ffn\.2|mlp\.(c_proj|Wo)|output.(dense|linear)",
 }
-"""role -> the names of such maps in transformers; a map with another name has that name as its role."""
+"""role -> names of such maps in transformers, with the module that holds them where a name has two; other names are roles."""
 NO_MAPS = {"prophetnet": NO_STREAM["prophetnet"]}
 """model_type -> why nothing can be added at its maps."""
 
@@ -81,9 +81,10 @@ def map_sites(decoder: nn.Module) -> list[MapSite]:
 
 
 def role_of(name: str) -> str:
-    """The role of a map from its path in the layer."""
-    last = name.rsplit(".", 1)[-1]
-    return next((role for role, names in ROLES.items() if re.fullmatch(names, last)), last)
+    """The role of a map from its path in the layer; a map named `linear` has that of the module that holds it."""
+    path = name.removesuffix(".linear")
+    last = path.rpartition(".")[2]
+    return next((role for role, names in ROLES.items() if re.search(rf"(^|\.)({names})$", path)), last)
 
 
 def _routed(name: str) -> bool:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
+from dehvf_kit.cli.console import grid, print_json, section, stdout, waiting
 from dehvf_kit.errors import AdapterError
 from dehvf_kit.utils.atomic import check_new_folder, exists
 from dehvf_kit.utils.units import si
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
     from dehvf_kit.recipe.graph import Graph
 
-_PLACES = {"decoder": " on every decoder layer", "vision": " on every vision block", "input": " in the decoder's input"}
+_PLACES = {"decoder": " on decoder layers", "vision": " on vision blocks", "input": " in the decoder's input"}
 
 
 def build(
@@ -48,7 +48,6 @@ def build(
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.training.run_folder import default_folder
 
-        quiet_transformers()
         loaded = load_recipe(recipe, overrides or ())
         folder = (output or default_folder(loaded.name)) if save else None
         if folder is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
+from dehvf_kit.cli.console import print_json, waiting
 from dehvf_kit.errors import DataError, Fault, RecipeError
 
 
@@ -27,7 +27,6 @@ def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         from dehvf_kit.recipe.recipe import image_statements, load_recipe, unscaled
         from dehvf_kit.recipe.tokenizer_check import check_tokenizer_of
 
-        quiet_transformers()
         try:
             loaded = load_recipe(recipe, overrides or ())
             graph = loaded.check()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
-from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
+from dehvf_kit.cli.console import print_json, reporting
 from dehvf_kit.cli.scores import show_scores
 
 
@@ -36,7 +36,6 @@ def evaluate(
     from dehvf_kit.data.sample_filter import summary
     from dehvf_kit.evaluation import evaluate as evaluation
 
-    quiet_transformers()
     with reporting() as progress:
         found = evaluation.evaluate(
             adapter,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json
-from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
+from dehvf_kit.cli.console import print_json, waiting
 from dehvf_kit.errors import DataError
 
 FIELD = re.compile(r"[a-z_]+(\.\w+)+=")
@@ -49,7 +49,6 @@ def generate(
         raise typer.BadParameter("a question follows the image: dehvf-kit generate IMAGE... QUESTION")
     if not question.strip():
         raise DataError("the question is empty")
-    quiet_transformers()
     with waiting(f"Loading {adapter}", plain=True):
         from dehvf_kit.adapter.checkpoint import load
         from dehvf_kit.data.images import open_image

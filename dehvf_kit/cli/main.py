@@ -162,6 +162,9 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(app)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        from dehvf_kit.cli.console import quiet_transformers
+
+        quiet_transformers()
         command = self.load()
         _refuse_empty(command, args)
         context = command.make_context(info_name, args, parent, **extra)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.cli.console import print_json, stdout, waiting
 
 
 def show(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -12,7 +12,6 @@ def show(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False)
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit.utils.plain_data import to_yaml
 
-        quiet_transformers()
         resolved = load_recipe(recipe, overrides or ()).resolved()
     if as_json:
         print_json(resolved)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
+from dehvf_kit.cli.console import print_json, reporting
 
 
 def train(
@@ -30,7 +30,6 @@ def train(
     from dehvf_kit.training.distributed import join_processes, leave_processes
     from dehvf_kit.training.run_folder import default_folder
 
-    quiet_transformers()
     loaded = load_recipe(recipe, overrides or ())
     folder = output or default_folder(loaded.name)
     here = join_processes()

@@ -184,7 +184,9 @@ class RowReader:
                 continue
             near = did_you_mean(column, free).rstrip(".")
             if column in self._images and not self.has_images and fields["image"] not in self.seen:
-                yield Issue("images in a column that is not read", column, f"set data.columns.image={column}")
+                named = f"set data.columns.image={column}"
+                mended = named if self.advice.startswith("set") else f"rename it to image, or {named} and data.type=table"
+                yield Issue("images in a column that is not read", column, mended)
             else:
                 yield Issue("column that is not read", column, f"{count:,} rows{near}", fatal=False)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -63,8 +65,14 @@ class MemoryScope(contextlib.AbstractContextManager[None]):
             self.open[-1].callback(setattr, layer, "training", True)
         tell_places(self.nodes, self.places)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, trace: TracebackType | None = None) -> None:
+        """Raises: PluginError from an exception out of a component's hook, naming its place in the plugin."""
         self.open.pop().close()
+        for frame, _ in reversed(list(traceback.walk_tb(trace))):
+            origin = getattr(frame.f_locals.get("self"), "origin", None)
+            if origin is not None and isinstance(error, Exception):
+                with plugin_code(*origin):
+                    raise error
 
 
 def recomputed(decoder: nn.Module) -> list[nn.Module]:
@@ -168,9 +176,10 @@ class AttachedComponents(RecomputedLayers, nn.Module):
     def _attach(self) -> None:
         self.compiled = self._compiled_layers()
         try:
-            for name, node in self.nodes.items():
+            for name, node in sorted(self.nodes.items(), key=lambda item: not getattr(item[1], "replaces_modules", False)):
                 config = self.graph.nodes[name].config
                 with plugin_code(config, f"graph.{name}"):
+                    node.origin = (config, f"graph.{name}")
                     if config.attaches == "decoder":
                         node.attach(self.decoder)
                     elif config.attaches == "vision":

@@ -1,6 +1,6 @@
 """Tokens that a component puts into the decoder's input, and a batch's inputs with them in it.
 
-They stand after each row's beginning-of-sequence token, or in front where it has none, whatever side the padding is on.
+They stand after each row's beginning-of-sequence token, or in front where it has none or they say so, whatever side is padded.
 The decoder is given placeholder ids there, and a hook on its embedding puts the tokens in their place, so prefill, cached
 and uncached generation and beams all see the same sequence. No loss is taken on them.
 """
@@ -31,18 +31,20 @@ class InputTokens:
 
     embeds [batch or 1, token, decoder_hidden]; mask [batch or 1, token], True where a row has that token (None: all do);
     numbers [token], of an image's tokens their number in it, -1 for words (None: components at the decoder are not told).
+    before_bos: whether they stand before the beginning-of-sequence token too.
     """
 
     embeds: Tensor
     mask: Tensor | None = None
     numbers: Tensor | None = None
+    before_bos: bool = False
 
 
 class ExtendedInputs:
     """A batch's text with inserted tokens: every text token after the insertion moves right by `count` columns.
 
-    Shapes: input_ids [batch, token] or None, attention_mask [batch, token] or None (all real), bos_token_id: the id the
-    tokens stand after. Rows that have fewer inserted tokens are padded on the left, so that columns of text agree.
+    Shapes: text [batch, token] or [batch, token, hidden], attention_mask [batch, token] or None (all real); bos: the id, or its
+    embedding, that the tokens stand after. Rows that have fewer inserted tokens are padded on the left: columns of text agree.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class ExtendedInputs:
         inserted: Sequence[InputTokens],
         text: Tensor,
         attention_mask: Tensor | None,
-        bos_token_id: int | None,
+        bos: int | Tensor | None,
         placeholder: int = 0,
     ) -> None:
         rows, length = text.shape[:2]
@@ -62,7 +64,7 @@ class ExtendedInputs:
             raise ShapeError(f"attention_mask is {tuple(real.shape)}; wants [{rows}, {length}], as the text has")
         self._embeds = embeds
         self._first = (real != 0).long().argmax(1, keepdim=True)
-        self._source = source = self._sources(text, mask, bos_token_id)
+        self._source = source = self._sources(text, mask, bos)
         self.attention_mask = torch.cat([real.long(), mask.long()], 1).gather(1, source)
         self.position_ids = positions(self.attention_mask)
         none = torch.full((rows, length), -1, device=device)
@@ -72,13 +74,16 @@ class ExtendedInputs:
             padding = text.new_full((rows, self.count), placeholder)
             self.input_ids = torch.cat([text, padding], 1).gather(1, source)
 
-    def _sources(self, text: Tensor, mask: Tensor, bos_token_id: int | None) -> Tensor:
+    def _sources(self, text: Tensor, mask: Tensor, bos: int | Tensor | None) -> Tensor:
         """[batch, text + inserted]: the column of `text ++ inserted` that each new column takes."""
         length, first = self.text_length, self._first
         column = torch.arange(self.length, device=text.device)[None]
         after_bos = torch.zeros_like(first)
-        if text.ndim == 2 and bos_token_id is not None:
-            after_bos = (text.gather(1, first) == bos_token_id).long()
+        if bos is not None:
+            after_bos = (
+                (text[torch.arange(len(text), device=text.device), first[:, 0]] == bos).view(len(text), -1).all(1, True).long()
+            )
+        self._predicts_first = (after_bos == 0) & mask.any(1, keepdim=True)
         gap = self.count - mask.long().sum(1, keepdim=True)
         block = first + after_bos
         index = torch.where(column < block + self.count, length + column - block, column - self.count)
@@ -111,8 +116,10 @@ class ExtendedInputs:
         return self.fill(wide.gather(1, self._source[..., None].expand(-1, -1, width)))
 
     def labels(self, labels: Tensor) -> Tensor:
-        """Labels [batch, token] -> [batch, text + inserted]; nothing inserted is predicted, nor the row's first token."""
-        labels = labels.scatter(1, self._first.to(labels.device), IGNORED)
+        """Labels [batch, token] -> [batch, text + inserted]; the row's first token is predicted where inserted ones precede it."""
+        place = self._first.to(labels.device)
+        first = labels.gather(1, place).where(self._predicts_first.to(labels.device), IGNORED)
+        labels = labels.scatter(1, place, first)
         return torch.cat([labels.new_full((self.rows, self.count), IGNORED), labels], 1)
 
     @contextmanager
@@ -207,6 +214,25 @@ def _one_block(inserted: Sequence[InputTokens], rows: int, device: torch.device)
     told = any(tokens.numbers is not None for tokens in inserted)
     block = block.gather(1, order[..., None].expand_as(block))
     return block[:, keep], mask[:, keep], number[:, keep] if told else None
+
+
+def continued(cache: Any, attention_mask: Tensor | None, rows: int, new: int) -> dict[str, Tensor]:
+    """Mask and positions of `new` columns behind a cache that holds inserted tokens; nothing for another cache, or a whole mask.
+
+    attention_mask [row, token]: of the text so far, without the inserted tokens. Raises: ShapeError for one of another length.
+    """
+    text, known = getattr(cache, "dehvf_columns", (0, None))
+    held = cache.get_seq_length() if known is not None else 0
+    if known is None or held < known.shape[1] or (attention_mask is not None and attention_mask.shape == (rows, held + new)):
+        return {}
+    length = held + new - known.shape[1] + text
+    given = torch.ones(rows, length, device=known.device) if attention_mask is None else attention_mask
+    if given.shape != (rows, length) or len(known) != rows:
+        raise ShapeError(
+            f"attention_mask is {tuple(given.shape)}; wants [{len(known)}, {length}]: all text so far and the new tokens"
+        )
+    mask = torch.cat([known, given[:, text:].to(known)], 1)
+    return {"attention_mask": mask, "position_ids": positions(mask)[:, -new:]}
 
 
 def positions(attention_mask: Tensor) -> Tensor:

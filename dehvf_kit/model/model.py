@@ -24,7 +24,7 @@ from dehvf_kit.model import run
 from dehvf_kit.model.attachment import AttachedComponents, MemoryScope, SeenByTrainers, recomputed
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import compile_tokens, drafting, guided
-from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, positions
+from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, continued, positions
 from dehvf_kit.model.run import Features, answer_loss, by_tower, decoder_loss, generation_config, run_nodes
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
@@ -146,13 +146,10 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         if not inserted or (cache is not None and cache.get_seq_length() > 0):
             return None
         pad = getattr(self._tokenizer, "pad_token_id", None)
-        return ExtendedInputs(
-            inserted,
-            text=text,
-            attention_mask=attention_mask,
-            bos_token_id=bos_token(self._tokenizer, self.decoder),
-            placeholder=pad or 0,
-        )
+        bos: Any = None if all(tokens.before_bos for tokens in inserted) else bos_token(self._tokenizer, self.decoder)
+        if bos is not None and text.ndim == 3:
+            bos = self.get_input_embeddings()(torch.tensor(bos, device=text.device)).detach()
+        return ExtendedInputs(inserted, text=text, attention_mask=attention_mask, bos=bos, placeholder=pad or 0)
 
     def run_graph(
         self,
@@ -176,7 +173,10 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             raise DehvfError("this model was detached from its decoder; build or load it again")
         images = run.row_features(self, rows, pixel_values, vision_features, has_image, image_index)
         if images.text_row is not None and self.one_image_nodes:
-            raise ShapeError(f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one")
+            raise ShapeError(
+                f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one; a component that takes "
+                "the port text_row can read several"
+            )
         if images.features is not None and prompt is None and run.reads_prompt(self.graph):
             raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
         compared = None if torch.compiler.is_compiling() else self._compared
@@ -250,6 +250,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             given = extended.arguments(self.decoder, inputs_embeds, given)
         else:
             given |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+            given |= continued(cache, attention_mask, *text.shape[:2])
             if self._counts_positions and attention_mask is not None and given.get("position_ids") is None:
                 given["position_ids"] = positions(attention_mask)[:, -text.shape[1] :]
         with contextlib.ExitStack() as stack:
@@ -261,6 +262,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
                 return answer_loss(self.decoder, given)
             output = decoder_loss(self.decoder, given)
+        if extended is not None and hasattr(output.get("past_key_values"), "get_seq_length"):
+            output.past_key_values.dehvf_columns = text.shape[1], extended.attention_mask  # for the passes behind it
         if extended is not None and output.logits.shape[1] == extended.length:
             output.logits = output.logits[:, extended.count :]
         return output
@@ -300,6 +303,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         kwargs = config.update(**kwargs)
         if extended is not None and input_ids is None:
             raise ShapeError("give input_ids: this model puts tokens among them, which embeddings alone do not show")
+        if getattr(cache, "dehvf_columns", None) and cache.get_seq_length() > 0:
+            raise ShapeError("past_key_values: this cache holds tokens beside the text's; give generate the whole text without it")
         if config.cache_implementation == "paged":
             self.init_continuous_batching()
         if config.cache_implementation == "quantized" and text.shape[0] > 1:

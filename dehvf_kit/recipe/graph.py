@@ -16,8 +16,7 @@ from dehvf_kit.api.registry import plugin_code
 from dehvf_kit.api.shapes import Cost, DecoderSpec, VisionSpec
 from dehvf_kit.errors import Fault, PluginError, did_you_mean, listing
 
-BATCH = "batch"
-DECODER = "decoder"
+BATCH, DECODER = "batch", "decoder"
 Sizes = Mapping[str, "int | None"]
 
 
@@ -61,8 +60,7 @@ class Wire:
 
 
 Inputs = Mapping[str, tuple[Wire, ...]]
-Wires = Mapping[str, Inputs]
-"""The wires of each node, by input port."""
+Wires = Mapping[str, Inputs]  # of each node, by input port
 Layers = Mapping[str, tuple[int, ...]]
 
 
@@ -125,9 +123,7 @@ def check_graph(
     """Wire the nodes and resolve every axis size.
 
     Args:
-        nodes: the components by name.
-        towers: sizes of the vision encoders by name.
-        decoder: sizes of the decoder.
+        nodes, towers, decoder: the components by name, sizes of the vision encoders by name and of the decoder.
         unsure: nodes and towers whose settings are not known to be right; their wires are checked, sizes behind them are not.
 
     Returns:
@@ -174,9 +170,7 @@ class _Checker:
         self._size_towers(layers)
         contexts = self._contexts(order, wires, layers)
         self._refuse_unread(wires)
-        return (
-            None if self.faults else Graph(self.nodes, order=order, wires=wires, contexts=contexts, sizes=self.sizes, layers=layers)
-        )
+        return None if self.faults else Graph(self.nodes, order, wires, contexts, self.sizes, layers)
 
     def _refuse_reserved_names(self) -> None:
         for name in filter({*self.towers, BATCH, DECODER}.__contains__, self.nodes):
@@ -263,9 +257,10 @@ class _Checker:
         hint = f"; of that shape there is {others}" if others else ""
         last = ""
         for wire, known in self.ports.items():
-            strange = [axis for axis in port.axes if axis not in known.axes]
-            if wire.port == port.name and wire.node != node.name and strange:
-                last = f"; {wire} has no axis '{strange[0]}'{did_you_mean(strange[0], known.axes)} It is {known}"
+            if wire.port == port.name and wire.node != node.name:
+                strange = [axis for axis in port.axes if axis not in known.axes]
+                lacks = f" has no axis '{strange[0]}'{did_you_mean(strange[0], known.axes)} It" if strange else ""
+                last = f"; {wire}{lacks} is {known}"
         nothing = f"nothing gives {port}{hint}; add a node that does, or write the wire under `inputs:`{last}"
         self.port_fault(node, port.name, nothing)
 
@@ -333,6 +328,12 @@ class _Checker:
         axes = self._axes(node, ports)
         if axes is None:
             return None
+        hidden, width = self.decoder.hidden_size, self.decoder.embedding_size
+        if width != hidden and (node.config.attaches == "input" or any(wire.port == "prompt" for wire, *_ in ports.values())):
+            self.fault(
+                f"graph.{node.name}", f"this decoder embeds words in {width} numbers, its layers' states in {hidden}; use another"
+            )
+            return None
         towers = self._towers_of(ports) or sorted(self.encoders[node.name])
         tower = towers[0] if len(towers) == 1 else None
         context = BuildContext(
@@ -364,12 +365,11 @@ class _Checker:
         origin = dict.fromkeys(axes, DECODER)
         for name, (wire, *_) in ports.items():
             for axis, size in () if node.takes[name].many else self.sizes[wire.node, wire.port].items():
-                known = axes.get(axis)
-                if known is None:
+                if (known := axes.get(axis)) is None:
                     axes[axis], origin[axis] = size, str(wire)
                 elif size is not None and known != size:
-                    agree = f"axis '{axis}' is {size} from {wire} but {known} from {origin[axis]}; they must agree"
-                    self.port_fault(node, name, agree)
+                    both = f"is {size} from {wire} but {known} from {origin[axis]}; they must agree"
+                    self.port_fault(node, name, f"axis '{axis}' {both}")
                     return None
         return axes
 
@@ -377,7 +377,8 @@ class _Checker:
         read = {wire.node for ports in wires.values() for found in ports.values() for wire in found}
         for name, node in self.nodes.items():
             if not node.config.attaches and name not in read:
-                self.fault(f"graph.{name}", "nothing reads its outputs; remove the node, or wire it to one that does")
+                mended = "wire it to one that does" if node.gives else "say in its class what it `attaches` to or `gives`"
+                self.fault(f"graph.{name}", f"nothing reads its outputs; remove the node, or {mended}")
 
 
 def _readers(name: str, wires: Wires) -> set[str]:

@@ -19,7 +19,7 @@ import dehvf_kit.api.hookspecs as hookspecs
 import dehvf_kit.recipe.builtin_plugin as builtin_plugin
 from dehvf_kit.api.hookspecs import PROJECT
 from dehvf_kit.api.registry import CommandTable, Registry, raised
-from dehvf_kit.errors import DehvfError
+from dehvf_kit.errors import DehvfError, did_you_mean, listing
 from dehvf_kit.recipe.files import encoders_of
 from dehvf_kit.utils.atomic import is_file
 
@@ -125,15 +125,16 @@ def loaded_files() -> list[Path]:
 def _add(loaded: Plugins, module: object, name: str, origin: str) -> int:
     """Register one plugin and call its hooks; what they print goes to standard error. Returns how often they registered something.
 
-    Raises: PluginValidationError for a misspelt hook, DehvfError for duplicates.
+    Raises: DehvfError for a misspelt hook, and for duplicates.
     """
     manager = loaded.manager
     manager.register(module, name=name)
     try:
         manager.check_pending()
-    except pluggy.PluginValidationError:
+    except pluggy.PluginValidationError as error:
         manager.unregister(module)
-        raise
+        wrong = str(error).partition("'")[2].partition("'")[0]
+        raise DehvfError(f"unknown hook '{wrong}'{did_you_mean(wrong, HOOKS)} Hooks: {listing(HOOKS)}") from error
     registry = loaded.registry
     before = replace(
         registry, entries=dict(registry.entries), sources=dict(registry.sources), cost_formulas=list(registry.cost_formulas)

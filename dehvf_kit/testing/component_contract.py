@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dehvf_kit.adapter.checkpoint import load
 from dehvf_kit.api.config import ComponentConfig
+from dehvf_kit.api.registry import checked, type_name
+from dehvf_kit.errors import PluginError
 from dehvf_kit.model.builder import build
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import merge
@@ -51,16 +53,13 @@ class ComponentSubject:
     def model(self) -> DehvfModel:
         """The built model, all that is trained random (an untrained memory adds nothing to see)."""
         (decoder, vision), role = self.towers(), self.config.role
-        node = {"role": role, "type": self.config.model_fields["type"].default, **self.settings}
+        node = {"role": role, "type": type_name(self.config), **self.settings}
         size = vision.config.image_size
         sections = {
             "vision": {"config": vision.config.to_dict(), "image": {"size": size}},
             "decoder": {"config": decoder.config.to_dict()},
             "graph": merge(dict(GRAPH if self.graph is None else self.graph), {role: None}) | {role: node},
         }
-        registry = plugins().registry
-        if (role, node["type"]) not in registry.configs:  # not installed: the class alone
-            registry.register(self.config)
         model = build(parse_recipe(sections), decoder=decoder, vision=vision)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -73,9 +72,13 @@ class ComponentSubject:
         size: int = tower.model.config.image_size
         return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
 
-    def logits(self, model: DehvfModel, rows: slice = slice(None)) -> Tensor:
+    def logits(self, model: DehvfModel, rows: slice = slice(None), seen: tuple[bool, ...] = (True, True)) -> Tensor:
+        """Of some rows, of which some may have no image. Raises: Broken where they are not finite."""
+        has_image = torch.tensor(seen[rows])
+        images = {"pixel_values": self.pixels(model)[rows][has_image], "has_image": has_image} if any(seen[rows]) else {}
         with torch.no_grad():
-            logits: Tensor = model(input_ids=IDS[rows], pixel_values=self.pixels(model)[rows]).logits
+            logits: Tensor = model(input_ids=IDS[rows], **images).logits
+        require(bool(logits.isfinite().all()), "the logits are not finite")
         return logits
 
 
@@ -114,9 +117,10 @@ def detached_leaves_nothing(subject: ComponentSubject) -> None:
     decoder, vision = subject.towers()
     before, seen = decoder(input_ids=IDS).logits, list(decoder.state_dict())
     model = subject.model()
+    subject.logits(model)  # what a component keeps of a batch must not outlive it
     require(
         torch.equal(model.decoder(input_ids=IDS).logits, before),
-        "the decoder alone answers otherwise while attached; add only where self.memory is not None",
+        "the decoder alone answers otherwise while attached; read self.memory in the hooks, add nothing where it is None",
     )
     model.detach()
     require(torch.equal(model.decoder(input_ids=IDS).logits, before), "the decoder differs after detach()")
@@ -138,13 +142,14 @@ def saved_and_restored(subject: ComponentSubject) -> None:
 
 
 def rows_stand_alone(subject: ComponentSubject) -> None:
-    """A sample of a batch gives what it gives alone."""
+    """A sample of a batch gives what it gives alone, whether both have an image or one has none."""
     model = subject.model()
-    together = subject.logits(model)
-    alone = torch.cat([subject.logits(model, slice(row, row + 1)) for row in range(2)])
-    require(
-        torch.allclose(together, alone, atol=TOLERANCE), f"rows depend on one another: {float((together - alone).abs().max()):.1e}"
-    )
+    for seen in ((True, True), (True, False)):
+        together = subject.logits(model, seen=seen)
+        alone = torch.cat([subject.logits(model, slice(row, row + 1), seen) for row in range(2)])
+        apart = float((together - alone).abs().max())
+        cause = "rows depend on one another" if all(seen) else "a row without image differs beside one that has; take has_image?"
+        require(apart <= TOLERANCE, f"{cause}: {apart:.1e}")
 
 
 def generates(subject: ComponentSubject) -> None:
@@ -188,7 +193,14 @@ def check_component(
     Raises:
         Broken: naming every item that does not hold.
         RecipeError: where the component does not fit the graph.
+        PluginError: where its type is not its type's default.
     """
-    subject = ComponentSubject(config, settings or {}, graph)
-    subject.model().detach()
-    return none_broken(config.__name__, run_items(COMPONENT_CONTRACT, subject, items))
+    subject, known, own = ComponentSubject(config, settings or {}, graph), plugins().registry.entries, checked(config)
+    if (default := config.model_fields["type"].default) != own[1]:
+        raise PluginError(f"{config.__name__}: its type is Literal['{own[1]}'], and its default '{default}'; make them the same")
+    before, known[own] = known.get(own), config  # this class, also where an older one of that name is installed
+    try:
+        subject.model().detach()
+        return none_broken(config.__name__, run_items(COMPONENT_CONTRACT, subject, items))
+    finally:
+        known[own] = before or config

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from dehvf_kit.backbones.attached import run_eagerly
-from dehvf_kit.errors import TrainingError
+from dehvf_kit.errors import TrainingError, listing
 
 SCORE = "score"
 
@@ -161,7 +161,7 @@ class FiniteSteps(TrainerCallback):
         state.log_history.append({SKIPPED: step, **where})
         in_a_row = skipped_in_a_row(state.log_history, step)
         message = f"step {step} skipped: {where['reason']}; samples {where['samples']}; first not finite: {where['first']}"
-        if in_a_row >= self.limit:
+        if in_a_row >= min(self.limit, state.max_steps):
             raise TrainingError(
                 f"{message}\n{in_a_row} steps in a row (training.max_bad_steps: {self.limit}): the run stops; its last checkpoint "
                 "is from before. A lower training.base_learning_rate, training.max_grad_norm=1 or precision float32 may help."
@@ -172,6 +172,12 @@ class FiniteSteps(TrainerCallback):
         if getattr(optimizer, "scaler", None) is not None and optimizer.step_was_skipped:  # then the Trainer leaves the schedule
             lr_scheduler.step()
         self.report(state.global_step, state.max_steps, self.loss)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
+        updated = getattr(optimizer, "state", None) or {}
+        names = [name for name, one in model.named_parameters() if one.requires_grad and one not in updated] if updated else []
+        if names:
+            log.warning("no gradient reached %s, so they are as they began", listing(name.removeprefix("nodes.") for name in names))
 
     def _where(
         self, model: nn.Module, batches: Sequence[tuple[Batch, Sequence[str], Tensor]], losses: list[bool], infinite: list[str]

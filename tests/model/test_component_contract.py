@@ -10,7 +10,7 @@ from helpers import pixels, raw_recipe, tiny_decoder, tiny_vision, tokens
 from torch import nn
 
 import dehvf_kit
-from dehvf_kit.api import BuildContext, ComponentConfig, DecoderComponent, PluginError
+from dehvf_kit.api import BuildContext, ComponentConfig, DecoderComponent, DecoderError, PluginError
 from dehvf_kit.model.builder import component_faults
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.testing import Broken, check_component
@@ -132,6 +132,84 @@ def test_the_contract_suite_passes_a_component_and_names_what_another_breaks():
     MODULE[:] = [AlwaysOn]
     with pytest.raises(Broken, match=r"detach: broken \(the decoder alone answers otherwise"):
         check_component(ShiftConfig, items=["detach"])
+
+
+class Copied(Shift):
+    """Reads a copy of the first batch's memory, for ever."""
+
+    def hook(self, decoder: nn.Module):
+        yield decoder.model.layers[0].register_forward_hook(lambda module, args, output: output + getattr(self, "copy", 0))
+
+    def forward(self, has_image=None):
+        self.copy = self.shift
+        return self.shift
+
+
+class Unmasked(Shift):
+    """Adds to every row of a batch in which one has an image."""
+
+    def forward(self, has_image=None):
+        return None if has_image is None or not has_image.any() else self.shift
+
+
+class NotFinite(Shift):
+    def forward(self, has_image=None):
+        return self.shift / 0
+
+
+@pytest.mark.parametrize(
+    ("module", "item", "says"),
+    [
+        (Copied, "detach", "the decoder alone answers otherwise while attached; read self.memory"),
+        (Unmasked, "rows", "a row without image differs beside one that has; take has_image"),
+        (NotFinite, "rows", "the logits are not finite"),
+    ],
+)
+def test_the_contract_suite_names_what_a_component_does_wrong(module, item, says):
+    MODULE[:] = [module]
+    with pytest.raises(Broken, match=says):
+        check_component(ShiftConfig, items=[item])
+
+
+def test_the_contract_suite_runs_the_class_it_is_given():
+    """Not another one that is installed under its type; and one whose type is not what recipes will write is refused."""
+    build(Shift)
+    installed = plugins().registry.find("decoder_adapter", "shift")
+
+    class Newer(ShiftConfig):
+        def build(self, context: BuildContext) -> nn.Module:
+            return Copied(context.decoder.hidden_size)
+
+    with pytest.raises(Broken, match="detach"):
+        check_component(Newer, items=["detach"])
+    assert plugins().registry.find("decoder_adapter", "shift") is installed
+
+    class Unlike(ShiftConfig):
+        type: Literal["unlike"] = "shift"
+
+    with pytest.raises(PluginError, match=r"its type is Literal\['unlike'\], and its default 'shift'"):
+        check_component(Unlike)
+
+
+class NoHandles(Shift):
+    def hook(self, decoder: nn.Module):
+        super().hook(decoder)
+
+
+class WrongShape(Shift):
+    def hook(self, decoder: nn.Module):
+        yield decoder.model.layers[0].register_forward_hook(lambda module, args, output: self.added(output))
+
+    def added(self, output):
+        return output if self.memory is None else output + self.memory[:3]
+
+
+def test_what_goes_wrong_in_a_hook_is_one_line_with_its_place():
+    with pytest.raises(DecoderError, match="NoHandles.hook returned NoneType; it must yield, or list, its handles"):
+        build(NoHandles)
+    model, _ = build(WrongShape)
+    with pytest.raises(PluginError, match=r"graph.shift: the plugin's 'shift' raised RuntimeError: .*, in added\)"):
+        model(input_ids=tokens(2), pixel_values=pixels(2))
 
 
 def test_check_compares_ports_with_forward():

@@ -79,7 +79,8 @@ def test_labels_and_positions_move_along_and_nothing_inserted_is_learned() -> No
     made = extended()
     labels = made.labels(TEXT)
     assert labels[:, :4].eq(-100).all()
-    assert labels[:, 4:].tolist() == [[-100, 11, 12, 13], [0, -100, 21, 22], [-100, 32, 33, 0], [0, 0, 0, -100]]
+    # Row 3 has no BOS, so that its first token follows inserted ones; row 2 has none inserted.
+    assert labels[:, 4:].tolist() == [[-100, 11, 12, 13], [0, -100, 21, 22], [-100, 32, 33, 0], [0, 0, 0, 41]]
     decoder = type("Decoder", (), {"forward": lambda self, input_ids=None, position_ids=None: None})()
     given = {"labels": TEXT, "logits_to_keep": torch.tensor([1, 2]), "use_cache": False}
     arguments = made.arguments(decoder, None, given)
@@ -89,6 +90,17 @@ def test_labels_and_positions_move_along_and_nothing_inserted_is_learned() -> No
     assert "position_ids" not in made.arguments(blind, None, given)
     with pytest.raises(ShapeError, match="position_ids"):
         made.arguments(decoder, None, {"position_ids": torch.arange(4)})
+
+
+def test_tokens_may_stand_before_bos_and_embeddings_show_it_too() -> None:
+    """BLIP-2's order; and a text given as embeddings has its tokens where its ids would have them."""
+    made = ExtendedInputs([FIRST, SECOND], TEXT, MASK, None)
+    assert made.input_ids[0].tolist()[4:] == TEXT[0].tolist() and made.labels(TEXT)[0, 4:].tolist() == TEXT[0].tolist()
+    embedding = Numbers()
+    shown = ExtendedInputs([FIRST, SECOND], embedding(TEXT), MASK, embedding(torch.tensor(BOS)))
+    assert torch.equal(shown.attention_mask, extended().attention_mask)
+    whole = shown.extend(embedding(TEXT))[..., 0] * shown.attention_mask
+    assert whole.tolist() == [[float(number) for number in row] for row in ROWS]
 
 
 def test_gradients_reach_what_is_inserted() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides
-from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.cli.console import print_json, stdout, waiting
 from dehvf_kit.utils.atomic import check_new_folder
 
 
@@ -26,7 +26,6 @@ def import_memvp(
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit_baselines import memvp_checkpoint
 
-        quiet_transformers()
         found = memvp_checkpoint.import_memvp(checkpoint, load_recipe(recipe, overrides or ()), output, overwrite)
     if as_json:
         count = found.model.num_trainable_parameters()

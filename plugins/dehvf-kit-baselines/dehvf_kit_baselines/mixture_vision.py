@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dehvf_kit import ffn_sites
 from dehvf_kit.api import BuildContext, Cost, VisionComponent, VisionError
+from dehvf_kit.backbones.vision.tower import CLASS_TOKENS
 from dehvf_kit.errors import listing
 from dehvf_kit_baselines.attention_hooks import before_attention
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
@@ -73,7 +74,11 @@ class MixtureVisionAdapter(VisionComponent):
         self.layers = nn.ModuleList(adapters)
 
     def hook(self, tower: nn.Module) -> Iterator[RemovableHandle]:
-        """Hook the attention of every block. Raises: VisionError where a block has none that is known."""
+        """Hook the attention of every block. Raises: VisionError where a block has none that is known, or no class token."""
+        if not CLASS_TOKENS & {name.rpartition(".")[2] for name, _ in tower.named_parameters()}:
+            raise VisionError(
+                f"{type(tower).__name__} has no class token, by which this adapter routes an image; use the type parallel"
+            )
         blocks = list(dict.fromkeys(site.layer_path for site in ffn_sites(tower)))
         if len(blocks) != len(self.layers):
             raise VisionError(f"vision adapters built for {len(self.layers)} blocks; the tower has {len(blocks)}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Cost, DecoderComponent, DecoderError, DecoderSpec
+from dehvf_kit.backbones.attached import import_bitsandbytes
 from dehvf_kit.backbones.decoder import decoder_spec
 from dehvf_kit.backbones.map_hooks import role_of
 from dehvf_kit.errors import did_you_mean, listing
@@ -37,10 +39,22 @@ OURS = {
     "peft_type": "write it under `method`",
 }
 """Settings that are not taken, and what to do instead."""
+INSTEAD = {
+    "dora": "; it is method lora with settings {use_dora: true}",
+    "adalora": "; its ranks change with the step, which no component is told; use lora",
+    **dict.fromkeys(("prefix_tuning", "prompt_tuning", "p_tuning"), "; it puts tokens before the text; use the type gated_prefix"),
+}
+"""Methods of peft that are not taken, and what to do instead."""
 SCALES = ("lora_alpha", "alpha", "scaling")
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
 """What `shapes` found, of the latest few configs and decoders: it is asked for at every step from check to build."""
 MOST_SHAPES = 16
+
+
+def of_peft(module: str, name: str) -> Any:
+    """A name of a module of peft, which imports bitsandbytes: without asking a hub for a kernel."""
+    import_bitsandbytes()
+    return getattr(import_module(f"peft.{module}"), name)
 
 
 class _Scale:
@@ -49,9 +63,7 @@ class _Scale:
     def __get__(self, config: PeftConfig | None, kind: type[PeftConfig]) -> str:
         if config is None:
             return "scale"
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-        made = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.method.upper())  # type: ignore[call-overload]
+        made = of_peft("mapping", "PEFT_TYPE_TO_CONFIG_MAPPING").get(config.method.upper())
         return "scale" if any(hasattr(made, name) for name in SCALES) else ""
 
 
@@ -95,9 +107,8 @@ class PeftConfig(ComponentConfig):
     def places(self, decoder: DecoderSpec) -> list[str]:
         """Paths of the target modules, in order. Raises: ConfigMismatchError for a target that no module has."""
         if self.method not in METHODS:
-            raise ConfigMismatchError(
-                f"peft's '{self.method}' is not among {', '.join(METHODS)}{did_you_mean(self.method, METHODS)}", "method"
-            )
+            meant = INSTEAD.get(self.method.lower(), did_you_mean(self.method.lower(), METHODS))
+            raise ConfigMismatchError(f"peft's '{self.method}' is not among {', '.join(METHODS)}{meant}", "method")
         norms = self.method == "ln_tuning"
         kinds = {
             path: role_of(path)
@@ -105,24 +116,18 @@ class PeftConfig(ComponentConfig):
             if (is_norm(path, linear, weights) if norms else linear is not None and in_layer(path))
         }
         wanted = self.targets or (("key", "value", "qkv", "down") if self.method == "ia3" else ())
-        fits = {path for path, role in kinds.items() for target in wanted if target == role or f".{path}".endswith(f".{target}")}
-        unknown = [
-            target
-            for target in self.targets
-            if not any(target == role or f".{path}".endswith(f".{target}") for path, role in kinds.items())
-        ]
-        if unknown or not kinds:
+        fits = set(named(kinds, wanted))
+        unknown = [target for target in self.targets if not named(kinds, [target])]
+        if unknown or not kinds or (wanted and not fits):
             raise ConfigMismatchError(
                 f"this decoder ('{decoder.model_type}') has no {'norm' if norms else 'linear map'} named "
-                f"{listing(unknown) or 'so'}; it has {listing(dict.fromkeys(kinds.values())) or 'none'}",
+                f"{listing(unknown or wanted) or 'so'}; it has {listing(dict.fromkeys(kinds.values())) or 'none'}",
                 "targets",
             )
         return [path for path in kinds if not wanted or path in fits]
 
     def made(self, places: list[str]) -> Any:
         """peft's config. Raises: ConfigMismatchError for settings that are not taken, or that peft refuses."""
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
         settings = dict(self.settings)
         for name in OURS.keys() & settings.keys():
             raise ConfigMismatchError(f"settings.{name} is not taken: {OURS[name]}", "settings")
@@ -133,12 +138,13 @@ class PeftConfig(ComponentConfig):
                 "settings.init_lora_weights: only true, gaussian and orthogonal leave the decoder's own weights as they are",
                 "settings",
             )
-        kind = PEFT_TYPE_TO_CONFIG_MAPPING[self.method.upper()]  # type: ignore[index]
+        kind = of_peft("mapping", "PEFT_TYPE_TO_CONFIG_MAPPING")[self.method.upper()]
         known = [name for name in kind.__dataclass_fields__ if name not in OURS]
         for name in settings.keys() - set(known):
             raise ConfigMismatchError(f"peft's {self.method} has no setting '{name}'{did_you_mean(name, known)}", "settings")
         if self.method == "ia3":
-            settings.setdefault("feedforward_modules", [path for path in places if role_of(path) == "down"])
+            kinds = {path: role_of(path) for path in places}
+            settings["feedforward_modules"] = named(kinds, settings.get("feedforward_modules", ["down"]))
         try:
             config = kind(target_modules=places, **settings)
         except (TypeError, ValueError) as error:
@@ -148,6 +154,8 @@ class PeftConfig(ComponentConfig):
             raise ConfigMismatchError(f"peft's {self.method} has no alpha or scaling that could be changed; leave it at 1", "scale")
         for name in scaled[:1] if self.scale != 1 else ():
             setattr(config, name, getattr(config, name) * self.scale)
+            for pattern, alpha in (getattr(config, "alpha_pattern", None) or {}).items():
+                config.alpha_pattern = {**config.alpha_pattern, pattern: alpha * self.scale}
         return config
 
     def num_params(self, context: BuildContext) -> dict[str, int]:
@@ -179,6 +187,8 @@ class Peft(DecoderComponent):
     attached, peft's layers stand in place of the targets; `detach()` puts the very same modules back.
     """
 
+    replaces_modules = True
+
     def __init__(
         self,
         method: str,
@@ -207,13 +217,12 @@ class Peft(DecoderComponent):
 
     def hook(self, decoder: nn.Module) -> Iterator[Placed]:
         """Let peft place its layers, and these weights in them. Raises: DecoderError for a decoder of another layout."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
+        layer_of_peft = of_peft("tuners.tuners_utils", "BaseTunerLayer")
         targets = {path: module for path, module in decoder.named_modules() if path in set(self.places_of)}
         if len(targets) < len(self.places_of):
             missing = [path for path in self.places_of if path not in targets]
             raise DecoderError(f"{type(decoder).__name__}: has no {listing(missing)}, where {self.method} was built to stand")
-        inside = [path for path, module in targets.items() if isinstance(module, BaseTunerLayer)]
+        inside = [path for path, module in targets.items() if isinstance(module, layer_of_peft)]
         if inside:
             raise DecoderError(
                 f"{type(decoder).__name__}: peft tunes {inside[0]} already; merge_and_unload() it first, or write all targets "
@@ -222,8 +231,8 @@ class Peft(DecoderComponent):
         hooked = [path for path, module in targets.items() if module._forward_hooks or module._forward_pre_hooks]
         if hooked:
             raise DecoderError(
-                f"{type(decoder).__name__}: a component was hooked to {hooked[0]} before {self.method} took its place; write the "
-                "peft node above it in the recipe's graph"
+                f"{type(decoder).__name__}: {hooked[0]}, in whose place {self.method} is to stand, has a hook; remove it and "
+                "place it again when the model is built"
             )
         trained = [weight for weight in decoder.parameters() if weight.requires_grad]
         yield Placed(decoder, targets)
@@ -312,13 +321,17 @@ class InItsDtype(nn.Module):
         return torch.func.functional_call(self.norm, weights, (x, *args), kwargs)
 
 
+def named(kinds: Mapping[str, str], wanted: Iterable[str]) -> list[str]:
+    """Of paths and their roles, the paths with one of these roles or names."""
+    return [path for path, role in kinds.items() for one in wanted if one == role or f".{path}".endswith(f".{one}")]
+
+
 def placed(root: nn.Module, method: str, config: Any) -> None:
     """Let peft put its layers into a model."""
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
-    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[method.upper()]  # type: ignore[index]
+    tuner = of_peft("mapping", "PEFT_TYPE_TO_TUNER_MAPPING")[method.upper()]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Unsupported layer type|Already found a `peft_config`")  # norms; a second node
+        advice = "Unsupported layer type|Already found a `peft_config`|fan_in_fan_out"  # norms; a second node; Conv1D
+        warnings.filterwarnings("ignore", message=advice)
         tuner(root, copy.deepcopy(config), NAME)
 
 

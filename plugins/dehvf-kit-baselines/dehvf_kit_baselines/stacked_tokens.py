@@ -37,7 +37,7 @@ class StackedTokensConfig(ComponentConfig):
     attaches: ClassVar[str] = "decoder"
     type: Literal["stacked_tokens"] = "stacked_tokens"
     where: Literal["before", "after"] = Field("before", description="before (DeepStack) or after (Qwen3-VL) each decoder layer")
-    first: int = Field(1, ge=0, description="decoder layer of the first level, 0 the first layer")
+    first: int = Field(1, ge=0, description="decoder layer of the first level, 0 the first layer: 1 in DeepStack, 0 in Qwen3-VL")
     step: int = Field(1, ge=1, description="decoder layers from one level to the next")
 
     skip: int = Field(0, ge=0, description="levels that are not added: the first, where the input has them")
@@ -101,7 +101,7 @@ class StackedTokens(DecoderComponent):
         if self.memory is None or self.places is None:
             return None
         level, places = self.memory[:, self.skip + index].to(x), self.places.to(x.device)
-        if int(places.max()) >= level.shape[1]:
+        if not places.is_meta and int(places.max()) >= level.shape[1]:
             raise ShapeError(f"{int(places.max()) + 1} tokens of an image in the input; a level has {level.shape[1]}")
         level = level.repeat_interleave(x.shape[0] // level.shape[0], 0)
         added = level.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
@@ -156,7 +156,11 @@ class MergersConfig(ComponentConfig):
     takes: ClassVar[tuple[str, ...]] = ("patches: batch layer patch vision_hidden",)
     gives: ClassVar[tuple[str, ...]] = ("levels: batch level visual_token decoder_hidden",)
     type: Literal["mergers"] = "mergers"
-    layers: tuple[int, ...] = Field((7, 15, 23), min_length=1, description="vision layers, 0 the first block; one merger for each")
+    layers: tuple[int, ...] = Field(
+        (7, 15, 23),
+        min_length=1,
+        description="vision layers, 0 the first block; one merger for each. Qwen3-VL's encoder of 27 blocks is read at 8, 16, 24",
+    )
 
     def vision_layers(self, num_layers: int) -> tuple[int, ...]:
         return tuple(sorted({layer % num_layers for layer in self.layers}))

@@ -27,6 +27,7 @@ class VisualTokensConfig(ComponentConfig):
     words_before: str = Field("", description="text before an image's tokens")
     words_without: str = Field("", description="text in their place for a sample without image")
 
+    before_bos: bool = Field(False, description="put the tokens before the beginning-of-sequence token too, as BLIP-2 does")
     level: int | None = Field(
         None, ge=0, description="the one of the codes' layers whose tokens are taken; null: all, one after another"
     )
@@ -48,7 +49,7 @@ class VisualTokensConfig(ComponentConfig):
         return Cost(per_image=2 * self.input_tokens(context) * width)
 
     def build(self, context: BuildContext) -> VisualTokens:
-        return VisualTokens(self.words_before, self.words_without, self.level)
+        return VisualTokens(self.words_before, self.words_without, self.level, self.before_bos)
 
 
 class VisualTokens(nn.Module):
@@ -57,8 +58,9 @@ class VisualTokens(nn.Module):
     Raises: DehvfError where there are words and no tokenizer. Cost: the readout.
     """
 
-    def __init__(self, words_before: str = "", words_without: str = "", level: int | None = None) -> None:
+    def __init__(self, words_before: str = "", words_without: str = "", level: int | None = None, before_bos: bool = False) -> None:
         super().__init__()
+        self.before_bos = before_bos
         self.words, self.level = (words_before, words_without), level
         self._embedding: list[nn.Module] = []  # in a list: the decoder's own module is no part of this one
         self._tokenizer: Any = None
@@ -76,7 +78,7 @@ class VisualTokens(nn.Module):
     ) -> InputTokens | None:
         before, without = (self._embed(words) for words in self.words)
         if codes is None or readout is None:
-            return InputTokens(without[None]) if len(without) else None
+            return InputTokens(without[None], before_bos=self.before_bos) if len(without) else None
         rows = codes.shape[0]
         codes = codes if self.level is None else codes[:, self.level : self.level + 1]
         tokens = nn.functional.linear(readout.activation(codes), readout.weight, readout.bias).flatten(1, 2)
@@ -86,7 +88,7 @@ class VisualTokens(nn.Module):
         words = torch.cat([without, before]).to(tokens)
         shown = torch.cat([(~seen).expand(-1, len(without)), seen.expand(-1, len(before) + tokens.shape[1])], dim=1)
         numbers = torch.cat([torch.full((len(words),), -1), torch.arange(tokens.shape[1])])
-        return InputTokens(torch.cat([words.expand(rows, -1, -1), tokens], 1), shown, numbers)
+        return InputTokens(torch.cat([words.expand(rows, -1, -1), tokens], 1), shown, numbers, self.before_bos)
 
     def _embed(self, words: str) -> Tensor:
         """Words -> the decoder's own embeddings [token, decoder_hidden]."""

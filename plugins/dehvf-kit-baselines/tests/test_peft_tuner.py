@@ -217,15 +217,29 @@ def test_what_does_not_fit_is_refused(name: str, more: dict[str, Any], message: 
         tuned(name, **more)
 
 
-def test_a_tuned_decoder_and_a_node_below_the_maps_hooks_are_refused() -> None:
+def test_a_tuned_decoder_and_one_with_hooks_at_the_maps_are_refused() -> None:
     base = decoder()
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), base)
     with pytest.raises(DecoderError, match=r"peft tunes .*q_proj already; merge_and_unload"):
         tuned("lora", base, targets=["query"])
     base = decoder()
     base.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *given: None)
-    with pytest.raises(DecoderError, match="write the peft node above it in the recipe's graph"):
+    with pytest.raises(DecoderError, match="in whose place lora is to stand, has a hook; remove it"):
         tuned("lora", base, targets=["query"])
+
+
+def test_a_node_stands_below_another_that_hooks_its_maps() -> None:
+    """As in LLaMA-Adapter V2 with LoRA, which adds LoRA to a parent recipe's biases: peft's layers are placed first."""
+    biases = {"role": "decoder_adapter", "type": "affine_maps", "biases": ["query"]}
+    lora = tuner("lora", targets=["query"])
+    outputs = []
+    for nodes in ({"biases": biases, **lora}, {**lora, "biases": biases}):
+        model = baseline("llava_lora", random=False, **nodes)
+        with torch.no_grad():
+            for weight in dict(sorted(model.named_trainable_parameters().items())).values():
+                weight.copy_(torch.linspace(-0.3, 0.3, weight.numel()).view_as(weight))
+        outputs.append(model(input_ids=ids()).logits)
+    assert torch.equal(*outputs)
 
 
 def test_the_strength_is_a_field_only_where_the_method_can_be_scaled() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dehvf_kit.cli.console import quiet_transformers, waiting
+from dehvf_kit.cli.console import waiting
 from dehvf_kit.errors import DehvfError
 
 
@@ -35,7 +35,6 @@ def chat(
     overrides = [word for word in words if "=" in word]
     if len(folders) not in (1, 2):
         raise DehvfError(f"{len(folders)} adapters were named; the page shows one, or two side by side")
-    quiet_transformers()
     from dehvf_kit_chat.server import address, listen, serve
 
     bound = listen(port)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, stdout
+from dehvf_kit.cli.console import grid, print_json, reporting, stdout
 from dehvf_kit.errors import Stopped
 
 
@@ -31,7 +31,6 @@ def demo(
     print("demo: loading (a minute, the first time)", file=sys.stderr, flush=True)
     from dehvf_kit_demo.demo import run_demo
 
-    quiet_transformers()
     with reporting() as report:
         try:
             result = run_demo(output, minutes, lambda text: print(f"demo: {text}", file=sys.stderr, flush=True), report, data.value)

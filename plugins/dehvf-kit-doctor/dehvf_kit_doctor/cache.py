@@ -6,7 +6,7 @@ import time
 from functools import partial
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
+from dehvf_kit.cli.console import print_json, reporting
 from dehvf_kit.errors import DataError
 
 
@@ -20,7 +20,6 @@ def cache(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
     from dehvf_kit.model.feature_files import FeatureFiles, cached_features, shown_bytes
     from dehvf_kit.recipe.recipe import load_recipe
 
-    quiet_transformers()
     loaded = load_recipe(recipe, [*(overrides or ()), "training.cache_features=true"])
     if loaded.data is None:
         raise DataError(f"{recipe}: has no `data` section, so there are no images")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import print_json, quiet_transformers, section, stdout
+from dehvf_kit.cli.console import print_json, section, stdout
 from dehvf_kit.errors import DataError
 
 
@@ -26,7 +26,6 @@ def data(
     from dehvf_kit.recipe.recipe import load_recipe
     from dehvf_kit_doctor.peek import peek_samples
 
-    quiet_transformers()
     loaded = load_recipe(recipe, overrides or ())
     if loaded.data is None:
         raise DataError(f"{recipe}: has no `data` section")

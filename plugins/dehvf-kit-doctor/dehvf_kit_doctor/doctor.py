@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
+from dehvf_kit.cli.console import grid, print_json, section, stdout, waiting
 from dehvf_kit.errors import DehvfError
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ def doctor(
     Raises: DehvfError for a name that is not on this machine, DecoderError or VisionError for a model the kit cannot use.
     """
     with waiting(f"Reading {decoder}" + (f" and {vision}" if vision else "")):
-        quiet_transformers()
         parts = {"decoder": decoder_facts(decoder)}
         if vision is not None:
             parts["vision"] = vision_facts(vision)

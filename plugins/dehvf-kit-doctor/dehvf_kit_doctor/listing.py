@@ -11,7 +11,7 @@ from rich.markup import escape
 
 import dehvf_kit
 from dehvf_kit.cli.arguments import Json
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
+from dehvf_kit.cli.console import grid, print_json, section, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def list_installed(
         from dehvf_kit.recipe.plugin_manager import plugins
 
         loaded = plugins()
-        quiet_transformers()
     roles = loaded.registry.roles()
     if role is not None and role not in roles:
         raise DehvfError(f"list: no role is named '{role}'{did_you_mean(role, roles)} Roles: {listing(roles)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout
+from dehvf_kit.cli.console import grid, print_json, section, stdout
 from dehvf_kit.errors import DehvfError, did_you_mean
 from dehvf_kit.utils.shipped import HOME
 
@@ -40,7 +40,6 @@ def support(
             raise DehvfError("support --json prints a run's results; name types, or say --run for all of them")
         _print_pages()
         return
-    quiet_transformers()
     from dehvf_kit.testing.tiny_models import decoder_types
     from dehvf_kit.testing.vision_models import image_encoder_types
     from dehvf_kit_doctor.decoder_family import run_matrix

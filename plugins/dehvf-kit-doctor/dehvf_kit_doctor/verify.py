@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, section, stdout
+from dehvf_kit.cli.console import grid, print_json, reporting, section, stdout
 from dehvf_kit.errors import DataError
 from dehvf_kit.utils.atomic import check_new_files, is_folder
 
@@ -39,7 +39,6 @@ def verify(
     from dehvf_kit.data.samples import samples_of
     from dehvf_kit_doctor.parity import batch_parity
 
-    quiet_transformers()
     given, adapter = adapter, adapter_folder(adapter)
     store = store and is_folder(given)  # a copy in the hub's cache is left as it is; what is no folder, `load` refuses
     if store:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dehvf_kit.cli.arguments import Adapter, Json, Overrides
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.cli.console import grid, print_json, stdout, waiting
 from dehvf_kit.errors import DehvfError
 
 LARGEST = 1e-3
@@ -48,7 +48,6 @@ def export(
     from dehvf_kit.adapter.files import adapter_folder
     from dehvf_kit_export.check import compare
 
-    quiet_transformers()
     given, adapter = adapter, adapter_folder(adapter)
     store = store and is_folder(given)  # a copy in the hub's cache is left as it is; what is no folder, `load` refuses
     check_new_files({}, {"--store": adapter / "README.md"} if store else {})

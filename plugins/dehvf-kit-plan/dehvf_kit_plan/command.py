@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json, Words
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, section, stdout, waiting
+from dehvf_kit.cli.console import grid, print_json, section, stdout, waiting
 from dehvf_kit.utils.units import si
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def plan(
         from dehvf_kit_plan.gpus import find_gpu
         from dehvf_kit_plan.several import load_all
 
-        quiet_transformers()
         card = find_gpu(name=gpu, memory_gb=gpu_memory, tflops=gpu_tflops, bandwidth_gbs=gpu_bandwidth)
         recipes = load_all(words)
         workload = planning.Workload(

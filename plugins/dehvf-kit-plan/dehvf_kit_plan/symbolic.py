@@ -19,8 +19,10 @@ from dehvf_kit.backbones.vision.tower import VisionTower
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.costs.memory import known_dtype
 from dehvf_kit.errors import DehvfError
+from dehvf_kit.model.attachment import MemoryScope
 from dehvf_kit.model.builder import build_on_meta
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.model.run import question
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit_plan.meta_run import LiveBytes, SavedBytes, backward, fused_attention, values_unknown
 
@@ -128,7 +130,7 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
                 given["vision_features"] = model.vision_features(_pixels(model, batch))
             encoder = counter.get_total_flops()
         with counted_flops() as counter:
-            memory = model.memory(batch, **given)
+            memory = model.memory(batch, **given, prompt=question(model, ids, None, None, None))
         graph = counter.get_total_flops()
         cache = DynamicCache(config=model.decoder.config)
         asked = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "logits_to_keep": 1, **given}
@@ -138,9 +140,9 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
         positions = cache.get_seq_length()
         held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
         so_far = torch.ones(batch, positions + 1, dtype=torch.long, device="meta")
-        with counted_flops() as counter:
-            model(input_ids=ids[:, :1], **{**asked, "attention_mask": so_far})
-        token = counter.get_total_flops() - graph
+        with MemoryScope(model.nodes, memory), counted_flops() as counter:
+            model.decoder(input_ids=ids[:, :1], attention_mask=so_far, past_key_values=cache)
+        token = counter.get_total_flops()
         fresh = {**asked, "past_key_values": DynamicCache(config=model.decoder.config)}
         with fused_attention(), LiveBytes(_own(model, {"ids": ids, **given})) as live:
             model(input_ids=ids, **fresh)

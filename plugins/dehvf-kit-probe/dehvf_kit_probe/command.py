@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, stdout
+from dehvf_kit.cli.console import grid, print_json, reporting, stdout
 
 if TYPE_CHECKING:
     from dehvf_kit_probe.probe import Probed
@@ -36,7 +36,6 @@ def probe(
     from dehvf_kit_probe.heat_map import draw_heat_map
     from dehvf_kit_probe.probe import probe as run
 
-    quiet_transformers()
     if heat_map is not None and heat_map.suffix not in (".svg", ".png"):
         raise DehvfError(f"--heat-map: '{heat_map}' ends in neither .svg nor .png")
     check_new_files({"--output": output, "--heat-map": heat_map})

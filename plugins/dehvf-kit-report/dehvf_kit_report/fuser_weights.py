@@ -15,8 +15,10 @@ from torch import Tensor
 from dehvf_kit.api.shapes import KV
 from dehvf_kit.data.encoding import stack
 from dehvf_kit.data.samples import Sample, each_image
+from dehvf_kit.evaluation.answers import prompts
 from dehvf_kit.model.features import encode_images
 from dehvf_kit.model.model import DehvfModel
+from dehvf_kit.model.run import question, reads_prompt
 
 
 class FeatureSource(Protocol):
@@ -101,8 +103,7 @@ def read_layers(model: DehvfModel, samples: Sequence[Sample], features: FeatureS
     total: Tensor | None = None
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
-        with torch.no_grad():
-            outputs = model.run_graph(len(batch), vision_features=stack([features.read(sample) for sample in batch]))
+        outputs = graph_outputs(model, batch, features)
         ports = list(model.graph.nodes[fuser].gives)
         weights = outputs[fuser][ports.index("weights")].float()
         levels = outputs[wire.node][list(model.graph.nodes[wire.node].gives).index(wire.port)]
@@ -113,6 +114,16 @@ def read_layers(model: DehvfModel, samples: Sequence[Sample], features: FeatureS
     mean = LayerWeights((total / len(distinct)).cpu(), labels)
     members = [sorted(set(row[kept].tolist())) for row, kept in zip(levels.index, levels.mask, strict=True)]
     return ReadLayers(mean, levels.group_of_layer.tolist(), members, len(distinct))
+
+
+@torch.no_grad()
+def graph_outputs(model: DehvfModel, batch: Sequence[Sample], features: FeatureSource) -> dict[str, Any]:
+    """`run_graph` on a batch of samples with an image, each asked its own question where a node reads it."""
+    asked = None
+    if reads_prompt(model.graph):
+        inputs, _ = prompts(model.processor, batch)
+        asked = question(model, inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device), None, None)
+    return model.run_graph(len(batch), vision_features=stack([features.read(sample) for sample in batch]), prompt=asked)
 
 
 def fuser_of(model: DehvfModel) -> tuple[str, Any] | None:

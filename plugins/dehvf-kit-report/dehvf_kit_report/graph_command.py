@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.cli.console import print_json, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean
 from dehvf_kit.utils.atomic import check_new_files, write_output
 
@@ -50,7 +50,6 @@ def graph(
         from dehvf_kit.recipe.recipe import load_recipe
         from dehvf_kit_report.drawing.wiring import draw_recipe
 
-        quiet_transformers()
         drawing = draw_recipe(load_recipe(recipe, overrides or ()))
     if output is not None:
         write_output(output, _text(drawing, kind))

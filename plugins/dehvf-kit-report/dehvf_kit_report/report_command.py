@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides
-from dehvf_kit.cli.console import print_json, quiet_transformers, reporting
+from dehvf_kit.cli.console import print_json, reporting
 
 
 def report(
@@ -36,7 +36,6 @@ def report(
     """
     from dehvf_kit_report.write import write_report
 
-    quiet_transformers()
     with reporting() as progress:
         found = write_report(folder, output, predictions, overrides or (), limit, maps, progress=progress, worth=worth)
     if as_json:

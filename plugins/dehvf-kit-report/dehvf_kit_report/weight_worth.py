@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from dehvf_kit.api.shapes import GroupLayers
 from dehvf_kit.components.base import Fuser
-from dehvf_kit.data.encoding import stack
 from dehvf_kit.data.metrics.exact_match import Prediction, exact_match
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError, DehvfError
 from dehvf_kit.evaluation.answers import answer
 from dehvf_kit.model.model import DehvfModel
-from dehvf_kit_report.fuser_weights import EncodedImages, FeatureSource, fuser_of
+from dehvf_kit_report.fuser_weights import EncodedImages, FeatureSource, fuser_of, graph_outputs
 
 REPLACEMENTS = {
     "own": "as trained",
@@ -172,7 +171,7 @@ def _weights(model: DehvfModel, images: Sequence[Sample], source: FeatureSource,
     parts = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        outputs = model.run_graph(len(batch), vision_features=stack([source.read(one) for one in batch]))
+        outputs = graph_outputs(model, batch, source)
         parts.append(outputs[name][at].expand(len(batch), -1, -1, -1))
         levels = outputs[wire.node][list(model.graph.nodes[wire.node].gives).index(wire.port)]
     return torch.cat(parts), levels

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dehvf_kit.cli.arguments import Json, Overrides
-from dehvf_kit.cli.console import print_json, quiet_transformers, waiting
+from dehvf_kit.cli.console import print_json, waiting
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.utils.atomic import check_new_files, exists
 
@@ -38,7 +38,6 @@ def init(
         from dehvf_kit_scaffold.starter import NO_DATA, starter_recipe, write_starter
 
         registry = plugins().registry
-        quiet_transformers()
     if output is not None and exists(output):
         raise DehvfError(f"{output}: exists already; name another with --output")
     if output is not None:

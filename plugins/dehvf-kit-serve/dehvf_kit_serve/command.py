@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dehvf_kit.cli.console import quiet_transformers, waiting
+from dehvf_kit.cli.console import waiting
 from dehvf_kit.errors import DehvfError
 
 NEEDED = ("starlette", "uvicorn", "llguidance")
@@ -48,7 +48,6 @@ def serve(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise DehvfError(f"serve needs {', '.join(missing)}; pip install 'dehvf-kit[serve]'")
-    quiet_transformers()
     bound = listen(host, port)
     with waiting(f"Loading {', '.join(adapters)}", plain=True):
         import uvicorn

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, reporting, stdout
+from dehvf_kit.cli.console import grid, print_json, reporting, stdout
 
 
 class Sampler(StrEnum):
@@ -48,7 +48,6 @@ def tune(
     from dehvf_kit_tune.search import axes
     from dehvf_kit_tune.tuning import Tuning
 
-    quiet_transformers()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not search:
         raise DehvfError("tune: nothing to search; name fields and values, --search training.base_learning_rate=0.002..0.2:log")

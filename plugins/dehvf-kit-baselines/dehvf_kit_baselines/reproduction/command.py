@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from dehvf_kit.cli.arguments import Json
-from dehvf_kit.cli.console import grid, print_json, quiet_transformers, stdout, waiting
+from dehvf_kit.cli.console import grid, print_json, stdout, waiting
 from dehvf_kit.errors import DehvfError, did_you_mean, listing
 from dehvf_kit.utils.atomic import check_new_files, exists
 from dehvf_kit.utils.units import si
@@ -85,7 +85,6 @@ def reproduce(
     exists(runs)  # or it is refused, before a minute of counting
     check_new_files({}, {} if image is None else {"--image": image})
     with waiting("Counting without weights" if adapter is None else f"Reading {adapter}", plain=True):
-        quiet_transformers()
         facts, show = _facts(name, runs, adapter, limit, image)
     if as_json:
         print_json(facts)
@@ -108,7 +107,6 @@ def _sizes(as_json: bool) -> None:
 def _embedded(name: str, runs: Path, how: dict[str, Any], as_json: bool) -> None:
     if name not in ("table4", METHODS):
         raise DehvfError(f"--embedded is for table4 and {METHODS}, not for {name}")
-    quiet_transformers()
     say = partial(print, file=sys.stderr, flush=True)
     if name == METHODS:
         from dehvf_kit_baselines.reproduction import methods

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dehvf_kit.recipe.graph import Node
     from dehvf_kit.recipe.recipe import Recipe
 
-PLACES = {"decoder": "on every layer", "vision": "on every block", "input": "in the input"}
+PLACES = {"decoder": "on its layers", "vision": "on its blocks", "input": "in the input"}
 """Where a component that hooks itself somewhere works: on the decoder, inside an encoder, or in the decoder's input."""
 TARGETS = {"decoder": "layers", "vision": "blocks", "input": "text"}
 

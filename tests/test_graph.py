@@ -64,7 +64,7 @@ def test_the_same_name_with_other_axes_is_another_thing():
     graph, faults = checked(node("a", (), ("x: batch layer",)), node("b", ("x: batch",), attaches="decoder"))
     assert faults == [
         "graph.b.inputs.x: nothing gives x [batch]; of that shape there is batch.has_image, batch.text_row; add a node "
-        "that does, or write the wire under `inputs:`"
+        "that does, or write the wire under `inputs:`; a.x is x [batch layer]"
     ]
 
 

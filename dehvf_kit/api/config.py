@@ -80,8 +80,9 @@ class BuildContext:
         """Size of an axis that must be known by now. Raises: ConfigMismatchError if it is not."""
         size = self.axes.get(axis)
         if size is None:
-            late = "is not known before an image is seen" if axis in self.axes else "no port that is wired has"
-            raise ConfigMismatchError(f"needs the size of axis '{axis}', which {late}")
+            if axis not in self.axes:
+                raise ConfigMismatchError(f"needs the size of axis '{axis}', which no port that is wired has")
+            raise ConfigMismatchError(f"needs the size of axis '{axis}', which is not known before an image is seen")
         return size
 
 

@@ -174,8 +174,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
         images = run.row_features(self, rows, pixel_values, vision_features, has_image, image_index)
         if images.text_row is not None and self.one_image_nodes:
             raise ShapeError(
-                f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one; a component that takes "
-                "the port text_row can read several"
+                f"several images in a row of text, of which {', '.join(self.one_image_nodes)} can read one (port text_row: all)"
             )
         if images.features is not None and prompt is None and run.reads_prompt(self.graph):
             raise ShapeError("this graph reads the question (port prompt), and none was given; give the text, or prompt=")
@@ -259,9 +258,13 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
                 stack.enter_context(extended.embedded(self.get_input_embeddings(), self._tell))
             elif extended is not None:
                 self._tell(extended.places)
-            if labels is not None and isinstance(given.get("logits_to_keep"), Tensor):
-                return answer_loss(self.decoder, given)
-            output = decoder_loss(self.decoder, given)
+            answers = labels is not None and isinstance(given.get("logits_to_keep"), Tensor)
+            output = (answer_loss if answers else decoder_loss)(self.decoder, given)
+        learned = "logits" if output.loss is None else "loss"
+        if self.training and torch.is_grad_enabled() and not output[learned].requires_grad:  # no image, so nothing to learn
+            output[learned] = output[learned] + sum(weight.flatten()[:0].sum() for weight in self.trainable_parameters())
+        if answers:
+            return output
         if extended is not None and hasattr(output.get("past_key_values"), "get_seq_length"):
             output.past_key_values.dehvf_columns = text.shape[1], extended.attention_mask  # for the passes behind it
         if extended is not None and output.logits.shape[1] == extended.length:

@@ -126,8 +126,7 @@ def check_graph(
         nodes, towers, decoder: the components by name, sizes of the vision encoders by name and of the decoder.
         unsure: nodes and towers whose settings are not known to be right; their wires are checked, sizes behind them are not.
 
-    Returns:
-        The graph and no faults, or None and everything that is wrong.
+    Returns: the graph and no faults, or None and everything that is wrong.
     """
     checker = _Checker(nodes, towers, decoder, unsure)
     graph = checker.run()
@@ -266,10 +265,8 @@ class _Checker:
 
     def _order(self, wires: Wires) -> tuple[str, ...] | None:
         """The nodes in an order in which each runs after those it reads from; None, and a fault, for a circle."""
-        waiting = {
-            name: {wire.node for found in ports.values() for wire in found if wire.node in self.nodes}
-            for name, ports in wires.items()
-        }
+        sources = {name: {wire.node for found in ports.values() for wire in found} for name, ports in wires.items()}
+        waiting = {name: nodes & self.nodes.keys() for name, nodes in sources.items()}
         order: list[str] = []
         while ready := [name for name, needs in waiting.items() if not needs - set(order)]:
             order += ready
@@ -368,17 +365,18 @@ class _Checker:
                 if (known := axes.get(axis)) is None:
                     axes[axis], origin[axis] = size, str(wire)
                 elif size is not None and known != size:
-                    both = f"is {size} from {wire} but {known} from {origin[axis]}; they must agree"
-                    self.port_fault(node, name, f"axis '{axis}' {both}")
+                    agree = f"axis '{axis}' is {size} from {wire} but {known} from {origin[axis]}; they must agree"
+                    self.port_fault(node, name, agree)
                     return None
         return axes
 
     def _refuse_unread(self, wires: Wires) -> None:
         read = {wire.node for ports in wires.values() for found in ports.values() for wire in found}
         for name, node in self.nodes.items():
-            if not node.config.attaches and name not in read:
-                mended = "wire it to one that does" if node.gives else "say in its class what it `attaches` to or `gives`"
-                self.fault(f"graph.{name}", f"nothing reads its outputs; remove the node, or {mended}")
+            if not node.config.attaches and not node.gives:
+                self.fault(f"graph.{name}", "neither `gives` nor `attaches`; its class must say one of them")
+            elif not node.config.attaches and name not in read:
+                self.fault(f"graph.{name}", "nothing reads its outputs; remove the node, or wire it to one that does")
 
 
 def _readers(name: str, wires: Wires) -> set[str]:

@@ -101,6 +101,7 @@ def trains_all_it_counts(subject: ComponentSubject) -> None:
     """`num_params` is right (building compares it), each trained weight gets a gradient, and no frozen one does."""
     without = [name for name, grad in gradients(subject).items() if grad is None and name.startswith(f"{subject.config.role}.")]
     require(not without, f"no gradient reaches {', '.join(without)}; use them in forward, or do not make them")
+    subject.model().train()(input_ids=IDS, labels=IDS).loss.backward()  # a batch without images is a step like others
 
 
 def recomputed_layers_train_alike(subject: ComponentSubject) -> None:

@@ -170,7 +170,7 @@ def test_samples_without_an_answer_are_left_out_and_counted(world: Path, tmp_pat
 
 def test_a_step_that_deepspeed_skipped_is_counted() -> None:
     """ZeRO-2 keeps the gradients to itself and says `overflow` where it took no step."""
-    model, state = nn.Linear(2, 2), SimpleNamespace(global_step=6, log_history=[])
+    model, state = nn.Linear(2, 2), SimpleNamespace(global_step=6, max_steps=9, log_history=[])
     steps = FiniteSteps(5, run=lambda batch: None)
     for overflow in (False, True):
         steps.saw({}, ["one"], torch.tensor(1.0))

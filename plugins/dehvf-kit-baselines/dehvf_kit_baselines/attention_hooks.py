@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -197,15 +199,17 @@ def _still(name: str, value: Any) -> Any:
 
 @contextmanager
 def _untuned(module: nn.Module) -> Iterator[None]:
-    """Inside, the decoder's own maps stand where a `peft` node put its layers."""
-    tuned = [
-        (parent, name, layer)
-        for parent in module.modules()
-        for name, layer in parent.named_children()
-        if NAME in getattr(layer, "active_adapters", ())
-    ]
+    """Inside, the decoder's own key and value maps stand where a `peft` node put its layers, and where others placed hooks."""
+    children = [(parent, *child) for parent in module.modules() for child in parent.named_children()]
+    tuned = [(parent, name, layer) for parent, name, layer in children if NAME in getattr(layer, "active_adapters", ())]
     for parent, name, layer in tuned:
         parent._modules[name] = layer.base_layer
+    for parent, name, layer in children:
+        if role_of(name) in ("key", "value", "qkv") and (layer._forward_hooks or layer._forward_pre_hooks):
+            twin = copy.copy(parent._modules[name])
+            twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
+            tuned.append((parent, name, layer))
+            parent._modules[name] = twin
     try:
         yield
     finally:

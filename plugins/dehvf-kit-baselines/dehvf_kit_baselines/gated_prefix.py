@@ -46,19 +46,18 @@ class GatedPrefixConfig(ComponentConfig):
     counts_positions: ClassVar[bool] = True  # queries are rotated, the prompts' keys are not
     type: Literal["gated_prefix"] = "gated_prefix"
     num_prompts: int = Field(10, ge=1, description="prompts in each layer")
-    num_layers: int | None = Field(30, ge=1, description="layers that have prompts, from the top; null: all")
+    num_layers: int | Literal["all"] | None = Field(30, description="layers that have prompts, from the top, or all")
     scale: float = Field(1.0, gt=0, description="scale of what the prompts add, besides the gate")
     layer_scale: bool = Field(False, description="a learned factor of each layer too, 1 at the start (V2 with LoRA)")
 
     def top(self, context: BuildContext) -> int:
         """How many layers have prompts."""
-        return context.decoder.num_layers if self.num_layers is None else self.num_layers
+        return self.num_layers if isinstance(self.num_layers, int) else context.decoder.num_layers
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
         needs_attention(context.decoder)
-        if self.top(context) > context.decoder.num_layers:
-            most = context.decoder.num_layers
-            raise ConfigMismatchError(f"prompts in {self.num_layers} layers of {most}; use {most} or fewer", "num_layers")
+        if not 1 <= self.top(context) <= (most := context.decoder.num_layers):
+            raise ConfigMismatchError(f"prompts in {self.num_layers} layers of {most}; use 1 to {most}, or all", "num_layers")
         if {"codes", "tokens"} & set(context.wires) and context.axes.get("patch") not in (None, 1, self.num_prompts):
             raise ConfigMismatchError(
                 f"adds one image token to its {self.num_prompts} prompts, or one to each, but {context.axes['patch']} are "

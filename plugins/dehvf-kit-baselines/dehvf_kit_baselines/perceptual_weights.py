@@ -53,7 +53,8 @@ class PerceptualWeightsConfig(ComponentConfig):
         return {name: (hidden, hidden) if name == "ffn" else map_size(context, name) for name in self.targets}
 
     def resolve(self, context: BuildContext) -> dict[str, int | None]:
-        self.sizes(context)
+        if len(self.sizes(context)) < len(self.targets):
+            raise ConfigMismatchError("a map is named twice; name each once", "targets")
         if not self.chosen(context):
             most = context.decoder.num_layers
             raise ConfigMismatchError(f"no layer of {most} is the {self.every}th; use {most} or less", "every")
@@ -76,7 +77,11 @@ class PerceptualWeightsConfig(ComponentConfig):
     def cost(self, context: BuildContext) -> Cost:
         counts, layers = self.num_params(context), len(self.chosen(context))
         tokens = context.size("layer") * context.size("patch")
-        read = 2 * tokens * (counts["image"] + len(self.targets) * self.num_blocks * 2 * self.width**2)
+        read = (
+            2
+            * tokens
+            * ((context.size("vision_hidden") + 1) * self.width + len(self.targets) * self.num_blocks * 2 * self.width**2)
+        )
         per_token = 2 * layers * self.rank * sum(map(sum, self.sizes(context).values()))
         return Cost(per_image=read + 2 * layers * counts["generators"], per_token=per_token)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from baseline_helpers import baseline
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -107,3 +108,14 @@ def test_a_decoder_of_narrower_embeddings_and_an_encoder_without_class_token_are
     adapter = {"type": "mixture_of_modality", "width": 4}
     with pytest.raises(VisionError, match="has no class token, by which this adapter routes an image"):
         made("llama", {**GRAPH, "vision_adapter": adapter}, vision=tiny_vision("siglip_vision_model"))
+
+
+@pytest.mark.parametrize("name", ["flamingo", "dense_connector", "deepstack", "vlora"])
+@pytest.mark.parametrize("taken", ["loss", "logits"])
+def test_a_training_batch_without_images_is_a_step_that_learns_nothing(name: str, taken: str) -> None:
+    """All that these train hangs on an image; with a learning rate of any size the weights stay."""
+    model = baseline(name).train()
+    text = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 10]])
+    output = model(input_ids=text, labels=text if taken == "loss" else None)
+    (output.loss if taken == "loss" else output.logits.square().mean()).backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in model.trainable_parameters())

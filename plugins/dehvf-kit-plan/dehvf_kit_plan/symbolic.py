@@ -131,7 +131,7 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
             encoder = counter.get_total_flops()
         with counted_flops() as counter:
             memory = model.memory(batch, **given, prompt=question(model, ids, None, None, None))
-        graph = counter.get_total_flops()
+        graph, written = counter.get_total_flops(), _tensor_bytes(memory)
         cache = DynamicCache(config=model.decoder.config)
         asked = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "logits_to_keep": 1, **given}
         with counted_flops() as counter:
@@ -153,7 +153,7 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
         token=token,
         cache=held // (batch * positions),
         positions=positions,
-        memory=_tensor_bytes(memory) // batch,
+        memory=written // batch,
         peak=live.peak,
     )
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from dehvf_kit.api.components import DecoderComponent
 from dehvf_kit.api.registry import plugin_code
@@ -68,10 +69,11 @@ class MemoryScope(contextlib.AbstractContextManager[None]):
     def __exit__(self, kind: object = None, error: object = None, trace: TracebackType | None = None) -> None:
         """Raises: PluginError from an exception out of a component's hook, naming its place in the plugin."""
         self.open.pop().close()
+        if not isinstance(error, Exception) or type(error).__module__ == checkpoint.__name__:  # by which torch ends a second run
+            return
         for frame, _ in reversed(list(traceback.walk_tb(trace))):
-            origin = getattr(frame.f_locals.get("self"), "origin", None)
-            if origin is not None and isinstance(error, Exception):
-                with plugin_code(*origin):
+            if isinstance(owner := frame.f_locals.get("self"), nn.Module) and hasattr(owner, "_dehvf_origin"):
+                with plugin_code(*owner._dehvf_origin):
                     raise error
 
 
@@ -179,7 +181,7 @@ class AttachedComponents(RecomputedLayers, nn.Module):
             for name, node in sorted(self.nodes.items(), key=lambda item: not getattr(item[1], "replaces_modules", False)):
                 config = self.graph.nodes[name].config
                 with plugin_code(config, f"graph.{name}"):
-                    node.origin = (config, f"graph.{name}")
+                    node._dehvf_origin = (config, f"graph.{name}")
                     if config.attaches == "decoder":
                         node.attach(self.decoder)
                     elif config.attaches == "vision":

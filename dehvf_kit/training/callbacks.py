@@ -175,9 +175,10 @@ class FiniteSteps(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
         updated = getattr(optimizer, "state", None) or {}
-        names = [name for name, one in model.named_parameters() if one.requires_grad and one not in updated] if updated else []
-        if names:
-            log.warning("no gradient reached %s, so they are as they began", listing(name.removeprefix("nodes.") for name in names))
+        trained = {name: one in updated for name, one in model.named_parameters() if one.requires_grad}
+        names = [name.removeprefix("nodes.") for name, reached in trained.items() if not reached]
+        if 0 < len(names) < len(trained):  # an optimiser that shards or flattens knows none of them
+            log.warning("no gradient reached %s, so they are as they began", listing(names))
 
     def _where(
         self, model: nn.Module, batches: Sequence[tuple[Batch, Sequence[str], Tensor]], losses: list[bool], infinite: list[str]

@@ -212,6 +212,20 @@ def test_what_goes_wrong_in_a_hook_is_one_line_with_its_place():
         model(input_ids=tokens(2), pixel_values=pixels(2))
 
 
+def test_a_layer_that_is_recomputed_may_end_inside_a_hook():
+    """torch ends the second run by an exception as soon as it has what it kept, here in the component's own code."""
+
+    class Scaled(Shift):
+        def hook(self, decoder: nn.Module):
+            yield dehvf_kit.hook_ffns(decoder, dehvf_kit.ffn_sites(decoder), self.scaled)
+
+        def scaled(self, index, x):
+            return None if self.memory is None else x * self.memory
+
+    MODULE[:] = [Scaled]
+    assert check_component(ShiftConfig, graph={}, items=["checkpointing"])[0].status == "pass"
+
+
 def test_check_compares_ports_with_forward():
     build(Shift)
     MODULE[:] = [OtherPorts]

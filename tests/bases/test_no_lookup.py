@@ -33,7 +33,7 @@ LLAMA = {
     "max_position_embeddings": 64,
 }
 VIT = {"model_type": "vit", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-TUNED = {"vision": {"model": "vit"}, "decoder": {"model": "llama"}, "graph": {"decoder_adapter": {"type": "peft"}}}
+TUNED = {"vision": {"config": VIT}, "decoder": {"config": LLAMA}, "graph": {"decoder_adapter": {"type": "peft"}}}
 TRAINER = "import dehvf_kit.training.run, sys; assert 'transformers.trainer' in sys.modules"
 DIRECT = "from transformers import Trainer"
 
@@ -58,12 +58,11 @@ def test_no_command_looks_a_kernel_up(tmp_path: Path, with_kernels: bool) -> Non
     pytest.importorskip("peft")
     if not any(word in run(["-c", DIRECT], tmp_path, with_kernels) for word in ("KERNEL", "kernels-community")):
         pytest.skip("bitsandbytes looks no kernel up on this CPU")
-    for name, config in {"llama": LLAMA, "vit": VIT}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(LLAMA), encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(TUNED), encoding="utf-8")
-    commands = ["doctor", str(tmp_path / "llama" / "config.json")], ["check", str(recipe)]
+    commands = ["doctor", str(config)], ["check", str(recipe)]
     for code in (["-c", TRAINER], *(["-m", "dehvf_kit", *command] for command in commands)):
         said = run(code, tmp_path, with_kernels)
         assert not [line for line in said.splitlines() if "KERNEL" in line or "NETWORK" in line or "kernels-community" in line]

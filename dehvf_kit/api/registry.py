@@ -269,7 +269,7 @@ class CommandTable:
 
 @contextmanager
 def plugin_code(owner: object, where: str = "") -> Iterator[None]:
-    """Inside, an exception out of a plugin's code becomes a PluginError; the kit's own (DehvfError, ConfigMismatchError) pass.
+    """Inside, an exception out of a plugin's code becomes a PluginError; a DehvfError passes, a ConfigMismatchError gains `where`.
 
     Args:
         owner: the config whose code is called.

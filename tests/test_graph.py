@@ -223,3 +223,10 @@ def test_a_deep_lattice_is_checked_at_once():
 def test_nothing_here_imports_torch():
     code = "import sys, dehvf_kit.recipe.graph; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_axes_in_another_order_are_shown_and_a_node_must_give_or_attach():
+    _, faults = checked(node("a", (), ("x: batch layer code",)), node("b", ("x: batch code layer",), attaches="decoder"))
+    assert faults[0].endswith("; a.x is x [batch layer code]")
+    _, faults = checked(node("b", (), ()))
+    assert faults == ["graph.b: neither `gives` nor `attaches`; its class must say one of them"]

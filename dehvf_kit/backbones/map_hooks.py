@@ -72,7 +72,7 @@ def map_sites(decoder: nn.Module) -> list[MapSite]:
         layer = decoder.get_submodule(site.layer_path)
         for name, module in layer.named_modules():
             shape = linear_shape(module)
-            if name and shape is not None and not _routed(name):
+            if name and shape is not None and not routed(name):
                 path = f"{site.layer_path}.{name}"
                 found.append(MapSite(site.layer_idx, path, role_of(name), *shape, site.layer_path, site.tokens_first))
     if not found:
@@ -87,7 +87,8 @@ def role_of(name: str) -> str:
     return next((role for role, names in ROLES.items() if re.search(rf"(^|\.)({names})$", path)), last)
 
 
-def _routed(name: str) -> bool:
+def routed(name: str) -> bool:
+    """Whether a map is an expert's or a router's, which see some tokens of a batch only."""
     return bool(re.search(r"(^|\.)(experts?|router|block_sparse_moe)\.|(^|\.)(router|gate)$", name))
 
 

@@ -178,3 +178,30 @@ def test_a_step_that_deepspeed_skipped_is_counted() -> None:
         steps.on_pre_optimizer_step(None, state, None, model=model, optimizer=optimizer)
         assert [row["skipped_step"] for row in state.log_history] == ([7] if overflow else [])
     assert state.log_history[0]["samples"] == "one" and "of several processes" in state.log_history[0]["reason"]
+
+
+def test_a_short_run_whose_steps_are_all_skipped_fails() -> None:
+    """Two steps, fewer than `max_bad_steps`: nothing was learned."""
+    model, state = nn.Linear(2, 2), SimpleNamespace(global_step=0, max_steps=2, log_history=[])
+    steps, optimizer = FiniteSteps(5, run=lambda batch: None), SimpleNamespace(zero_grad=lambda set_to_none: None)
+    for step in range(2):
+        state.global_step = step
+        steps.saw({}, ["one"], torch.tensor(float("nan")))
+        if step == 0:
+            steps.on_pre_optimizer_step(None, state, None, model=model, optimizer=optimizer)
+    with pytest.raises(TrainingError, match="2 steps in a row"):
+        steps.on_pre_optimizer_step(None, state, None, model=model, optimizer=optimizer)
+
+
+def test_weights_that_no_gradient_reached_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    FiniteSteps(5, run=lambda batch: None).on_train_end(None, None, None, model=model, optimizer=optimizer)
+    assert "no gradient reached 1.bias, 1.weight, so they are as they began" in caplog.text
+    caplog.clear()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    FiniteSteps(5, run=lambda batch: None).on_train_end(None, None, None, model=model, optimizer=optimizer)
+    assert not caplog.text

@@ -18,7 +18,7 @@ from dehvf_kit.api import BuildContext, ComponentConfig, ConfigMismatchError, Co
 from dehvf_kit.backbones.ffn.memory_hooks import FfnHooks
 from dehvf_kit.backbones.map_hooks import role_of
 from dehvf_kit.errors import listing
-from dehvf_kit_baselines.peft_tuner import in_layer, modules_of
+from dehvf_kit_baselines.decoder_outline import in_layer, modules_of
 
 
 class AffineMapsConfig(ComponentConfig):

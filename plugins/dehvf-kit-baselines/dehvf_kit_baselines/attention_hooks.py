@@ -18,7 +18,8 @@ from dehvf_kit.api import BuildContext, ConfigMismatchError, DecoderError, Decod
 from dehvf_kit.backbones.base import first_line
 from dehvf_kit.backbones.map_hooks import role_of
 from dehvf_kit.errors import listing
-from dehvf_kit_baselines.peft_tuner import NAME, in_layer, modules_of
+from dehvf_kit_baselines.decoder_outline import in_layer, modules_of
+from dehvf_kit_baselines.peft_tuner import NAME
 
 Delta = Callable[[Tensor, "float | None"], "Tensor | None"]
 

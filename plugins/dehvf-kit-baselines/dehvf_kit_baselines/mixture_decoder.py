@@ -19,8 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from dehvf_kit.api import BuildContext, ConfigMismatchError, Cost, DecoderComponent, DecoderError, ShapeError
 from dehvf_kit.backbones.decoder import decoder_spec
 from dehvf_kit_baselines.attention_hooks import attention_modules, before_attention
+from dehvf_kit_baselines.decoder_outline import modules_of
 from dehvf_kit_baselines.mixture import EXPERTS, MixtureAdapter, MixtureConfig, check_groups, mixture_params
-from dehvf_kit_baselines.peft_tuner import modules_of
 
 
 class MixtureDecoderAdapterConfig(MixtureConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import sys
@@ -198,3 +199,22 @@ def test_130_decoder_types_take_prompts_and_the_others_say_why() -> None:
         assert exact and moved > 0, family
         taken.append(family)
     assert len(taken) >= 130, taken
+
+
+@torch.no_grad()
+def test_prompts_pass_neither_hooks_nor_tuners_at_the_key_and_value_maps() -> None:
+    """Their keys and values are the decoder's own, as without the other components; the maps are put back."""
+    model = decoder()
+    attention = model.model.layers[0].self_attn
+    states, found = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0)), []
+    with contextlib.ExitStack() as stack:
+        hook = AttentionHook(attention, lambda queries, scaling: found.append(hook.keys_values(states)))
+        stack.callback(hook.remove)
+        model(input_ids=ids())
+        handles = [one.register_forward_hook(lambda *given: given[-1] + 1) for one in (attention.k_proj, attention.v_proj)]
+        own = attention.k_proj
+        model(input_ids=ids())
+        assert attention.k_proj is own and own._forward_hooks
+        for handle in handles:
+            handle.remove()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dehvf_kit_baselines.peft_tuner import PeftConfig, in_layer, role_of
+from dehvf_kit_baselines.decoder_outline import in_layer
+from dehvf_kit_baselines.peft_tuner import PeftConfig, role_of
 
 from dehvf_kit import map_sites
 from dehvf_kit.api import BuildContext, ConfigMismatchError

@@ -178,9 +178,14 @@ def test_a_samples_picture_may_be_a_text_but_no_picture():
         ("register(LastFuserConfig)", "register(LastFuser)", "register wants a config class, got the class LastFuser"),
         ("register(LastFuserConfig)", "pass", "last_fuser.py: registers nothing"),
         ('= ("levels: group member", "codes: batch layer patch code")', '= "codes: batch"', "`takes` is a text; wants a tuple"),
+        (
+            '"codes: batch layer patch code")',
+            '"codes batch layer patch code")',
+            "`takes` holds 'codes batch layer patch code'; wants",
+        ),
         ('"fuser"', '"fuser"\n    strength: ClassVar[str] = "scale"', "`strength` is 'scale', none of its fields. Fields: type"),
     ],
-    ids=["instance", "module", "nothing", "text", "strength"],
+    ids=["instance", "module", "nothing", "text", "colon", "strength"],
 )
 def test_what_cannot_be_registered(own_plugins, tmp_path, old, new, told):
     with pytest.raises(DehvfError, match=told):

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from compare_timing import Case, interleave, keep_freed_memory, machine, quartiles, ratio
 from torch import Tensor
-from torch.nn import functional as F
 
 import dehvf_kit
 from dehvf_kit.data.encoding import Collator, EncodedSamples
 from dehvf_kit.model.feature_files import FeatureFiles
+from dehvf_kit.model.loss import answer_loss
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2_dinov2_easyvqa.yaml"
 QUESTIONS = 128
@@ -45,13 +45,11 @@ def dehvf_step(model: dehvf_kit.DehvfModel, batch: dict[str, Tensor]) -> Callabl
 
 
 def text_step(model: dehvf_kit.DehvfModel, batch: dict[str, Tensor]) -> Callable[[], None]:
-    decoder, keep = model.decoder, batch["logits_to_keep"]
-    targets = batch["labels"][:, keep + 1].flatten()
+    decoder, given = model.decoder, {name: batch[name] for name in ("attention_mask", "labels", "logits_to_keep")}
 
     def run() -> None:
         text = decoder.get_input_embeddings()(batch["input_ids"]).requires_grad_()
-        logits = decoder(inputs_embeds=text, attention_mask=batch["attention_mask"], logits_to_keep=keep, use_cache=False).logits
-        F.cross_entropy(logits.float().flatten(0, 1), targets).backward()
+        answer_loss(decoder, {**given, "inputs_embeds": text, "use_cache": False}).loss.backward()
 
     return run
 

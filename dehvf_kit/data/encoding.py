@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from dehvf_kit.backbones.attached import padded_length
@@ -124,7 +125,7 @@ class EncodedSamples(Dataset):
 
 
 class Collator:
-    """Pads on the right to the batch's longest sample and names the positions whose logits the loss needs.
+    """Pads on the right to the batch's longest sample and names the columns of each row whose logits the loss needs.
 
     longest: where given, pads on to one of few lengths up to this one, for compiled code of static shapes.
     """
@@ -133,8 +134,8 @@ class Collator:
         self.pad_token_id, self.longest = pad_token_id, longest
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [position], distinct images,
-        image_index where rows share one or have several, has_image [batch] where some have none."""
+        """-> input_ids, attention_mask, labels [batch, token], logits_to_keep [batch, position], -1 where a row has fewer,
+        distinct images, image_index where rows share one or have several, has_image [batch] where some have none."""
         longest = max(len(item["input_ids"]) for item in items)
         if self.longest:
             longest = padded_length(longest, self.longest)
@@ -147,7 +148,8 @@ class Collator:
             labels[row, :length] = torch.tensor(item["labels"])
             attention_mask[row, :length] = 1
         batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        batch["logits_to_keep"] = (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
+        kept = [(row[1:] != IGNORED).nonzero().squeeze(1) for row in labels]
+        batch["logits_to_keep"] = pad_sequence(kept, batch_first=True, padding_value=-1)
         for key in ("pixel_values", "vision_features"):
             found = [item[key] for item in items if key in item]
             if found:

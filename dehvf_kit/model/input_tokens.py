@@ -167,8 +167,8 @@ class ExtendedInputs:
             arguments["position_ids"] = self.position_ids
         if given.get("labels") is not None:
             arguments["labels"] = self.labels(given["labels"])
-        if isinstance(given.get("logits_to_keep"), Tensor):
-            arguments["logits_to_keep"] = given["logits_to_keep"] + self.count
+        if isinstance(kept := given.get("logits_to_keep"), Tensor):
+            arguments["logits_to_keep"] = torch.where(kept < 0, kept, kept + self.count)  # -1: a row has fewer
         return arguments
 
     def generate(

@@ -25,7 +25,8 @@ from dehvf_kit.model.attachment import AttachedComponents, MemoryScope, SeenByTr
 from dehvf_kit.model.config import DehvfConfig
 from dehvf_kit.model.decoding import compile_tokens, drafting, guided
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, continued, positions
-from dehvf_kit.model.run import Features, answer_loss, by_tower, decoder_loss, generation_config, run_nodes
+from dehvf_kit.model.loss import answer_loss, decoder_loss
+from dehvf_kit.model.run import Features, by_tower, generation_config, run_nodes
 from dehvf_kit.recipe.files import alone
 from dehvf_kit.recipe.graph import Graph
 

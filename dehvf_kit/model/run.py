@@ -6,7 +6,6 @@ Each row reads one, several or no images, from pixels or features given, and, fo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +22,6 @@ from dehvf_kit.recipe.files import SINGLE, alone
 from dehvf_kit.recipe.graph import BATCH, Graph, Wire
 
 if TYPE_CHECKING:
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-
     from dehvf_kit.backbones.vision.tower import VisionTower
     from dehvf_kit.recipe.recipe import Recipe
 
@@ -197,64 +194,6 @@ def _arguments(graph: Graph, name: str, values: Mapping[tuple[str, str], Any]) -
             found = [one.project(one.patches) if isinstance(one, Unprojected) else one for one in found]
         arguments[port] = found if node.takes[port].many else found[0]
     return arguments
-
-
-def run_decoder(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
-    """The decoder's output with one column of logits for each text token.
-
-    peft's prompt tuning, p-tuning and multitask prompt tuning put virtual tokens before the text: they have columns of their own in
-    its logits, and `logits_to_keep` would count them.
-    """
-    tuned = getattr(decoder, "active_peft_config", None)
-    if tuned is None or not tuned.is_prompt_learning:
-        return decoder(**arguments)
-    given = dict(arguments)
-    kept = given.pop("logits_to_keep") if isinstance(given.get("logits_to_keep"), Tensor) else None
-    output = decoder(**given)
-    text = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-    output.logits = output.logits[:, -text.shape[1] :]
-    if kept is not None:
-        output.logits = output.logits[:, kept]
-    return output
-
-
-def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
-    """The decoder's output with loss and logits [batch, position, vocabulary] of the positions in `logits_to_keep` alone.
-
-    arguments: what the decoder is given, with labels [batch, token], -100 where no loss is taken; logits_to_keep [position],
-    the columns before an answer token; and, where batches are accumulated, num_items_in_batch, the answer tokens of the step.
-    """
-    given = dict(arguments)
-    labels, kept, items = (given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch"))
-    if "logits_to_keep" in inspect.signature(decoder.forward).parameters:
-        given["logits_to_keep"] = kept
-    output = run_decoder(decoder, given)
-    if output.logits.shape[1] != len(kept):
-        output.logits = output.logits[:, kept]
-    output.loss = next_token_loss(output.logits, labels[:, kept + 1], items)
-    return output
-
-
-def decoder_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
-    """The decoder's output, with labels also the loss of the next token.
-
-    arguments: what the decoder is given; with num_items_in_batch, the labels of a step. The decoder's own loss is not asked for:
-    some families take it at the token a position stands at, and some ignore num_items_in_batch.
-    """
-    given = dict(arguments)
-    labels, items = given.pop("labels", None), given.pop("num_items_in_batch", None)
-    output = run_decoder(decoder, given)
-    if labels is not None:
-        output.loss = next_token_loss(output.logits[:, :-1], labels[:, -output.logits.shape[1] :][:, 1:], items)
-    return output
-
-
-def next_token_loss(logits: Tensor, targets: Tensor, items: Any) -> Tensor:
-    """Cross entropy of logits [batch, position, vocabulary] at targets [batch, position]; items: what the sum is divided by."""
-    scores, wanted = logits.float().flatten(0, 1), targets.flatten().to(logits.device)
-    if items is None:
-        return nn.functional.cross_entropy(scores, wanted)
-    return nn.functional.cross_entropy(scores, wanted, reduction="sum") / items
 
 
 def generation_config(decoder: nn.Module, recipe: Recipe | None, tokenizer: Any = None) -> GenerationConfig:

@@ -55,6 +55,11 @@ def test_logits_and_loss_are_those_of_the_text(kind: str) -> None:
     kept = torch.arange(ids.shape[1] - 1)
     assert model(**given, labels=ids, logits_to_keep=kept).loss.item() == pytest.approx(wanted, abs=1e-5)
     assert worst(model(**given, logits_to_keep=kept[2:]).logits, logits[:, 2:-1]) < 1e-5
+    own = kept.unfold(0, 2, 1)[:3]  # columns 0 and 1 of the first row, 1 and 2 of the second, 2 and 3 of the third
+    assert (
+        worst(model(**given, labels=ids, logits_to_keep=own).logits, torch.stack([logits[row, own[row]] for row in range(3)]))
+        < 1e-5
+    )
     with model.hooks_disabled():
         plain = tiny_decoder(num_hidden_layers=2)(input_ids=ids).logits
     assert worst(logits, plain) > 0.1

@@ -53,7 +53,7 @@ def test_batch_is_padded_right_and_names_the_loss_positions(model: DehvfModel, w
     batch = Collator(0)([encoded[0], encoded[1]])
     assert batch["attention_mask"].sum(1).tolist() == [7, 4]
     assert batch["input_ids"][1, 4:].tolist() == [0, 0, 0] and batch["labels"][1, 4:].tolist() == [IGNORED] * 3
-    assert batch["logits_to_keep"].tolist() == [1, 2, 4, 5]
+    assert batch["logits_to_keep"].tolist() == [[4, 5], [1, 2]]
     assert batch["has_image"].tolist() == [True, False] and batch["pixel_values"].shape == (1, 3, 32, 32)
     assert torch.isfinite(model(**batch).loss)
 

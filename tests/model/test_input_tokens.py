@@ -85,6 +85,8 @@ def test_labels_and_positions_move_along_and_nothing_inserted_is_learned() -> No
     given = {"labels": TEXT, "logits_to_keep": torch.tensor([1, 2]), "use_cache": False}
     arguments = made.arguments(decoder, None, given)
     assert arguments["logits_to_keep"].tolist() == [5, 6] and arguments["use_cache"] is False
+    by_row = made.arguments(decoder, None, {**given, "logits_to_keep": torch.tensor([[1, 2], [0, -1]])})
+    assert by_row["logits_to_keep"].tolist() == [[5, 6], [4, -1]]
     assert torch.equal(arguments["position_ids"], made.position_ids)
     blind = type("Blind", (), {"forward": lambda self, input_ids=None: None})()
     assert "position_ids" not in made.arguments(blind, None, given)

@@ -208,4 +208,5 @@ def test_gradient_checkpointing_is_refused() -> None:
 def test_batches_are_padded_to_one_of_few_lengths(length: int, longest: int, wanted: int) -> None:
     batch = Collator(0, longest)([{"input_ids": [5] * length, "labels": [5] * length}, {"input_ids": [6], "labels": [6]}])
     assert batch["input_ids"].shape == (2, wanted)
-    assert batch["attention_mask"].sum() == length + 1 and batch["logits_to_keep"].tolist() == list(range(length - 1))
+    assert batch["attention_mask"].sum() == length + 1
+    assert batch["logits_to_keep"].tolist() == [list(range(length - 1)), [-1] * (length - 1)]

@@ -23,6 +23,7 @@ from dehvf_kit.data.samples import PromptConfig, Sample
 from dehvf_kit.data.tokens import longest_sample
 from dehvf_kit.errors import DataError
 from dehvf_kit.evaluation.kept_answers import KeptAnswers, Said
+from dehvf_kit.model.loss import following_labels
 from dehvf_kit.model.run import to_device
 
 Metric = Literal["likelihood", "likelihood_norm"]
@@ -147,7 +148,7 @@ def log_likelihoods(model: Any, batch: Mapping[str, Any]) -> list[float]:
     """The sum over each row's labels before its end token, of a batch as `Collator` makes it."""
     given = to_device(batch, next(model.decoder.parameters()).device)
     logits = model(**given).logits.float()  # [row, kept position, vocabulary]
-    wanted = given["labels"][:, given["logits_to_keep"] + 1].to(logits.device)
+    wanted = following_labels(given["labels"], given["logits_to_keep"]).to(logits.device)
     counts = (wanted != IGNORED) & ~_ended(model, wanted)
     each = logits.log_softmax(-1).gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return [float(row[used].double().sum()) for row, used in zip(each, counts, strict=True)]

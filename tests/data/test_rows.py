@@ -100,6 +100,8 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     found = {issue.place: issue for issue in read(file).issues}
     assert found["img"].fatal and found["img"].detail == "set data.columns.image=img"
     assert not found["licence"].fatal
+    as_jsonl = {issue.place: issue for issue in JsonlDataConfig(train=file).read("train").issues}
+    assert as_jsonl["img"].detail == "rename it to image, or set data.columns.image=img and data.type=table"
     both = json_lines(tmp_path / "b.jsonl", row(img="b.png"))
     assert [issue.fatal for issue in read(both).issues] == [False]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from baseline_helpers import BOS, PATCHES, SLOTS, baseline, decoder, ids, literal_llama, pixels, worst
 from dehvf_kit_baselines.layer_readers import TokenLevels
 from dehvf_kit_baselines.method_table import method_table
+from dehvf_kit_report.fuser_weights import graph_outputs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DecoderError, RecipeError, ShapeError
 from dehvf_kit.testing import tiny_decoder
 
@@ -331,3 +335,19 @@ def test_what_does_not_fit_is_refused() -> None:
         baseline("dense_connector", reader={"layers": [[9]]})
     with pytest.raises(DecoderError, match="nothing can be added between its layers"):
         baseline("flamingo", base=tiny_decoder("gemma3n"))
+
+
+@torch.no_grad()
+def test_the_report_asks_each_image_its_own_question_where_a_reader_weighs_by_it() -> None:
+    model = baseline("igva", reader={"sentence_size": 16})
+    asked = {"a": "w10 w11 w12", "b": "w20"}
+    samples = [Sample(name, question, "") for name, question in asked.items()]
+    features = model.vision_features(pixels(2))
+    store = SimpleNamespace(read=lambda sample: features[list(asked).index(sample.id)][None])
+    found = graph_outputs(model, samples, store)
+    alone = [graph_outputs(model, [sample], store) for sample in samples]
+    tokens = found["visual_tokens"].embeds
+    for row, one in enumerate(alone):
+        assert worst(tokens[row], one["visual_tokens"].embeds[0]) < LOGITS
+    other = graph_outputs(model, [replace(samples[0], question=asked["b"])], store)
+    assert worst(other["visual_tokens"].embeds, alone[0]["visual_tokens"].embeds) > 20 * LOGITS

@@ -1,4 +1,4 @@
-"""Runs on the tiny world of the training tests: DEHVF with its answers kept, and one that reads no picture."""
+"""Runs on the tiny world of the training tests: DEHVF with its answers kept, and one that reads no image."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ def answer(
         model: the model.
         samples: the questions; those of like length share a batch, and among them those about one image.
         batch_size: questions asked together; None: 32, or up to 128 of one length if they and their answers have 2,048 tokens.
+            So many or fewer samples are asked in the order given.
         features: a store of image features to use.
         progress: called with answers found and wanted after each batch.
         kept: a file of answers; those that are in it are not asked again, and the others are appended as they come.
@@ -55,7 +56,7 @@ def answer(
     new_tokens = generation.get("max_new_tokens") or model.generation_config.max_new_tokens or 1
     rows = prompt_rows(processor, samples, longest(model, new_tokens))
     said: dict[int, Said] = {}
-    for places in _batches(rows, samples, new_tokens, batch_size):
+    for places in batches(rows, samples, new_tokens, batch_size):
         if kept is None or not kept.known.keys() >= set(places):  # the batch as a whole, so that its answers are the same
             texts = _say(model, [samples[n] for n in places], [rows[n] for n in places], features, generation)
             found = dict(zip(places, texts, strict=True))
@@ -76,8 +77,11 @@ def _prediction(sample: Sample, said: Said) -> Prediction:
     )
 
 
-def _batches(rows: Sequence[PromptRow], samples: Sequence[Sample], new_tokens: int, size: int | None) -> Iterator[list[int]]:
+def batches(rows: Sequence[PromptRow], samples: Sequence[Sample], new_tokens: int, size: int | None = None) -> Iterator[list[int]]:
     """Places of the questions that are asked together, by the number of their tokens: without padding, and each image once."""
+    if size is not None and len(rows) <= size:
+        yield list(range(len(rows)))
+        return
     images: dict[Any, int] = {}
     first = [images.setdefault(sample.images, len(images)) for sample in samples]
     order = sorted(range(len(rows)), key=lambda place: (len(rows[place].tokens), first[place]))

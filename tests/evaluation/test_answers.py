@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.evaluation.answers import Prediction, PromptRow, _batches, accuracy, share, tidy
+from dehvf_kit.evaluation.answers import Prediction, PromptRow, accuracy, batches, share, tidy
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,11 @@ def test_interval_is_wilsons() -> None:
 def test_questions_of_one_length_share_a_batch_and_those_about_one_image_stand_together() -> None:
     rows = [PromptRow([0] * (7 if number % 50 else 30), [], 0) for number in range(300)]
     samples = [Sample(str(number), "?", "", Path(f"{number % 3}.png")) for number in range(300)]
-    batches = list(_batches(rows, samples, 1, None))
-    assert [len(batch) for batch in batches] == [128, 128, 38, 6]
-    assert sorted(place for batch in batches for place in batch) == list(range(300))
-    images = [samples[place].image for place in batches[0]]
+    found = list(batches(rows, samples, 1, None))
+    assert [len(batch) for batch in found] == [128, 128, 38, 6]
+    assert sorted(place for batch in found for place in batch) == list(range(300))
+    images = [samples[place].image for place in found[0]]
     assert sum(one != other for one, other in itertools.pairwise(images)) == 1, "98 about the first image, then the second"
-    assert [len(batch) for batch in _batches(rows, samples, 500, None)][0] == 32, "long answers take memory"
-    assert [len(batch) for batch in _batches(rows, samples, 1, 100)] == [100, 100, 100]
+    assert [len(batch) for batch in batches(rows, samples, 500, None)][0] == 32, "long answers take memory"
+    assert [len(batch) for batch in batches(rows, samples, 1, 100)] == [100, 100, 100]
+    assert list(batches(rows, samples, 1, 300)) == [list(range(300))], "what fits into one batch keeps its order"

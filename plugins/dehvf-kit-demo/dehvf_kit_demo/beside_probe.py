@@ -22,7 +22,7 @@ def probed_kinds(recipe: Recipe, features: FeatureStore) -> dict[str, dict[str, 
     except ModuleNotFoundError:
         return {}
     try:
-        found = probe(recipe, next(iter(recipe.vision)), features=features)
+        found = probe(recipe, next(iter(recipe.vision)), features=features, reads=("both",))
     except DataError:
         return {}
     kinds = {}

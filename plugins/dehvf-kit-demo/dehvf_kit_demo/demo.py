@@ -51,7 +51,8 @@ RECIPES = HOME / "recipes"
 BLIND_RUN = "without_images"
 BLIND_STEPS = 150
 """After them the run without images answers as well as after 500 (docs/results.md): the most frequent answer to each question."""
-SCORING_BATCH, WORTH = 64, 200
+WORTH = 200
+"""Test questions that are asked again with the fuser's weights replaced."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _renamed(progress: Progress, stage: str) -> Progress:
 
 def _ask(model: DehvfModel, samples: list[Sample], features: FeatureStore | None, progress: Progress) -> list[Prediction]:
     stage = "answering with DEHVF" if features is not None else "answering without images"
-    return answer(model, samples, SCORING_BATCH, features, lambda done, total: progress(stage, done, total, ""))
+    return answer(model, samples, None, features, lambda done, total: progress(stage, done, total, ""))
 
 
 def _summary(

@@ -102,7 +102,12 @@ class Probed:
 
 
 def probe(
-    recipe: Recipe, encoder: str, images: int | None = None, progress: Progress | None = None, features: FeatureStore | None = None
+    recipe: Recipe,
+    encoder: str,
+    images: int | None = None,
+    progress: Progress | None = None,
+    features: FeatureStore | None = None,
+    reads: Sequence[str] = READ,
 ) -> Probed:
     """Probe one encoder of a recipe on the recipe's data; the decoder is not built.
 
@@ -112,6 +117,7 @@ def probe(
         images: at most that many training images and that many test images; None takes all.
         progress: called as `progress(images done, images)`.
         features: a store that holds every layer of this one encoder for all images; without one the encoder is loaded and run.
+        reads: which of `READ` are probed; `both`, by which layers are compared, always is.
 
     Raises: DehvfError where the recipe has no such encoder, no data or no question that can be probed; DataError for an image
         that cannot be read.
@@ -141,7 +147,8 @@ def probe(
 
     read = _read(encode, found, progress)
     place = {one.image: number for number, one in enumerate(found)}
-    probed = [_kind(name, *kinds[name], read, place) for name in kinds]
+    probed_parts = {part: read[part] for part in READ if part in (*reads, "both")}
+    probed = [_kind(name, *kinds[name], probed_parts, place) for name in kinds]
     return Probed(str(config.model), read["global"].shape[1], len(found), probed, skipped)
 
 
@@ -214,8 +221,8 @@ def _kind(name: str, train: Sequence[Sample], test: Sequence[Sample], read: Mapp
     rows, asked = [place[one.image] for one in train], [place[one.image] for one in test]
     answers, wanted = np.array([one.answer for one in train]), np.array([one.answer for one in test])
     layers = []
-    for layer in range(read["global"].shape[1]):
-        right = {part: _right(read[part][rows, layer], answers, read[part][asked, layer], wanted) for part in READ}
+    for layer in range(read["both"].shape[1]):
+        right = {part: _right(one[rows, layer], answers, one[asked, layer], wanted) for part, one in read.items()}
         layers.append(Layer(layer, {part: share(found.tolist()) for part, found in right.items()}, right["both"]))
     chance = max(Counter(wanted.tolist()).values()) / len(wanted)
     return Kind(name, len(set(answers.tolist())), len(train), len(test), chance, layers)

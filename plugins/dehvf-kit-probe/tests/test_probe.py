@@ -59,6 +59,9 @@ def test_what_is_in_the_pixels_is_found_and_nothing_else(recipe: Path) -> None:
     lost, half = kinds["new colour"].lost_by(kinds["new colour"].best.layer)
     assert (lost, half) == (0.0, 0.0)
     assert set(found.wanted_layers()) <= set(range(found.num_layers))
+    alone = probe(load_recipe(recipe), "vision", reads=())
+    assert [list(layer.scores) for layer in alone.kinds[0].layers] == [["both"]] * found.num_layers
+    assert [layer.accuracy for layer in alone.kinds[0].layers] == [layer.accuracy for layer in found.kinds[0].layers]
 
 
 def test_command_writes_figures_and_heat_map(recipe: Path, tmp_path: Path, command: Command) -> None:

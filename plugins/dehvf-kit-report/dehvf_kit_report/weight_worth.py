@@ -22,7 +22,7 @@ from dehvf_kit.data.metrics.exact_match import Prediction, exact_match
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError, DehvfError
-from dehvf_kit.evaluation.answers import answer
+from dehvf_kit.evaluation.answers import BATCH, answer, batches, longest, prompt_rows
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit_report.fuser_weights import EncodedImages, FeatureSource, fuser_of, graph_outputs
 
@@ -79,7 +79,7 @@ def weight_worth(
     model: DehvfModel,
     samples: Sequence[Sample],
     features: FeatureSource | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> WeightWorth:
     """Ask a trained model the same questions with its fuser's weights replaced.
@@ -90,7 +90,7 @@ def weight_worth(
         model: a trained model with a fuser.
         samples: the questions; those without exactly one image are not asked, and are counted.
         features: a filled store; without one the encoder runs for every answer.
-        batch_size: questions asked together.
+        batch_size: questions asked together; None: as many as `answer` asks.
         progress: called with answers found and wanted.
 
     Raises:
@@ -103,19 +103,21 @@ def weight_worth(
     if len(images) < 2:
         raise DataError(f"the worth of a fuser's weights: {len(images)} images among the questions; at least two are needed")
     source = EncodedImages(model) if features is None else features
-    weights, levels = _weights(model, images, source, batch_size)
+    weights, levels = _weights(model, images, source, batch_size or BATCH)
     given = _replacements(weights, levels)
     place = {one.image: row for row, one in enumerate(images)}
-    order = sorted(asked, key=lambda one: len(one.question))  # as `answer` asks them, so that batches are those of `eval`
+    new_tokens = model.generation_config.max_new_tokens or 1
+    together = list(batches(prompt_rows(model.processor, asked, longest(model, None)), asked, new_tokens, batch_size))
+    order = [asked[number] for places in together for number in places]
     rights: dict[str, list[bool]] = {}
     kinds: list[str] = []
     for number, name in enumerate(REPLACEMENTS):
         said: list[Prediction] = []
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for places in together:
+            batch = [asked[number] for number in places]
             rows = [place[one.image] for one in batch]
-            with replaced(module, None if name == "own" else given[name][rows]):
-                said += answer(model, batch, batch_size, features)  # type: ignore[arg-type]
+            with replaced(module, None if name == "own" else given[name][rows]):  # in the order of the batch, which `answer` keeps
+                said += answer(model, batch, len(batch), features)  # type: ignore[arg-type]
             progress(number * len(order) + len(said), len(REPLACEMENTS) * len(order))
         rights[name] = [_right(model, one) for one in said]
         kinds = [one.kind for one in said]

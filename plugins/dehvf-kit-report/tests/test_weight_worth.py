@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from dehvf_kit_report import weight_worth as module
 from dehvf_kit_report.inside import look_inside
 from dehvf_kit_report.weight_worth import REPLACEMENTS, _replacements, _ring, _weights, paired, replaced, weight_worth
 from dehvf_kit_report.worth_section import worth_sections
@@ -86,6 +90,28 @@ def test_accuracy_as_trained_is_that_of_eval(model: DehvfModel, samples: list, s
     for name, scores in found.scores.items():
         assert scores["all"].accuracy == pytest.approx(own["all"].accuracy - scores["all"].lost), name
     assert found.as_dict()["scores"]["other"]["all"]["questions"] == len(samples)
+
+
+def test_every_question_has_the_weights_of_its_own_image(
+    model: DehvfModel, samples: list, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long words may be few tokens, and two questions may share an image: neither may move a row's weights to another row."""
+    words = ["what ?", "what colour ?", "what colour is it ?", "it ?", "is it is it is it ?", "colour colour colour"]
+    asked = [replace(samples[number % 4], id=str(number), question=words[number % 6]) for number in range(24)]
+    monkeypatch.setattr(module, "_replacements", lambda weights, _: dict.fromkeys(REPLACEMENTS, weights))
+    worst: list[float] = []
+
+    @contextlib.contextmanager
+    def compared(fuser: torch.nn.Module, weights: torch.Tensor | None) -> Iterator[None]:
+        hook = lambda _, given, output: worst.append(0.0 if weights is None else float((output[1] - weights).abs().max()))  # noqa: E731
+        handle = fuser.register_forward_hook(hook)
+        yield
+        handle.remove()
+
+    monkeypatch.setattr(module, "replaced", compared)
+    for size in (None, 5):
+        weight_worth(model, asked, store, size)
+    assert worst and max(worst) < 1e-6
 
 
 def test_the_interval_of_a_paired_difference() -> None:

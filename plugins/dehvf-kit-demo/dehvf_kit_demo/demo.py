@@ -39,7 +39,7 @@ DRAWINGS = [
     *("training.epochs=1.4", "training.base_learning_rate=0.16"),
 ]
 EASY_VQA = [
-    *("data.train_questions=4800", "data.balanced=true"),
+    *("data.train_questions=5120", "data.balanced=true"),
     *("graph.injector.output_scale=0.033", "training.base_learning_rate=0.16"),
 ]
 DATA = {

@@ -57,7 +57,7 @@ def run(tree: Path, job: str, work: Path, options: argparse.Namespace) -> dict[s
     """What a job prints when a tree's code runs it. Raises: SystemExit with its error where it fails."""
     path = os.pathsep.join(map(str, [tree, *sorted((tree / "plugins").glob("*"))]))
     own = {"PYTHONPATH": path, "DEHVF_KIT_CACHE": str(work / "cache" / tree.name), "OMP_NUM_THREADS": str(options.threads)}
-    wanted = JOBS[job].environment if job in JOBS else {}
+    wanted = dict(one.split("=") for one in JOBS[job].environment) if job in JOBS else {}
     command = [sys.executable, str(WORKER), job, str(work), *(["--quick"] if options.quick else [])]
     found = subprocess.run(command, cwd=tree, env={**os.environ, **own, **wanted}, capture_output=True, text=True, check=False)
     if found.returncode:

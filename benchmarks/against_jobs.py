@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 RECIPE = "recipes/smollm2_dinov2_easyvqa.yaml"
@@ -38,7 +38,7 @@ class Job:
     """A job as the table names it.
 
     rate: the figure is `count` a second, not seconds. timed: wall time or processor seconds are compared, else `value`.
-    environment: variables that both sides run with.
+    environment: NAME=VALUE of the variables that both sides run with.
     """
 
     what: str
@@ -46,14 +46,14 @@ class Job:
     timed: bool = True
     rate: bool = False
     prepare: str = ""
-    environment: Mapping[str, str] = MappingProxyType({})
+    environment: tuple[str, ...] = ()
 
     def figure(self, found: Mapping[str, Any], name: str) -> float:
         """What the table compares, out of what the job printed."""
         return found["count"] / found[name] if self.rate else float(found[name])
 
 
-FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+FREED_AT_ONCE = ("MALLOC_MMAP_THRESHOLD_=65536", "MALLOC_TRIM_THRESHOLD_=0")
 """glibc gives freed tensors back to the system, so that the resident set holds live ones alone."""
 
 JOBS = {

@@ -230,7 +230,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             has_image: [batch] of bool.
             image_index: [row with an image], which of the distinct images a row has, or [batch, image] which ones in their
                 order (lists, or -1 where a row has fewer).
-            kwargs: go to the decoder.
+            kwargs: go to the decoder. With labels, `logits_to_keep` [position] or [batch, position] (-1 where a row has fewer)
+                names the columns before answer tokens: logits and loss are theirs alone.
 
         Tokens put into the input have no logits here: column i predicts what follows text token i.
         Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.

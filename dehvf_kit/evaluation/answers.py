@@ -41,7 +41,7 @@ def answer(
         model: the model.
         samples: the questions; those of like length share a batch, and among them those about one image.
         batch_size: questions asked together; None: 32, or up to 128 of one length if they and their answers have 2,048 tokens.
-            So many or fewer samples are asked in the order given.
+            If there are no more samples than a given `batch_size`, they are asked in one batch, in the order given.
         features: a store of image features to use.
         progress: called with answers found and wanted after each batch.
         kept: a file of answers; those that are in it are not asked again, and the others are appended as they come.
@@ -50,13 +50,10 @@ def answer(
     Raises:
         DataError: for scores that are not finite, or an answer longer than the decoder has positions for.
     """
-    processor = model.processor
-    prompt = PromptConfig(**processor.prompt) if processor.prompt else None
-    require_tokenizer(processor.tokenizer, prompt, embedded_tokens(model), learns=False)
-    new_tokens = generation.get("max_new_tokens") or model.generation_config.max_new_tokens or 1
-    rows = prompt_rows(processor, samples, longest(model, new_tokens))
+    new_tokens = generation.get("max_new_tokens")
+    rows = asked_rows(model, samples, new_tokens)
     said: dict[int, Said] = {}
-    for places in batches(rows, samples, new_tokens, batch_size):
+    for places in batches(rows, samples, answer_tokens(model, new_tokens), batch_size):
         if kept is None or not kept.known.keys() >= set(places):  # the batch as a whole, so that its answers are the same
             texts = _say(model, [samples[n] for n in places], [rows[n] for n in places], features, generation)
             found = dict(zip(places, texts, strict=True))
@@ -77,9 +74,20 @@ def _prediction(sample: Sample, said: Said) -> Prediction:
     )
 
 
+def asked_rows(model: DehvfModel, samples: Sequence[Sample], new_tokens: int | None = None) -> list[PromptRow]:
+    """The prompts that `answer` asks. new_tokens: as in `asked`. Raises: DataError for a tokenizer that cannot make them."""
+    processor = model.processor
+    prompt = PromptConfig(**processor.prompt) if processor.prompt else None
+    require_tokenizer(processor.tokenizer, prompt, embedded_tokens(model), learns=False)
+    return prompt_rows(processor, samples, longest(model, new_tokens))
+
+
 def batches(rows: Sequence[PromptRow], samples: Sequence[Sample], new_tokens: int, size: int | None = None) -> Iterator[list[int]]:
-    """Places of the questions that are asked together, by the number of their tokens: without padding, and each image once."""
-    if size is not None and len(rows) <= size:
+    """Places of the questions that are asked together, by the number of their tokens: without padding, and each image once.
+
+    size: as `batch_size` in `answer`; what fits into one batch keeps its order.
+    """
+    if size is not None and 0 < len(rows) <= size:
         yield list(range(len(rows)))
         return
     images: dict[Any, int] = {}
@@ -109,8 +117,12 @@ def _say(
 def longest(model: DehvfModel, new_tokens: int | None) -> int | None:
     """Tokens a prompt may have, beside `new_tokens` of an answer; None: as many as the model's own settings say."""
     trained = model.recipe.training.max_length if model.recipe is not None else None
-    answer = new_tokens or model.generation_config.max_new_tokens or 1
-    return longest_prompt(trained, model.graph, answer)
+    return longest_prompt(trained, model.graph, answer_tokens(model, new_tokens))
+
+
+def answer_tokens(model: DehvfModel, new_tokens: int | None = None) -> int:
+    """Tokens an answer may have: those asked for, or as the model's own settings say."""
+    return new_tokens or model.generation_config.max_new_tokens or 1
 
 
 def until_end(model: DehvfModel, row: Sequence[int]) -> list[int]:

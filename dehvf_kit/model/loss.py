@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from dehvf_kit.errors import ShapeError
 from dehvf_kit.model.input_tokens import IGNORED
 
 if TYPE_CHECKING:
@@ -29,23 +31,27 @@ def decoder_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOu
 
 
 def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
-    """The decoder's output with loss and logits [batch, position, vocabulary] of the columns in `logits_to_keep` alone.
+    """The decoder's output with logits [batch, position, vocabulary] of columns `logits_to_keep`, with labels also their loss.
 
-    The output head reads no other columns: with answers of two tokens after questions of many lengths it costs as much as all
-    else in a small decoder.
+    The output head reads no other columns: an answer of two tokens costs it two, whatever the lengths of the questions in a batch.
 
-    arguments: what the decoder is given, with labels [batch, token], -100 where no loss is taken; logits_to_keep [position], or
-    [batch, position] of each row's own, -1 where a row has fewer: the columns before an answer token; and, where batches are
-    accumulated, num_items_in_batch, the answer tokens of the step.
+    arguments: what the decoder is given, with labels [batch, token], -100 where no loss is taken, or without; logits_to_keep
+    [position], or [batch, position] of each row's own, -1 where a row has fewer: the columns before an answer token, never counted
+    from the end; and, where batches are accumulated, num_items_in_batch, the answer tokens of the step.
+    Raises: ShapeError for columns of another number of rows.
     """
     given = dict(arguments)
     labels, kept, items = (given.pop(name, None) for name in ("labels", "logits_to_keep", "num_items_in_batch"))
-    kept = kept.expand(len(labels), -1)
-    with _head_reads(decoder, kept, labels.shape[1]):
+    rows, tokens = _text(given).shape[:2]
+    if kept.ndim > 2 or (kept.ndim == 2 and len(kept) != rows):
+        raise ShapeError(f"logits_to_keep is {tuple(kept.shape)}; wants [position] or [{rows}, position]")
+    kept = kept.expand(rows, -1)
+    with _head_reads(decoder, kept, tokens):
         output = decoder(**given)
     if output.logits.shape[1] != kept.shape[1]:  # this head was not reached
-        output.logits = _columns(output.logits, kept, labels.shape[1])
-    output.loss = next_token_loss(output.logits, following_labels(labels, kept), items)
+        output.logits = _columns(output.logits, kept, tokens)
+    if labels is not None:
+        output.loss = next_token_loss(output.logits, following_labels(labels, kept), items)
     return output
 
 
@@ -55,11 +61,18 @@ def following_labels(labels: Tensor, kept: Tensor) -> Tensor:
     return labels.take_along_dim(kept.clamp(min=0) + 1, 1).masked_fill(kept < 0, IGNORED)
 
 
+def _text(given: Mapping[str, Any]) -> Tensor:
+    return given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+
+
 @contextmanager
 def _head_reads(decoder: nn.Module, kept: Tensor, tokens: int) -> Iterator[None]:
-    """Inside, the decoder's output head is given columns `kept` [batch, position] of `tokens` alone, where it is a module."""
+    """Inside, the decoder's output head is given columns `kept` [batch, position] of `tokens` alone.
+
+    Not where the decoder as a whole is compiled, which would be compiled anew for every hook.
+    """
     head = decoder.get_output_embeddings()
-    if not isinstance(head, nn.Module):
+    if not isinstance(head, nn.Module) or _compiled(decoder):
         yield
         return
 
@@ -74,6 +87,10 @@ def _head_reads(decoder: nn.Module, kept: Tensor, tokens: int) -> Iterator[None]
         yield
     finally:
         handle.remove()
+
+
+def _compiled(decoder: nn.Module) -> bool:
+    return torch.compiler.is_compiling() or hasattr(decoder, "_orig_mod") or decoder._compiled_call_impl is not None
 
 
 def _columns(values: Tensor, kept: Tensor, tokens: int) -> Tensor:
@@ -94,8 +111,7 @@ def _of_the_text(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOu
     given = dict(arguments)
     kept = given.pop("logits_to_keep") if isinstance(given.get("logits_to_keep"), Tensor) else None
     output = decoder(**given)
-    text = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-    output.logits = output.logits[:, -text.shape[1] :]
+    output.logits = output.logits[:, -_text(given).shape[1] :]
     if kept is not None:
         output.logits = output.logits[:, kept]
     return output

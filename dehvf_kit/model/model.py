@@ -230,8 +230,8 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             has_image: [batch] of bool.
             image_index: [row with an image], which of the distinct images a row has, or [batch, image] which ones in their
                 order (lists, or -1 where a row has fewer).
-            kwargs: go to the decoder. With labels, `logits_to_keep` [position] or [batch, position] (-1 where a row has fewer)
-                names the columns before answer tokens: logits and loss are theirs alone.
+            kwargs: go to the decoder. `logits_to_keep` [position] or [batch, position] (-1 where a row has fewer) names the
+                columns before answer tokens: logits and loss are theirs alone.
 
         Tokens put into the input have no logits here: column i predicts what follows text token i.
         Raises: ShapeError where images and rows do not match, DehvfError after `detach()`.
@@ -260,16 +260,15 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
                 stack.enter_context(extended.embedded(self.get_input_embeddings(), self._tell))
             elif extended is not None:
                 self._tell(extended.places)
-            answers = labels is not None and isinstance(given.get("logits_to_keep"), Tensor)
+            kept = given.get("logits_to_keep")
+            answers = isinstance(kept, Tensor) and (labels is not None or kept.ndim > 1)
             output = (answer_loss if answers else decoder_loss)(self.decoder, given)
         learned = "logits" if output.loss is None else "loss"
         if self.training and torch.is_grad_enabled() and not output[learned].requires_grad:  # no image, so nothing to learn
             output[learned] = output[learned] + sum(weight.flatten()[:0].sum() for weight in self.trainable_parameters())
-        if answers:
-            return output
         if extended is not None and hasattr(output.get("past_key_values"), "get_seq_length"):
             output.past_key_values.dehvf_columns = text.shape[1], extended.attention_mask  # for the passes behind it
-        if extended is not None and output.logits.shape[1] == extended.length:
+        if extended is not None and not answers and output.logits.shape[1] == extended.length:
             output.logits = output.logits[:, extended.count :]
         return output
 

@@ -42,3 +42,4 @@ def test_questions_of_one_length_share_a_batch_and_those_about_one_image_stand_t
     assert [len(batch) for batch in batches(rows, samples, 500, None)][0] == 32, "long answers take memory"
     assert [len(batch) for batch in batches(rows, samples, 1, 100)] == [100, 100, 100]
     assert list(batches(rows, samples, 1, 300)) == [list(range(300))], "what fits into one batch keeps its order"
+    assert list(batches([], [], 1, 32)) == list(batches([], [], 1)) == []

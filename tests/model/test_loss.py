@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from dehvf_kit.data.encoding import Collator
+from dehvf_kit.errors import ShapeError
 from dehvf_kit.model.loss import answer_loss, decoder_loss, following_labels
 from dehvf_kit.testing import tiny_models
 from tests.helpers import VOCAB, pixels, tiny_model, tokens
@@ -88,6 +90,16 @@ def test_a_batch_without_answers_has_no_logits() -> None:
     batch = Collator(0)([{"input_ids": [3, 4], "labels": [-100, -100]}])
     output = tiny_model()(**batch)
     assert output.logits.shape == (1, 0, VOCAB) and output.loss.isnan()
+
+
+def test_columns_by_row_need_no_labels_and_have_a_row_each() -> None:
+    model, ids = tiny_model().eval(), tokens(3, 8)
+    whole = model(input_ids=ids, pixel_values=pixels()).logits
+    part = model(input_ids=ids, pixel_values=pixels(), logits_to_keep=KEPT)
+    assert part.loss is None
+    torch.testing.assert_close(part.logits, whole.take_along_dim(KEPT.clamp(min=0)[..., None], 1), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ShapeError, match=re.escape("logits_to_keep is (2, 3); wants [position] or [3, position]")):
+        model(input_ids=ids, pixel_values=pixels(), logits_to_keep=KEPT[:2])
 
 
 def test_the_head_is_left_as_it_was_after_an_error() -> None:

@@ -22,7 +22,7 @@ from dehvf_kit.data.metrics.exact_match import Prediction, exact_match
 from dehvf_kit.data.metrics.intervals import share
 from dehvf_kit.data.samples import Sample, each_image
 from dehvf_kit.errors import DataError, DehvfError
-from dehvf_kit.evaluation.answers import BATCH, answer, batches, longest, prompt_rows
+from dehvf_kit.evaluation.answers import BATCH, answer, answer_tokens, asked_rows, batches
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit_report.fuser_weights import EncodedImages, FeatureSource, fuser_of, graph_outputs
 
@@ -106,8 +106,7 @@ def weight_worth(
     weights, levels = _weights(model, images, source, batch_size or BATCH)
     given = _replacements(weights, levels)
     place = {one.image: row for row, one in enumerate(images)}
-    new_tokens = model.generation_config.max_new_tokens or 1
-    together = list(batches(prompt_rows(model.processor, asked, longest(model, None)), asked, new_tokens, batch_size))
+    together = list(batches(asked_rows(model, asked), asked, answer_tokens(model), batch_size))
     order = [asked[number] for places in together for number in places]
     rights: dict[str, list[bool]] = {}
     kinds: list[str] = []

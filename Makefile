@@ -1,4 +1,4 @@
-# make demo: train the recipe on drawings, at most 7 minutes, then 100 steps without images; score both.
+# make demo: train the recipe on drawings, at most 7 minutes, then 150 steps without images; score both.
 # make test: what every change must keep, a few minutes; make nightly: the rest. Each creates .venv first, once.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

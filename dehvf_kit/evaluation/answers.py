@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ def answer(
 ) -> list[Prediction]:
     """Ask the model every question and keep what it says, in the order of the samples, with the `answer_start` it was given.
 
+    Questions of the same words that no image tells apart are asked once, unless answers are sampled.
+
     Args:
         model: the model.
         samples: the questions; those of like length share a batch, and among them those about one image.
@@ -52,8 +55,11 @@ def answer(
     """
     new_tokens = generation.get("max_new_tokens")
     rows = asked_rows(model, samples, new_tokens)
+    first = _first_alike(model, rows, samples, generation)
+    asked, counts = sorted(set(first)), Counter(first)
     said: dict[int, Said] = {}
-    for places in batches(rows, samples, answer_tokens(model, new_tokens), batch_size):
+    for batch in batches([rows[n] for n in asked], [samples[n] for n in asked], answer_tokens(model, new_tokens), batch_size):
+        places = [asked[n] for n in batch]
         if kept is None or not kept.known.keys() >= set(places):  # the batch as a whole, so that its answers are the same
             texts = _say(model, [samples[n] for n in places], [rows[n] for n in places], features, generation)
             found = dict(zip(places, texts, strict=True))
@@ -63,8 +69,21 @@ def answer(
             found = {place: kept.known[place] for place in places}
         said |= found
         if progress is not None:
-            progress(len(said), len(samples))
-    return [_prediction(sample, said[place]) for place, sample in enumerate(samples)]
+            progress(sum(counts[place] for place in said), len(samples))
+    return [_prediction(sample, said[place]) for sample, place in zip(samples, first, strict=True)]
+
+
+def _first_alike(
+    model: DehvfModel, rows: Sequence[PromptRow], samples: Sequence[Sample], generation: Mapping[str, Any]
+) -> list[int]:
+    """For each question the place of the first that has its answer: the same tokens, no image to tell them apart, no chance."""
+    if generation.get("do_sample", model.generation_config.do_sample):
+        return list(range(len(rows)))
+    first: dict[Any, int] = {}
+    return [
+        place if sample.images and model.reads_images else first.setdefault((tuple(row.tokens), tuple(row.start), row.cut), place)
+        for place, (row, sample) in enumerate(zip(rows, samples, strict=True))
+    ]
 
 
 def _prediction(sample: Sample, said: Said) -> Prediction:

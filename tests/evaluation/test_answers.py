@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dehvf_kit.data.samples import Sample
+from dehvf_kit.evaluation import answers
 from dehvf_kit.evaluation.answers import Prediction, PromptRow, accuracy, batches, share, tidy
+from dehvf_kit.evaluation.kept_answers import Said
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,28 @@ def test_questions_of_one_length_share_a_batch_and_those_about_one_image_stand_t
     assert [len(batch) for batch in batches(rows, samples, 1, 100)] == [100, 100, 100]
     assert list(batches(rows, samples, 1, 300)) == [list(range(300))], "what fits into one batch keeps its order"
     assert list(batches([], [], 1, 32)) == list(batches([], [], 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("reads_images", "sampled", "wanted"), [(True, False, "01235"), (False, False, "01"), (False, True, "012345")], ids=str
+)
+def test_questions_that_nothing_tells_apart_are_asked_once(
+    reads_images: bool, sampled: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [Sample(str(n), "what" if n % 2 else "who", "", Path("a.png") if n in (1, 2, 5) else None) for n in range(6)]
+    asked: list[str] = []
+
+    def say(model: Any, batch: list[Sample], *_: Any) -> list[Said]:
+        asked.extend(one.id for one in batch)
+        return [Said(f"{one.question} of {one.id}", 0) for one in batch]
+
+    monkeypatch.setattr(answers, "_say", say)
+    monkeypatch.setattr(
+        answers, "asked_rows", lambda _, rows, new: [PromptRow(list(map(ord, one.question)), [], 0) for one in rows]
+    )
+    model: Any = SimpleNamespace(reads_images=reads_images, generation_config=SimpleNamespace(do_sample=sampled, max_new_tokens=2))
+    done: list[int] = []
+    found = answers.answer(model, samples, 2, progress=lambda so_far, total: done.append(so_far))
+    assert sorted(asked) == sorted(wanted) and done[-1] == 6 and done == sorted(done)
+    assert [one.id for one in found] == list("012345")
+    assert all(one.prediction.startswith(one.question) for one in found)

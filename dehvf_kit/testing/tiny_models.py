@@ -97,8 +97,8 @@ EXTRA_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def decoder_types() -> list[str]:
-    """The decoder types that transformers' causal-LM mapping knows, in its order."""
-    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """The decoder types that transformers' causal-LM mapping knows, in its order, without the kit's own."""
+    return [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name != "dehvf"]
 
 
 def tiny_config(model_type: str, **settings: Any) -> PretrainedConfig:

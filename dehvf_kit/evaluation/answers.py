@@ -34,6 +34,7 @@ def answer(
     features: FeatureStore | None = None,
     progress: Callable[[int, int], None] | None = None,
     kept: KeptAnswers | None = None,
+    each: bool = False,
     **generation: Any,
 ) -> list[Prediction]:
     """Ask the model every question and keep what it says, in the order of the samples, with the `answer_start` it was given.
@@ -48,6 +49,7 @@ def answer(
         features: a store of image features to use.
         progress: called with answers found and wanted after each batch.
         kept: a file of answers; those that are in it are not asked again, and the others are appended as they come.
+        each: ask every question, whatever the others are, as a measurement of time per question wants.
         generation: keywords for `generate` beyond the recipe's own.
 
     Raises:
@@ -55,7 +57,7 @@ def answer(
     """
     new_tokens = generation.get("max_new_tokens")
     rows = asked_rows(model, samples, new_tokens)
-    first = _first_alike(model, rows, samples, generation)
+    first = list(range(len(rows))) if each else _first_alike(model, rows, samples, generation)
     asked, counts = sorted(set(first)), Counter(first)
     said: dict[int, Said] = {}
     for batch in batches([rows[n] for n in asked], [samples[n] for n in asked], answer_tokens(model, new_tokens), batch_size):

@@ -71,4 +71,7 @@ def test_questions_that_nothing_tells_apart_are_asked_once(
     found = answers.answer(model, samples, 2, progress=lambda so_far, total: done.append(so_far))
     assert sorted(asked) == sorted(wanted) and done[-1] == 6 and done == sorted(done)
     assert [one.id for one in found] == list("012345")
+    asked.clear()
+    answers.answer(model, samples, 2, each=True)
+    assert sorted(asked) == list("012345")
     assert all(one.prediction.startswith(one.question) for one in found)

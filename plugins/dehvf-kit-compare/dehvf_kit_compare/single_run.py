@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def run_job(file: Path, progress: Progress = silent) -> Path:
     began = time.perf_counter()
     settings = {"batch_size": SCORING_BATCH, "features": features}
     predictions = recipe.data.ask(
-        answer, model, asked, **settings, progress=lambda done, total: progress("asking", done, total, "")
+        partial(answer, each=True), model, asked, **settings, progress=lambda done, total: progress("asking", done, total, "")
     )
     seconds = time.perf_counter() - began
     predictions = with_skipped(predictions, wanted, to_ask.skipped)

@@ -46,9 +46,9 @@ def answer_loss(decoder: nn.Module, arguments: Mapping[str, Any]) -> CausalLMOut
     if kept.ndim > 2 or (kept.ndim == 2 and len(kept) != rows):
         raise ShapeError(f"logits_to_keep is {tuple(kept.shape)}; wants [position] or [{rows}, position]")
     kept = kept.expand(rows, -1)
-    with _head_reads(decoder, kept, tokens):
+    with _head_reads(decoder, kept, tokens) as reached:
         output = decoder(**given)
-    if output.logits.shape[1] != kept.shape[1]:  # this head was not reached
+    if not reached:
         output.logits = _columns(output.logits, kept, tokens)
     if labels is not None:
         output.loss = next_token_loss(output.logits, following_labels(labels, kept), items)
@@ -66,25 +66,26 @@ def _text(given: Mapping[str, Any]) -> Tensor:
 
 
 @contextmanager
-def _head_reads(decoder: nn.Module, kept: Tensor, tokens: int) -> Iterator[None]:
-    """Inside, the decoder's output head is given columns `kept` [batch, position] of `tokens` alone.
+def _head_reads(decoder: nn.Module, kept: Tensor, tokens: int) -> Iterator[list[nn.Module]]:
+    """Inside, the decoder's output head is given columns `kept` [batch, position] of `tokens` alone; yields the heads that were.
 
     Not where the decoder as a whole is compiled, which would be compiled anew for every hook.
     """
-    head = decoder.get_output_embeddings()
+    head, reached = decoder.get_output_embeddings(), list[nn.Module]()
     if not isinstance(head, nn.Module) or _compiled(decoder):
-        yield
+        yield reached
         return
 
-    def gather(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    def gather(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = given[0] if given else None
         if not isinstance(hidden, Tensor) or hidden.ndim != 3 or len(hidden) != len(kept) or hidden.shape[1] < tokens:
             return given
+        reached.append(module)
         return (_columns(hidden, kept, tokens), *given[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        yield
+        yield reached
     finally:
         handle.remove()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput
 
 from dehvf_kit.adapter.checkpoint import restore
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 MODULES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": ""}
 """Modules of the trackers that are not called like them; Kubeflow's is a part of transformers."""
 PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit", "tensorboard": "'dehvf-kit[train]'"}
+
+SPAN = 4
+"""Batches that samples of like length are sorted within: few, so that each stretch of training has every length."""
 
 
 def training_arguments(config: TrainingConfig, output: Path, samples: int, processes: int = 1) -> TrainingArguments:
@@ -264,7 +267,12 @@ class DehvfTrainer(CheckpointingTrainer):
 
 
 class SeededLengthSampler(LengthGroupedSampler):
-    """Samples of like length together, in an order set by seed and epoch alone, so that a resumed run repeats it."""
+    """Samples of like length together, in an order set by seed and epoch alone, so that a resumed run repeats it.
+
+    Lengths are sorted within every `SPAN` batches, which then come in random order: where a question's length tells its kind,
+    batches sorted over a longer stretch train on one kind for many steps (docs/results.md). The longest sample is in the first
+    batch, so that a device without the memory for it says so at once.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -275,7 +283,14 @@ class SeededLengthSampler(LengthGroupedSampler):
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
-        return super().__iter__()
+        order = get_length_grouped_indices(self.lengths, self.batch_size, SPAN, self.generator)
+        for start in range(0, len(order), SPAN * self.batch_size):
+            span = order[start : start + SPAN * self.batch_size]
+            batches = [span[place : place + self.batch_size] for place in range(0, len(span), self.batch_size)]
+            ordered = start == 0 or len(span) % self.batch_size  # the longest first, an incomplete batch last
+            places = range(len(batches)) if ordered else torch.randperm(len(batches), generator=self.generator).tolist()
+            for place in places:
+                yield from batches[place]
 
 
 class NamingCollator(Collator):

@@ -102,6 +102,16 @@ def test_columns_by_row_need_no_labels_and_have_a_row_each() -> None:
         model(input_ids=ids, pixel_values=pixels(), logits_to_keep=KEPT[:2])
 
 
+@pytest.mark.parametrize("model_type", ["llama", "prophetnet"])
+def test_all_columns_come_in_the_order_asked_for(model_type: str) -> None:
+    decoder, ids = tiny_models.tiny_decoder(model_type), tokens(2, 8) % 30
+    backwards = torch.arange(7, -1, -1)
+    with torch.no_grad():
+        whole = decoder(input_ids=ids).logits
+        part = answer_loss(decoder, {"input_ids": ids, "logits_to_keep": backwards})
+    torch.testing.assert_close(part.logits, whole[:, backwards], rtol=1e-5, atol=1e-6)
+
+
 def test_the_head_is_left_as_it_was_after_an_error() -> None:
     decoder, ids = tiny_model().decoder, tokens(3, 8)
     head = decoder.get_output_embeddings()

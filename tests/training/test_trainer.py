@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from dehvf_kit.recipe.sections import TrainingConfig
 from dehvf_kit.training.callbacks import SPENT, TimeBudget
 from dehvf_kit.training.run import train
 from dehvf_kit.training.run_folder import compare_records, record_of, write_record
-from dehvf_kit.training.trainer import DehvfTrainer, training_arguments
+from dehvf_kit.training.trainer import DehvfTrainer, SeededLengthSampler, training_arguments
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,30 @@ def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, setti
     train(recipe, tmp_path / "cut", resume=True)
     one, other = (dehvf_kit.load(tmp_path / name / "adapter").named_trainable_parameters() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_batches_of_like_length_come_in_random_order() -> None:
+    lengths = [random.Random(place).randrange(5, 40) for place in range(8 * 4 * 6 + 3)]
+    sampler = SeededLengthSampler(8, lengths, seed=0)
+    orders = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert orders[-1] == list(sampler)
+    assert orders[0] != orders[1]
+    for order in orders:
+        assert sorted(order) == list(range(len(lengths)))
+        batches = [[lengths[place] for place in order[start : start + 8]] for start in range(0, len(order), 8)]
+        assert max(batches[0]) == max(lengths) and len(batches[-1]) == 3
+        spans = [batches[start : start + 4] for start in range(4, 24, 4)]
+        assert sum(_apart(span) for span in spans) >= 4, "the one that gave the first batch its longest sample may not be sorted"
+        assert [max(batch) for span in spans for batch in span] != [max(batch) for span in spans for batch in sorted(span)[::-1]]
+
+
+def _apart(batches: list[list[int]]) -> bool:
+    """No two batches have lengths between one another's."""
+    ordered = sorted(batches, key=max)
+    return all(max(one) <= min(other) for one, other in zip(ordered, ordered[1:], strict=False))
 
 
 def test_run_in_place_of_another_is_refused(world: Path, tmp_path: Path) -> None:

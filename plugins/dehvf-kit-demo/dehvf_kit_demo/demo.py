@@ -40,7 +40,7 @@ DRAWINGS = [
 ]
 EASY_VQA = [
     *("data.train_questions=5120", "data.balanced=true"),
-    *("graph.injector.output_scale=0.033", "training.base_learning_rate=0.16"),
+    *("graph.injector.output_scale=0.033", "training.base_learning_rate=0.16", "training.group_by_length=true"),
 ]
 DATA = {
     "drawings": ("smollm2_dinov2_drawings.yaml", "smollm2_drawings_blind.yaml", DRAWINGS),

@@ -29,6 +29,7 @@ from typing import Any
 RECIPE = "recipes/smollm2_dinov2_easyvqa.yaml"
 WIDTH, HEIGHT, SIDE = 1024, 768, 224
 DIFFERENT = 32
+TOKENS = 200
 DECODER = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 8, "vocab_size": 1024}
 SMALL = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8, "num_hidden_layers": 4, "vocab_size": 1024}
 
@@ -227,7 +228,7 @@ def _backward(model: Any, batch: Mapping[str, Any]) -> float:
 
 
 def memory(work: Path, quick: bool, checkpointed: bool = False) -> dict[str, Any]:
-    """Resident bytes above those before the decoder was made, at a step's peak: batch 4, 200 tokens, bfloat16."""
+    """Resident bytes above those before the decoder was made, at a step's peak: batch 4, `TOKENS` tokens, bfloat16."""
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
@@ -237,15 +238,15 @@ def memory(work: Path, quick: bool, checkpointed: bool = False) -> dict[str, Any
     before = _resident("VmRSS")
     decoder = LlamaForCausalLM(LlamaConfig(**shapes, max_position_embeddings=512)).to(torch.bfloat16).requires_grad_(False)
     gc.collect()
-    ids = torch.randint(0, shapes["vocab_size"], (4, 200))
+    ids = torch.randint(0, shapes["vocab_size"], (4, TOKENS))
     text = decoder.get_input_embeddings()(ids).detach().requires_grad_()
     if checkpointed:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
         decoder.train()
 
-    def plain() -> None:
+    def plain(tokens: int) -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            decoder(inputs_embeds=text, labels=ids, use_cache=False).loss.backward()
+            decoder(inputs_embeds=text[:, :tokens], labels=ids[:, :tokens], use_cache=False).loss.backward()
 
     alone = _peak(plain) - before
     if checkpointed:
@@ -272,21 +273,22 @@ def memory(work: Path, quick: bool, checkpointed: bool = False) -> dict[str, Any
     del tower
     held = _resident("VmRSS") - held
 
-    def with_images() -> None:
+    def with_images(tokens: int) -> None:
+        given = {"inputs_embeds": text[:, :tokens], "vision_features": features, "labels": ids[:, :tokens]}
         with torch.autocast("cpu", torch.bfloat16):
-            model(inputs_embeds=text, vision_features=features, labels=ids, use_cache=False).loss.backward()
+            model(**given, use_cache=False).loss.backward()
 
     encoders = sum(one.numel() * one.element_size() for one in model.towers.parameters())
     ours = _peak(with_images) - before - encoders
     return {"value": ours / alone, "count": 1, "digest": "", "wall": 0, "cpu": 0, "text": alone, "dehvf": ours, "held": held}
 
 
-def _peak(run: Callable[[], None]) -> int:
-    """The resident set's peak in the second of two runs. Linux alone."""
-    run()
+def _peak(run: Callable[[int], None]) -> int:
+    """The resident set's peak in a run of `TOKENS` tokens, after one of few that made what stays. Linux alone."""
+    run(8)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    run()
+    run(TOKENS)
     return _resident("VmHWM")
 
 

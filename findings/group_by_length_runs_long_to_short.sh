@@ -3,10 +3,10 @@
 #
 # Versions: transformers 5.23.0, accelerate 1.15.0, torch 2.13.0, Python 3.11.
 # Surprise: train_sampling_strategy="group_by_length" (group_by_length=True before version 5) shuffles the samples, sorts them
-#   within stretches of 50 batches by falling length, and does not shuffle the batches afterwards: each batch of a stretch is
-#   shorter than the one before. Where length tells the kind of a sample (questions, chats of one and of many turns, captions
-#   beside answers), the model trains on one kind at a time, and the last steps, as a rule those of the lowest learning rate, see
-#   the shortest kind alone. The loss goes up and down with a period of 50 steps. Nothing in the argument's documentation says so.
+#   within stretches of 50 batches (fewer in small sets) by falling length, and does not shuffle the batches afterwards: each batch
+#   of a stretch is shorter than the one before. Where length tells the kind of a sample (questions, chats of one and of many
+#   turns, captions beside answers), the model trains on one kind at a time, and the last steps, as a rule those of the lowest
+#   learning rate, see the shortest kind alone. Nothing in the argument's documentation says so.
 # Who meets it: anyone who turns length grouping on to save padding, most of all in runs of a few hundred steps.
 # Workaround: a sampler that sorts within few batches and shuffles them, given by overriding Trainer._get_train_sampler.
 # Output when written (2026-11-30), 1,600 samples of 4 to 43 tokens, batches of 8, one epoch:

@@ -164,7 +164,7 @@ def test_resumed_run_ends_in_the_same_weights(world: Path, tmp_path: Path, setti
 
 
 def test_batches_of_like_length_come_in_random_order() -> None:
-    lengths = [random.Random(place).randrange(5, 40) for place in range(8 * 4 * 6 + 3)]
+    lengths = [random.Random(place).randrange(5, 40) for place in range(8 * 4 * 12 + 3)]
     sampler = SeededLengthSampler(8, lengths, seed=0)
     orders = []
     for epoch in (0, 1):
@@ -176,9 +176,10 @@ def test_batches_of_like_length_come_in_random_order() -> None:
         assert sorted(order) == list(range(len(lengths)))
         batches = [[lengths[place] for place in order[start : start + 8]] for start in range(0, len(order), 8)]
         assert max(batches[0]) == max(lengths) and len(batches[-1]) == 3
-        spans = [batches[start : start + 4] for start in range(4, 24, 4)]
-        assert sum(_apart(span) for span in spans) >= 4, "the one that gave the first batch its longest sample may not be sorted"
-        assert [max(batch) for span in spans for batch in span] != [max(batch) for span in spans for batch in sorted(span)[::-1]]
+        spans = [batches[start : start + 4] for start in range(4, 48, 4)]
+        assert sum(_apart(span) for span in spans) >= 10, "the one that gave the first batch its longest sample may not be sorted"
+        falling = [sum(one) > sum(other) for one, other in zip(batches, batches[1:], strict=False)]
+        assert sum(falling) / len(falling) < 0.7, "the Trainer's own order falls eleven times in twelve here"
 
 
 def _apart(batches: list[list[int]]) -> bool:

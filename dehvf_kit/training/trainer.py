@@ -275,20 +275,20 @@ class SeededLengthSampler(LengthGroupedSampler):
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        super().__init__(batch_size, lengths=lengths)
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch)
-        order = get_length_grouped_indices(self.lengths, self.batch_size, SPAN, self.generator)
+        chance = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = get_length_grouped_indices(self.lengths, self.batch_size, SPAN, chance)
         for start in range(0, len(order), SPAN * self.batch_size):
             span = order[start : start + SPAN * self.batch_size]
             batches = [span[place : place + self.batch_size] for place in range(0, len(span), self.batch_size)]
             ordered = start == 0 or len(span) % self.batch_size  # the longest first, an incomplete batch last
-            places = range(len(batches)) if ordered else torch.randperm(len(batches), generator=self.generator).tolist()
+            places = range(len(batches)) if ordered else torch.randperm(len(batches), generator=chance).tolist()
             for place in places:
                 yield from batches[place]
 

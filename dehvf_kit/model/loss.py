@@ -71,7 +71,8 @@ def _head_reads(decoder: nn.Module, kept: Tensor, tokens: int) -> Iterator[list[
 
     Not where the decoder as a whole is compiled, which would be compiled anew for every hook.
     """
-    head, reached = decoder.get_output_embeddings(), list[nn.Module]()
+    head = decoder.get_output_embeddings()
+    reached: list[nn.Module] = []  # a call of list[nn.Module] would break the graph of a compiled model
     if not isinstance(head, nn.Module) or _compiled(decoder):
         yield reached
         return

@@ -118,3 +118,15 @@ def test_the_head_is_left_as_it_was_after_an_error() -> None:
     with pytest.raises(IndexError):
         answer_loss(decoder, {"input_ids": ids + VOCAB, "labels": answers_of(ids), "logits_to_keep": KEPT})
     assert not head._forward_pre_hooks
+
+
+def test_it_compiles_without_a_graph_break() -> None:
+    decoder = tiny_models.tiny_decoder("llama")
+    ids = torch.randint(3, 30, (3, 8), generator=torch.Generator().manual_seed(0))
+    given = {"input_ids": ids, "labels": answers_of(ids), "logits_to_keep": KEPT}
+    torch.compiler.reset()
+    try:
+        compiled = torch.compile(answer_loss, backend="eager", fullgraph=True)(decoder, given)
+    finally:
+        torch.compiler.reset()
+    assert torch.equal(compiled.loss, answer_loss(decoder, given).loss)

@@ -1,8 +1,9 @@
-"""Ways of decoding in which a second pass reads another memory: guidance, and drafts of an assistant model."""
+"""Ways of decoding: guidance and drafts of an assistant model, in which a second pass reads another memory; beams; compiled tokens."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from dehvf_kit.model.attachment import MemoryScope
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
+
+log = logging.getLogger(__name__)
+
+STATES_WITHOUT_BEAMS = frozenset({"minimax", "recurrent_gemma"})  # whose recurrent states transformers 5.23.0 does not reorder
 
 
 class WithoutImages:
@@ -57,6 +62,16 @@ def drafting(kwargs: Mapping[str, Any], rows: int, images: Mapping[str, Any]) ->
         raise DehvfError("assistant_model puts tokens into the input, which its drafts cannot skip; use one that writes memory")
     with MemoryScope(assistant.nodes, assistant.memory(rows, **images)):
         yield {**kwargs, "assistant_model": assistant.decoder}
+
+
+def beams_without_cache(config: GenerationConfig, decoder: Any) -> None:
+    """Have beams read the whole text at every token, with a warning, where a decoder's cache would mix their states."""
+    if (config.num_beams or 1) > 1 and config.use_cache is not False and decoder.config.model_type in STATES_WITHOUT_BEAMS:
+        log.warning(
+            f"num_beams={config.num_beams}: generating without a cache, as {decoder.config.model_type}'s cache mixes the states of "
+            "beams (findings/beam_search_mixes_recurrent_states.sh); greedy search is faster"
+        )
+        config.use_cache = False
 
 
 def compile_tokens(config: GenerationConfig, decoder: Any, given: Mapping[str, Any], prompt: int) -> None:

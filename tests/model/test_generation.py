@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import pixels, tiny_decoder, tiny_model, tokens
+from helpers import pixels, randomise, tiny_decoder, tiny_model, tokens
 from transformers import GenerationConfig
 
 from dehvf_kit.errors import ShapeError
+from dehvf_kit.testing import tiny_models
 
 NEW = 6
 WAYS = {
@@ -135,3 +136,19 @@ def test_generation_leaves_no_memory_behind():
     with pytest.raises(ValueError):
         generate(model, tokens(), pixel_values=pixels(), num_return_sequences=5, num_beams=2)
     assert model.nodes.injector.memory is None, "nor after an error"
+
+
+@pytest.mark.parametrize("model_type", ["minimax", "recurrent_gemma"])
+def test_beams_do_without_a_cache_that_would_mix_their_states(model_type, caplog):
+    """transformers 5.23.0 leaves these families' recurrent states in the order of the step before."""
+    decoder = tiny_models.tiny_decoder(model_type)
+    randomise(decoder, std=0.4)  # states large enough to tell beams apart
+    model = tiny_model(decoder)
+    settings = {"pixel_values": pixels(), "num_beams": 4, "do_sample": False}
+    ids = tokens().clamp(max=decoder.config.vocab_size - 1)
+    written = generate(model, ids, **settings)
+    assert torch.equal(written, generate(model, ids, use_cache=False, **settings))
+    assert f"{model_type}'s cache mixes the states of beams" in caplog.text
+    caplog.clear()
+    generate(model, ids, pixel_values=pixels(), do_sample=False)
+    assert not caplog.text, "greedy search has a cache, and nothing to say"

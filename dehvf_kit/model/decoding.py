@@ -1,4 +1,4 @@
-"""Ways of decoding: guidance and drafts of an assistant model, in which a second pass reads another memory; beams; compiled tokens."""
+"""Ways of decoding: guidance and drafts of an assistant, in which a second pass reads another memory; beams; compiled tokens."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STATES_WITHOUT_BEAMS = frozenset({"minimax", "recurrent_gemma"})  # whose recurrent states transformers 5.23.0 does not reorder
+MIXED_BY_CACHES = {"minimax": "beams", "recurrent_gemma": "beams", "rwkv": "rows"}  # in transformers 5.23.0
 
 
 class WithoutImages:
@@ -64,12 +64,14 @@ def drafting(kwargs: Mapping[str, Any], rows: int, images: Mapping[str, Any]) ->
         yield {**kwargs, "assistant_model": assistant.decoder}
 
 
-def beams_without_cache(config: GenerationConfig, decoder: Any) -> None:
-    """Have beams read the whole text at every token, with a warning, where a decoder's cache would mix their states."""
-    if (config.num_beams or 1) > 1 and config.use_cache is not False and decoder.config.model_type in STATES_WITHOUT_BEAMS:
+def without_mixing_cache(config: GenerationConfig, decoder: Any, rows: int) -> None:
+    """Have every token read the whole text again, with a warning, where a family's cache gives rows or beams another one's states."""
+    mixed, beams = MIXED_BY_CACHES.get(decoder.config.model_type), config.num_beams or 1
+    several = beams > 1 or (mixed == "rows" and rows * (config.num_return_sequences or 1) > 1)
+    if mixed is not None and several and config.use_cache is not False:
         log.warning(
-            f"num_beams={config.num_beams}: generating without a cache, as {decoder.config.model_type}'s cache mixes the states of "
-            "beams (findings/beam_search_mixes_recurrent_states.sh); greedy search is faster"
+            f"generating without a cache: {decoder.config.model_type}'s mixes the states of {mixed} in transformers (docs/bases.md); "
+            f"faster: {'greedy search' if mixed == 'beams' else 'one row at a time'}"
         )
         config.use_cache = False
 

@@ -23,7 +23,7 @@ from dehvf_kit.errors import DehvfError, ShapeError
 from dehvf_kit.model import run
 from dehvf_kit.model.attachment import AttachedComponents, MemoryScope, SeenByTrainers, recomputed
 from dehvf_kit.model.config import DehvfConfig
-from dehvf_kit.model.decoding import beams_without_cache, compile_tokens, drafting, guided
+from dehvf_kit.model.decoding import compile_tokens, drafting, guided, without_mixing_cache
 from dehvf_kit.model.input_tokens import ExtendedInputs, bos_token, continued, positions
 from dehvf_kit.model.loss import answer_loss, decoder_loss
 from dehvf_kit.model.run import Features, by_tower, generation_config, run_nodes
@@ -315,7 +315,7 @@ class DehvfModel(SeenByTrainers, AttachedComponents, PreTrainedModel, Generation
             log.warning(
                 "a quantised KV cache may share a scale between rows: an answer can depend on the rows beside it (docs/bases.md)"
             )
-        beams_without_cache(config, self.decoder)
+        without_mixing_cache(config, self.decoder, text.shape[0])
         if self.compiled and extended is None:
             compile_tokens(config, self.decoder, kwargs, text.shape[1])
         kwargs = guided(self, text.shape[0], config, kwargs)

@@ -138,17 +138,26 @@ def test_generation_leaves_no_memory_behind():
     assert model.nodes.injector.memory is None, "nor after an error"
 
 
-@pytest.mark.parametrize("model_type", ["minimax", "recurrent_gemma"])
-def test_beams_do_without_a_cache_that_would_mix_their_states(model_type, caplog):
-    """transformers 5.23.0 leaves these families' recurrent states in the order of the step before."""
+@pytest.mark.parametrize(
+    ("model_type", "mixed", "way", "kept"),
+    [
+        ("minimax", "beams", {"num_beams": 4}, 3),
+        ("recurrent_gemma", "beams", {"num_beams": 4}, 3),
+        ("rwkv", "rows", {}, 1),
+        ("rwkv", "rows", {"num_beams": 2}, 1),
+    ],
+)
+def test_a_cache_that_mixes_states_is_not_used(model_type, mixed, way, kept, caplog):
+    """transformers 5.23.0 leaves states in the order of the last beams, or reads another row's; greedy search of `kept` rows is right."""
     decoder = tiny_models.tiny_decoder(model_type)
-    randomise(decoder, std=0.4)  # states large enough to tell beams apart
+    randomise(decoder, std=0.4)  # states large enough to tell rows apart
     model = tiny_model(decoder)
-    settings = {"pixel_values": pixels(), "num_beams": 4, "do_sample": False}
     ids = tokens().clamp(max=decoder.config.vocab_size - 1)
-    written = generate(model, ids, **settings)
-    assert torch.equal(written, generate(model, ids, use_cache=False, **settings))
-    assert f"{model_type}'s cache mixes the states of beams" in caplog.text
+    written = generate(model, ids, pixel_values=pixels(), **way)
+    said = f"{model_type}'s mixes the states of {mixed}"
+    assert torch.equal(written, generate(model, ids, pixel_values=pixels(), use_cache=False, **way))
+    assert said in caplog.text
     caplog.clear()
-    generate(model, ids, pixel_values=pixels(), do_sample=False)
-    assert not caplog.text, "greedy search has a cache, and nothing to say"
+    greedy = generate(model, ids[:kept], pixel_values=pixels()[:kept])
+    assert torch.equal(greedy, generate(model, ids[:kept], pixel_values=pixels()[:kept], use_cache=False))
+    assert said not in caplog.text

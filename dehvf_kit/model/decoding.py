@@ -65,13 +65,13 @@ def drafting(kwargs: Mapping[str, Any], rows: int, images: Mapping[str, Any]) ->
 
 
 def without_mixing_cache(config: GenerationConfig, decoder: Any, rows: int) -> None:
-    """Have every token read the whole text again, with a warning, where a family's cache gives rows or beams another one's states."""
+    """Generate without a cache, with a warning, where a family's cache gives a row or a beam another one's states."""
     mixed, beams = MIXED_BY_CACHES.get(decoder.config.model_type), config.num_beams or 1
     several = beams > 1 or (mixed == "rows" and rows * (config.num_return_sequences or 1) > 1)
     if mixed is not None and several and config.use_cache is not False:
         log.warning(
-            f"generating without a cache: {decoder.config.model_type}'s mixes the states of {mixed} in transformers (docs/bases.md); "
-            f"faster: {'greedy search' if mixed == 'beams' else 'one row at a time'}"
+            f"generating without a cache: {decoder.config.model_type}'s mixes the states of {mixed} in transformers; "
+            f"faster: {'greedy search' if mixed == 'beams' else 'one row at a time'} (docs/bases.md)"
         )
         config.use_cache = False
 

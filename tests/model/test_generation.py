@@ -148,7 +148,7 @@ def test_generation_leaves_no_memory_behind():
     ],
 )
 def test_a_cache_that_mixes_states_is_not_used(model_type, mixed, way, kept, caplog):
-    """transformers 5.23.0 leaves states in the order of the last beams, or reads another row's; greedy search of `kept` rows is right."""
+    """transformers 5.23.0 keeps states in the last beams' order, or reads another row's; greedy search of `kept` rows is right."""
     decoder = tiny_models.tiny_decoder(model_type)
     randomise(decoder, std=0.4)  # states large enough to tell rows apart
     model = tiny_model(decoder)

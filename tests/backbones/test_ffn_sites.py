@@ -9,9 +9,11 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers.activations import ACT2FN
 
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError
+from dehvf_kit.testing import tiny_models
 
 DECODERS = [
     (transformers.LlamaConfig(), "model.layers.{}.mlp", 4096, "silu"),
@@ -89,6 +91,91 @@ def test_activation_is_the_ffns_own():
         site = ffn_sites(transformers.AutoModelForCausalLM.from_config(config))[0]
     x = torch.randn(5)
     assert torch.equal(site.activation(x), nn.functional.gelu(x))
+
+
+def _interleaved(experts, gate):
+    return experts._apply_gate(torch.stack([gate, torch.zeros_like(gate)], -1).flatten())  # (up + 1) * ...
+
+
+def _halves(experts, gate):
+    return experts._apply_gate(torch.cat([gate, torch.zeros_like(gate)]))  # (up + 1) * ...
+
+
+def _softcapped(experts, gate):
+    one = torch.ones_like(gate)
+    return experts.act_fn(gate, one) / experts.act_fn.up_softcap(one)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "own"),
+    [
+        ("gpt_oss", {}, _interleaved),
+        ("gpt_oss", {"swiglu_alpha": 1.25}, _interleaved),
+        ("minimax_m3_vl_text", {"swiglu_alpha": 1.25}, _halves),
+        ("inkling2_text", {"mlp_gate_softcap": 2.0}, _softcapped),
+    ],
+)
+def test_an_activation_that_code_spells_out(model_type, settings, own):
+    """What an expert makes of its gate where nothing multiplies it; gates beyond the clamp of GPT-OSS (7) are left out."""
+    model = tiny_models.tiny_decoder(model_type, **settings)
+    site = ffn_sites(model)[-1]
+    gate = torch.linspace(-4, 4, 33)
+    torch.testing.assert_close(site.activation(gate), own(model.get_submodule(site.path).experts, gate), rtol=0, atol=1e-6)
+
+
+@pytest.mark.nightly
+def test_every_family_has_its_configured_activation():
+    """Also mixtures whose router has an activation of its own: tanh everywhere that a configuration says `..._act...`."""
+    fixed = {"aria_text", "gpt_oss", "hy_v4", "inkling2_text", "minimax_m3_vl_text"}  # what their experts' code says
+    unbuilt = {"gemma4_assistant", "gemma4_unified_assistant", "musicgen", "musicgen_melody"}  # alone, in transformers 5.23.0
+    compared, others = 0, []
+    for model_type in sorted(set(tiny_models.decoder_types()) - fixed - unbuilt):
+        config = tiny_models.tiny_config(model_type)
+        if not _set_activations(config, "tanh"):
+            continue
+        try:
+            sites = ffn_sites(tiny_models.random_decoder(config))
+        except DecoderError:  # without FFN
+            continue
+        compared += 1
+        if {site.activation_name for site in sites} != {"tanh"}:
+            others.append(model_type)
+    assert not others
+    assert compared > 130
+
+
+def _set_activations(config, name):
+    found = 0
+    for key, value in vars(config).items():
+        if isinstance(value, transformers.PretrainedConfig):
+            found += _set_activations(value, name)
+        elif "act" in key and isinstance(value, str) and value in ACT2FN:
+            setattr(config, key, name)
+            found += 1
+        elif isinstance(value, dict) and value.get("name") in ACT2FN:
+            value["name"] = name
+            found += 1
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"router_hidden_size": 32}])
+def test_a_routers_activation_is_not_the_experts(settings):
+    """Zaya's router is an MLP with gelu, which looks like an FFN where it is as wide as the states."""
+    model = tiny_models.tiny_decoder("zaya", **settings)
+    assert {site.activation_name for site in ffn_sites(model)} == {"silu"}
+
+
+def test_a_router_with_a_sigmoid_beside_narrower_experts():
+    settings = {
+        "hidden_size": 32,
+        "moe_hidden_size": 24,
+        "moe_intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = transformers.MuseSparkTextConfig(**settings, num_key_value_heads=2, head_dim=8, num_local_experts=4, vocab_size=64)
+    model = transformers.MuseSparkTextModel(config)
+    assert [(site.path, site.activation_name) for site in ffn_sites(model)] == [("layers.0.mlp", "silu"), ("layers.1.mlp", "silu")]
 
 
 def test_a_decoder_without_ffn_is_refused():

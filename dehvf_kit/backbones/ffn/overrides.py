@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dehvf_kit.backbones.ffn.structure import ScaledSilu
 from dehvf_kit.errors import DecoderError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class FfnOverride:
     `layers`: the layer lists meant, the end of their paths being enough (`"global_transformer.layers"`).
     `entry`, `exit`: paths below a layer of the modules whose input is x and whose output is FFN(x).
     `activation`: the FFN's activation, by transformers' name or as a callable.
+    `activation_of`: the same, made from the configuration.
     `tokens_first`: the model keeps its states as [tokens, rows, hidden].
     """
 
@@ -29,6 +31,7 @@ class FfnOverride:
     entry: str | None = None
     exit: str | None = None
     activation: str | Callable[[Tensor], Tensor] | None = None
+    activation_of: Callable[[Any], Callable[[Tensor], Tensor]] | None = None
     tokens_first: bool = False
     reason: str = ""
 
@@ -37,6 +40,10 @@ FFN_OVERRIDES: dict[str, FfnOverride] = {
     "blt": FfnOverride(
         layers=("model.global_transformer.layers",),
         reason="four stacks of two widths; the latent transformer between the byte encoder and decoder is the decoder",
+    ),
+    "inkling2_text": FfnOverride(
+        activation_of=lambda config: ScaledSilu(limit=config.mlp_gate_softcap),
+        reason="its activation is a module of two arguments, gate and up",
     ),
     "xlnet": FfnOverride(tokens_first=True, reason="states are [tokens, rows, hidden]"),
 }

@@ -186,7 +186,8 @@ def _parts(layer: nn.Module, hidden_size: int, override: FfnOverride) -> list[Ff
 def _activation(
     ffn: nn.Module, layer: nn.Module, hidden_size: int, config: Any, override: FfnOverride
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    given = override.activation or find_activation(ffn, layer, hidden_size) or _configured_activation(config)
+    made = override.activation_of and override.activation_of(config)
+    given = override.activation or made or find_activation(ffn, layer, hidden_size) or _configured_activation(config)
     if isinstance(given, str):
         return activations()[given], given
     return given if isinstance(given, tuple) else (given, activation_name(given))

@@ -15,6 +15,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -139,16 +140,25 @@ def norm_width(module: nn.Module) -> int | None:
 def find_activation(ffn: nn.Module, layer: nn.Module, hidden_size: int) -> tuple[Activation, str] | None:
     """The activation an FFN applies and its name, or None.
 
-    Looked at first is the part that holds the FFN's two matrices (in a mixture, the experts, not the router): its
-    activation modules and functions, then the activations its code calls; then the layer around it.
+    Looked at first are a mixture's experts (their router has an activation too), then the part that holds the FFN's two matrices:
+    its activation modules and functions, then the activations its code calls; then the layer around it.
     """
     cores = [part for part in parts(ffn) if reads_and_writes(part, hidden_size, recurse=False)]
     inside = [part for core in cores for part in parts(core)]
-    for part in [*cores, *inside, ffn, layer, *parts(ffn)]:
+    for part in [*_experts(ffn), *cores, *inside, ffn, layer, *parts(ffn)]:
         found = _own_activation(part)
         if found is not None:
             return found
     return None
+
+
+def _experts(ffn: nn.Module) -> Iterator[nn.Module]:
+    """What holds a mixture's stacked weights [experts, a, b], or the parts of the first of its experts."""
+    for part in parts(ffn):
+        if any(weight.ndim > 2 for weight in part.parameters(recurse=False)):
+            yield part
+        elif isinstance(part, nn.ModuleList) and len(part) > 1 and len({type(expert) for expert in part}) == 1:
+            yield from parts(part[0])
 
 
 def _own_activation(part: nn.Module) -> tuple[Activation, str] | None:
@@ -161,8 +171,42 @@ def _own_activation(part: nn.Module) -> tuple[Activation, str] | None:
     calls = called_names(type(part))
     for name in FUNCTIONAL_ACTIVATIONS:
         if name in calls:
+            scaled = _scaled_sigmoid(part) if name == "sigmoid" else None
+            if scaled is not None:
+                return scaled, activation_name(scaled)
             name = _composed(name, calls)
             return activations()[name], name
+    return None
+
+
+@dataclass(frozen=True)
+class ScaledSilu:
+    """x * sigmoid(alpha x), as in GPT-OSS and MiniMax-M3; with a limit, as in Inkling2, limit * tanh(x / limit) for its first x."""
+
+    alpha: float = 1.0
+    limit: float | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        linear = x if self.limit is None else self.limit * torch.tanh(x / self.limit)
+        return linear * torch.sigmoid(x if self.alpha == 1 else self.alpha * x)
+
+    @property
+    def __name__(self) -> str:
+        bound = "x" if self.limit is None else f"{self.limit:g} tanh(x / {self.limit:g})"
+        return f"{bound} * sigmoid({'' if self.alpha == 1 else f'{self.alpha:g} '}x)"
+
+
+def _scaled_sigmoid(part: nn.Module) -> ScaledSilu | None:
+    """x * sigmoid(x * self.alpha) as a module's code spells it out."""
+    for node in ast.walk(class_tree(type(part))):
+        if isinstance(node, ast.Call) and _name(node.func) == "sigmoid" and len(node.args) == 1:
+            product = node.args[0]
+            if isinstance(product, ast.BinOp) and isinstance(product.op, ast.Mult):
+                for factor in (product.left, product.right):
+                    scale = getattr(part, factor.attr, None) if isinstance(factor, ast.Attribute) else None
+                    scale = factor.value if isinstance(factor, ast.Constant) else scale
+                    if isinstance(scale, int | float):
+                        return ScaledSilu(float(scale))
     return None
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr
@@ -20,7 +20,7 @@ from pydantic import Field, PrivateAttr
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import MAX_LAYERS
-from dehvf_kit.errors import DehvfError, RemoteCodeWarning, did_you_mean, shown
+from dehvf_kit.errors import DehvfError, RemoteCodeWarning, did_you_mean, listing, shown
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +159,19 @@ def not_loaded(error: Exception, what: str, field: str, model: str, location: st
             f"{field}.download=true ({first_line(error)})"
         )
     return DehvfError(f"{what} '{model}' cannot be loaded: {first_line(error)}")
+
+
+def refuse_missing(location: str, model: Any, missing: Iterable[str], what: str, argument: str) -> None:
+    """Raises: DehvfError where a checkpoint lacks weights, which transformers would leave random.
+
+    what: the part of a model that is wanted; argument: of `build`, which takes it from memory.
+    """
+    names = sorted(missing)
+    if names:
+        raise DehvfError(
+            f"'{location}' lacks {len(names)} weights of {type(model).__name__}, for example {listing(names[:2])}; "
+            f"give a checkpoint of the {what} itself, or load it yourself and hand it over as build({argument}=...)"
+        )
 
 
 def torch_dtype(name: Dtype) -> torch.dtype | Literal["auto"]:

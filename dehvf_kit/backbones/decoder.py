@@ -20,6 +20,7 @@ from dehvf_kit.backbones.base import (
     first_line,
     head_sizes,
     not_loaded,
+    refuse_missing,
     require_local,
     text_config,
     torch_dtype,
@@ -86,7 +87,8 @@ class HfDecoderConfig(TowerConfig):
             device_map: where transformers puts the weights; None: on the CPU.
 
         Raises:
-            DehvfError: where the weights are not on this machine, or cannot be loaded.
+            DehvfError: where the weights are not on this machine, or cannot be loaded, or some are missing, which transformers
+                would leave random.
         """
         from transformers import AutoModelForCausalLM
 
@@ -115,17 +117,22 @@ class HfDecoderConfig(TowerConfig):
             if placed:
                 raise DehvfError("device_map: LLaMA in its original layout loads on the CPU; move the model with `.to(device)`")
             return load_original(location, torch_dtype(self.dtype), self.attn_implementation)
+        decoder: PreTrainedModel
+        info: dict[str, Any]
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            decoder, info = AutoModelForCausalLM.from_pretrained(
                 location,
                 dtype=torch_dtype(self.dtype),
                 attn_implementation=self.attn_implementation,
+                output_loading_info=True,
                 **self.hub_arguments(),
                 **quantised,
                 **placed,
             )
         except Exception as error:  # whatever is in the folder's files: a pickle, half a file, other shapes
             raise not_loaded(error, "decoder", "decoder", self.model, location) from error
+        refuse_missing(self.model, decoder, info["missing_keys"], "language model", "decoder")
+        return decoder
 
     def tokenizer(self, sources: Mapping[str, Source]) -> PreTrainedTokenizerBase:
         """The decoder's tokenizer, with a padding token. Raises: DehvfError where it is not on this machine."""

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from dehvf_kit.model.model import DehvfModel
     from dehvf_kit.recipe.sections import TrainingConfig
 
-FORMAT = 2
+FORMAT = 3
+"""Counted up where an encoder's features changed: 3, the norm of a mean over tokens is not the final norm."""
 SUFFIX, TEMPORARY = ".safetensors", ".part"
 HEADER_BYTES = 512
 """Room for a file's header, in estimates."""

@@ -307,3 +307,45 @@ def test_a_deep_copy_is_detached_by_itself():
     twin, with_memory = copy.deepcopy(model), model(INPUT_IDS).logits
     assert len(dehvf_kit.detach_all(twin)) == 1
     assert torch.equal(twin(INPUT_IDS).logits, before) and torch.equal(model(INPUT_IDS).logits, with_memory)
+
+
+S2S = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48}
+S2S |= {"decoder_ffn_dim": 48, "max_position_embeddings": 32}
+
+
+def fsmt() -> nn.Module:
+    vocabularies = {"src_vocab_size": 64, "tgt_vocab_size": 64, "langs": ["en", "de"]}
+    return transformers.FSMTForConditionalGeneration(transformers.FSMTConfig(**S2S, decoder_layers=2, **vocabularies))
+
+
+def nllb_moe() -> nn.Module:
+    mixture = {"decoder_layers": 4, "encoder_sparse_step": 2, "decoder_sparse_step": 2, "num_experts": 4, "vocab_size": 64}
+    return transformers.NllbMoeForConditionalGeneration(transformers.NllbMoeConfig(**S2S, **mixture))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("make", "layers"), [(fsmt, 2), (nllb_moe, 4)])
+def test_rows_of_a_translators_decoder_read_their_own_memory(make, layers):
+    """FSMT's states are [tokens, rows, hidden]; NLLB-MoE's experts get the tokens that are theirs, of all rows."""
+    torch.manual_seed(0)
+    model = make().eval()
+    source, target = torch.randint(4, 60, (2, 5)), torch.randint(4, 60, (2, 4))
+    keys, values = memory(sites=layers, hidden_size=32)
+    with attach_memory(model, keys, values):
+        together = model(input_ids=source, decoder_input_ids=target).logits
+    for row in range(2):
+        with attach_memory(model, [k[row, None] for k in keys], [v[row, None] for v in values]):
+            alone = model(input_ids=source[row, None], decoder_input_ids=target[row, None]).logits
+        torch.testing.assert_close(together[row, None], alone)
+
+
+def test_a_site_named_twice_is_refused():
+    model, (keys, values) = tiny(), memory()
+    first = ffn_sites(model)[0]
+    with pytest.raises(DecoderError, match=r"sites holds 'model.layers.0.mlp' twice; stack=True"):
+        attach_memory(model, keys, values, sites=[first, first])
+    with attach_memory(model, keys, values, sites=[first, first], stack=True):
+        twice = model(INPUT_IDS).logits
+    both = [torch.cat(keys, 1)], [torch.cat(values, 1)]
+    with attach_memory(model, *both, sites=[first]):
+        torch.testing.assert_close(model(INPUT_IDS).logits, twice)

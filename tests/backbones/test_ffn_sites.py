@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
+import peft
 import pytest
 import torch
 import transformers
@@ -203,3 +204,21 @@ def test_layers_that_have_names_are_found_by_them():
     sites = ffn_sites(model)
     assert [(site.layer_idx, site.layer_path) for site in sites] == [(0, "blocks.first"), (1, "blocks.second")]
     assert all(isinstance(model.get_submodule(site.path), nn.Module) for site in sites)
+
+
+@pytest.mark.parametrize("is_moe", [False, True])
+def test_a_mixture_that_reads_its_experts_by_keys(is_moe):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_key_value_heads": 2, "num_experts": 16, "num_experts_per_tok": 4}
+    model = transformers.DogeForCausalLM(transformers.DogeConfig(**sizes, **experts, is_moe=is_moe))
+    assert [site.path for site in ffn_sites(model)] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+
+
+@pytest.mark.parametrize("model_type", ["longcat_flash", "mixtral", "gpt_oss"])
+def test_peft_on_stacked_experts_moves_no_site(model_type):
+    """peft's wrapper of a parameter has in_features and out_features, as a linear layer has."""
+    model = tiny_models.tiny_decoder(model_type)
+    plain = [(site.path, site.activation_name) for site in ffn_sites(model)]
+    stacked = {name.partition("layers.")[2].partition(".")[2] for name, weight in model.named_parameters() if weight.ndim == 3}
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["o_proj"], target_parameters=sorted(stacked)))
+    assert [(site.path.removeprefix("base_model.model."), site.activation_name) for site in ffn_sites(tuned)] == plain

@@ -10,8 +10,9 @@ from unittest import mock
 import pytest
 import torch
 from helpers import VIT, tiny_vision
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Blip2Config, Blip2Model
+from transformers import BeitConfig, BeitModel, Blip2Config, Blip2Model
 
 from dehvf_kit.backbones.vision.config import HfVisionConfig, ImageConfig, vision_class
 from dehvf_kit.backbones.vision.layout import packed_patches
@@ -285,5 +286,42 @@ def test_an_encoder_is_loaded_from_the_checkpoint_of_the_larger_model(tmp_path: 
 
 def test_weights_that_would_be_left_random_are_an_error(tmp_path: Path) -> None:
     _saved_model_with_vision(tmp_path, drop="vision_model.encoder.layers.1.mlp.fc1")
-    with pytest.raises(VisionError, match=r"lacks 2 weights of Blip2VisionModel, for example encoder.layers.1.mlp.fc1"):
+    with pytest.raises(DehvfError, match=r"lacks 2 weights of Blip2VisionModel, for example encoder.layers.1.mlp.fc1"):
         HfVisionConfig(model=str(tmp_path)).load({})
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacks"),
+    [
+        ("vit", "layernorm.weight"),
+        ("siglip", "post_layernorm.bias"),
+        ("clip", "post_layernorm.weight"),
+        ("clip", "pre_layrnorm.weight"),
+        ("clip", "embeddings.class_embedding"),
+        ("clip", "layer_norm2.bias"),
+    ],
+)
+def test_every_weight_that_features_depend_on_is_needed(tmp_path: Path, kind: str, lacks: str) -> None:
+    encoder = tiny_vision(kind)
+    encoder.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.endswith(lacks)}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DehvfError, match=rf"lacks {len(weights) - len(kept)} weights of {type(encoder).__name__}, .*{lacks}"):
+        HfVisionConfig(model=str(tmp_path)).load({})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mean", [True, False])
+def test_the_norm_of_a_mean_over_tokens_is_not_the_final_norm(mean: bool) -> None:
+    """BEiT has a final norm, or one in its pooler, by `use_mean_pooling`."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32}
+    torch.manual_seed(0)
+    model = BeitModel(BeitConfig(**sizes, patch_size=8, use_mean_pooling=mean)).eval()
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.uniform_(0.5, 1.5)
+    pixels = torch.randn(2, 3, 32, 32)
+    read = VisionTower(model, 32)
+    assert read.post_norm(pixels) is (None if mean else model.layernorm)
+    torch.testing.assert_close(read(pixels)[:, -1], model(pixels).last_hidden_state)

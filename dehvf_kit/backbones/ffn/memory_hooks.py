@@ -8,7 +8,7 @@ Source: the DEHVF paper, section on memory injection; Geva et al., arXiv:2012.14
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -103,6 +103,9 @@ def attach_memory(
 
 def _refuse_second(decoder: nn.Module, sites: Sequence[FfnSite]) -> None:
     """Raises: DecoderError where a site has memory already, since adding to it by mistake shows nowhere but in the output."""
+    twice = [path for path, count in Counter(site.path for site in sites).items() if count > 1]
+    if twice:
+        raise DecoderError(f"attach_memory: sites holds '{twice[0]}' twice; stack=True adds to a site again")
     held = [one for one in attached_to(decoder) if isinstance(one, MemoryHandle) and one.places & _places(decoder, sites)]
     if held:
         raise DecoderError(

@@ -41,9 +41,14 @@ FFN_OVERRIDES: dict[str, FfnOverride] = {
         layers=("model.global_transformer.layers",),
         reason="four stacks of two widths; the latent transformer between the byte encoder and decoder is the decoder",
     ),
+    "doge": FfnOverride(entry="mlp", exit="mlp", reason="its mixture reads experts by keys, which looks like attention"),
+    "fsmt": FfnOverride(tokens_first=True, reason="states are [tokens, rows, hidden]"),
     "inkling2_text": FfnOverride(
         activation_of=lambda config: ScaledSilu(limit=config.mlp_gate_softcap),
         reason="its activation is a module of two arguments, gate and up",
+    ),
+    "nllb-moe": FfnOverride(
+        entry="ffn", exit="ffn", reason="its router counts tokens for the experts' capacity, which looks like mixing"
     ),
     "xlnet": FfnOverride(tokens_first=True, reason="states are [tokens, rows, hidden]"),
 }

@@ -54,7 +54,7 @@ class FfnSite:
 
 
 def ffn_sites(model: nn.Module) -> list[FfnSite]:
-    """The FFN of every layer of a decoder or vision tower, in the order they run.
+    """The FFN of every layer of a decoder or vision tower, in the order they run; of several stacks, one stack after the other.
 
     One site a layer as a rule; none for layers without an FFN; two where attention runs between two FFNs of one
     layer. FFN branches that run side by side (a mixture beside a shared MLP) count once. A layer that runs several

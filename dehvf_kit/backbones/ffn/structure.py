@@ -66,7 +66,9 @@ def mixes_tokens(cls: type) -> bool:
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) widths of a linear layer of whatever make (plain, Conv1D, 8 or 4 bit), or None if it is none."""
-    name = type(module).__name__
+    name, wrapped = type(module).__name__, getattr(module, "base_layer", None)
+    if isinstance(wrapped, nn.Module) and linear_shape(wrapped) is None:  # peft's wrapper of a mixture's stacked weights
+        return None
     if getattr(module, "in_features", None) and getattr(module, "out_features", None):  # a norm tuned by peft has them, None
         return int(module.in_features), int(module.out_features)
     if name == "Conv1D" and hasattr(module, "nf"):

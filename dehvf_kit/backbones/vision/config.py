@@ -23,9 +23,9 @@ from pydantic import Field, field_validator, model_validator
 from dehvf_kit.api.config import Settings
 from dehvf_kit.api.registry import Source
 from dehvf_kit.api.shapes import VisionSpec
-from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, require_local, torch_dtype, vision_config
+from dehvf_kit.backbones.base import TowerConfig, first_line, not_loaded, refuse_missing, require_local, torch_dtype, vision_config
 from dehvf_kit.backbones.known_specs import clip_vision_spec
-from dehvf_kit.errors import DehvfError, VisionError, listing
+from dehvf_kit.errors import DehvfError, VisionError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +48,9 @@ NEAR = 1e-3
 FILES = ("preprocessor_config.json", "processor_config.json")
 Colours = tuple[float, float, float]
 Deviations = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+NOT_IN_FEATURES = ("pool", "head", "mask_token")
+AFTER = re.compile("classifier|projection|decoder|logit|fc_norm")
+"""Names of what stands behind an encoder's blocks, and is no part of its embeddings."""
 _KNOWN_STEPS = {"resize", "rescale", "normalize", "center_crop", "convert_rgb"}
 
 
@@ -220,7 +223,7 @@ def load_encoder(
 
     Where they stand below another name (`model.visual.blocks.0...`), the name is found among the checkpoint's keys. Weights that
     no feature depends on (poolers) may be missing; `unloaded_weights` on the encoder names them.
-    Raises: OSError where there is no checkpoint; VisionError where it lacks weights that features depend on, which
+    Raises: OSError where there is no checkpoint; DehvfError where it lacks weights that features depend on, which
     transformers would leave random.
     """
     load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = functools.partial(
@@ -232,25 +235,22 @@ def load_encoder(
     if prefix is not None:
         model, info = load(key_mapping={f"^{re.escape(prefix)}": ""})
         missing = _needed(model, info["missing_keys"])
-    if missing:
-        raise VisionError(
-            f"'{location}' lacks {len(missing)} weights of {type(model).__name__}, for example {listing(missing[:2])}; "
-            "give a checkpoint of the encoder itself, or load it yourself and hand it over as build(vision=...)"
-        )
+    refuse_missing(location, model, missing, "encoder", "vision")
     model.unloaded_weights = frozenset(info["missing_keys"])
     return model
 
 
 def _needed(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
-    """The missing weights that features depend on: those of blocks and embeddings, not of poolers and heads."""
+    """The missing weights that features depend on: all but those of what follows the final norm, and of masked training."""
     from dehvf_kit.backbones.ffn.sites import ffn_sites
 
     blocks = tuple({f"{site.layer_path}." for site in ffn_sites(model)})
-    return sorted(
+    return [
         name
         for name in missing
-        if (name.startswith(blocks) or "embed" in name) and not any(word in name for word in ("pool", "head", "mask_token"))
-    )
+        if not any(word in name for word in NOT_IN_FEATURES)
+        and (name.startswith(blocks) or "embed" in name or not AFTER.search(name))
+    ]
 
 
 def _prefix(wanted: Iterable[str], found: Iterable[str]) -> str | None:

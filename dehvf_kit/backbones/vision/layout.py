@@ -185,7 +185,7 @@ def find_post_norm(
     """The encoder's final norm: the first module with weights to run after the last block, if it is a norm.
 
     None where another module comes first (a neck, a pooling head), or none of that width, or one over maps whose channels are
-    not the last axis. Cost: one image.
+    not the last axis, or over a mean of the tokens. Cost: one image.
     """
     inside = {id(part) for block in blocks for part in block.modules()}
     outside = [
@@ -194,15 +194,14 @@ def find_post_norm(
         if id(part) not in inside and (is_norm(part) or any(True for _ in part.parameters(recurse=False)))
     ]
     after: list[nn.Module] = []
-    done = False
+    last: list[Any] = []
 
     def finish(module: nn.Module, args: tuple, output: Any) -> None:
-        nonlocal done
-        done = True
+        last[:] = [output]
 
     def note(module: nn.Module, args: tuple) -> None:
-        if done:
-            if isinstance(args[0], Tensor) and args[0].shape[-1] == width:
+        if last:
+            if isinstance(args[0], Tensor) and args[0].shape[-1] == width and _are_tokens(args[0], first_tensor(last[0])):
                 after.append(module)
             raise Enough
 
@@ -219,6 +218,14 @@ def find_post_norm(
             handle.remove()
     found = after[0] if after else None
     return found if found is not None and is_norm(found) and norm_width(found) == width else None
+
+
+def _are_tokens(states: Tensor, output: Tensor | None) -> bool:
+    """Whether states are several tokens, or one of a block's output (CLIP's class token) and no mean of them."""
+    if output is None or states.is_meta or states.numel() > states.shape[-1]:
+        return True
+    tokens = output.reshape(-1, states.shape[-1]) if output.shape[-1] == states.shape[-1] else output.flatten(2)[0].mT
+    return bool((tokens == states.reshape(1, -1)).all(-1).any())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import dehvf_kit
 from dehvf_kit.backbones.ffn.memory_hooks import attach_memory, hook_ffns
 from dehvf_kit.backbones.ffn.sites import ffn_sites
 from dehvf_kit.errors import DecoderError, ShapeError
+from dehvf_kit.testing import tiny_models
 
 TINY = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS = {
@@ -349,3 +350,12 @@ def test_a_site_named_twice_is_refused():
     both = [torch.cat(keys, 1)], [torch.cat(values, 1)]
     with attach_memory(model, *both, sites=[first]):
         torch.testing.assert_close(model(INPUT_IDS).logits, twice)
+
+
+def test_sites_of_another_model_with_activations_of_its_own_are_refused():
+    first, second = tiny_models.tiny_decoder("apertus"), tiny_models.tiny_decoder("apertus")
+    keys, values = memory(hidden_size=32)
+    with pytest.raises(DecoderError, match=r"site 0 \(model.layers.0.mlp\) is another model's, whose activation it has"):
+        attach_memory(second, keys, values, sites=ffn_sites(first))
+    with attach_memory(second, keys, values, sites=ffn_sites(second)):
+        assert second(INPUT_IDS).logits.isfinite().all()

@@ -222,12 +222,18 @@ def place_hooks(model: nn.Module, sites: Sequence[Any], hook: Callable[[int, Any
 
 
 def check_paths(model: nn.Module, sites: Sequence[Any]) -> None:
-    held = {path for path, _ in model.named_modules(remove_duplicate=False)}
+    held = dict(model.named_modules(remove_duplicate=False))
     for index, site in enumerate(sites):
         missing = [path for path in (site.layer_path, site.entry, site.exit) if path not in held]
         if missing:
             raise DecoderError(
                 f"{type(model).__name__}: site {index} ({site.path}) is not in the model: it has no '{missing[0]}'. "
+                "Give the sites that are listed for this very model."
+            )
+        own = getattr(site, "activation", None)  # xIELU has parameters
+        if isinstance(own, nn.Module) and any(True for _ in own.parameters()) and not any(part is own for part in held.values()):
+            raise DecoderError(
+                f"{type(model).__name__}: site {index} ({site.path}) is another model's, whose activation it has. "
                 "Give the sites that are listed for this very model."
             )
 

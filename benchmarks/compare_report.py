@@ -18,18 +18,31 @@ SHAPES = ("layers", "hidden", "intermediate", "heads", "vocabulary", "vision_lay
 
 def report(results: Mapping[str, Any]) -> str:
     """The whole finding as Markdown."""
-    parts = [part for run in results["runs"] for part in _run(run)]
+    parts = [part for number, run in enumerate(results["runs"]) for part in _run(run, results["runs"][:number])]
     if results["sweep"]:
         parts += _sweep(results["sweep"])
     return "\n\n".join(parts)
 
 
-def _run(run: Mapping[str, Any]) -> Iterator[str]:
+def _title(run: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> str:
+    """The heading of a run: its dtype, and for a second run of that dtype also what it repeats, so that no two are the same."""
+    dtype = run["shapes"]["dtype"]
+    before = [one for one in earlier if one["shapes"]["dtype"] == dtype]
+    if not before:
+        return dtype
+    modes = " and ".join(dict.fromkeys({"decode": "decoding"}.get(point["mode"], point["mode"]) for point in run["points"]))
+    counts = {_name(point): len(point["seconds"][BASE]) for point in before[0]["points"]}
+    times = {len(point["seconds"][BASE]) / counts[_name(point)] for point in run["points"] if _name(point) in counts}
+    more = f", {times.pop():g} times the repetitions" if len(times) == 1 else f", run {len(before) + 1}"
+    return f"{dtype} {modes}{more}"
+
+
+def _run(run: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     shapes, machine = run["shapes"], run["machine"]
     sizes = ", ".join(f"{name.replace('_', ' ')} {shapes[name]}" for name in SHAPES)
     busy = f"; {machine['note']}" if machine["note"] else ""
     load = f"load {machine['load'][0]} before and {run['load_after'][0]} after"
-    yield f"### {shapes['dtype']}\n\n{_place(machine)}, {load}{busy}. Shapes: {sizes}."
+    yield f"### {_title(run, earlier)}\n\n{_place(machine)}, {load}{busy}. Shapes: {sizes}."
     rows = []
     for point in run["points"]:
         seconds = point["seconds"]

@@ -324,7 +324,7 @@ def restore(model: DehvfModel, weights: Mapping[str, Tensor], where: str) -> Non
         if not tensor.is_floating_point() and found.dtype != tensor.dtype:
             raise AdapterError(f"{where}: '{name}' is of {found.dtype}, the recipe makes it {tensor.dtype}")
         if tensor.is_floating_point() and found.dtype not in DTYPES:
-            raise AdapterError(f"{where}: '{name}' is of {found.dtype}; wants numbers with a fraction")
+            raise AdapterError(f"{where}: '{name}' is of {found.dtype}; expected floating-point values")
         if not torch.isfinite(found).all():
             raise AdapterError(f"{where}: '{name}' holds values that are not finite")
     with torch.no_grad():

@@ -203,7 +203,7 @@ def check_tokenizer(saved: Any, tokenizer: Any, where: str) -> None:
     if saved is None:
         return
     if not isinstance(saved, Mapping) or not {"words", "sha256", "probe"} <= set(saved):
-        raise AdapterError(f"{where}: its '{TOKENIZER}' is garbled")
+        raise AdapterError(f"{where}: its '{TOKENIZER}' entry is not valid")
     found = tokenizer_identity(tokenizer)
     if found["sha256"] != saved["sha256"]:
         raise AdapterError(

@@ -78,7 +78,7 @@ def infinite(ground: Ground) -> Words:
     return ["eval", ground.weights(lambda tensors: tensors["position.keys"].fill_(torch.inf))]
 
 
-@adapter_case("weights as whole numbers", REFUSED, "is of torch.int64; wants numbers with a fraction")
+@adapter_case("weights as whole numbers", REFUSED, "is of torch.int64; expected floating-point values")
 def whole(ground: Ground) -> Words:
     return ["eval", ground.weights(lambda tensors: tensors.update({"position.keys": tensors["position.keys"].long()}))]
 

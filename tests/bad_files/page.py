@@ -31,11 +31,11 @@ too long, count them, and list them in `skipped.jsonl` in the run's folder (for 
 the file of `--output`, and in the output of `--json`). Every image is then opened once at the start. A question skipped in `eval`
 counts as wrong; a malformed row is not scored; both are reported below the scores. `prepare` lists all of them without a run.
 
-Images go through one function whatever holds them (paths, bytes, data URIs, base64 text, URLs, opened PIL images, arrays,
-tensors) and wherever they are given: `model.processor`, its image processor, `pipeline(images=...)`, a chat message, lmms-eval.
-What other code has decoded and converted before cannot be checked: an image in mode RGB that Pillow's `convert` made from
-16-bit greys is white, its limits were not looked at, and nothing tells it from a photograph. Give the file, or its bytes,
-instead.
+Images go through one function whatever their form (paths, bytes, data URIs, base64 text, URLs, opened PIL images, arrays,
+tensors) and wherever they are given: `model.processor`, its image processor, `pipeline(images=...)`, a chat message,
+lmms-eval. What other code has already decoded and converted cannot be checked: an image in mode RGB that Pillow's `convert`
+made from 16-bit greys is white, its limits were not checked, and nothing distinguishes it from a photograph. Give the file,
+or its bytes, instead.
 """
 
 

@@ -49,7 +49,7 @@ def prepare(
         raise typer.Exit(int(not sound))
     for place, parts in found.items():
         _show(place, kinds[place], parts)
-    print("\nnothing here would stop a run" if sound else "\nfix the faults above; --json lists every one")
+    print("\nno errors found" if sound else "\nfix the faults above; --json lists every one")
     raise typer.Exit(int(not sound))
 
 

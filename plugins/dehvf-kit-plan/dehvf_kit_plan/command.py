@@ -121,6 +121,8 @@ def _show(console: Any, description: str, plan: Plan, gpu: Gpu, work: Workload) 
     flops = decode.encoder + decode.graph + decode.prompt
     table.add_row("", "FLOPs", si(flops, ""), f"then {si(decode.token, '')} for each further token of the batch")
     table.add_row("", "key/value cache", si(decode.cache, "B"), "per position and sample")
+    if decode.state:
+        table.add_row("", "recurrent states", si(decode.state, "B"), "per sample, whatever its length")
     table.add_row("", "visual memory", si(decode.memory, "B"), "per sample")
     table.add_row("", "memory", f"[bold]{si(plan.decode_bytes, 'B')}[/]", _verdict(plan.fits_decode, gpu))
     table.add_row("", "time", f"{plan.decode_seconds:.2f} s", f"per batch, {work.new_tokens} new tokens each")

@@ -165,7 +165,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, work: Workload, counts: Counts | None = 
 def _decode_seconds(decode: DecodeCount, gpu: Gpu, work: Workload, weights: int) -> float:
     """Seconds to answer one batch, by the formula at the top."""
     rate = gpu.tflops * 1e12 * work.utilisation
-    cache = work.decode_batch * (decode.positions + work.new_tokens) * decode.cache
+    cache = work.decode_batch * ((decode.positions + work.new_tokens) * decode.cache + decode.state)
     reading = (weights + cache) / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_UTILISATION)
     prompts = (decode.encoder + decode.graph + decode.prompt) / rate
     return prompts + (work.new_tokens - 1) * max(decode.token / rate, reading)

@@ -26,6 +26,9 @@ from dehvf_kit.model.run import question
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit_plan.meta_run import LiveBytes, SavedBytes, backward, fused_attention, values_unknown
 
+CACHES = ("past_key_values", "cache_params", "state")
+"""Where a decoder's output holds what the pass of the next token takes under the same name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCount:
@@ -43,7 +46,8 @@ class DecodeCount:
 
     Attributes:
         encoder, graph, prompt, token: FLOPs per batch of the encoders, the components, the prompts, and one more token.
-        cache: bytes of the key/value cache per position and sample.
+        cache: bytes of the key/value cache per position and sample; 0 in a decoder without one, which reads the whole text again.
+        state: bytes per sample of what a cache holds whatever the length (recurrent and convolution states).
         positions: positions that the prompt fills, with the tokens that a component puts into the input.
         memory: bytes per sample of what components store.
         peak: most bytes while the prompts are read.
@@ -54,6 +58,7 @@ class DecodeCount:
     prompt: int
     token: int
     cache: int
+    state: int
     positions: int
     memory: int
     peak: int
@@ -132,30 +137,58 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
         with counted_flops() as counter:
             memory = model.memory(batch, **given, prompt=question(model, ids, None, None, None))
         graph, written = counter.get_total_flops(), _tensor_bytes(memory)
-        cache = DynamicCache(config=model.decoder.config)
-        asked = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "logits_to_keep": 1, **given}
+        asked = {"attention_mask": torch.ones_like(ids), "use_cache": True, "logits_to_keep": 1, **given}
         with counted_flops() as counter:
-            model(input_ids=ids, **asked)
+            output = model(input_ids=ids, **asked)
         prompt = counter.get_total_flops() - graph
-        positions = cache.get_seq_length()
-        held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+        name, cache = next(((name, output[name]) for name in CACHES if output.get(name) is not None), ("", None))
+        if cache is None:  # RecurrentGemma fills one that it is given, and hands out none
+            cache = DynamicCache(config=model.decoder.config)
+            model(input_ids=ids, past_key_values=cache, **asked)
+            name = "past_key_values" if any(_held(cache)) else ""
+        growing, state = _held(cache)
+        positions = growing and cache.get_seq_length() or tokens
         so_far = torch.ones(batch, positions + 1, dtype=torch.long, device="meta")
+        following = {"input_ids": ids[:, :1], name: cache} if name else {"input_ids": torch.zeros_like(so_far)}
         with MemoryScope(model.nodes, memory), counted_flops() as counter:
-            model.decoder(input_ids=ids[:, :1], attention_mask=so_far, past_key_values=cache)
+            model.decoder(attention_mask=so_far, **following)
         token = counter.get_total_flops()
-        fresh = {**asked, "past_key_values": DynamicCache(config=model.decoder.config)}
+        del output, cache, following
         with fused_attention(), LiveBytes(_own(model, {"ids": ids, **given})) as live:
-            model(input_ids=ids, **fresh)
+            model(input_ids=ids, **asked)
     return DecodeCount(
         encoder=encoder,
         graph=graph,
         prompt=prompt,
         token=token,
-        cache=held // (batch * positions),
+        cache=growing // (batch * positions),
+        state=state // batch,
         positions=positions,
         memory=written // batch,
         peak=live.peak,
     )
+
+
+def _held(cache: Any) -> tuple[int, int]:
+    """Bytes of a cache's keys and values, which grow with the text, and of the states that it holds beside them."""
+    growing = state = 0
+    parts, seen = [("", cache)], set[int]()
+    while parts:
+        name, part = parts.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            grows = name in ("keys", "values")
+            growing += part.nbytes if grows else 0
+            state += part.nbytes if not grows and part.is_floating_point() else 0
+        elif isinstance(part, Mapping):
+            parts += [(name, one) for one in part.values()]
+        elif isinstance(part, (list, tuple)):
+            parts += [(name, one) for one in part]
+        elif type(part).__module__.startswith("transformers."):
+            parts += vars(part).items()
+    return growing, state
 
 
 def _training_inputs(recipe: Recipe, batch: int, tokens: int, answer: int) -> tuple[DehvfModel, dict[str, Any]]:

@@ -15,13 +15,15 @@ from torch.fx.experimental import _config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, masking_utils
 
 import dehvf_kit
 from dehvf_kit.costs.flops import counted_flops
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.recipe import Recipe
+from dehvf_kit.testing import tiny_models
+from dehvf_kit.testing.recipe_items import recipe_on
 
 BATCH, LENGTH, ANSWER = 3, 7, 2
 GRAPHS: dict[str, dict[str, Any]] = {
@@ -300,3 +302,39 @@ def test_experts_are_counted_in_every_dtype(kind: str) -> None:
             assert counter.get_total_flops() == counts[0].forward, experts
             loss.backward()
         assert counter.get_total_flops() == counts[0].forward + counts[0].backward, experts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen3_next", "jamba", "zamba2", "minimax", "recurrent_gemma", "xlstm", "openai-gpt"]
+)
+def test_caches_of_every_kind_are_counted_as_real_ones(model_type: str) -> None:
+    """Keys and values by position, states that do not grow, and the whole text again where there is no cache.
+
+    What grows is told apart here by two lengths, not by names.
+    """
+    decoder = tiny_models.tiny_decoder(model_type)
+    counted = count_decoding(recipe_on({"config": decoder.config.to_dict(), "dtype": "float32"}), BATCH, LENGTH)
+    held = [_bytes_of(_filled(decoder, length)) for length in (LENGTH, LENGTH + 1)]
+    assert counted.cache * BATCH == held[1] - held[0]
+    assert counted.state * BATCH == held[0] - LENGTH * (held[1] - held[0])
+    assert (held[1] == 0) == (model_type == "openai-gpt")
+    assert (counted.token > counted.prompt) == (model_type == "openai-gpt")
+
+
+def _filled(decoder: nn.Module, length: int) -> Any:
+    """What a decoder's cache holds after a text of so many tokens."""
+    ids = tokens(BATCH, length) % decoder.config.vocab_size
+    output = decoder(input_ids=ids, use_cache=True)
+    cache = output.get("past_key_values", output.get("cache_params"))
+    if cache is None:
+        cache = DynamicCache(config=decoder.config)
+        decoder(input_ids=ids, use_cache=True, past_key_values=cache)
+    return [vars(layer) for layer in getattr(cache, "layers", ())], {k: v for k, v in vars(cache).items() if k != "layers"}
+
+
+def _bytes_of(part: Any) -> int:
+    if isinstance(part, Tensor):
+        return part.nbytes if part.is_floating_point() else 0
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
+    return sum(map(_bytes_of, parts))

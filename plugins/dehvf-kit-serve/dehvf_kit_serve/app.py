@@ -21,13 +21,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from dehvf_kit_serve.adapters import Adapter, Limits
+from dehvf_kit.data.images import fetch
+from dehvf_kit.data.samples import HeldImage, is_url
+from dehvf_kit_serve.adapters import Adapter, Limits, refusing
 from dehvf_kit_serve.batching import Batches, Job
 from dehvf_kit_serve.chat_request import ChatRequest, Refused, read_request
 from dehvf_kit_serve.generation import Row
 
-PREPARED_AT_ONCE = 2
-"""Requests whose images are decoded at the same time: a decoded image can take 256 MiB."""
+DECODED_AT_ONCE = 2
+"""Images that are decoded at the same time: one can take 256 MiB."""
 RECEIVING_S = 60
 """Seconds that a request's body may take."""
 
@@ -46,7 +48,7 @@ class Service:
 
     def app(self) -> Starlette:
         """The application; `hosts` are the names it answers to, `*` for any."""
-        self.preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
+        self.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
@@ -98,13 +100,21 @@ class Service:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        async with self.preparing:
-            prompt = await run_in_threadpool(adapter.prompt, asked, self.limits, post)
+        prompt = await run_in_threadpool(adapter.prompt, asked, self.limits, post)
+        for image in prompt.images:
+            prompt.pixels.append(await self._pixels(adapter, image))
         self.batches.add(Job(prompt, lambda: post(None)))
         answer = _Answer(asked, prompt.row, pieces, len(prompt.ids))
         if asked.stream:
             return StreamingResponse(answer.events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
         return await answer.whole(request)
+
+    async def _pixels(self, adapter: Adapter, image: str) -> Any:
+        """What the encoders take of an image, which may have to be fetched. Raises: Refused for one that cannot be read."""
+        with refusing():
+            given = HeldImage(image, await fetch(image)) if is_url(image) else image
+        async with self.decoding:
+            return await run_in_threadpool(adapter.pixels, given)
 
     async def _body(self, request: Request) -> bytes:
         """The body, counted as it arrives. Raises: Refused for one that is too large or too slow."""

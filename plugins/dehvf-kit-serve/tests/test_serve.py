@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -11,14 +12,21 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import openai
 import pytest
 
 import dehvf_kit
+from dehvf_kit.data import images
+from dehvf_kit.data.images import read_any
+from dehvf_kit.data.processing import DehvfProcessor
 from dehvf_kit.data.samples import Sample
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import answer
@@ -203,6 +211,70 @@ def test_images_are_counted(client: openai.OpenAI, world: Path) -> None:
         say(client, "What ?", *[world / "red.png"] * 3)
 
 
+def test_images_are_decoded_one_at_a_time_and_none_that_is_refused(
+    client: openai.OpenAI, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dehvf_kit_serve import adapters
+
+    decoded: list[weakref.ref[Any]] = []
+
+    def read(image: Any) -> Any:
+        assert not [one for one in decoded if one() is not None], "an earlier image is still held"
+        found = read_any(image)
+        decoded.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(adapters, "read_any", read)
+    for given, asked in ((3, {}), (2, {"extra_body": {"stop": [""]}}), (2, {"max_tokens": 65}), (2, {"messages_": "long"})):
+        question = "why " * 300 if asked.pop("messages_", "") else "What ?"
+        with pytest.raises(openai.BadRequestError):
+            say(client, question, *[world / "red.png"] * given, **asked)
+    assert decoded == []
+    assert text(say(client, "Which ?", world / "red.png", world / "blue.png")) and len(decoded) == 2
+
+
+class Dripping(BaseHTTPRequestHandler):
+    """A picture that never ends: it sends bytes more often than a reader's timeout for each of them."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(600):
+                self.wfile.write(b".")
+                time.sleep(0.05)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_slow_addresses_have_a_deadline_and_hold_nobody_up(
+    client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "limits", replace(service.limits, fetch=True))
+    monkeypatch.setattr(images, "TIMEOUT_S", 3.0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server, ThreadPoolExecutor(4) as pool:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"HTTP://127.0.0.1:{server.server_port}/a.png"
+        slow = [pool.submit(say, client, "What ?", address) for _ in range(4)]
+        time.sleep(0.5)
+        assert text(say(client, "Why ?")) and not any(one.done() for one in slow)
+        for one in slow:
+            with pytest.raises(openai.BadRequestError, match="cannot be fetched: it takes more than 3 s"):
+                one.result()
+        server.shutdown()
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokenised(*_: Any, **__: Any) -> Any:
+        raise AssertionError("was tokenised")
+
+    monkeypatch.setattr(DehvfProcessor, "__call__", tokenised)
+    with pytest.raises(openai.BadRequestError, match="100,000 characters in the prompt; 'one' takes .* tokens") as refused:
+        say(client, "w" * 100_000)
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_the_key_the_host_and_the_type_are_asked_for(url: str) -> None:
     import httpx
 
@@ -265,7 +337,10 @@ def test_rows_join_and_leave_and_say_what_they_say_alone(service: Any, world: Pa
             ChatRequest(model="one", messages=messages(question, *([image] if image else [])), max_tokens=tokens)
             for question, image, tokens in asked
         ]
-        return [adapter.prompt(request, Limits(), lambda _: None) for request in given]
+        found = [adapter.prompt(request, Limits(), lambda _: None) for request in given]
+        for prompt in found:
+            prompt.pixels.extend(map(adapter.pixels, prompt.images))
+        return found
 
     alone = prompts()
     for prompt in alone:

@@ -244,14 +244,15 @@ def load_adapters(given: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
     recipes = {name: adapter_recipe(read_config(folder), folder, overrides) for name, folder in named.items()}
     decoders = {name: recipe.decoder.model_dump_json() for name, recipe in recipes.items()}
     shared: dict[str, nn.Module] = {}
-    found = {}
+    found, sources = {}, plugins().registry.sources
     for name, folder in named.items():
-        decoder = None
+        given: dict[str, Any] = {}
         if list(decoders.values()).count(decoders[name]) > 1:
+            config = recipes[name].decoder
             if decoders[name] not in shared:
-                shared[decoders[name]] = recipes[name].decoder.load(plugins().registry.sources)
-            decoder = with_same_weights(shared[decoders[name]])
-        found[name] = Adapter(name, load(folder, decoder=decoder, overrides=overrides).eval())
+                shared[decoders[name]] = config.load(sources)
+            given = {"decoder": with_same_weights(shared[decoders[name]]), "tokenizer": config.tokenizer(sources)}
+        found[name] = Adapter(name, load(folder, overrides=overrides, **given).eval())
     return found
 
 

@@ -85,6 +85,18 @@ def test_adapters_share_the_decoders_weights(service: Any) -> None:
     assert {parameter.data_ptr() for parameter in two.parameters()} == shared
 
 
+def test_an_adapter_without_tokenizer_files_shares_a_decoder_too(world: Path, tmp_path: Path, command: Any) -> None:
+    from dehvf_kit_serve.adapters import Limits, load_adapters
+    from dehvf_kit_serve.chat_request import ChatRequest
+
+    assert command("build", world / "recipe.yaml", "--output", tmp_path / "built").code == 0
+    assert not list((tmp_path / "built").glob("tokenizer*"))
+    served = load_adapters([str(tmp_path / "built"), str(world / "one/adapter")])
+    request = ChatRequest(model="built", messages=messages("Why ?"))
+    one, two = [adapter.prompt(request, Limits(), lambda _: None) for adapter in served.values()]
+    assert one.ids == two.ids and one.row.tokenizer is not two.row.tokenizer
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["one", "second"]
     assert client.models.retrieve("second").owned_by == "dehvf-kit"

@@ -48,12 +48,12 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A request ready for a batch once its images are read: one tensor of pixels per encoder and image, for each of `images`."""
+    """A request ready for a batch once its `images` are read: one tensor of pixels per encoder and image."""
 
     adapter: Adapter
     ids: list[int]
     row: Row
-    images: Sequence[str]
+    images: list[str]
     pixels: list[Any] = field(default_factory=list)
 
 

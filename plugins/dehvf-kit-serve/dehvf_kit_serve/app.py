@@ -91,19 +91,20 @@ class Service:
         # A page of another origin cannot send this type without asking first, which is not allowed.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "the body must be JSON, sent as application/json")
-        asked = read_request(await self._body(request))
-        adapter = self._adapter(asked.model)
-        self.batches.room()
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
         def post(piece: str | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        prompt = await run_in_threadpool(adapter.prompt, asked, self.limits, post)
-        for image in prompt.images:
-            prompt.pixels.append(await self._pixels(adapter, image))
-        self.batches.add(Job(prompt, lambda: post(None)))
+        with self.batches.place():
+            asked = await run_in_threadpool(read_request, await self._body(request))
+            adapter = self._adapter(asked.model)
+            prompt = await run_in_threadpool(adapter.prompt, asked, self.limits, post)
+            asked.messages.clear()  # the images' text, which the answer needs no more
+            while prompt.images:
+                prompt.pixels.append(await self._pixels(adapter, prompt.images.pop(0)))
+            self.batches.add(Job(prompt, lambda: post(None)))
         answer = _Answer(asked, prompt.row, pieces, len(prompt.ids))
         if asked.stream:
             return StreamingResponse(answer.events(), media_type="text/event-stream", headers={"cache-control": "no-store"})

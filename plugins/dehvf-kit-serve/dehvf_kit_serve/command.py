@@ -32,7 +32,7 @@ def serve(
     fetch_images: Annotated[bool, typer.Option("--fetch-images", help="Fetch images that requests name by http(s).")] = False,
     ignore_tools: Annotated[bool, typer.Option("--ignore-tools", help="Answer without the tools that requests offer.")] = False,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Requests answered together.")] = 16,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait.")] = 64,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait for their answers, arriving ones too.")] = 64,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 1024,
     max_images: Annotated[int, typer.Option("--max-images", min=0, help="Images in a request.")] = 8,
     max_request_mb: Annotated[float, typer.Option("--max-request-mb", min=0.01, help="Largest request, in MiB.")] = 32,

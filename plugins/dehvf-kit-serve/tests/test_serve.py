@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -299,17 +300,39 @@ def test_the_key_the_host_and_the_type_are_asked_for(url: str) -> None:
     assert httpx.get(f"{url}/nothing", headers=key).json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_full_queue_refuses(service: Any) -> None:
+def test_requests_that_wait_are_bounded_from_their_first_byte(client: openai.OpenAI, service: Any, url: str) -> None:
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer secret\r\n"
+        "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    )
+    with contextlib.ExitStack() as open_ones:
+        slow = [open_ones.enter_context(socket.create_connection((host, int(port)))) for _ in range(8)]
+        for one in slow:
+            one.sendall(head.encode())
+        until = time.monotonic() + 20
+        while service.batches._coming < 8 and time.monotonic() < until:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError, match="8 requests are waiting; try again later"):
+            say(client, "Why ?")
+    while service.batches._coming and time.monotonic() < until:
+        time.sleep(0.01)
+    assert text(say(client, "Why ?"))
+
+
+def test_a_full_queue_refuses() -> None:
     from dehvf_kit_serve.batching import Batches
     from dehvf_kit_serve.chat_request import Refused
 
-    batches = Batches(max_waiting=0)
-    with pytest.raises(Refused) as refused:
-        batches.room()
+    batches = Batches(max_waiting=1)
+    with batches.place(), pytest.raises(Refused) as refused, batches.place():
+        pass
     assert refused.value.status == 429
+    with batches.place():  # the first one's place is free again
+        pass
     batches.close()
-    with pytest.raises(Refused) as refused:
-        batches.room()
+    with pytest.raises(Refused) as refused, batches.place():
+        pass
     assert refused.value.status == 503
 
 

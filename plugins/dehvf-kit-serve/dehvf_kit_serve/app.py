@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 from starlette.applications import Starlette
@@ -48,14 +49,15 @@ class Service:
 
     def app(self) -> Starlette:
         """The application; `hosts` are the names it answers to, `*` for any."""
-        self.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
+        self._coming: set[asyncio.Timeout] = set()
+        self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/health", self.health),
         ]
-        handlers: Any = {Refused: _refused, HTTPException: _not_found}
+        handlers: Any = {Refused: _refused, HTTPException: _not_found, Exception: _failed}
         hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=list(self.hosts))]
         return Starlette(routes=routes, exception_handlers=handlers, middleware=hosts)
 
@@ -97,7 +99,7 @@ class Service:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        with self.batches.place():
+        async with self._place():
             asked = await run_in_threadpool(read_request, await self._body(request))
             adapter = self._adapter(asked.model)
             prompt = await run_in_threadpool(adapter.prompt, asked, self.limits, post)
@@ -110,11 +112,33 @@ class Service:
             return StreamingResponse(answer.events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
         return await answer.whole(request)
 
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Inside, a request is one that waits. Raises: Refused where too many do, or the server ends."""
+        with self.batches.place():
+            try:
+                async with asyncio.timeout(None) as until:
+                    self._coming.add(until)
+                    yield
+            except TimeoutError as error:
+                if not until.expired():
+                    raise
+                raise Refused(503, "the server is ending", code="server_ending") from error
+            finally:
+                self._coming.discard(until)
+
+    def end(self, patience_s: float) -> None:
+        """Refuse what has not been asked in full; open answers get `patience_s`, and then an error in OpenAI's form."""
+        self.batches.refuse()
+        for until in self._coming:
+            until.reschedule(0)
+        Thread(target=self.batches.close, args=(patience_s,), daemon=True).start()
+
     async def _pixels(self, adapter: Adapter, image: str) -> Any:
         """What the encoders take of an image, which may have to be fetched. Raises: Refused for one that cannot be read."""
         with refusing():
             given = HeldImage(image, await fetch(image)) if is_url(image) else image
-        async with self.decoding:
+        async with self._decoding:
             return await run_in_threadpool(adapter.pixels, given)
 
     async def _body(self, request: Request) -> bytes:
@@ -170,7 +194,7 @@ class _Answer:
     def _refuse_failed(self) -> None:
         if self.row.error:
             raise Refused(500, self.row.error)
-        if self.row.finish is None:
+        if self.row.finish is None or self.row.cancelled:
             raise Refused(503, "the server ended before the answer did", code="server_ending")
 
     async def events(self) -> AsyncIterator[str]:
@@ -210,6 +234,11 @@ async def _gone(request: Request) -> None:
 async def _refused(request: Request, error: Refused) -> Response:
     headers = {"retry-after": "1"} if error.status in (429, 503) else {"www-authenticate": "Bearer"} if error.status == 401 else {}
     return JSONResponse(error.body(), error.status, headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What nobody foresaw; starlette raises it again, so that the server logs it."""
+    return await _refused(request, Refused(500, "the server failed; its log says why"))
 
 
 async def _not_found(request: Request, error: HTTPException) -> Response:

@@ -80,15 +80,21 @@ class Batches:
         if self._closed:
             raise Refused(503, "the server is ending", code="server_ending")
 
-    def close(self, patience_s: float = 0.0) -> None:
-        """Take nothing more; what is not answered within `patience_s` is cut short."""
+    def refuse(self) -> None:
+        """Take nothing more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def close(self, patience_s: float = 0.0) -> None:
+        """Take nothing more; what is not answered within `patience_s` is cut short, and told so at once."""
+        self.refuse()
         self._thread.join(patience_s)
         with self._changed:
-            for job in (*self._jobs, *self._working):
-                job.prompt.row.cancelled = True
+            cut = [*self._jobs, *self._working]
+        for job in cut:
+            job.prompt.row.cancelled = True
+            job.ended()
         self._thread.join(10)
 
     def _work(self) -> None:

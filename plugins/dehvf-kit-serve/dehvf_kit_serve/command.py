@@ -32,7 +32,7 @@ def serve(
     fetch_images: Annotated[bool, typer.Option("--fetch-images", help="Fetch images that requests name by http(s).")] = False,
     ignore_tools: Annotated[bool, typer.Option("--ignore-tools", help="Answer without the tools that requests offer.")] = False,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Requests answered together.")] = 16,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait for their answers, arriving ones too.")] = 64,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait, arriving ones too.")] = 64,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 1024,
     max_images: Annotated[int, typer.Option("--max-images", min=0, help="Images in a request.")] = 8,
     max_request_mb: Annotated[float, typer.Option("--max-request-mb", min=0.01, help="Largest request, in MiB.")] = 32,
@@ -50,11 +50,10 @@ def serve(
         raise DehvfError(f"serve needs {', '.join(missing)}; pip install 'dehvf-kit[serve]'")
     bound = listen(host, port)
     with waiting(f"Loading {', '.join(adapters)}", plain=True):
-        import uvicorn
-
         from dehvf_kit_serve.adapters import Limits, load_adapters
         from dehvf_kit_serve.app import Service
         from dehvf_kit_serve.batching import Batches
+        from dehvf_kit_serve.server import Server
 
         loaded = load_adapters(adapters, overrides or ())
     local = _is_local(host)
@@ -70,12 +69,9 @@ def serve(
         print("warning: everybody who reaches this address can ask; set DEHVF_KIT_API_KEY", file=sys.stderr)
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{bound.getsockname()[1]}/v1  serves {', '.join(loaded)}  (ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(
-        service.app(), log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=patience, server_header=False
-    )
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has ended
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        Server(service, patience).run(sockets=[bound])
     except KeyboardInterrupt:  # uvicorn has ended by then, and raises it again
         pass
     finally:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import openai
@@ -455,3 +455,67 @@ def test_the_command_serves_and_ends_gracefully(world: Path) -> None:
         server.send_signal(signal.SIGTERM)
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
         assert server.wait(60) == 0, server.stderr.read()
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["running batch", "generate"])
+def test_what_is_open_at_the_end_is_told_so(
+    world: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, joins: bool
+) -> None:
+    from dehvf_kit_serve.adapters import load_adapters
+    from dehvf_kit_serve.app import Service
+    from dehvf_kit_serve.batching import Batches
+    from dehvf_kit_serve.command import listen
+    from dehvf_kit_serve.generation import Row
+    from dehvf_kit_serve.server import Server
+
+    go_on, known = Event(), Row.take
+
+    def take(row: Row, token: int) -> None:
+        known(row, token)
+        go_on.wait(60)  # a step that takes longer than the server has patience
+
+    monkeypatch.setattr(Row, "take", take)
+    service = Service(load_adapters([str(world / "one/adapter")]), Batches(max_batch=2))
+    service.adapters["one"].joins = joins
+    bound = listen("127.0.0.1", 0)
+    server = Server(service, 0.5)
+    thread = Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    address = bound.getsockname()
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{address[1]}/v1", api_key="none", max_retries=0)
+    with ThreadPoolExecutor(4) as pool, socket.create_connection(address) as arriving:
+        stream = say(client, "Why ?", max_tokens=40, stream=True)
+        pieces = iter(stream)
+        assert next(pieces).choices[0].delta.role == "assistant"
+        open_ones = [pool.submit(say, client, "Why ?", max_tokens=40) for _ in range(3)]  # one of the batch, two that wait
+        arriving.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
+        until = time.monotonic() + 20
+        while (len(service.batches._jobs) < 2 or not service.batches._coming) and time.monotonic() < until:
+            time.sleep(0.01)
+        server.should_exit = True
+        with pytest.raises(openai.APIError) as ended:
+            list(pieces)
+        assert ended.value.code == "server_ending"
+        for one in open_ones:
+            with pytest.raises(openai.InternalServerError) as ended:
+                one.result()
+            assert ended.value.status_code == 503 and ended.value.code == "server_ending" and ended.value.type == "server_error"
+        assert b"503" in arriving.recv(100)
+        go_on.set()
+    thread.join(20)
+    assert not thread.is_alive() and not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_unexpected_error_has_openais_form(
+    client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prompt(*_: Any) -> Any:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr(service.adapters["one"], "prompt", prompt)
+    with pytest.raises(openai.InternalServerError, match="the server failed; its log says why") as failed:
+        say(client, "Why ?")
+    assert failed.value.status_code == 500 and failed.value.type == "server_error"
+    assert "nobody foresaw this" in caplog.text

@@ -8,19 +8,20 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dehvf_kit.data.images import fetch
 from dehvf_kit.data.samples import HeldImage, is_url
@@ -58,8 +59,7 @@ class Service:
             Route("/health", self.health),
         ]
         handlers: Any = {Refused: _refused, HTTPException: _not_found, Exception: _failed}
-        hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=list(self.hosts))]
-        return Starlette(routes=routes, exception_handlers=handlers, middleware=hosts)
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(_KnownHosts, names=self.hosts)])
 
     def _admit(self, request: Request) -> None:
         """Raises: Refused for a missing or wrong API key."""
@@ -223,6 +223,22 @@ class _Answer:
     def _usage(self) -> dict[str, int]:
         said = len(self.row.tokens)
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
+
+
+class _KnownHosts:
+    """Refuses requests under another host name, which a page elsewhere can make a browser send (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self.app, self.names = app, {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = Headers(scope=scope).get("host", "").lower()
+        name = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]  # [::1]:8000
+        if "*" in self.names or name in self.names:
+            await self.app(scope, receive, send)
+            return
+        refused = Refused(400, f"Host: there is no '{name[:100]}' here; the server answers to {', '.join(sorted(self.names))}")
+        await (await _refused(Request(scope), refused))(scope, receive, send)
 
 
 async def _gone(request: Request) -> None:

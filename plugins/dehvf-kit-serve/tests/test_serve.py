@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +38,16 @@ from dehvf_kit.evaluation.answers import answer
 @pytest.fixture(scope="session")
 def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key="secret", max_retries=0)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What the server writes into its log as errors."""
+    lines, handler, log = [], logging.Handler(logging.ERROR), logging.getLogger("uvicorn.error")
+    handler.emit = lambda record: lines.append(handler.format(record))  # type: ignore[method-assign]
+    log.addHandler(handler)
+    yield lines
+    log.removeHandler(handler)
 
 
 def data_uri(file: Path) -> str:
@@ -206,7 +218,13 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no image": ({"messages": messages("What ?", "data:image/png;base64,AAAA")}, 400, "cannot be read"),
     "too large": ({"messages": [{"role": "user", "content": "a" * 300_000}]}, 413, "200,000 bytes"),
     "a stop that is no text": ({"extra_body": {"stop": 5}}, 400, "stop: "),
-    "stops": ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop: "),
+    "stops": ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop: wants 4 texts or fewer"),
+    "no message": ({"messages": []}, 400, "messages: given []; wants 1 or more of them"),
+    "an image of the assistant's": (
+        {"messages": [{**messages("What ?", "data:image/png;base64,AAAA")[0], "role": "assistant"}, *messages("What ?")]},
+        400,
+        "message 0 (assistant): holds an image; give it in a message of the user",
+    ),
 }
 
 
@@ -295,9 +313,29 @@ def test_the_key_the_host_and_the_type_are_asked_for(url: str) -> None:
         openai.OpenAI(base_url=url, api_key="wrong", max_retries=0).models.list()
     assert httpx.get(f"{url}/models").status_code == 401
     key = {"authorization": "Bearer secret"}
-    assert httpx.get(f"{url}/models", headers={**key, "host": "evil.example"}).status_code == 400
+    foreign = httpx.get(f"{url}/models", headers={**key, "host": "evil.example:8000"})
+    assert foreign.status_code == 400 and "there is no 'evil.example' here" in foreign.json()["error"]["message"]
+    assert httpx.get(f"{url}/models", headers={**key, "host": "LOCALHOST:8000"}).status_code == 200
+    json_body = {**key, "content-type": "application/json"}
+    twice = httpx.post(f"{url}/chat/completions", content=b'{"model": "one", "model": "second"}', headers=json_body)
+    assert twice.status_code == 400 and "key 'model' stands twice" in twice.json()["error"]["message"]
     assert httpx.post(f"{url}/chat/completions", content="{}", headers=key).status_code == 415
     assert httpx.get(f"{url}/nothing", headers=key).json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("named", "header"), [("::1", "[::1]:8000"), ("127.0.0.1", "127.0.0.1:8000"), ("*", "any.example")])
+def test_host_names(service: Any, named: str, header: str) -> None:
+    """An IPv6 address stands in brackets in a header."""
+    from starlette.testclient import TestClient
+
+    client = TestClient(replace(service, hosts=(named,)).app(), base_url="http://x")
+    assert client.get("/health", headers={"host": header}).status_code == 200
+    assert client.get("/health", headers={"host": "evil.example"}).status_code == (200 if named == "*" else 400)
+
+
+def test_a_data_uri_in_capitals_is_read(client: openai.OpenAI, world: Path) -> None:
+    small = say(client, "What ?", world / "red.png")
+    assert text(say(client, "What ?", data_uri(world / "red.png").replace("data:image", "DATA:IMAGE"))) == text(small)
 
 
 def test_requests_that_wait_are_bounded_from_their_first_byte(client: openai.OpenAI, service: Any, url: str) -> None:
@@ -313,8 +351,9 @@ def test_requests_that_wait_are_bounded_from_their_first_byte(client: openai.Ope
         until = time.monotonic() + 20
         while service.batches._coming < 8 and time.monotonic() < until:
             time.sleep(0.01)
-        with pytest.raises(openai.RateLimitError, match="8 requests are waiting; try again later"):
+        with pytest.raises(openai.RateLimitError, match="8 requests are waiting; try again later") as refused:
             say(client, "Why ?")
+        assert refused.value.type == "rate_limit_error" and refused.value.code == "queue_full"
     while service.batches._coming and time.monotonic() < until:
         time.sleep(0.01)
     assert text(say(client, "Why ?"))
@@ -458,9 +497,7 @@ def test_the_command_serves_and_ends_gracefully(world: Path) -> None:
 
 
 @pytest.mark.parametrize("joins", [True, False], ids=["running batch", "generate"])
-def test_what_is_open_at_the_end_is_told_so(
-    world: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, joins: bool
-) -> None:
+def test_what_is_open_at_the_end_is_told_so(world: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], joins: bool) -> None:
     from dehvf_kit_serve.adapters import load_adapters
     from dehvf_kit_serve.app import Service
     from dehvf_kit_serve.batching import Batches
@@ -505,11 +542,11 @@ def test_what_is_open_at_the_end_is_told_so(
         assert b"503" in arriving.recv(100)
         go_on.set()
     thread.join(20)
-    assert not thread.is_alive() and not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert not thread.is_alive() and logged == []
 
 
 def test_an_unexpected_error_has_openais_form(
-    client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     def prompt(*_: Any) -> Any:
         raise ZeroDivisionError("nobody foresaw this")
@@ -518,4 +555,4 @@ def test_an_unexpected_error_has_openais_form(
     with pytest.raises(openai.InternalServerError, match="the server failed; its log says why") as failed:
         say(client, "Why ?")
     assert failed.value.status_code == 500 and failed.value.type == "server_error"
-    assert "nobody foresaw this" in caplog.text
+    assert "nobody foresaw this" in "".join(logged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from llguidance.hf import from_tokenizer
 from torch import nn
 
 from dehvf_kit.adapter.checkpoint import adapter_recipe, load
-from dehvf_kit.adapter.files import adapter_folder, read_config
+from dehvf_kit.adapter.files import ADAPTER, adapter_folder, read_config
 from dehvf_kit.data.conversations import messages_of
 from dehvf_kit.data.images import read_any
 from dehvf_kit.data.processing import image_places
@@ -229,18 +230,16 @@ def _with_text(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_adapters(given: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Adapter]:
-    """Adapters by name, `NAME=ADAPTER` or the last part of its path; those with the same decoder share its weights.
+    """Adapters by name; those with the same decoder share its weights.
 
     Raises: AdapterError for what is no adapter, DehvfError for two of the same name.
     """
     named: dict[str, Path] = {}
     for text in given:
-        name, _, place = text.rpartition("=")
-        path = Path(place)
-        name = name or (path.resolve().parent.name if path.name == "adapter" else path.name)
+        name, place = _name(text)
         if name in named:
             raise DehvfError(f"two adapters are called '{name}'; name one, NAME={place}")
-        named[name] = adapter_folder(path)
+        named[name] = adapter_folder(place)
     recipes = {name: adapter_recipe(read_config(folder), folder, overrides) for name, folder in named.items()}
     decoders = {name: recipe.decoder.model_dump_json() for name, recipe in recipes.items()}
     shared: dict[str, nn.Module] = {}
@@ -254,6 +253,15 @@ def load_adapters(given: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
             given = {"decoder": with_same_weights(shared[decoders[name]]), "tokenizer": config.tokenizer(sources)}
         found[name] = Adapter(name, load(folder, overrides=overrides, **given).eval())
     return found
+
+
+def _name(text: str) -> tuple[str, str]:
+    """Name and place of `NAME=ADAPTER`, or of an adapter called as its run's folder or hub id; a path that is there is one."""
+    name, equals, place = text.partition("=")
+    if not equals or os.path.exists(text):
+        name, place = "", text
+    folder = Path(os.path.abspath(place))
+    return name or (folder.parent.name if folder.name == ADAPTER else folder.name), place
 
 
 def with_same_weights(model: nn.Module) -> nn.Module:

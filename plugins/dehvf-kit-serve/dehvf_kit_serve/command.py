@@ -48,6 +48,10 @@ def serve(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise DehvfError(f"serve needs {', '.join(missing)}; pip install 'dehvf-kit[serve]'")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip() != ""):
+        raise DehvfError(
+            "--api-key: no client can send this key in a header; name one of printable ASCII characters, no space at an end"
+        )
     bound = listen(host, port)
     with waiting(f"Loading {', '.join(adapters)}", plain=True):
         from dehvf_kit_serve.adapters import Limits, load_adapters
@@ -61,11 +65,11 @@ def serve(
         loaded,
         batches=Batches(max_batch, max_waiting),
         limits=Limits(max_images, max_tokens, fetch_images, ignore_tools),
-        key=api_key or None,
+        key=api_key,
         max_bytes=int(max_request_mb * 2**20),
         hosts=("127.0.0.1", "localhost", host) if local else ("*",),
     )
-    if not local and not api_key:
+    if not local and api_key is None:
         print("warning: everybody who reaches this address can ask; set DEHVF_KIT_API_KEY", file=sys.stderr)
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{bound.getsockname()[1]}/v1  serves {', '.join(loaded)}  (ctrl-C ends it)", flush=True)

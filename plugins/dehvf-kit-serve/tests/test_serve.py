@@ -481,6 +481,32 @@ def test_two_adapters_of_one_name_are_refused(world: Path) -> None:
         load_adapters([f"a={world / 'one/adapter'}", f"a={world / 'two/adapter'}"])
 
 
+def test_names_of_adapters(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dehvf_kit_serve.adapters import _name
+
+    run = tmp_path / "lr=0.1"
+    shutil.copytree(world / "one/adapter", run / "adapter")
+    for given, name in (
+        (f"{run}/adapter", "lr=0.1"),
+        (f"{run}", "lr=0.1"),
+        (f"small={run}/adapter", "small"),
+        ("small=a=b/adapter", "small"),
+        ("runs/demo/adapter/", "demo"),
+        ("owner/name", "name"),
+    ):
+        assert _name(given) == (name, given.removeprefix(f"{name}=") if given.startswith("small=") else given)
+    monkeypatch.chdir(run / "adapter")
+    assert _name(".") == ("lr=0.1", ".")
+    monkeypatch.chdir(run)
+    assert _name(".") == ("lr=0.1", ".")
+
+
+@pytest.mark.parametrize("key", ["\u017eivjo", "", " kk", "a\tb"])
+def test_a_key_that_no_client_can_send_is_refused(command: Any, key: str) -> None:
+    ended = command("serve", "runs/none", "--api-key", key)
+    assert ended.code == 1 and "--api-key: no client can send this key" in ended.err
+
+
 @pytest.mark.nightly
 def test_the_command_serves_and_ends_gracefully(world: Path) -> None:
     code = "import sys; from dehvf_kit.cli.main import main; sys.argv[0] = 'dehvf-kit'; main()"
@@ -555,4 +581,7 @@ def test_an_unexpected_error_has_openais_form(
     with pytest.raises(openai.InternalServerError, match="the server failed; its log says why") as failed:
         say(client, "Why ?")
     assert failed.value.status_code == 500 and failed.value.type == "server_error"
+    until = time.monotonic() + 20
+    while not logged and time.monotonic() < until:  # the answer is sent first
+        time.sleep(0.01)
     assert "nobody foresaw this" in "".join(logged)

@@ -481,6 +481,22 @@ def test_two_adapters_of_one_name_are_refused(world: Path) -> None:
         load_adapters([f"a={world / 'one/adapter'}", f"a={world / 'two/adapter'}"])
 
 
+def test_what_a_request_leaves_out_is_as_docs_say(world: Path) -> None:
+    from dehvf_kit_serve.adapters import Limits, load_adapters
+    from dehvf_kit_serve.chat_request import ChatRequest
+    from dehvf_kit_serve.running import can_join
+
+    request = ChatRequest(model="one", messages=messages("Why ?"))
+    for fields, temperature in (((), 0.0), (("temperature=0.7",), 0.0), (("do_sample=true", "temperature=0.7"), 0.7)):
+        overrides = [f"generation.{field}" for field in (*fields, "num_beams=3")]
+        adapter = load_adapters([str(world / "one/adapter")], overrides)["one"]
+        found = adapter.prompt(request, Limits(), lambda _: None).row.settings
+        assert (found.temperature, found.max_tokens) == (temperature, 3) and adapter.joins
+        adapter.model.generation_config.repetition_penalty = 1.2  # as a decoder's generation_config.json says
+        assert not can_join(adapter.model)
+        adapter.model.detach()
+
+
 def test_names_of_adapters(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dehvf_kit_serve.adapters import _name
 

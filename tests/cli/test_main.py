@@ -14,7 +14,7 @@ from cli.commands import Command
 import dehvf_kit
 from dehvf_kit.cli import main as main_module
 from dehvf_kit.cli.arguments import split_words
-from dehvf_kit.cli.console import quiet_transformers
+from dehvf_kit.cli.console import quiet_transformers, stdout
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
 
@@ -76,6 +76,11 @@ def test_an_empty_place_is_not_the_current_folder(command: Command, words: list[
     ended = command(*words)
     name = {"eval": "ADAPTER", "check": "RECIPE", "generate": "--adapter"}[words[0]]
     assert ended.code == 1 and ended.err == f"{name}: is empty; name a file or folder\n"
+
+
+def test_tables_are_printed_nowhere_where_standard_output_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # what Python makes of `>&-`
+    stdout().print("[bold]a[/]   \n")
 
 
 def test_words_with_an_equals_sign_that_are_there_are_places(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def compare(
     from dehvf_kit_compare.table import cells
 
     files, overrides = split_words(words)
+    if len(files) == 1:
+        _say("note: one recipe alone is compared with nothing; name others too, now or when this command is given again")
     strengths = strengths or scales
     tuning = _tuning(rate_factors, rates, strengths, fraction, validation) if tune or rates or strengths else None
     run = comparison.compare(

@@ -21,5 +21,5 @@ def load_all(words: Sequence[str]) -> list[Recipe]:
         except DehvfError as error:
             faults.append(str(error))
     if faults:
-        raise DehvfError("\n".join(faults))
+        raise DehvfError("\n".join(dict.fromkeys(faults)))
     return recipes

@@ -88,6 +88,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises: AdapterError where it is missing, not ours, or of a newer format.
     """
+    if exists(folder) and not is_folder(folder):
+        raise AdapterError(f"{folder}: is a file; an adapter is a folder, name that")
     if not is_folder(folder):
         raise AdapterError(f"{folder}: there is no such folder")
     finish_saving(folder)

@@ -30,7 +30,7 @@ from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.utils import atomic
-from dehvf_kit.utils.atomic import exists
+from dehvf_kit.utils.atomic import exists, is_folder
 
 try:
     import fcntl
@@ -104,6 +104,8 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         there = exists(self.place)
+        if there and not is_folder(self.place):
+            raise DehvfError(f"{self.place}: is a file; name a folder")
         if self.resume and not there:
             raise DehvfError(f"{self.place}: holds no checkpoint to resume from; leave out --resume")
         if not self.resume and holds_run(self.place):

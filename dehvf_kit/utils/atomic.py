@@ -62,7 +62,11 @@ def refused(error: BaseException) -> OSError | None:
 
 def unwritable(place: object, error: OSError) -> str:
     """The message for a place that cannot be written, with what would do."""
-    cure = "make room and run the command again" if error.errno in FULL else "make it writable, or name another place"
+    cure = "make it writable, or name another place"
+    if error.errno in FULL:
+        cure = "make room and run the command again"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        cure = "a file is where a folder should be; name another place"
     return f"{place}: cannot be written: {error.strerror or error}; {cure}"
 
 
@@ -271,6 +275,8 @@ def check_new_folder(folder: Path, option: str = "--output") -> None:
     place = folder
     while not exists(place) and place != place.parent:
         place = place.parent
+    if place == folder and not is_folder(folder):
+        raise DehvfError(f"{option} {folder}: is a file; name a folder")
     _try(folder, option, place / folder.name)
 
 

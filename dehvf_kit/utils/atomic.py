@@ -275,8 +275,6 @@ def check_new_folder(folder: Path, option: str = "--output") -> None:
     place = folder
     while not exists(place) and place != place.parent:
         place = place.parent
-    if place == folder and not is_folder(folder):
-        raise DehvfError(f"{option} {folder}: is a file; name a folder")
     _try(folder, option, place / folder.name)
 
 
@@ -292,4 +290,6 @@ def _try(file: Path, option: str, beside_it: Path | None = None) -> None:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         cure = "give --no-store, or leave --store out" if option.startswith("--store") else "name another place"
+        if isinstance(error, NotADirectoryError):
+            cure = f"a file is where a folder should be; {cure}"
         raise DehvfError(f"{option} {file}: cannot be written: {reason}; {cure}") from error

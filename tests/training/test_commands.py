@@ -102,7 +102,7 @@ def test_the_folder_of_a_run_is_its_adapter(run: Path, words: list[str]) -> None
         (["generate", "{world}/test0.png", "what ?", "-a", "{world}/test0.png"], "test0.png: is a file; an adapter is a folder"),
         (["train", "{world}/tiny.yaml", "--output", "{world}/test0.png"], "test0.png: is a file; name a folder"),
         (["train", "{world}/tiny.yaml", "--resume", "--output", "{world}/test0.png"], "test0.png: is a file; name a folder"),
-        (["build", "{world}/tiny.yaml", "--output", "{world}/test0.png"], "test0.png: is a file; name a folder"),
+        (["build", "{world}/tiny.yaml", "--output", "{world}/test0.png"], "a file is where a folder should be; name another place"),
         (["eval", "{world}"], "not an adapter of dehvf-kit"),
         (["eval", "{run}/adapter", "data.test=nowhere.jsonl"], "data.test: there is no file 'nowhere.jsonl'"),
         (["eval", "{run}/adapter", "data.tset=x"], "data.tset: unknown field; did you mean 'test'?"),

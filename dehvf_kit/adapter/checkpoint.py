@@ -31,6 +31,7 @@ from dehvf_kit.adapter.files import (
     buffer_names,
     config_file,
     finish_saving,
+    of_run,
     read_config,
     read_weights,
 )
@@ -76,12 +77,14 @@ def save(model: DehvfModel, folder: Path, overwrite: bool = True, **from_trainer
     from_trainer: `state_dict`, which transformers' Trainer gives: the trained weights are then written as `model.safetensors` too,
     the file that it looks for when it resumes or loads the best checkpoint. The values given are not read.
 
-    Raises: AdapterError where the folder cannot be written; an older adapter is then as it was.
+    Raises: AdapterError where the folder is a run's, or cannot be written; an older adapter is then as it was.
     """
     if model.recipe is None:
         raise AdapterError("this model was made without a recipe; save the components' state_dict yourself")
     if exists(folder) and not is_folder(folder):
         raise AdapterError(f"{folder}: is a file; name a folder")
+    if of_run(folder) != folder:
+        raise AdapterError(f"{folder}: holds a run already, whose adapter would be hidden; name another folder")
     if not overwrite:
         finish_saving(folder)
         if exists(folder / WEIGHTS):

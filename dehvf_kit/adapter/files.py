@@ -72,9 +72,9 @@ def adapter_folder(
 
 
 def of_run(folder: Path) -> Path:
-    """The adapter in a run's folder, `RUN/adapter`; any other folder as it is."""
+    """The adapter in a run's folder, `RUN/adapter`, also where `build` left an untrained one in RUN; any other folder as it is."""
     inner = folder / ADAPTER
-    return inner if is_file(config_file(inner)) and not is_file(config_file(folder)) else folder
+    return inner if is_file(config_file(inner)) else folder
 
 
 def config_file(folder: Path) -> Path:
@@ -88,6 +88,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises: AdapterError where it is missing, not ours, or of a newer format.
     """
+    if exists(folder) and not is_folder(folder):
+        raise AdapterError(f"{folder}: is a file; an adapter is a folder, name that")
     if not is_folder(folder):
         raise AdapterError(f"{folder}: there is no such folder")
     finish_saving(folder)

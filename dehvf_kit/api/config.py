@@ -18,6 +18,8 @@ MAX_SEED, MAX_SIZE, MAX_COUNT = 2**32 - 1, 2**20, 2**31 - 1
 """The largest seed, the largest width or number of things held at once, the largest count over time."""
 MAX_WORKERS, MAX_EPOCHS = 2**10, 1_000_000
 """The largest number of processes beside one another, and of passes over a training set."""
+MAX_BEAMS = 64
+"""The largest number of answers that a beam search keeps beside one another."""
 MAX_PARAMETERS = 2**40
 """Trained parameters that a graph may have: 4 TiB of them."""
 REASONS = {
@@ -26,6 +28,7 @@ REASONS = {
     MAX_COUNT: "no run gets further",
     MAX_WORKERS: "each is a process, and no machine has more cores",
     MAX_EPOCHS: "no run makes more passes",
+    MAX_BEAMS: "each beam is a row with a cache of its own",
     MAX_LAYERS: "four times the depth of the deepest models",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,3 +23,9 @@ Words = Annotated[
         metavar="RECIPE... [KEY=VALUE]...", help="Recipes, .yaml files, and fields to change in all of them.", show_default=False
     ),
 ]
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files or folders, and `KEY=VALUE` fields; a word with `=` that is there as a file or folder is one: runs/lr=0.1/adapter."""
+    overrides = [word for word in words if "=" in word and not os.path.exists(word)]
+    return [word for word in words if word not in overrides], overrides

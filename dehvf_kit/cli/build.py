@@ -77,11 +77,14 @@ def build(
 def _save_adapter(model: DehvfModel, folder: Path, overwrite: bool) -> None:
     """Write the adapter. An existing one is replaced where it holds the same weights, or with `overwrite`.
 
-    Raises: AdapterError where other weights would be lost, or the folder cannot be written.
+    Raises: AdapterError where other weights would be lost, or the folder is a run's or cannot be written.
     """
     from dehvf_kit.adapter.checkpoint import save
     from dehvf_kit.adapter.files import WEIGHTS, finish_saving
+    from dehvf_kit.training.run_folder import holds_run
 
+    if holds_run(folder):
+        raise AdapterError(f"{folder}: holds a run already; name another folder by --output, or give --no-save")
     finish_saving(folder)
     if exists(folder / WEIGHTS) and not overwrite and not _same_weights(model, folder):
         raise AdapterError(f"{folder}: holds an adapter with other weights; name another folder, or replace it with --overwrite")

@@ -27,7 +27,7 @@ PLAIN_INTERVAL_S = 10.0
 
 def stdout(minimum_width: int = PIPE_WIDTH) -> Console:
     """A console on standard output; where that is not a terminal, `minimum_width` wide, so that lines do not fold."""
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():  # None where it was closed: >&-
         return Console(highlight=False)
     width = None if "COLUMNS" in os.environ else minimum_width
     return Console(file=cast(IO[str], _Trimmed(sys.stdout)), width=width, highlight=False)
@@ -41,15 +41,17 @@ def print_json(value: Any) -> None:
 class _Trimmed:
     """A text stream that drops the blanks tables leave at the ends of lines."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(re.sub(r" +(?=\n)", "", text))
+        if self.stream is not None:
+            self.stream.write(re.sub(r" +(?=\n)", "", text))
         return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        if self.stream is not None:
+            self.stream.flush()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import errno
 import gc
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -18,7 +19,6 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from dehvf_kit._version import __version__
 from dehvf_kit.api.registry import DEBUG, Command, CommandTable, raised
 from dehvf_kit.errors import DehvfError, PluginError, RemoteCodeWarning
 
-PLACES = ("DIR", "FILE")  # metavars of options that name a folder or file
+PLACES = re.compile("DIR|FILE|FOLDER|ADAPTER|RECIPE|RUN")  # in the metavar of what names a folder or file
 HOOK = b"register_commands"
 # Commands of plugins that live in the kit's repository.
 _PLUGINS = {
@@ -182,12 +182,16 @@ def _refuse_endless(option: str, value: Any) -> None:
 
 
 def _refuse_empty(command: Any, args: Sequence[str]) -> None:
-    """Raises: DehvfError for an option whose file or folder is an empty text, which Python takes for the current folder."""
-    parameters = [one for each in (command, *getattr(command, "commands", {}).values()) for one in each.params]
-    options = {name for one in parameters if one.metavar in PLACES for name in one.opts}
-    for word, following in zip_longest(args, args[1:]):
-        if (word in options and following == "") or (word.endswith("=") and word[:-1] in options):
-            raise DehvfError(f"{word.rstrip('=')}: is empty; name a file or folder")
+    """Raises: DehvfError for a file or folder that is an empty text, which Python takes for the current folder."""
+    given, rest, _ = command.make_parser(command.context_class(command, resilient_parsing=True)).parse_args(list(args))
+    for one in command.params:
+        value = given.get(one.name)
+        if PLACES.search(one.metavar or "") and "" in (value if isinstance(value, (list, tuple)) else [value]):
+            name = one.opts[0] if one.opts[0].startswith("-") else one.metavar
+            raise DehvfError(f"{name}: is empty; name a file or folder")
+    inner = getattr(command, "commands", {}).get(rest[0]) if rest else None
+    if inner is not None:
+        _refuse_empty(inner, rest[1:])
 
 
 def _has_commands(module: str) -> bool:

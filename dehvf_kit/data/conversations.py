@@ -38,7 +38,9 @@ def messages_of(given: Any) -> tuple[list[Message], list[Any]]:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind == "text" and isinstance(part.get("text"), str):
                 lines.append(part["text"])
-            elif kind in ("image", "image_url") and role != "assistant":
+            elif kind in ("image", "image_url"):
+                if role == "assistant":
+                    raise DataError(f"message {number} (assistant): holds an image; give it in a message of the user")
                 found = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
                 images += [found["url"] if isinstance(found, Mapping) and "url" in found else found] if found is not None else []
                 lines.append(PLACEHOLDER)

@@ -6,17 +6,20 @@ CMYK and palettes become RGB, transparency is dropped with the colours below it 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from dehvf_kit.data.samples import HeldImage, ImageFile, Sample
+from dehvf_kit.data.samples import HeldImage, ImageFile, Sample, is_data_uri, is_url
 from dehvf_kit.errors import ImageError, shown
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -30,6 +33,7 @@ LONGEST_NAME = 255
 """Characters of a file's name; a longer text that is no file may be base64."""
 MAX_DOWNLOAD = 2**26
 TIMEOUT_S = 20.0
+"""Seconds that fetching an image may take, from the address to the last byte."""
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """Tags of a TIFF (TIFF 6.0, section 8)."""
 WHITE_IS_ZERO = 0
@@ -67,11 +71,11 @@ def read_any(image: Any, download: bool = False) -> Image.Image:
         ImageError: naming what cannot be read.
     """
     if isinstance(image, str):
-        if image.startswith(("http://", "https://")):
+        if is_url(image):
             if not download:
                 raise ImageError(f"image {shown(image)} is a URL, and nothing is fetched unasked; give a file, or download=True")
-            image = HeldImage(image, _fetch(image))
-        elif os.path.isfile(image):
+            image = HeldImage(image, _fetched(image))
+        elif not is_data_uri(image) and os.path.isfile(image):
             image = Path(image)
         else:
             image = HeldImage(image[:40], _decoded(image))
@@ -89,27 +93,37 @@ def read_any(image: Any, download: bool = False) -> Image.Image:
 
 def _decoded(text: str) -> bytes:
     """The bytes in a data URI, or in base64 text. Raises: ImageError for other text."""
-    if len(text) <= LONGEST_NAME and not text.startswith("data:"):
+    if len(text) <= LONGEST_NAME and not is_data_uri(text):
         raise ImageError(f"image {shown(text)} cannot be read: there is no such file")
     try:
-        return base64.b64decode(
-            "".join(text.partition(",")[2].split() if text.startswith("data:") else text.split()), validate=True
-        )
+        return base64.b64decode("".join((text.partition(",")[2] if is_data_uri(text) else text).split()), validate=True)
     except ValueError as error:
         raise ImageError(f"image {shown(text)} cannot be read: it is no file, no URL and no base64") from error
 
 
-def _fetch(url: str) -> bytes:
-    import httpx
+def _fetched(url: str) -> bytes:
+    with ThreadPoolExecutor(1) as pool:  # this thread may have a running loop, as a notebook's does
+        return pool.submit(asyncio.run, fetch(url)).result()
+
+
+async def fetch(url: str) -> bytes:
+    """The bytes at an address. Raises: ImageError where they are too many, take too long altogether, or cannot be had."""
+    httpx: Any = import_module("httpx2" if find_spec("httpx2") else "httpx")  # huggingface_hub brings one of them
 
     data = bytearray()
     try:
-        with httpx.stream("GET", url, timeout=TIMEOUT_S, follow_redirects=True) as answer:
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=True) as client,
+            client.stream("GET", url) as answer,
+        ):
             answer.raise_for_status()
-            for part in answer.iter_bytes():
+            async for part in answer.aiter_bytes():
                 data += part
                 if len(data) > MAX_DOWNLOAD:
                     raise ImageError(f"image {shown(url)} cannot be read: it has more than {MAX_DOWNLOAD:,} bytes")
+    except TimeoutError as error:
+        raise ImageError(f"image {shown(url)} cannot be fetched: it takes more than {TIMEOUT_S:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ImageError(f"image {shown(url)} cannot be fetched: {error or type(error).__name__}") from error
     return bytes(data)

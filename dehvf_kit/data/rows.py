@@ -22,7 +22,19 @@ from pydantic import Field
 
 from dehvf_kit.api.config import Settings
 from dehvf_kit.data.conversations import conversation_sample, messages_of
-from dehvf_kit.data.samples import PLACEHOLDER, HeldImage, ImageFile, Issue, Message, Reading, Sample, marked, note
+from dehvf_kit.data.samples import (
+    PLACEHOLDER,
+    HeldImage,
+    ImageFile,
+    Issue,
+    Message,
+    Reading,
+    Sample,
+    is_data_uri,
+    is_url,
+    marked,
+    note,
+)
 from dehvf_kit.errors import DataError, did_you_mean, listing, shown
 
 EXACT_INTEGERS = 2**53
@@ -245,7 +257,7 @@ def _image(cell: Any, column: str, place: str, folder: Path) -> Path | ImageFile
 
 
 def _named_image(text: str, column: str, place: str, folder: Path) -> Path | ImageFile:
-    if text.startswith(("http://", "https://")):
+    if is_url(text):
         raise RowFaultError(
             f"'{column}' is an address, {shown(text)}; download the image, and name its file", place, "image is an address"
         )
@@ -256,7 +268,7 @@ def _named_image(text: str, column: str, place: str, folder: Path) -> Path | Ima
             "not an image",
         )
     base64_text = bool(IMAGE_TEXT.match(text))
-    if not text.startswith("data:") and not base64_text:
+    if not is_data_uri(text) and not base64_text:
         named = text.removeprefix("file://")
         return folder / (named if "\\" not in named or os.path.isfile(folder / named) else named.replace("\\", "/"))
     head, _, data = ("", "", "".join(text.split())) if base64_text else text.partition(",")
@@ -273,7 +285,7 @@ def looks_like_image(value: Any) -> bool:
     if isinstance(value, Mapping):
         return "bytes" in value
     if isinstance(value, str):
-        return bool(IMAGE_ENDING.search(value) or IMAGE_TEXT.match(value)) or value.startswith("data:image/")
+        return bool(IMAGE_ENDING.search(value) or IMAGE_TEXT.match(value)) or is_data_uri(value, "image/")
     return isinstance(value, bytes) or hasattr(value, "read_bytes")
 
 

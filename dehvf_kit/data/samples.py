@@ -53,6 +53,16 @@ class HeldImage:
         return self.name
 
 
+def is_url(text: str) -> bool:
+    """Whether a text is an address that can be fetched."""
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def is_data_uri(text: str, kind: str = "") -> bool:
+    """Whether a text is a data URI, of that kind: `image/`."""
+    return text[: 5 + len(kind)].lower() == f"data:{kind}"
+
+
 @dataclass(frozen=True)
 class Message:
     """One message of a conversation; its role is `system`, `user` or `assistant`."""

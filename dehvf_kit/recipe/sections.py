@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dehvf_kit.api.config import MAX_COUNT, MAX_EPOCHS, MAX_SEED, MAX_SIZE, MAX_WORKERS, Settings
+from dehvf_kit.api.config import MAX_BEAMS, MAX_COUNT, MAX_EPOCHS, MAX_SEED, MAX_SIZE, MAX_WORKERS, Settings
 from dehvf_kit.errors import DehvfError
 
 ACCELERATE = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -164,7 +164,7 @@ class GenerationConfig(Settings):
     """Defaults of `generate`, in transformers' terms."""
 
     max_new_tokens: int = Field(32, ge=1, le=MAX_SIZE, description="tokens an answer may have")
-    num_beams: int = Field(1, ge=1, le=MAX_SIZE, description="beams; 1: greedy or sampled")
+    num_beams: int = Field(1, ge=1, le=MAX_BEAMS, description="beams; 1: greedy or sampled")
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
     temperature: float = Field(1.0, gt=0, description="flattens or sharpens the distribution sampled from")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability")

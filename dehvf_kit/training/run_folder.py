@@ -30,7 +30,7 @@ from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
 from dehvf_kit.training.checkpoints import checkpoints
 from dehvf_kit.utils import atomic
-from dehvf_kit.utils.atomic import exists
+from dehvf_kit.utils.atomic import exists, is_folder
 
 try:
     import fcntl
@@ -70,6 +70,11 @@ def lock_folder(place: Path) -> IO[str]:
     return lock
 
 
+def holds_run(place: Path) -> bool:
+    """Whether a run was begun in a folder and got as far as its first checkpoint."""
+    return exists(place / ADAPTER) or bool(checkpoints(place / CHECKPOINTS))
+
+
 class RunFolder:
     """A run's folder; inside `with` no other run can use it, and unfinished files of a killed run are removed.
 
@@ -99,9 +104,11 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         there = exists(self.place)
+        if there and not is_folder(self.place):
+            raise DehvfError(f"{self.place}: is a file; name a folder")
         if self.resume and not there:
             raise DehvfError(f"{self.place}: holds no checkpoint to resume from; leave out --resume")
-        if not self.resume and (self.finished or checkpoints(self.checkpoints)):
+        if not self.resume and holds_run(self.place):
             raise DehvfError(f"{self.place}: holds a run already; name another folder, or go on with it by --resume (resume=True)")
         if self.writes:
             with contextlib.ExitStack() as stack, atomic.writing(self.place, TrainingError):

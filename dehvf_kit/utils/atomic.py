@@ -62,7 +62,11 @@ def refused(error: BaseException) -> OSError | None:
 
 def unwritable(place: object, error: OSError) -> str:
     """The message for a place that cannot be written, with what would do."""
-    cure = "make room and run the command again" if error.errno in FULL else "make it writable, or name another place"
+    cure = "make it writable, or name another place"
+    if error.errno in FULL:
+        cure = "make room and run the command again"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        cure = "a file is where a folder should be; name another place"
     return f"{place}: cannot be written: {error.strerror or error}; {cure}"
 
 
@@ -286,4 +290,6 @@ def _try(file: Path, option: str, beside_it: Path | None = None) -> None:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         cure = "give --no-store, or leave --store out" if option.startswith("--store") else "name another place"
+        if isinstance(error, NotADirectoryError):
+            cure = f"a file is where a folder should be; {cure}"
         raise DehvfError(f"{option} {file}: cannot be written: {reason}; {cure}") from error

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import dehvf_kit
+from dehvf_kit.adapter.files import adapter_folder
 from dehvf_kit.errors import AdapterError, DehvfError
 
 pytestmark = pytest.mark.usefixtures("builtins_alone")
@@ -87,6 +88,16 @@ def test_saving_again_replaces_and_overwrite_false_refuses(adapter):
     model.save_pretrained(adapter)
     assert not load_file(adapter / WEIGHTS)["position.values"].any()
     assert not [file for file in adapter.iterdir() if file.name.startswith(".")], "no half-written files"
+
+
+def test_the_adapter_of_a_run_is_not_hidden(tmp_path):
+    """`build` and then `train` use one folder where no other is named; the run's adapter is the trained one."""
+    tiny_model().save_pretrained(tmp_path)
+    assert adapter_folder(tmp_path) == tmp_path
+    tiny_model().save_pretrained(tmp_path / "adapter")
+    assert adapter_folder(tmp_path) == tmp_path / "adapter"
+    with pytest.raises(AdapterError, match="holds a run already, whose adapter would be hidden; name another folder"):
+        tiny_model().save_pretrained(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -66,6 +66,14 @@ def test_building_again_is_no_fault_but_trained_weights_are_kept(command: Comman
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in load_file(f"mine/{WEIGHTS}").items())
 
 
+def test_the_folder_of_a_run_is_left_alone(command: Command, recipe: Path) -> None:
+    assert command("build", recipe, "-o", "run/adapter").code == 0
+    for more in ([], ["--overwrite"]):
+        ended = command("build", recipe, "-o", "run", *more)
+        assert ended.code == 1 and ended.err.splitlines()[-1].startswith("run: holds a run already; name another folder")
+    assert [place.name for place in Path("run").iterdir()] == ["adapter"]
+
+
 def test_overrides_change_what_is_built(command: Command, recipe: Path) -> None:
     before = json.loads(command("build", recipe, "--no-save", "--json").out)
     after = json.loads(command("build", recipe, "graph.position.num_slots=21", "--no-save", "--json").out)

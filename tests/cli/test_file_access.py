@@ -204,4 +204,4 @@ def test_a_place_is_tried_before_the_work(words, work, world, adapter, tmp_path,
     forbid(work)
     given = [{"RECIPE": world / "tiny.yaml", "ADAPTER": adapter}.get(word, word) for word in words]
     ended = command(*given, "--output", tmp_path / "file" / "out")
-    assert ended.code == 1 and "cannot be written: Not a directory; name another place" in ended.err
+    assert ended.code == 1 and "cannot be written: Not a directory; a file is where a folder should be; name another" in ended.err

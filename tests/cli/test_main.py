@@ -13,7 +13,8 @@ from cli.commands import Command
 
 import dehvf_kit
 from dehvf_kit.cli import main as main_module
-from dehvf_kit.cli.console import quiet_transformers
+from dehvf_kit.cli.arguments import split_words
+from dehvf_kit.cli.console import quiet_transformers, stdout
 from dehvf_kit.cli.main import app
 from dehvf_kit.errors import DehvfError
 
@@ -64,6 +65,28 @@ def test_a_wrong_command_line_gives_two(command: Command, words: list[str]) -> N
     ended = command(*words)
     assert (ended.code, ended.out) == (2, "")
     assert "Usage" in ended.err and "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["eval", ""], ["check", ""], ["generate", "a.png", "what ?", "--adapter", ""], ["generate", "a.png", "what ?", "--adapter="]],
+    ids=" ".join,
+)
+def test_an_empty_place_is_not_the_current_folder(command: Command, words: list[str]) -> None:
+    ended = command(*words)
+    name = {"eval": "ADAPTER", "check": "RECIPE", "generate": "--adapter"}[words[0]]
+    assert ended.code == 1 and ended.err == f"{name}: is empty; name a file or folder\n"
+
+
+def test_tables_are_printed_nowhere_where_standard_output_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # what Python makes of `>&-`
+    stdout().print("[bold]a[/]   \n")
+
+
+def test_words_with_an_equals_sign_that_are_there_are_places(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    assert split_words([str(folder), "a=1", "b.yaml", "c=" + "x" * 9999]) == ([str(folder), "b.yaml"], ["a=1", "c=" + "x" * 9999])
 
 
 def test_a_fault_is_its_message_alone(command: Command, tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import io
 import struct
+import time
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -15,6 +20,7 @@ import torch
 from PIL import Image
 
 from dehvf_kit.backbones.vision.config import ImageConfig
+from dehvf_kit.data import images
 from dehvf_kit.data.images import read_any, read_image
 from dehvf_kit.data.processing import build_image_processor
 from dehvf_kit.errors import ImageError
@@ -54,7 +60,7 @@ def doors(data: bytes, folder: Path) -> dict[str, Any]:
     file.write_bytes(data)
     text = base64.b64encode(data).decode()
     return {"path": file, "name": str(file), "bytes": data, "opened": Image.open(io.BytesIO(data)),
-            "data URI": f"data:image/png;base64,{text}"}  # fmt: skip
+            "data URI": f"data:image/png;base64,{text}", "DATA URI": f"DATA:image/png;base64,{text}"}  # fmt: skip
 
 
 SIXTEEN = {
@@ -131,6 +137,7 @@ def test_an_opened_image_is_checked_before_it_is_decoded() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
+        ("HTTPS://example.org/a.png", "is a URL, and nothing is fetched unasked; give a file, or download=True"),
         ("https://example.org/a.png", "is a URL, and nothing is fetched unasked; give a file, or download=True"),
         ("none.png", "there is no such file"),
         ("data:image/png;base64,####", "it is no file, no URL and no base64"),
@@ -169,3 +176,38 @@ def test_the_image_processor_is_one_of_the_doors(tmp_path: Path) -> None:
             processor(data)
     again = type(processor).from_dict(processor.to_dict())
     assert again.to_dict()["image_processor_type"] == "CLIPImageProcessor"
+
+
+class Slow(BaseHTTPRequestHandler):
+    """`/whole.png` at once; elsewhere a byte every 20 ms, more often than any timeout of a single read."""
+
+    whole = saved(Image.new("RGB", (2, 2), (1, 2, 3)))
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            if self.path == "/whole.png":
+                self.wfile.write(self.whole)
+                return
+            for _ in range(500):
+                self.wfile.write(b".")
+                time.sleep(0.02)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_an_address_is_fetched_within_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "TIMEOUT_S", 1.0)
+
+    async def in_a_loop(address: str) -> Image.Image:  # as in a notebook
+        return read_any(address, download=True)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert asyncio.run(in_a_loop(f"{address}/whole.png")).getpixel((0, 0)) == (1, 2, 3)
+        with pytest.raises(ImageError, match="cannot be fetched: it takes more than 1 s"):
+            read_any(f"{address}/endless.png", download=True)
+        server.shutdown()

@@ -65,6 +65,8 @@ def test_an_image_inside_the_row(tmp_path: Path) -> None:
         ({"image": ["a.png", "b.png", "c.png"], "question": "<image> or <image> ?"}, "placeholders and images disagree"),
         ({"question": "<image>"}, "empty question"),
         ({"image": "https://a.org/a.png"}, "image is an address"),
+        ({"image": "HTTP://a.org/a.png"}, "image is an address"),
+        ({"image": "DATA:image/png;base64,@@@"}, "not an image"),
         ({"image": 7}, "not an image"),
     ],
 )

@@ -70,6 +70,7 @@ def joined(faults):
     raise DehvfError("\\\\n".join(faults))
 def either(x): raise DehvfError("this one" if x else "or that")
 def other(): raise ValueError("not ours")
+async def fetched(): raise OwnError("from a coroutine")
 WHOLE = "a constant"
 def said(x): return f"made for {x}"
 def constant(): raise DehvfError(WHOLE)
@@ -81,6 +82,7 @@ def returned(): raise DehvfError(said(1))
         "one more",
         "this one",
         "or that",
+        "from a coroutine",
         "a constant",
         "made for …",
     ]

@@ -57,6 +57,7 @@ RELAYS = {
 }
 
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 # What a name stands for, wherever it is: the value of a constant, what a function returns.
 Elsewhere = Mapping[str, Sequence[ast.expr]]
 
@@ -133,7 +134,7 @@ def _is_error(node: ast.AST) -> TypeGuard[ast.Call]:
     return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error") and bool(node.args)
 
 
-def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
+def _functions(tree: ast.Module) -> Iterator[tuple[Function, str]]:
     """Every function with the bases of its class, written out."""
     classes = {
         inner: " ".join(ast.unparse(base) for base in node.bases)
@@ -142,16 +143,16 @@ def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
         for inner in node.body
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, Function):
             yield node, classes.get(node, "")
 
 
-def _own_calls(function: ast.FunctionDef) -> Iterator[ast.Call]:
+def _own_calls(function: Function) -> Iterator[ast.Call]:
     """Calls in a function, those of functions inside it left out."""
     waiting: list[ast.AST] = list(function.body)
     while waiting:
         node = waiting.pop(0)
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, Function):
             continue
         if isinstance(node, ast.Call):
             yield node
@@ -199,7 +200,7 @@ def _elsewhere(trees: Iterable[ast.Module]) -> Elsewhere:
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 found.setdefault(node.targets[0].id, []).append(node.value)
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, Function):
                 returned = (inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return))
                 found.setdefault(node.name, []).extend(value for value in returned if value is not None)
     return found
@@ -212,7 +213,7 @@ def _followed(argument: ast.expr, elsewhere: Elsewhere) -> Iterator[str]:
         yield from _texts(value)
 
 
-def _gathered(argument: ast.expr, function: ast.FunctionDef) -> Iterator[str]:
+def _gathered(argument: ast.expr, function: Function) -> Iterator[str]:
     """Texts put into the names that `argument` reads, by assignment, `+=`, `append` or `extend`, in the same function."""
     names = {node.id for node in ast.walk(argument) if isinstance(node, ast.Name)}
     for node in ast.walk(function):

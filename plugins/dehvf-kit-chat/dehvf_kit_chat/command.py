@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dehvf_kit.cli.arguments import split_words
 from dehvf_kit.cli.console import waiting
 from dehvf_kit.errors import DehvfError
 
@@ -31,8 +32,8 @@ def chat(
     """
     if find_spec("gradio") is None:
         raise DehvfError("the chat page needs gradio; pip install 'dehvf-kit[chat]'")
-    folders = [Path(word) for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
+    named, overrides = split_words(words)
+    folders = [Path(word) for word in named]
     if len(folders) not in (1, 2):
         raise DehvfError(f"{len(folders)} adapters were named; the page shows one, or two side by side")
     from dehvf_kit_chat.server import address, listen, serve

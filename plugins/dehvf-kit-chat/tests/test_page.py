@@ -108,6 +108,13 @@ def test_a_taken_port_is_told_before_anything_is_loaded(command: Command, tmp_pa
     assert ended.err == f"port {port} is in use; name another with --port, or let --port 0 find one\n"
 
 
+def test_a_path_with_an_equals_sign_is_an_adapter(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    ended = command("chat", folder, "--port", 0)
+    assert ended.code == 1 and f"{folder}: not an adapter of dehvf-kit" in ended.err
+
+
 def test_without_gradio_it_says_what_to_install(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dehvf_kit_chat.command.find_spec", lambda _: None)
     assert command("chat", "runs/a") == (1, "", "the chat page needs gradio; pip install 'dehvf-kit[chat]'\n")

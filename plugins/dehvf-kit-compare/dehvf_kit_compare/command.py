@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dehvf_kit.cli.arguments import Json, Words
+from dehvf_kit.cli.arguments import Json, Words, split_words
 from dehvf_kit.cli.console import grid, print_json, stdout
 from dehvf_kit.errors import DehvfError
 
@@ -61,7 +61,9 @@ def compare(
     from dehvf_kit_compare import comparison
     from dehvf_kit_compare.table import cells
 
-    files, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    files, overrides = split_words(words)
+    if len(files) == 1:
+        _say("note: one recipe alone is compared with nothing; name others too, now or when this command is given again")
     strengths = strengths or scales
     tuning = _tuning(rate_factors, rates, strengths, fraction, validation) if tune or rates or strengths else None
     run = comparison.compare(

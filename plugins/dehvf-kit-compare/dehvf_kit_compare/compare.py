@@ -130,7 +130,7 @@ def check(recipes: Sequence[Recipe], settings: Settings) -> int:
         except RecipeError as error:
             faults.append(str(error))
     if faults:
-        raise DehvfError("\n".join(faults))
+        raise DehvfError("\n".join(dict.fromkeys(faults)))
     require_identical_budget(recipes, settings.allowed)
     counts = {split: len(samples_of(recipes[0].data, split)) for split in ("train", "test")}
     for split, count in counts.items():

@@ -85,7 +85,7 @@ def compare(
         except DehvfError as error:
             faults.append(str(error))
     if faults or not found:
-        raise DehvfError("\n".join(faults) or "name at least one recipe, a .yaml file")
+        raise DehvfError("\n".join(dict.fromkeys(faults)) or "name at least one recipe, a .yaml file")
     folder = Path(output)
     settings = runs.Settings(
         seeds=seeds,

@@ -217,6 +217,7 @@ def test_a_broken_record_of_hours_is_told(recipes: list[Path], tmp_path: Path, b
     [
         (["{mean}", "{dehvf}", "training.epocs=3"], "training.epocs: unknown field; did you mean 'epochs'?"),
         (["nowhere.yaml", "neither.yaml"], "neither.yaml: there is no such file"),
+        (["neither.yaml", "neither.yaml"], "neither.yaml: there is no such file"),
         (["training.epochs=3"], "name at least one recipe"),
         (["{dehvf}", "{dehvf}"], "'dehvf' is another recipe's too"),
         (["{dehvf}", "name=a/b"], "'a/b' cannot name a folder"),
@@ -227,14 +228,21 @@ def test_a_broken_record_of_hours_is_told(recipes: list[Path], tmp_path: Path, b
         (["{dehvf}", "--tune", "--rate-factors", "1,0"], "--rate-factors: given '1,0'"),
         (["{dehvf}", "--tune", "--rate-factors", "1,1"], "wants different positive numbers"),
         (["{dehvf}", "--tune", "--rate-factors", "inf"], "--rate-factors: given 'inf'"),
-        (["{dehvf}", "--output", "{dehvf}"], "cannot be written"),
+        (["{dehvf}", "--output", "{dehvf}"], "a file is where a folder should be; name another place"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_runs(recipes: list[Path], tmp_path: Path, words: list[str], says: str) -> None:
     names = {"dehvf": recipes[0], "mean": recipes[1]}
     result = say("--output", tmp_path / "out", *(word.format(**names) for word in words))
     assert result.exit_code == 1 and says in result.stderr, result.output
+    assert len(set(result.stderr.splitlines())) == len(result.stderr.splitlines()), "a fault is told once"
     assert "Traceback" not in result.output and not (tmp_path / "out").exists()
+
+
+def test_one_recipe_alone_is_noted(recipes: list[Path], tmp_path: Path) -> None:
+    note = "note: one recipe alone is compared with nothing; name others too"
+    assert note in say(recipes[0], "data=null", "--output", tmp_path / "out").stderr
+    assert note not in say(*recipes[:2], "data=null", "--output", tmp_path / "out").stderr
 
 
 def test_a_folder_serves_one_comparison_at_a_time(recipes: list[Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dehvf_kit.cli.arguments import Json
+from dehvf_kit.cli.arguments import Json, split_words
 from dehvf_kit.cli.console import grid, print_json, reporting, section, stdout
 from dehvf_kit.errors import DataError
 
@@ -31,8 +31,7 @@ def prepare(
     """Inspect and print; the exit status is 1 where something would stop a run. Raises: RecipeError, DataError."""
     from dehvf_kit_doctor.data_report import inspect_data
 
-    overrides = [word for word in words if "=" in word]
-    places = [word for word in words if "=" not in word]
+    places, overrides = split_words(words)
     if not places:
         raise DataError("prepare: name a recipe, or a file or folder of data")
     found: dict[str, list[Any]] = {}

@@ -80,7 +80,11 @@ def test_what_is_refused(adapter: Path, command, words: list[str], phrase: str) 
 @pytest.mark.parametrize("name", ["export", "verify"])
 def test_what_is_no_adapter_is_named(tmp_path: Path, command, name: str) -> None:  # noqa: F811
     (tmp_path / "file").write_text("")
-    for given, phrase in (("nowhere", "there is no such folder"), ("file", "there is no such folder"), (".", "not an adapter")):
+    for given, phrase in (
+        ("nowhere", "there is no such folder"),
+        ("file", "is a file; an adapter is a folder"),
+        (".", "not an adapter"),
+    ):
         ended = command(name, tmp_path / given, *(["--output", tmp_path / "out"] if name == "export" else []))
         assert ended.code == 1 and ended.err.strip().splitlines()[-1].startswith(f"{tmp_path / given}: {phrase}"), ended.err
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dehvf_kit.cli.arguments import split_words
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.recipe.recipe import Recipe, load_recipe
 
 
 def load_all(words: Sequence[str]) -> list[Recipe]:
     """Every recipe with the same overrides. Raises: DehvfError with the faults of all of them."""
-    overrides = [word for word in words if "=" in word]
-    files = [word for word in words if "=" not in word]
+    files, overrides = split_words(words)
     if not files:
         raise DehvfError("name at least one recipe, a .yaml file")
     recipes, faults = [], []
@@ -21,5 +21,5 @@ def load_all(words: Sequence[str]) -> list[Recipe]:
         except DehvfError as error:
             faults.append(str(error))
     if faults:
-        raise DehvfError("\n".join(faults))
+        raise DehvfError("\n".join(dict.fromkeys(faults)))
     return recipes

@@ -70,7 +70,7 @@ def init(
 
 def _ask(option: str, question: str, hint: str) -> str:
     """One answer from the terminal. Raises: DehvfError where standard input is not a terminal."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():  # None where it was closed: <&-
         raise DehvfError(f"init: nobody to ask here; say --{option} ({hint})")
     return str(typer.prompt(f"{question}\n  {hint}\n ", prompt_suffix="> ", err=True)).strip()
 

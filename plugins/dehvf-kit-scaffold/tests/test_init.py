@@ -99,3 +99,9 @@ def test_mistakes_are_told_and_nothing_is_written(command: Command, models: Path
     ended = command("init", *words, "-o", "mine.yaml")
     assert ended.code == 1 and says in ended.err and "Traceback" not in ended.err
     assert sorted(models.iterdir()) == before
+
+
+def test_a_closed_standard_input_is_nobody_to_ask(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # what Python makes of `<&-`
+    ended = command("init")
+    assert ended.code == 1 and ended.err.splitlines()[-1].startswith("init: nobody to ask here; say --decoder")

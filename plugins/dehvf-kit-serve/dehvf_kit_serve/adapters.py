@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,11 +18,11 @@ from llguidance.hf import from_tokenizer
 from torch import nn
 
 from dehvf_kit.adapter.checkpoint import adapter_recipe, load
-from dehvf_kit.adapter.files import adapter_folder, read_config
+from dehvf_kit.adapter.files import ADAPTER, adapter_folder, read_config
 from dehvf_kit.data.conversations import messages_of
 from dehvf_kit.data.images import read_any
 from dehvf_kit.data.processing import image_places
-from dehvf_kit.data.samples import marked
+from dehvf_kit.data.samples import HeldImage, is_data_uri, is_url, marked
 from dehvf_kit.errors import DehvfError
 from dehvf_kit.evaluation.answers import longest
 from dehvf_kit.model.model import DehvfModel
@@ -47,12 +49,22 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A request ready for a batch: token ids, one tensor of pixels per encoder and image, and the row of its answer."""
+    """A request ready for a batch once its `images` are read: one tensor of pixels per encoder and image."""
 
     adapter: Adapter
     ids: list[int]
-    pixels: Sequence[Any]
     row: Row
+    images: list[str]
+    pixels: list[Any] = field(default_factory=list)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Inside, what the kit cannot read becomes a refused request."""
+    try:
+        yield
+    except DehvfError as error:
+        raise Refused(400, str(error), "messages") from error
 
 
 class Adapter:
@@ -62,30 +74,38 @@ class Adapter:
         self.name, self.model = name, model
         self._grammar: Any = None
         self._alone = Lock()  # tokenizers and image processors keep settings while they work
+        self._longest_token = max(map(len, model.processor.tokenizer.get_vocab()))
         given = model.generation_config.eos_token_id
         self.ends = frozenset([given] if isinstance(given, int) else given or ())
         self.joins = can_join(model)
 
     def prompt(self, request: ChatRequest, limits: Limits, emit: Callable[[str], None]) -> Prompt:
-        """A request as a row of a batch. Raises: Refused where it cannot be answered."""
+        """A request as a row of a batch, its images counted and not yet read. Raises: Refused where it cannot be answered."""
         if request.tools and not limits.ignore_tools:
             raise Refused(400, "tools: adapters call none; switch them off in the client, or serve with --ignore-tools", "tools")
-        with self._alone:
-            try:
-                messages, images = messages_of(_with_text([_without_names(one, limits) for one in request.messages]))
-                if messages[-1].role != "user":
-                    raise Refused(400, "messages: the last one must be the user's question", "messages")
-                self._refuse_images(len(images), limits)
-                processor = self.model.processor
-                text = processor.with_prompt(marked(messages, len(images)))
+        settings = self._settings(request, limits)
+        with refusing():
+            messages, images = messages_of(_with_text([_checked(one, limits) for one in request.messages]))
+            if messages[-1].role != "user":
+                raise Refused(400, "messages: the last one must be the user's question", "messages")
+            self._refuse_images(len(images), limits)
+            room = longest(self.model, settings.max_tokens)
+            self._refuse_length("characters", sum(len(one.content) for one in messages), room, self._longest_token)
+            processor = self.model.processor
+            text = processor.with_prompt(marked(messages, len(images)))
+            with self._alone:
                 ids = processor(text=text, apply_prompt=False, return_tensors=None)["input_ids"]
-                ids = list(ids[0] if ids and isinstance(ids[0], list) else ids)
-                settings = self._settings(request, limits)
-                self._refuse_length(len(ids), settings.max_tokens)
-                row = Row(processor.tokenizer, self.ends, settings, emit, self._matcher(request.schema_of_answer))
-                return Prompt(self, ids, [self._pixels(image) for image in images], row)
-            except DehvfError as error:
-                raise Refused(400, str(error), "messages") from error
+            ids = list(ids[0] if ids and isinstance(ids[0], list) else ids)
+            self._refuse_length("tokens", len(ids), room)
+        row = Row(processor.tokenizer, self.ends, settings, emit, self._matcher(request.schema_of_answer))
+        return Prompt(self, ids, row, images)
+
+    def pixels(self, image: str | HeldImage) -> Any:
+        """One image as its encoders take it, [1, 3, height, width] each. Raises: Refused for one that cannot be read."""
+        with refusing():
+            read = read_any(image)
+            with self._alone:
+                return self.model.processor.image_processor([read], return_tensors="pt")["pixel_values"]
 
     def _refuse_images(self, count: int, limits: Limits) -> None:
         if count > limits.images:
@@ -95,13 +115,13 @@ class Adapter:
         if count > 1 and self.model.one_image_nodes:
             raise Refused(400, f"messages: {count} images; '{self.name}' reads one", "messages")
 
-    def _refuse_length(self, tokens: int, new: int) -> None:
-        room = longest(self.model, new)
-        if not tokens:
-            raise Refused(400, "messages: the prompt has no token", "messages")
-        if room is not None and tokens > room:
+    def _refuse_length(self, what: str, count: int, room: int | None, each: int = 1) -> None:
+        """each: how many of them a token holds at most; what cannot fit is refused before it is tokenised."""
+        if not count:
+            raise Refused(400, f"messages: the prompt has no {what}", "messages")
+        if room is not None and count > room * each:
             raise Refused(
-                400, f"messages: {tokens:,} tokens in the prompt; '{self.name}' takes {room:,} beside an answer of {new:,}",
+                400, f"messages: {count:,} {what} in the prompt; '{self.name}' takes {room:,} tokens beside the answer's",
                 "messages", "context_length_exceeded",
             )  # fmt: skip
 
@@ -140,10 +160,6 @@ class Adapter:
             raise Refused(400, f"response_format: {found.get_error()}", "response_format")
         return found
 
-    def _pixels(self, image: Any) -> Any:
-        """One image as its encoders take it, [1, 3, height, width] each."""
-        return self.model.processor.image_processor([image], return_tensors="pt")["pixel_values"]
-
     def generate(self, prompts: Sequence[Prompt]) -> None:
         """Answer some prompts in one batch; each row knows its own text and end."""
         rows = [prompt.row for prompt in prompts]
@@ -172,8 +188,8 @@ def _move(value: Any, device: torch.device) -> Any:
     return {name: one.to(device) for name, one in value.items()} if isinstance(value, Mapping) else value.to(device)
 
 
-def _without_names(message: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    """A message whose images are read already, so that no file of this machine can be named. Raises: Refused, ImageError."""
+def _checked(message: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """A message whose images are data URIs, or addresses where those are fetched: none names a file of this machine."""
     found = {key: value for key, value in message.items() if key not in ("name", "refusal", "annotations") or value}
     if found.get("role") == "developer":  # the newer name
         found["role"] = "system"
@@ -188,12 +204,12 @@ def _without_names(message: Mapping[str, Any], limits: Limits) -> dict[str, Any]
         if part["type"] == "image_url":
             given = part.get("image_url")
             url = given.get("url") if isinstance(given, Mapping) else given
-            remote = isinstance(url, str) and url.startswith(("http://", "https://"))
-            if not isinstance(url, str) or not (url.startswith("data:image/") or remote):
+            remote = isinstance(url, str) and is_url(url)
+            if not isinstance(url, str) or not (remote or is_data_uri(url, "image/")):
                 raise Refused(400, "messages: image_url.url must be a data URI, data:image/...;base64,...", "messages")
             if remote and not limits.fetch:
                 raise Refused(400, "messages: no address is fetched; send a data URI, or serve with --fetch-images", "messages")
-            parts.append({"type": "image", "image": read_any(url, download=remote)})
+            parts.append({"type": "image", "image": url})
         else:
             parts.append({"type": "text", "text": part.get("text")})
     return {**found, "content": parts}
@@ -214,30 +230,38 @@ def _with_text(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_adapters(given: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Adapter]:
-    """Adapters by name, `NAME=ADAPTER` or the last part of its path; those with the same decoder share its weights.
+    """Adapters by name; those with the same decoder share its weights.
 
     Raises: AdapterError for what is no adapter, DehvfError for two of the same name.
     """
     named: dict[str, Path] = {}
     for text in given:
-        name, _, place = text.rpartition("=")
-        path = Path(place)
-        name = name or (path.resolve().parent.name if path.name == "adapter" else path.name)
+        name, place = _name(text)
         if name in named:
             raise DehvfError(f"two adapters are called '{name}'; name one, NAME={place}")
-        named[name] = adapter_folder(path)
+        named[name] = adapter_folder(place)
     recipes = {name: adapter_recipe(read_config(folder), folder, overrides) for name, folder in named.items()}
     decoders = {name: recipe.decoder.model_dump_json() for name, recipe in recipes.items()}
     shared: dict[str, nn.Module] = {}
-    found = {}
+    found, sources = {}, plugins().registry.sources
     for name, folder in named.items():
-        decoder = None
+        given: dict[str, Any] = {}
         if list(decoders.values()).count(decoders[name]) > 1:
+            config = recipes[name].decoder
             if decoders[name] not in shared:
-                shared[decoders[name]] = recipes[name].decoder.load(plugins().registry.sources)
-            decoder = with_same_weights(shared[decoders[name]])
-        found[name] = Adapter(name, load(folder, decoder=decoder, overrides=overrides).eval())
+                shared[decoders[name]] = config.load(sources)
+            given = {"decoder": with_same_weights(shared[decoders[name]]), "tokenizer": config.tokenizer(sources)}
+        found[name] = Adapter(name, load(folder, overrides=overrides, **given).eval())
     return found
+
+
+def _name(text: str) -> tuple[str, str]:
+    """Name and place of `NAME=ADAPTER`, or of an adapter called as its run's folder or hub id; a path that is there is one."""
+    name, equals, place = text.partition("=")
+    if not equals or os.path.exists(text):
+        name, place = "", text
+    folder = Path(os.path.abspath(place))
+    return name or (folder.parent.name if folder.name == ADAPTER else folder.name), place
 
 
 def with_same_weights(model: nn.Module) -> nn.Module:

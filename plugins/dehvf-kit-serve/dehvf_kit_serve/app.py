@@ -8,26 +8,30 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dehvf_kit_serve.adapters import Adapter, Limits
+from dehvf_kit.data.images import fetch
+from dehvf_kit.data.samples import HeldImage, is_url
+from dehvf_kit_serve.adapters import Adapter, Limits, refusing
 from dehvf_kit_serve.batching import Batches, Job
 from dehvf_kit_serve.chat_request import ChatRequest, Refused, read_request
 from dehvf_kit_serve.generation import Row
 
-PREPARED_AT_ONCE = 2
-"""Requests whose images are decoded at the same time: a decoded image can take 256 MiB."""
+DECODED_AT_ONCE = 2
+"""Images that are decoded at the same time: one can take 256 MiB."""
 RECEIVING_S = 60
 """Seconds that a request's body may take."""
 
@@ -46,16 +50,16 @@ class Service:
 
     def app(self) -> Starlette:
         """The application; `hosts` are the names it answers to, `*` for any."""
-        self.preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
+        self._coming: set[asyncio.Timeout] = set()
+        self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/health", self.health),
         ]
-        handlers: Any = {Refused: _refused, HTTPException: _not_found}
-        hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=list(self.hosts))]
-        return Starlette(routes=routes, exception_handlers=handlers, middleware=hosts)
+        handlers: Any = {Refused: _refused, HTTPException: _not_found, Exception: _failed}
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(_KnownHosts, names=self.hosts)])
 
     def _admit(self, request: Request) -> None:
         """Raises: Refused for a missing or wrong API key."""
@@ -89,22 +93,53 @@ class Service:
         # A page of another origin cannot send this type without asking first, which is not allowed.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "the body must be JSON, sent as application/json")
-        asked = read_request(await self._body(request))
-        adapter = self._adapter(asked.model)
-        self.batches.room()
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
         def post(piece: str | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        async with self.preparing:
+        async with self._place():
+            asked = await run_in_threadpool(read_request, await self._body(request))
+            adapter = self._adapter(asked.model)
             prompt = await run_in_threadpool(adapter.prompt, asked, self.limits, post)
-        self.batches.add(Job(prompt, lambda: post(None)))
+            asked.messages.clear()  # the images' text, which the answer needs no more
+            while prompt.images:
+                prompt.pixels.append(await self._pixels(adapter, prompt.images.pop(0)))
+            self.batches.add(Job(prompt, lambda: post(None)))
         answer = _Answer(asked, prompt.row, pieces, len(prompt.ids))
         if asked.stream:
             return StreamingResponse(answer.events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
         return await answer.whole(request)
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Inside, a request is one that waits. Raises: Refused where too many do, or the server ends."""
+        with self.batches.place():
+            try:
+                async with asyncio.timeout(None) as until:
+                    self._coming.add(until)
+                    yield
+            except TimeoutError as error:
+                if not until.expired():
+                    raise
+                raise Refused(503, "the server is ending", code="server_ending") from error
+            finally:
+                self._coming.discard(until)
+
+    def end(self, patience_s: float) -> None:
+        """Refuse what has not been asked in full; open answers get `patience_s`, and then an error in OpenAI's form."""
+        self.batches.refuse()
+        for until in self._coming:
+            until.reschedule(0)
+        Thread(target=self.batches.close, args=(patience_s,), daemon=True).start()
+
+    async def _pixels(self, adapter: Adapter, image: str) -> Any:
+        """What the encoders take of an image, which may have to be fetched. Raises: Refused for one that cannot be read."""
+        with refusing():
+            given = HeldImage(image, await fetch(image)) if is_url(image) else image
+        async with self._decoding:
+            return await run_in_threadpool(adapter.pixels, given)
 
     async def _body(self, request: Request) -> bytes:
         """The body, counted as it arrives. Raises: Refused for one that is too large or too slow."""
@@ -159,7 +194,7 @@ class _Answer:
     def _refuse_failed(self) -> None:
         if self.row.error:
             raise Refused(500, self.row.error)
-        if self.row.finish is None:
+        if self.row.finish is None or self.row.cancelled:
             raise Refused(503, "the server ended before the answer did", code="server_ending")
 
     async def events(self) -> AsyncIterator[str]:
@@ -190,6 +225,22 @@ class _Answer:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
 
 
+class _KnownHosts:
+    """Refuses requests under another host name, which a page elsewhere can make a browser send (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self.app, self.names = app, {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = Headers(scope=scope).get("host", "").lower()
+        name = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]  # [::1]:8000
+        if "*" in self.names or name in self.names:
+            await self.app(scope, receive, send)
+            return
+        refused = Refused(400, f"Host: there is no '{name[:100]}' here; the server answers to {', '.join(sorted(self.names))}")
+        await (await _refused(Request(scope), refused))(scope, receive, send)
+
+
 async def _gone(request: Request) -> None:
     """Returns when the client has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -199,6 +250,11 @@ async def _gone(request: Request) -> None:
 async def _refused(request: Request, error: Refused) -> Response:
     headers = {"retry-after": "1"} if error.status in (429, 503) else {"www-authenticate": "Bearer"} if error.status == 401 else {}
     return JSONResponse(error.body(), error.status, headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What nobody foresaw; starlette raises it again, so that the server logs it."""
+    return await _refused(request, Refused(500, "the server failed; its log says why"))
 
 
 async def _not_found(request: Request, error: HTTPException) -> Response:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, Thread
 
@@ -39,7 +40,7 @@ class Job:
 class Batches:
     """A queue of jobs and the thread that works on it.
 
-    max_batch: rows of a batch; max_waiting: jobs in the queue, of which more are refused.
+    max_batch: rows of a batch; max_waiting: requests in the queue or on their way to it, of which more are refused.
     """
 
     def __init__(self, max_batch: int = 16, max_waiting: int = 64) -> None:
@@ -47,35 +48,53 @@ class Batches:
         self.sizes: deque[int] = deque(maxlen=1000)
         self._jobs: deque[Job] = deque()
         self._working: list[Job] = []
+        self._coming = 0
         self._changed = Condition()
         self._closed = False
         self._thread = Thread(target=self._work, name="dehvf-kit serve", daemon=True)
         self._thread.start()
 
-    def room(self) -> None:
-        """Raises: Refused where the queue is full, or the server ends."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Inside, a request on its way to the queue is one that waits. Raises: Refused where too many do, or the server ends."""
         with self._changed:
-            if self._closed:
-                raise Refused(503, "the server is ending", code="server_ending")
-            if len(self._jobs) >= self.max_waiting:
-                raise Refused(429, f"{len(self._jobs)} requests are waiting; try again later", code="queue_full")
+            self._refuse_closed()
+            waiting = len(self._jobs) + self._coming
+            if waiting >= self.max_waiting:
+                raise Refused(429, f"{waiting} requests are waiting; try again later", code="queue_full")
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming -= 1
 
     def add(self, job: Job) -> None:
-        """Put a job into the queue. Raises: Refused as `room` does."""
+        """Put a job into the queue. Raises: Refused where the server ends."""
         with self._changed:
-            self.room()
+            self._refuse_closed()
             self._jobs.append(job)
             self._changed.notify_all()
 
-    def close(self, patience_s: float = 0.0) -> None:
-        """Take nothing more; what is not answered within `patience_s` is cut short."""
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise Refused(503, "the server is ending", code="server_ending")
+
+    def refuse(self) -> None:
+        """Take nothing more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def close(self, patience_s: float = 0.0) -> None:
+        """Take nothing more; what is not answered within `patience_s` is cut short, and told so at once."""
+        self.refuse()
         self._thread.join(patience_s)
         with self._changed:
-            for job in (*self._jobs, *self._working):
-                job.prompt.row.cancelled = True
+            cut = [*self._jobs, *self._working]
+        for job in cut:
+            job.prompt.row.cancelled = True
+            job.ended()
         self._thread.join(10)
 
     def _work(self) -> None:

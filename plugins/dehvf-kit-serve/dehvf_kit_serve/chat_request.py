@@ -6,7 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dehvf_kit.recipe.wording import faults
+from dehvf_kit.utils.plain_data import NotJson, parse_json
+
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
+MAX_DEPTH = 100
+"""Objects and lists of a body in one another."""
 
 
 class Refused(Exception):
@@ -17,7 +22,7 @@ class Refused(Exception):
         self.status, self.param, self.code = status, param, code
 
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "server_error" if self.status >= 500 else "rate_limit_error" if self.status == 429 else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -78,7 +83,7 @@ class ChatRequest(_Strict):
     def _few_and_short(cls, value: str | list[str] | None) -> list[str]:
         stops = [value] if isinstance(value, str) else list(value or ())
         if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
-            raise ValueError(f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters")
+            raise ValueError(f"wants {MAX_STOPS} texts or fewer, of 1 to {MAX_STOP_CHARACTERS} characters each")
         return stops
 
     @property
@@ -106,9 +111,16 @@ class ChatRequest(_Strict):
 def read_request(body: bytes) -> ChatRequest:
     """A request from its bytes. Raises: Refused naming the first field that cannot be honoured."""
     try:
-        return ChatRequest.model_validate_json(body)
+        given = parse_json(body, max_depth=MAX_DEPTH)
+    except NotJson as error:
+        raise Refused(400, f"the body, line {error.line}: {error}" if error.line else f"the body: {error}") from error
+    try:
+        return ChatRequest.model_validate(given)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])).removesuffix(".str")  # the kind of a field that takes several
-        what = "is not supported here" if fault["type"] in ("extra_forbidden", "literal_error", "too_long") else fault["msg"]
-        raise Refused(400, f"{where}: {what}" if where else fault["msg"], where or None) from error
+        details = error.errors(include_url=False)
+        if details[0]["type"] in ("extra_forbidden", "literal_error", "too_long"):
+            where, what = ".".join(map(str, details[0]["loc"])), "is not supported here"
+        else:
+            place, what = next(iter(faults(details, given, ChatRequest).items()))
+            where = ".".join(place)
+        raise Refused(400, f"{where or 'the body'}: {what}", where or None) from error

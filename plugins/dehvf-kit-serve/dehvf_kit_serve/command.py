@@ -32,7 +32,7 @@ def serve(
     fetch_images: Annotated[bool, typer.Option("--fetch-images", help="Fetch images that requests name by http(s).")] = False,
     ignore_tools: Annotated[bool, typer.Option("--ignore-tools", help="Answer without the tools that requests offer.")] = False,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Requests answered together.")] = 16,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait.")] = 64,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait, arriving ones too.")] = 64,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 1024,
     max_images: Annotated[int, typer.Option("--max-images", min=0, help="Images in a request.")] = 8,
     max_request_mb: Annotated[float, typer.Option("--max-request-mb", min=0.01, help="Largest request, in MiB.")] = 32,
@@ -48,13 +48,16 @@ def serve(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise DehvfError(f"serve needs {', '.join(missing)}; pip install 'dehvf-kit[serve]'")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip() != ""):
+        raise DehvfError(
+            "--api-key: no client can send this key in a header; name one of printable ASCII characters, no space at an end"
+        )
     bound = listen(host, port)
     with waiting(f"Loading {', '.join(adapters)}", plain=True):
-        import uvicorn
-
         from dehvf_kit_serve.adapters import Limits, load_adapters
         from dehvf_kit_serve.app import Service
         from dehvf_kit_serve.batching import Batches
+        from dehvf_kit_serve.server import Server
 
         loaded = load_adapters(adapters, overrides or ())
     local = _is_local(host)
@@ -62,20 +65,17 @@ def serve(
         loaded,
         batches=Batches(max_batch, max_waiting),
         limits=Limits(max_images, max_tokens, fetch_images, ignore_tools),
-        key=api_key or None,
+        key=api_key,
         max_bytes=int(max_request_mb * 2**20),
         hosts=("127.0.0.1", "localhost", host) if local else ("*",),
     )
-    if not local and not api_key:
+    if not local and api_key is None:
         print("warning: everybody who reaches this address can ask; set DEHVF_KIT_API_KEY", file=sys.stderr)
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{bound.getsockname()[1]}/v1  serves {', '.join(loaded)}  (ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(
-        service.app(), log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=patience, server_header=False
-    )
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has ended
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        Server(service, patience).run(sockets=[bound])
     except KeyboardInterrupt:  # uvicorn has ended by then, and raises it again
         pass
     finally:

@@ -67,14 +67,13 @@ def service(world: Path):
 
 @pytest.fixture(scope="session")
 def url(service) -> Iterator[str]:
-    import uvicorn
     from dehvf_kit_serve.command import listen
+    from dehvf_kit_serve.server import Server
 
     bound = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(service.app(), log_level="warning", lifespan="off", ws="none"))
+    server = Server(service, 0)
     thread = Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
     server.should_exit = True
     thread.join(20)
-    service.batches.close()

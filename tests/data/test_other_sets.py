@@ -12,7 +12,7 @@ from dehvf_kit_streams.llava import LlavaDataConfig
 from dehvf_kit_streams.table import TableDataConfig
 from pydantic import ValidationError
 
-from dehvf_kit.data.samples import Message, Sample
+from dehvf_kit.data.samples import Message, Sample, each_image
 from dehvf_kit.errors import DataError
 
 
@@ -167,6 +167,24 @@ def test_a_parquet_table_with_paths_and_with_pictures_inside(tmp_path: Path, mon
     assert first.image.read_bytes() == data and second.image is None and str(first.image).endswith("a.parquet[0].file")
     with pytest.raises(DataError, match=r"missing column: question \(no row has it.* about, answers, ask, file, question_id; set"):
         TableDataConfig(train=str(file)).samples("train")
+
+
+def test_images_of_the_splits_of_one_table_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split, colour in (("train", "red"), ("test", "blue")):
+        held = {"bytes": picture(tmp_path / f"{colour}.png", colour).read_bytes(), "path": None}
+        rows = [{"image": held, "images": [held, held], "question": "Which?", "answer": "this", "choices": ["this"]}]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"table/data/{split}-00000-of-00001.parquet"))
+    source = {"path": str(tmp_path / "table")}
+    for columns in ({}, {"image": "images"}):
+        config = TableDataConfig(**source, columns=columns)
+        again, other = config.samples("train"), TableDataConfig(**source, train="test", columns=columns).samples("train")
+        samples = [*config.samples("train"), *config.samples("test")]
+        assert samples[0] == again[0] and samples[1] == other[0] and samples[0] != samples[1]
+        assert [one.image.read_bytes() for one in each_image(samples)] == [
+            (tmp_path / f"{name}.png").read_bytes() for name in ("red", "blue") for _ in range(2 if columns else 1)
+        ]
 
 
 def test_faulty_rows_of_a_table_are_named_at_once(tmp_path: Path) -> None:

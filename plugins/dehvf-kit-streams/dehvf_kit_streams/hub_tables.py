@@ -28,13 +28,17 @@ SHARD = re.compile(r"(?P<name>.*-)(?P<number>\d{1,6})(?P<of>-of-(?P<count>\d{1,6
 
 @dataclass(frozen=True)
 class TableImage:
-    """The image in one cell of a table, or at one `place` of a cell's list; equal to itself alone, named by table, row, column."""
+    """The image in one cell of a table, or at one `place` of a cell's list; equal to itself alone, named by table, row, column.
+
+    part: which of the tables that bear the name it is in: see `part_of`.
+    """
 
     name: str
     row: int
     column: str
     table: Any = field(compare=False, repr=False)
     place: int | None = None
+    part: str = ""
 
     def read_bytes(self) -> bytes:
         """The image as saved. Raises: OSError where the cell holds none."""
@@ -51,6 +55,11 @@ class TableImage:
 
     def __str__(self) -> str:
         return f"{self.name}[{self.row}].{self.column}"
+
+
+def part_of(split: str, revision: str | None) -> str:
+    """Which of the tables of one source is meant."""
+    return f"{split}@{revision or ''}"
 
 
 def library() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -108,6 +109,18 @@ def test_repeated_ids_are_normal_and_made_unique(tmp_path: Path) -> None:
     row = {"id": "a", "conversations": TALK[2:]}
     reading = LlavaDataConfig(train=talks(tmp_path, row, row)).read("train")
     assert [one.id for one in reading.samples] == ["a/0", "a#2/0"] and reading.issues == []
+    reading = LlavaDataConfig(train=talks(tmp_path, row, row, {**row, "id": "a#2"}, row)).read("train")
+    assert [one.id for one in reading.samples] == ["a/0", "a#2/0", "a#2#2/0", "a#3/0"]
+
+
+def test_images_held_in_conversations_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
+    found = []
+    for name, colour in (("one", "red"), ("two", "blue"), ("three", "red")):
+        data = base64.b64encode(picture(tmp_path / name / "a.png", colour).read_bytes()).decode()
+        row = {"id": "a", "image": f"data:image/png;base64,{data}", "conversations": TALK}
+        found.append(LlavaDataConfig(train=talks(tmp_path / name, row), turns="first").samples("train")[0])
+    first, second, third = (one.image for one in found)
+    assert first != second and first == third and len(each_image(found)) == 2
 
 
 def test_a_tag_in_a_conversation_is_text(tmp_path: Path) -> None:

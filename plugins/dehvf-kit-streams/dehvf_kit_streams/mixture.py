@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dehvf_kit.data.rows import TableColumns
-from dehvf_kit.data.samples import LIKELIHOOD, PREPARE, DataConfig, Issue, Reading, Sample, Split, refuse
+from dehvf_kit.data.samples import LIKELIHOOD, PREPARE, DataConfig, Issue, Names, Reading, Sample, Split, refuse
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, RecipeError
 from dehvf_kit_streams.hub_tables import library
@@ -129,14 +129,9 @@ class MixtureDataConfig(DataConfig):
         ]
         stop = self.stop if self.weights is not None else "all_exhausted_without_replacement"
         order = datasets.interleave_datasets(tables, _fractions(shares, held), seed=self.seed, stopping_strategy=stop)
-        times: Counter[str] = Counter()
-        found = []
-        for source, place in zip(order["source"], order["place"], strict=True):
-            sample = held[source][place]
-            times[sample.id] += 1
-            again = times[sample.id]
-            found.append(sample if again == 1 else replace(sample, id=f"{sample.id}#{again}"))
-        return found
+        names = Names()
+        drawn = (held[source][place] for source, place in zip(order["source"], order["place"], strict=True))
+        return [replace(sample, id=names.of(sample.id)) for sample in drawn]
 
 
 def _chosen(metric: Any) -> dict[str, str]:

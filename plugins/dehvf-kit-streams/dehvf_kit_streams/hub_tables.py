@@ -189,11 +189,21 @@ def _snapshot(source: str, download: bool, revision: str | None) -> Path:
     return Path(found)
 
 
+def undivided(table: Any) -> Iterator[dict[str, Any]]:
+    """Every row of a streamed table.
+
+    Iterated over in a data worker, `datasets` would give the shards of that worker alone, of which the training set would then take
+    the worker's share once more.
+    """
+    for batch in table.iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}
+
+
 def plain_rows(table: Any) -> Iterator[dict[str, Any]]:
     """Rows of a `datasets` table, listed or streamed, with values as people write them: see `plain`."""
     features = table.features or {}
     readers = {name: reader for name, feature in features.items() if (reader := plain(feature)) is not None}
-    for row in table:
+    for row in table if isinstance(table, library().Dataset) else undivided(table):
         yield {name: readers[name](value) if name in readers else value for name, value in row.items()}
 
 

@@ -16,7 +16,7 @@ from dehvf_kit.data.rows import TableColumns
 from dehvf_kit.data.samples import LIKELIHOOD, PREPARE, DataConfig, Issue, Names, Reading, Sample, Split, refuse
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, RecipeError
-from dehvf_kit_streams.hub_tables import library
+from dehvf_kit_streams.hub_tables import library, undivided
 
 log = logging.getLogger(__name__)
 
@@ -199,4 +199,4 @@ class MixedStream(SampleStream):
         mixed = datasets.interleave_datasets(
             tables, _fractions(self.config.weights, configs), seed=number, stopping_strategy=self.config.stop
         )
-        return (read[row["source"]].popleft() for row in mixed)
+        return (read[row["source"]].popleft() for row in undivided(mixed))

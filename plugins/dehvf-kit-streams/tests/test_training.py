@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from data.shards import rows, shard
+from data.shards import parquet, rows, shard
+from torch.utils.data import DataLoader
 
 import dehvf_kit
+from dehvf_kit.data.samples import DataConfig
 from dehvf_kit.errors import DataError, RecipeError
+from dehvf_kit.recipe.parser import parse_data
+from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.training.run import TrainResult, train
+from dehvf_kit.training.training_set import StreamedSamples
 
 
 def recipe_file(world: Path, folder: Path, train: list[str], data: dict[str, Any] | None = None, **training: Any) -> Path:
@@ -55,6 +62,30 @@ def test_a_resumed_stream_goes_on_where_it_was(world: Path, tmp_path: Path, sett
     assert train(recipe, tmp_path / "whole").steps == 15
     cut_and_resume(recipe, tmp_path / "cut")
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def taken(data: DataConfig, workers: int, count: int, faulty: str = "no id") -> list[str]:
+    """The first ids that training takes of a stream; those that end with `faulty` count as bad."""
+    collator: Any = SimpleNamespace(skipped=[], fault=lambda sample: "bad" if sample.id.endswith(faulty) else "")
+    loader = DataLoader(StreamedSamples(data.stream("train"), 0, collator), None, num_workers=workers)
+    return [sample.id for sample in itertools.islice(loader, count)]
+
+
+@pytest.mark.parametrize("kind", ["file", "path", "mixture"])
+def test_every_row_is_taken_once_in_a_pass_with_data_workers(world: Path, tmp_path: Path, kind: str) -> None:
+    """`datasets` divides the shards among workers, and the training set the samples: once is enough."""
+    names = [f"data/train-{number:05}-of-00002.parquet" for number in range(2)]
+    (tmp_path / "data").mkdir()
+    for name, some in zip(names, (rows(world)[:12], rows(world)[12:]), strict=True):
+        parquet(tmp_path / name, world, some)
+    files = {"type": "stream", "train": [str(tmp_path / name) for name in names], "size": 24}
+    data: dict[str, Any] = files if kind != "path" else files | {"path": str(tmp_path), "train": "train", "download": True}
+    if kind == "mixture":
+        sources = {"a": files, "b": {"type": "jsonl", "train": str(world / "test.jsonl")}}
+        data = {"type": "mixture", "sources": sources, "weights": {"a": 3, "b": 1}, "size": 24, "stop": "all_exhausted"}
+    config = parse_data(data, "data", plugins().registry)
+    alone = taken(config, 0, 24)
+    assert sorted(taken(config, 2, 24)) == sorted(alone) and (kind == "mixture" or len(set(alone)) == 24)
 
 
 def test_a_stream_is_scored_on_its_validation_files(world: Path, tmp_path: Path) -> None:

@@ -190,6 +190,16 @@ def test_a_stream_of_bad_samples_alone_ends(world: Path, tmp_path: Path, fault: 
         train(recipe, tmp_path / "run")
 
 
+def test_a_worker_whose_share_is_bad_takes_from_all(tmp_path: Path) -> None:
+    ids = ["0-good", "1-bad", "2-good", "3-bad"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": one, "question": "?", "answer": "a"}) + "\n" for one in ids))
+    raw = {"type": "stream", "train": str(tmp_path / "a.jsonl"), "size": 4, "shuffle": 1, "on_bad_sample": "skip"}
+    data = parse_data(raw, "data", plugins().registry)
+    assert set(taken(data, 2, 8, faulty="bad")) == {"0-good", "2-good"}
+    with pytest.raises(DataError, match="every training sample was skipped"):
+        taken(data, 2, 8, faulty="d")
+
+
 @pytest.mark.parametrize("field", ["cache_features", "group_by_length"])
 def test_what_needs_all_samples_is_refused(world: Path, tmp_path: Path, field: str) -> None:
     with pytest.raises(RecipeError, match=f"training: .*set training.{field}=false"):

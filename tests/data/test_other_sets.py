@@ -226,3 +226,20 @@ def test_a_table_that_is_not_there(settings: dict, message: str) -> None:
     pytest.importorskip("datasets", reason="needs the extra `data`")
     with pytest.raises(DataError, match=message):
         TableDataConfig(**settings).samples("train")
+
+
+def test_a_test_split_that_is_named_is_read_beside_held_out_images(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = [{"id": f"{split}{n}", "question": f"{n}?", "answer": "a"} for n in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = {"path": str(tmp_path), "validation": 0.25}
+    for settings, where in (
+        ({**path, "test": "test"}, "test"),
+        (path, "train"),
+        ({"train": str(tmp_path / "train.jsonl"), "validation": 0.25}, "train"),
+    ):
+        config = TableDataConfig(**settings)
+        saved = TableDataConfig.model_validate(config.model_dump())
+        for one in (config, saved):
+            assert {sample.id.rstrip("0123456789") for sample in one.samples("test")} == {where}
+            assert one.validation_split == ("validation" if where == "test" else "test")

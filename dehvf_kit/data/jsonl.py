@@ -44,10 +44,10 @@ class FileSplitsConfig(DataConfig):
         Without a `path` no file is called as the split that is the default.
         """
         default = cls.model_fields["test"].default
-        if default and isinstance(raw, Mapping) and raw.get("validation"):
-            if "test" not in raw or (raw["test"] == default and not raw.get("path")):
-                return {**raw, "test": ""}
-        return raw
+        if not default or not isinstance(raw, Mapping) or not raw.get("validation"):
+            return raw
+        named = "test" in raw and (raw["test"] != default or raw.get("path"))
+        return raw if named else {**raw, "test": ""}
 
     def read_file(self, part: str) -> Reading:
         """Everything that `train` or `test` names, with everything wrong with it."""

@@ -236,6 +236,10 @@ class DataConfig(Settings):
         """One of `parts`, with everything wrong with it. Raises: DataError where nothing of it can be read."""
         return Reading(samples_of(self, part))
 
+    def files(self) -> Sequence[Path]:
+        """Files of the training and validation samples that a list, a `*` or a folder stands for: `--resume` compares them."""
+        return ()
+
     def published(self, part: str) -> Published | None:
         """The published size of one of `parts`; None where there is none."""
         return None

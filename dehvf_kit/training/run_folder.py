@@ -170,19 +170,24 @@ BATCH = ("training.batch_size", "training.gradient_accumulation")
 def record_of(recipe: Recipe, samples: Sequence[Sample], processes: int = 1) -> dict[str, Any]:
     """A run's record. processes: how many train together.
 
-    Data files that the recipe names are hashed whole; an image in a file of its own by its size and its first 16 KiB,
-    which change when it is saved again; samples by their text. Images inside a table are hashed with the table.
+    Data files that the recipe names, also by a list, a `*` or their folder, are hashed whole; an image in a file of its own by
+    its size and its first 16 KiB, which change when it is saved again; samples by their text. Images inside a table are hashed
+    with the table.
     """
     images = sorted({image for sample in samples for image in sample.images if isinstance(image, Path)})
+    named = _files(recipe)
+    found = sorted(set(_found(recipe)) - set(named))
     with ThreadPoolExecutor(THREADS) as pool:
         heads = list(pool.map(_head, images))
+        digests = list(pool.map(atomic.sha256, found))
     return {
         "format": FORMAT,
         "versions": versions(),
         "batch": {"processes": processes, "samples_per_step": recipe.training.samples_per_step(processes)},
         "code": code(),
         "recipe": recipe.resolved(),
-        "files": {str(file): atomic.sha256(file) for file in _files(recipe)},
+        "files": {str(file): atomic.sha256(file) for file in named},
+        "found": {str(file): digest for file, digest in zip(found, digests, strict=True)},
         "samples": {"count": len(samples), "sha256": _text(samples)},
         "pictures": {str(file): head for file, head in zip(images, heads, strict=True)},
     }
@@ -239,7 +244,8 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
             changes = [line for line in changes if not line.startswith(BATCH)]
         elif batch is not None:
             changes.append(_batch(batch, batch_now))
-        files = [*_altered(before["files"], now["files"]), *_altered(before["pictures"], now["pictures"])]
+        before = {"found": now["found"], **before}  # as records before 0.1.0 are without it
+        files = [line for kind in ("files", "found", "pictures") for line in _altered(before[kind], now[kind])]
         if not changes and not files and before["samples"] != now["samples"]:
             counts = before["samples"]["count"], now["samples"]["count"]
             files = ["the training samples' text" + (": {} then, {} now".format(*counts) if len(set(counts)) > 1 else "")]
@@ -306,6 +312,13 @@ def _files(recipe: Recipe) -> list[Path]:
     settings = recipe.resolved()["data"] or {}
     found = [Path(value) for name, value in flat(settings) if isinstance(value, str | Path) and name != "test"]
     return [path for path in found if len(str(path)) < 4096 and _is_file(path)]
+
+
+def _found(recipe: Recipe) -> Sequence[Path]:
+    """Files that a list, a `*` or a folder stands for; none where they are not there, which whoever reads them reports."""
+    with contextlib.suppress(DataError):
+        return recipe.data.files() if recipe.data is not None else ()
+    return ()
 
 
 def _is_file(path: Path) -> bool:

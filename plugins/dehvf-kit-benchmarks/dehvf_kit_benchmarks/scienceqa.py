@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dehvf_kit_streams.hub_tables import TableImage, open_table, part_of
+from dehvf_kit_streams.hub_tables import TableImage, open_table, part_of, table_files
 from pydantic import Field, field_validator, model_validator
 
 from dehvf_kit.data.rows import named
@@ -91,6 +91,10 @@ class ScienceQaDataConfig(DataConfig):
 
     def parts(self) -> Sequence[str]:
         return ("train", "val", "test")
+
+    def files(self) -> list[Path]:
+        folder = Path(os.path.expanduser(self.path))  # of the upstream folder texts and images are compared one by one
+        return [file for part in dict.fromkeys((self.train_split, "val")) for file in table_files(folder, part)]
 
     def read(self, part: str) -> Reading:
         problems, issues = self.problems(part)

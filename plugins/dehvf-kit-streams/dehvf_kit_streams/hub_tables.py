@@ -121,10 +121,7 @@ def _load(datasets: Any, place: Path, split: str) -> Any:
         splits = datasets.load_from_disk(str(place))
     else:
         files = list(place.rglob("*.parquet"))
-        others = re.compile(
-            rf"(?<![a-z])(?!{re.escape(split)}|{re.escape(ALIASES.get(split, split))})(train|test|val|validation|dev)(?![a-z])"
-        )
-        require_shards(file for file in files if not others.search(file.name))
+        require_shards(_of_split(files, split))
         partitions: dict[str, list[str]] = {}  # as duckdb and polars write them: `split=train/data_0.parquet`
         for file in files:
             key, _, value = file.parent.name.partition("=")
@@ -138,6 +135,22 @@ def _load(datasets: Any, place: Path, split: str) -> Any:
     if name not in splits:
         raise DataError(f"{place}: has no split '{split}'; it has {listing(splits)}")
     return splits[name]
+
+
+def _of_split(files: Iterable[Path], split: str) -> list[Path]:
+    """The files whose names do not say that they are of another split."""
+    others = re.compile(
+        rf"(?<![a-z])(?!{re.escape(split)}|{re.escape(ALIASES.get(split, split))})(train|test|val|validation|dev)(?![a-z])"
+    )
+    return [file for file in files if not others.search(file.name)]
+
+
+def table_files(place: Path, split: str) -> list[Path]:
+    """The files of a split in a folder of `save_to_disk` or of Parquet files."""
+    for folder in (place, place / split, place / ALIASES.get(split, split)):
+        if is_file(folder / "state.json"):
+            return sorted(file for file in folder.glob("*.arrow") if not file.name.startswith("cache-"))
+    return sorted(_of_split(place.rglob("*.parquet"), split))
 
 
 def _as_it_is(datasets: Any, files: Iterable[Path], *given: str, **settings: Any) -> Any:

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -101,6 +102,9 @@ class MixtureDataConfig(DataConfig):
 
     def stream(self, split: Split) -> Any:
         return MixedStream(self, split, lambda *_: iter(()), self.seed) if self.size and split == "train" else None
+
+    def files(self) -> list[Path]:
+        return [file for config in self.configs.values() for file in config.files()]
 
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(split)

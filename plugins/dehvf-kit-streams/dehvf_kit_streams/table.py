@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from dehvf_kit.data.jsonl import FileSplitsConfig, holds_conversations
 from dehvf_kit.data.rows import Row, RowReader, TableColumns, reading_of
 from dehvf_kit.data.samples import Issue, Reading, require_file
 from dehvf_kit.utils.atomic import is_file, is_folder
-from dehvf_kit_streams.hub_tables import TableImage, open_table, part_of, plain_rows
+from dehvf_kit_streams.hub_tables import TableImage, open_table, part_of, plain_rows, table_files
 from dehvf_kit_streams.text_tables import TEXT_ENDINGS, files_of_split, split_files, text_files, text_rows
 
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
@@ -44,6 +44,10 @@ class TableDataConfig(FileSplitsConfig):
         files = text_files(place) or list(place.rglob("*.parquet"))
         without_test = is_file(place / "state.json") or (files and not files_of_split(files, place, "test"))
         return {"path": str(place), "test": ""} if without_test else {"path": str(place)}
+
+    def files(self) -> Sequence[Path]:
+        place = Path(self.path)
+        return (split_files(place, self.train) or table_files(place, self.train)) if self.path and is_folder(place) else ()
 
     def where(self, part: str) -> str:
         name = getattr(self, self.file_of(part))

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -17,10 +18,11 @@ from torch.utils.data import DataLoader
 
 import dehvf_kit
 from dehvf_kit.data.samples import DataConfig
-from dehvf_kit.errors import DataError, RecipeError
+from dehvf_kit.errors import DataError, RecipeError, TrainingError
 from dehvf_kit.recipe.parser import parse_data
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.training.run import TrainResult, train
+from dehvf_kit.training.run_folder import compare_records, record_of, write_record
 from dehvf_kit.training.training_set import StreamedSamples
 
 
@@ -198,6 +200,51 @@ def test_a_worker_whose_share_is_bad_takes_from_all(tmp_path: Path) -> None:
     assert set(taken(data, 2, 8, faulty="bad")) == {"0-good", "2-good"}
     with pytest.raises(DataError, match="every training sample was skipped"):
         taken(data, 2, 8, faulty="d")
+
+
+@pytest.mark.parametrize("kind", ["list", "glob", "hub", "parquet", "csv", "disk", "mixture"])
+def test_changed_files_of_a_list_or_a_folder_are_named(world: Path, tmp_path: Path, kind: str) -> None:
+    """Nothing but an image in a table differs, or nothing that the record of the run has otherwise."""
+    (tmp_path / "data").mkdir()
+    raw = yaml.safe_load((world / "tiny.yaml").read_text())
+    ending = {"csv": ".csv", "list": ".jsonl", "glob": ".jsonl"}.get(kind, ".parquet")
+    files = [tmp_path / f"data/{split}-00000-of-00001{ending}" for split in ("train", "test")]
+    some = [row | {"image": str(world / row["image"])} for row in rows(world)]
+
+    def write(file: Path, some: list[dict[str, Any]]) -> None:
+        if kind == "disk":
+            datasets.DatasetDict({"train": datasets.Dataset.from_list(some)}).save_to_disk(str(tmp_path / "disk"))
+        elif ending == ".parquet":
+            parquet(file, world, some)
+        elif ending == ".csv":
+            file.write_text("\n".join(["id,image,question,answer,kind", *(",".join(row.values()) for row in some)]))
+        else:
+            file.write_text("".join(json.dumps(row) + "\n" for row in some))
+
+    for file in files:
+        write(file, some)
+    table = {"type": "table", "path": str(tmp_path / ("disk" if kind == "disk" else "data"))}
+    stream = {"type": "stream", "size": 24}
+    raw["data"] = {
+        "list": stream | {"train": [str(files[0])], "test": str(files[1])},
+        "glob": stream | {"train": str(tmp_path / "data/tr*.jsonl"), "test": str(files[1])},
+        "hub": stream | {"path": str(tmp_path), "train": "train", "test": "test", "download": True},
+        "mixture": {"type": "mixture", "sources": {"a": table, "b": {"type": "jsonl", "train": str(world / "train.jsonl")}}},
+    }.get(kind, table)
+    recipe = dehvf_kit.parse_recipe(raw)
+    before = record_of(recipe, [])
+    write_record(tmp_path, before)
+    assert compare_records(tmp_path, record_of(recipe, [])) == []
+    if kind != "disk":
+        write(files[1], some[1:])
+        assert compare_records(tmp_path, record_of(recipe, [])) == [], "the test split may change"
+    write(files[0], [*some[1:], some[0]])
+    changed = tmp_path / "disk/train/data-00000-of-00001.arrow" if kind == "disk" else files[0]
+    with pytest.raises(TrainingError, match=f"{changed}: changed since the run began"):
+        compare_records(tmp_path, record_of(recipe, []))
+    del before["found"]
+    write_record(tmp_path, before)
+    assert compare_records(tmp_path, record_of(recipe, [])) == [], "a record from before they were in it"
 
 
 @pytest.mark.parametrize("field", ["cache_features", "group_by_length"])

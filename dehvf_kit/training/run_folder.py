@@ -189,6 +189,7 @@ def record_of(recipe: Recipe, samples: Sequence[Sample], processes: int = 1) -> 
         "files": {str(file): atomic.sha256(file) for file in named},
         "found": {str(file): digest for file, digest in zip(found, digests, strict=True)},
         "samples": {"count": len(samples), "sha256": _text(samples)},
+        "streamed": not samples and recipe.data is not None and recipe.data.stream("train") is not None,
         "pictures": {str(file): head for file, head in zip(images, heads, strict=True)},
     }
 
@@ -241,9 +242,11 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
         batch, batch_now = before.get("batch"), now["batch"]
         changes = [*_fields(_with_new_fields(before["recipe"]), json.loads(json.dumps(now["recipe"], default=str)))]
         if batch is not None and batch["samples_per_step"] == batch_now["samples_per_step"]:
-            changes = [line for line in changes if not line.startswith(BATCH)]
+            if not now["streamed"] or _batches(before) == _batches(now):
+                changes = [line for line in changes if not line.startswith(BATCH)]
         elif batch is not None:
             changes.append(_batch(batch, batch_now))
+        changes += _shares(before["recipe"], now["recipe"]) if now["streamed"] else []
         before = {"found": now["found"], **before}  # as records before 0.1.0 are without it
         files = [line for kind in ("files", "found", "pictures") for line in _altered(before[kind], now[kind])]
         if not changes and not files and before["samples"] != now["samples"]:
@@ -275,6 +278,20 @@ def _batch(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         f"samples per step: {wanted} then (processes: {before['processes']}), {now['samples_per_step']} now (processes: "
         f"{now['processes']}); start as many processes as then, or make batch_size x gradient_accumulation x processes {wanted}"
     )
+
+
+def _shares(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Another number of data workers, each of which takes its share of a stream: a resumed run would not be where it was."""
+    then, present = (int(recipe["training"]["num_workers"]) for recipe in (before, now))
+    changed = max(1, then) != max(1, present)
+    return [f"training.num_workers, which share a stream: {then} then, {present} now"] if changed else []
+
+
+def _batches(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Data workers, and where they are several the rows that one of them hands over at a time to all processes."""
+    training = record["recipe"]["training"]
+    workers = max(1, int(training["num_workers"]))
+    return workers, int(training["batch_size"]) * int(record["batch"]["processes"]) if workers > 1 else 0
 
 
 def _with_new_fields(before: Mapping[str, Any]) -> Mapping[str, Any]:

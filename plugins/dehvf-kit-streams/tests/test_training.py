@@ -247,6 +247,21 @@ def test_changed_files_of_a_list_or_a_folder_are_named(world: Path, tmp_path: Pa
     assert compare_records(tmp_path, record_of(recipe, [])) == [], "a record from before they were in it"
 
 
+def test_another_number_of_workers_is_refused_where_they_share_a_stream(world: Path, tmp_path: Path) -> None:
+    def record(workers: int, **training: int) -> dict[str, Any]:
+        file = recipe_file(world, tmp_path, [str(world / "train.jsonl")], num_workers=workers, **training)
+        return record_of(dehvf_kit.load_recipe(file), [])
+
+    write_record(tmp_path, record(0))
+    assert compare_records(tmp_path, record(1)) == [], "one worker reads as none does"
+    with pytest.raises(TrainingError, match="training.num_workers, which share a stream: 0 then, 2 now"):
+        compare_records(tmp_path, record(2))
+    assert compare_records(tmp_path, record(0, batch_size=2, gradient_accumulation=2)) == []
+    write_record(tmp_path, record(2))
+    with pytest.raises(TrainingError, match="training.batch_size: 4 then, 2 now"):
+        compare_records(tmp_path, record(2, batch_size=2, gradient_accumulation=2))
+
+
 @pytest.mark.parametrize("field", ["cache_features", "group_by_length"])
 def test_what_needs_all_samples_is_refused(world: Path, tmp_path: Path, field: str) -> None:
     with pytest.raises(RecipeError, match=f"training: .*set training.{field}=false"):

@@ -191,7 +191,10 @@ class MixedStream(SampleStream):
             if stream is not None:
                 given = stream.shuffled(seed, turn, issues)
             else:
-                given = list(configs[name].usable(self.split).samples)
+                reading = configs[name].usable(self.split)
+                if issues is not None:
+                    issues.extend(replace(one, place=f"{name}/{one.place}") for one in reading.issues)
+                given = list(reading.samples)
                 random.Random(drawn).shuffle(given)
             for one in given:
                 read[name].append(_named(name, one))

@@ -14,6 +14,7 @@ from cli.commands import Command
 from dehvf_kit_streams.mixture import MixtureDataConfig
 
 import dehvf_kit
+from dehvf_kit.data.samples import Issue
 from dehvf_kit.errors import RecipeError
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.run import train
@@ -93,6 +94,20 @@ def test_streams_are_mixed_in_an_order_of_each_pass(world: Path) -> None:
     stream = mixed(world).data.stream("train")
     first, again, second = ([one.id for one in stream.shuffled(0, turn)] for turn in (0, 0, 1))
     assert first == again != second and {one.partition("/")[0] for one in first} == {"s", "t"}
+
+
+def test_bad_rows_of_a_list_beside_a_stream_are_listed(world: Path, tmp_path: Path) -> None:
+    lines = (world / "test.jsonl").read_text().replace('"image": "', f'"image": "{world}/').splitlines()
+    (tmp_path / "l.jsonl").write_text("\n".join([*lines[:2], lines[2].replace('"what', '"", "more": "what'), "{broken"]))
+    raw = mixed(world).resolved()
+    raw["data"] |= {"on_bad_sample": "skip"}
+    raw["data"]["sources"]["t"]["train"] = str(tmp_path / "l.jsonl")
+    recipe = dehvf_kit.parse_recipe({key: value for key, value in raw.items() if value is not None})
+    issues: list[Issue] = []
+    assert len({one.id for one in recipe.data.stream("train").shuffled(0, 0, issues) if one.id.startswith("t/")}) == 2
+    places = {f"t/{tmp_path}/l.jsonl:{line}" for line in (3, 4)}
+    assert {issue.place for issue in issues if issue.fatal} == places
+    assert {one.place for one in train(recipe, tmp_path / "run").skipped_samples} == places
 
 
 @pytest.mark.nightly

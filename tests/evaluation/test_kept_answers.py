@@ -67,6 +67,21 @@ def test_answers_about_other_images_of_the_same_names_are_not_taken(tmp_path: Pa
     assert len(keys) == 4 and digest({}, [Sample("1", "?", "", HeldImage("a.png", b"one"))]) in keys
 
 
+def test_results_by_ids_of_several_questions_are_refused(
+    world: Path, adapter: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(world / "test.jsonl")
+    data = [f"data={{type: stream, train: {file}, test: [{file}, {file}], size: 8}}"]
+    results = tmp_path / "results.json"
+    asked = answers._say
+    monkeypatch.setattr(answers, "_say", never)
+    ended = command("eval", adapter, *data, "--allow-prompt-mismatch", "--results", results)
+    assert ended.code == 1 and "--results: 8 ids are those of several questions, such as 'test0'" in ended.err, ended.err
+    monkeypatch.setattr(answers, "_say", asked)
+    ended = command("eval", adapter, *data, "--allow-prompt-mismatch", "--limit", "8", "--results", results)
+    assert ended.code == 0 and len(json.loads(results.read_text())) == 8, ended.err
+
+
 @pytest.mark.parametrize("words", [["eval", "--store"], ["verify"]])
 def test_an_adapter_that_cannot_be_written_is_noticed(
     words: list[str], adapter: Path, command: Command, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from dehvf_kit.backbones.attached import run_eagerly
 from dehvf_kit.errors import TrainingError, listing
@@ -73,8 +74,9 @@ class TimeBudget(TrainerCallback):
         self._began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.spent >= self.seconds:
-            control.should_log = control.should_training_stop = True
+        if self.spent >= self.seconds:  # as transformers ends after the last step
+            control.should_log = control.should_training_stop = control.should_save = True
+            control.should_evaluate = args.eval_strategy == IntervalStrategy.STEPS
 
 
 class Stopping(TrainerCallback):

@@ -233,7 +233,13 @@ class DehvfTrainer(CheckpointingTrainer):
         return better
 
     def take_best(self) -> None:
-        """Put the weights of the best score's checkpoint into the model. Raises: TrainingError where it is damaged."""
+        """Put the weights of the best score's checkpoint into the model; where no step has a score, those of the last stay.
+
+        Raises: TrainingError where it is damaged.
+        """
+        if self.state.best_global_step is None:
+            log.warning("no step has a score of the validation split, so the adapter is that of the last step")
+            return
         place = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         what = fault(place) if is_folder(place) else "it is missing"
         if what is not None:

@@ -57,10 +57,10 @@ class TableColumns(Settings):
 
 
 class RowFaultError(DataError):
-    """A row that cannot be used: `kind` groups such rows in reports."""
+    """A row that cannot be used: `kind` groups such rows in reports. Its message alone makes it too: so workers hand it over."""
 
-    def __init__(self, detail: str, place: str, kind: str) -> None:
-        super().__init__(f"{place}: {detail}")
+    def __init__(self, detail: str, place: str = "", kind: str = "") -> None:
+        super().__init__(f"{place}: {detail}" if place else detail)
         self.kind = kind
 
 

@@ -414,9 +414,9 @@ def _from_worker(error: DehvfError) -> DehvfError | None:
     text = str(error)
     if "in DataLoader worker process" not in text:
         return None
-    found = re.findall(r"^dehvf_kit\.errors\.(\w+): ", text, re.MULTILINE)
+    found = re.findall(r"^dehvf_kit[\w.]*\.\w+: ", text, re.MULTILINE)
     if not found:
         return DataError(text.splitlines()[-1])
-    message = text.rpartition(f"dehvf_kit.errors.{found[-1]}: ")[2].strip()
-    kind = getattr(errors, found[-1], DataError)
+    message = text.rpartition(found[-1])[2].strip()
+    kind = getattr(errors, found[-1].rpartition(".")[2].removesuffix(": "), DataError)
     return kind(message) if issubclass(kind, (DataError, TrainingError)) else DehvfError(message)

@@ -177,10 +177,18 @@ def test_cut_prompts_and_empty_answers_are_counted(world: Path, tmp_path: Path, 
     assert "data.train: 1 x column that is not read, the first: licence" in caplog.text
 
 
-def test_without_skip_a_bad_sample_ends_the_run(world: Path, tmp_path: Path) -> None:
+def test_without_skip_a_bad_sample_ends_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, _ = spoilt(world, tmp_path)
     with pytest.raises(DataError, match=r"spoilt\.jsonl:2"):
         train(dehvf_kit.load_recipe(recipe_file(world, tmp_path, [str(bad)])), tmp_path / "run")
+    monkeypatch.setattr("dehvf_kit.training.training_set.LOOKED_AT", 5)
+    every = [row | {"image": str(world / row["image"])} for row in rows(world)]
+    every[12]["question"] = ""
+    bad.write_text("".join(json.dumps(row) + "\n" for row in every))
+    for workers in (0, 1):
+        recipe = dehvf_kit.load_recipe(recipe_file(world, tmp_path, [str(bad)], num_workers=workers))
+        with pytest.raises(DataError, match=rf"^{bad}:13: 'question' must be a text, given ''"):
+            train(recipe, tmp_path / f"run{workers}")
 
 
 @pytest.mark.parametrize("fault", [{"image": "nowhere.png"}, {"question": ""}])

@@ -24,7 +24,7 @@ from dehvf_kit import errors
 from dehvf_kit._version import __version__
 from dehvf_kit.adapter.files import ADAPTER, LOG
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import DataError, DehvfError, RecipeError, TrainingError, shown
+from dehvf_kit.errors import DataError, DehvfError, ImageError, RecipeError, TrainingError, shown
 from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
@@ -146,6 +146,8 @@ BUILTIN = "built-in"
 HEAD_BYTES = 1 << 14
 THREADS = 4
 NAMED = 5
+NOT_READ = "unreadable"
+"""In place of an image's digest: nothing was learned from it."""
 # Fields that no trained weight depends on: they may differ between a run's parts.
 FREE = (
     "name",
@@ -316,7 +318,7 @@ def _altered(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             yield f"{name}: is no longer read"
         elif name not in before:
             yield f"{name}: was not read then"
-        elif before[name] != now[name]:
+        elif before[name] not in (now[name], NOT_READ):
             yield f"{name}: changed since the run began"
 
 
@@ -346,13 +348,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _head(image: Path) -> str:
-    """Sixteen hexadecimal digits; `unreadable` where it cannot be read, which training reports itself."""
+    """Sixteen hexadecimal digits; NOT_READ where it cannot be read, which training reports itself."""
     try:
         with image.open("rb") as opened:
             head = opened.read(HEAD_BYTES)
             size = image.stat().st_size
     except OSError:
-        return "unreadable"
+        return NOT_READ
     return hashlib.sha256(f"{size} ".encode() + head).hexdigest()[:16]
 
 
@@ -378,6 +380,8 @@ def training_errors(folder: RunFolder) -> Iterator[None]:
         yield
     except DehvfError as error:
         original = _from_worker(error)
+        if isinstance(original or error, ImageError):
+            raise _curable(folder, str(original or error)) from None
         if original is None:
             raise
         raise original from None
@@ -394,6 +398,26 @@ def training_errors(folder: RunFolder) -> Iterator[None]:
         raise TrainingError(f"{place}: {before}{error.strerror or error}{after}; {_last(folder)}") from error
     finally:
         threading.excepthook = printed
+
+
+def _curable(folder: RunFolder, message: str) -> ImageError:
+    """The message of an image that cannot be read, with what would do. One in a file of its own may be another on resuming."""
+    file = re.search(r"image '(.*?)'", message)
+    mended = ""
+    if file and (os.path.lexists(file[1]) or "there is no image" in message):
+        mended = f"put a readable image there; {_last(folder)}; or "
+        if folder.writes:
+            _forget_image(folder.place / RECORD, file[1])
+    return ImageError(f"{message}; {mended}begin a run with data.on_bad_sample=skip, which leaves such samples out")
+
+
+def _forget_image(record: Path, image: str) -> None:
+    """Note in a run's record that an image was not read, so that another in its place is none that the run was begun with."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if image in found["pictures"]:
+            found["pictures"][image] = NOT_READ
+            write_record(record.parent, found)
 
 
 def _other_than_disk(raised: threading.ExceptHookArgs) -> None:

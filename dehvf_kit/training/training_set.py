@@ -283,7 +283,8 @@ def scored_splits(recipe: Recipe) -> dict[str, Split]:
     if config.eval_steps is not None and validation is None:
         raise DataError(
             f"{recipe.source}: training.eval_steps: the data set '{data.type}' has no validation split; hold out a share of the "
-            "training images by data.validation=0.1, or set training.eval_steps=null"
+            "training images by data.validation=0.1 (name files of a stream; in a mixture, of a source), or set "
+            "training.eval_steps=null"
         )
     found: dict[str, Split] = {} if config.eval_steps is None else {"eval": validation}
     if config.test_at_end:

@@ -81,11 +81,15 @@ class MixtureDataConfig(DataConfig):
 
     def parts(self) -> list[str]:
         having = [name for one in self.configs.values() for name in one.parts()]
+        having += [self.validation_split] if self.validation_split else []
         return [part for part in ("train", "validation", "test") if part in having]
 
     @property
     def validation_split(self) -> Split | None:
-        return "validation" if "validation" in self.parts() else None
+        """The sources' own; called `test` where it is what each of them tests on, too."""
+        own = {one.validation_split for one in self.configs.values()}
+        tested = {one.validation_split for one in self.configs.values() if "test" in one.parts()}
+        return None if own == {None} else "test" if tested == {"test"} and own <= {"test", None} else "validation"
 
     def prompt_facts(self) -> dict[str, Any]:
         own = super().prompt_facts()
@@ -113,7 +117,8 @@ class MixtureDataConfig(DataConfig):
         return list(reading.samples)
 
     def read(self, part: str) -> Reading:
-        readings = {name: config.read(part) for name, config in self.configs.items() if part in config.parts()}
+        splits = {name: _split(config, part) for name, config in self.configs.items()}
+        readings = {name: self.configs[name].read(self.configs[name].part_of(own)) for name, own in splits.items() if own}
         if not readings:
             raise DataError(f"data.{part}: no source of the mixture has this split")
         held = {name: [_named(name, one) for one in reading.samples] for name, reading in readings.items()}
@@ -136,6 +141,11 @@ class MixtureDataConfig(DataConfig):
         names = Names()
         drawn = (held[source][place] for source, place in zip(order["source"], order["place"], strict=True))
         return [replace(sample, id=names.of(sample.id)) for sample in drawn]
+
+
+def _split(config: DataConfig, part: str) -> Any:
+    """The split of a source that is a part of the mixture; None where it has none."""
+    return config.validation_split if part == "validation" else part if part in config.parts() else None
 
 
 def _chosen(metric: Any) -> dict[str, str]:
@@ -176,7 +186,7 @@ class MixedStream(SampleStream):
         found = {}
         for name, config in self.config.configs.items():
             stream = config.stream(self.split)
-            found[name] = stream.reading(rows) if stream is not None else config.read(self.split)
+            found[name] = stream.reading(rows) if stream is not None else config.read(config.part_of(self.split))
         samples = [_named(name, one) for name, reading in found.items() for one in reading.samples]
         issues = [replace(one, place=f"{name}/{one.place}") for name, reading in found.items() for one in reading.issues]
         return Reading(samples, issues, facts={name: len(reading.samples) for name, reading in found.items()})

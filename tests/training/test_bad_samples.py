@@ -73,6 +73,13 @@ def test_train_and_eval_skip_count_and_list(spoilt: Path, command: Command, tmp_
     assert "rows that are no question, missing from the scores: 1" in table.out and "skipped 3 samples" in table.out
 
 
+def test_one_of_several_answers_is_right() -> None:
+    from dehvf_kit.data.metrics.exact_match import Prediction
+
+    several = {"answer": "red", "references": ("red", "blue")}
+    assert [Prediction("a", "", "", "", prediction=said, **several).right for said in ("Blue.", "red", "green")] == [True, True, False]
+
+
 def test_an_empty_reference_does_not_make_a_skipped_answer_right() -> None:
     from dehvf_kit.data.metrics.exact_match import Prediction
 

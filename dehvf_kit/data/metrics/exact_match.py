@@ -30,7 +30,7 @@ class Prediction:
 
     @property
     def right(self) -> bool:
-        return not self.skipped and tidy(self.prediction) == tidy(self.answer)
+        return not self.skipped and tidy(self.prediction) in map(tidy, self.references or [self.answer])
 
     def row(self) -> dict[str, Any]:
         return {**asdict(self), "right": self.right}

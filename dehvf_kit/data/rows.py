@@ -105,8 +105,10 @@ class RowReader:
                     f"'{column}' must be a text or a number, given {shown(row[column])}", place, "id or kind is no text"
                 )
         question = row.get(columns.question)
-        if is_missing(question) and not is_missing(row.get(columns.messages)):
-            return self._conversation(row, place, folder, str(own), str(kind))
+        if not is_missing(row.get(columns.messages)):
+            if is_missing(question):
+                return self._conversation(row, place, folder, str(own), str(kind))
+            self.note("conversation beside a question, not read", place, f"columns {columns.messages}, {columns.question}")
         if not isinstance(question, str) or not question.strip():
             raise self._fault(place, "empty question", columns.question, question)
         try:

@@ -106,6 +106,16 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert [issue.fatal for issue in read(both).issues] == [False]
 
 
+def test_a_conversation_beside_a_question_is_noted(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "this"}]
+    both, alone = row(messages=talk), {"messages": talk}
+    reading = read(json_lines(tmp_path / "a.jsonl", both, alone))
+    assert [one.question for one in reading.samples] == [both["question"], "Which?"]
+    assert [(one.kind, one.place) for one in reading.issues if not one.fatal] == [
+        ("conversation beside a question, not read", f"{tmp_path}/a.jsonl:1")
+    ]
+
+
 def test_a_missing_column_is_one_fault(tmp_path: Path) -> None:
     file = json_lines(tmp_path / "a.jsonl", *[{"image": "a.png", "question": "what ?", "answers": "red"}] * 3)
     (issue,) = [issue for issue in read(file).issues if issue.fatal]

@@ -294,18 +294,22 @@ def read_rows(
     Raises:
         DataError: for the first faulty row, where `issues` is None.
     """
-    seen: set[str] = set()
+    seen: dict[str, bool] = {}  # whether the row has it itself
     for number, place, row, folder in rows:
+        own = not is_missing(row.get(reader.columns.id))
         try:
             sample = reader.sample(row, place, folder, number)
-            if sample.id in seen:
+            if own and seen.get(sample.id):
                 raise RowFaultError(f"id '{sample.id}' appears twice", place, "id twice")
+            if sample.id in seen:
+                what = f"id '{sample.id}' is also the number of a row without an id; give one to every row, or to none"
+                raise RowFaultError(what, place, "id twice")
         except RowFaultError as error:
             note(issues, Issue(error.kind, place), error)
             continue
         if distinct:
-            seen.add(sample.id)
-        if numbered is not None and is_missing(row.get(reader.columns.id)):
+            seen[sample.id] = own
+        if numbered is not None and not own:
             numbered.add(sample.id)
         yield sample
 

@@ -116,6 +116,12 @@ def test_a_conversation_beside_a_question_is_noted(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("ids", [("1", None), (None, "0")])
+def test_an_id_that_is_another_rows_number_is_named_as_that(tmp_path: Path, ids: tuple[str | None, ...]) -> None:
+    (issue,) = (one for one in read(json_lines(tmp_path / "a.jsonl", *(row(id=one) for one in ids))).issues if one.fatal)
+    assert issue.kind == "id twice" and "is also the number of a row without an id; give one to every row" in issue.detail
+
+
 def test_a_missing_column_is_one_fault(tmp_path: Path) -> None:
     file = json_lines(tmp_path / "a.jsonl", *[{"image": "a.png", "question": "what ?", "answers": "red"}] * 3)
     (issue,) = [issue for issue in read(file).issues if issue.fatal]

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dehvf_kit.data.held_out import held_out_groups, image_groups
 from dehvf_kit.data.rows import RowReader, TableColumns, reading_of
@@ -36,6 +36,19 @@ class FileSplitsConfig(DataConfig):
     )
     validation_seed: int = Field(0, ge=0, description="another seed holds out other images")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _test_is_named_or_empty(cls, raw: Any) -> Any:
+        """Where images are held out, a test split that nobody named is none, in the recipe that is saved too.
+
+        Without a `path` no file is called as the split that is the default.
+        """
+        default = cls.model_fields["test"].default
+        if not default or not isinstance(raw, Mapping) or not raw.get("validation"):
+            return raw
+        named = "test" in raw and (raw["test"] != default or raw.get("path"))
+        return raw if named else {**raw, "test": ""}
+
     def read_file(self, part: str) -> Reading:
         """Everything that `train` or `test` names, with everything wrong with it."""
         raise NotImplementedError(f"{type(self).__name__}.read_file")
@@ -47,8 +60,7 @@ class FileSplitsConfig(DataConfig):
     @property
     def names_test(self) -> bool:
         """Whether there is a test split beside what `validation` holds out."""
-        test: Any = getattr(self, "test", None)
-        return bool(test) and not (self.validation and test == type(self).model_fields["test"].default)
+        return bool(getattr(self, "test", None))
 
     @property
     def validation_split(self) -> Split | None:

@@ -69,10 +69,10 @@ class TableColumns(Settings):
 
 
 class RowFaultError(DataError):
-    """A row that cannot be used: `kind` groups such rows in reports."""
+    """A row that cannot be used: `kind` groups such rows in reports. Its message alone makes it too: so workers hand it over."""
 
-    def __init__(self, detail: str, place: str, kind: str) -> None:
-        super().__init__(f"{place}: {detail}")
+    def __init__(self, detail: str, place: str = "", kind: str = "") -> None:
+        super().__init__(f"{place}: {detail}" if place else detail)
         self.kind = kind
 
 
@@ -117,8 +117,10 @@ class RowReader:
                     f"'{column}' must be a text or a number, given {shown(row[column])}", place, "id or kind is no text"
                 )
         question = row.get(columns.question)
-        if is_missing(question) and not is_missing(row.get(columns.messages)):
-            return self._conversation(row, place, folder, str(own), str(kind))
+        if not is_missing(row.get(columns.messages)):
+            if is_missing(question):
+                return self._conversation(row, place, folder, str(own), str(kind))
+            self.note("conversation beside a question, not read", place, f"columns {columns.messages}, {columns.question}")
         if not isinstance(question, str) or not question.strip():
             raise self._fault(place, "empty question", columns.question, question)
         try:
@@ -304,18 +306,22 @@ def read_rows(
     Raises:
         DataError: for the first faulty row, where `issues` is None.
     """
-    seen: set[str] = set()
+    seen: dict[str, bool] = {}  # whether the row has it itself
     for number, place, row, folder in rows:
+        own = not is_missing(row.get(reader.columns.id))
         try:
             sample = reader.sample(row, place, folder, number)
-            if sample.id in seen:
+            if own and seen.get(sample.id):
                 raise RowFaultError(f"id '{sample.id}' appears twice", place, "id twice")
+            if sample.id in seen:
+                what = f"id '{sample.id}' is also the number of a row without an id; give one to every row, or to none"
+                raise RowFaultError(what, place, "id twice")
         except RowFaultError as error:
             note(issues, Issue(error.kind, place), error)
             continue
         if distinct:
-            seen.add(sample.id)
-        if numbered is not None and is_missing(row.get(reader.columns.id)):
+            seen[sample.id] = own
+        if numbered is not None and not own:
             numbered.add(sample.id)
         yield sample
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,10 +39,10 @@ class ImageFile(Hashable, Protocol):
 
 @dataclass(frozen=True)
 class HeldImage:
-    """An image whose bytes were read already; equal to those of the same name."""
+    """An image whose bytes were read already; equal to those of the same bytes, whatever they are called."""
 
-    name: str
-    data: bytes = field(compare=False, repr=False)
+    name: str = field(compare=False)
+    data: bytes = field(repr=False)
 
     def read_bytes(self) -> bytes:
         return self.data
@@ -245,6 +246,10 @@ class DataConfig(Settings):
         """One of `parts`, with everything wrong with it. Raises: DataError where nothing of it can be read."""
         return Reading(samples_of(self, part))
 
+    def files(self) -> Sequence[Path]:
+        """Files of the training and validation samples that a list, a `*` or a folder stands for: `--resume` compares them."""
+        return ()
+
     def published(self, part: str) -> Published | None:
         """The published size of one of `parts`; None where there is none."""
         return None
@@ -302,6 +307,22 @@ class Issue:
 
     def __str__(self) -> str:
         return f"{self.place} ({self.detail})" if self.detail else self.place
+
+
+class Names:
+    """Gives each key in turn a name of its own: itself, or with the first `#2`, `#3` at its end that nothing has."""
+
+    def __init__(self) -> None:
+        self._times: Counter[str] = Counter()
+        self._taken: set[str] = set()
+
+    def of(self, key: str) -> str:
+        while True:
+            self._times[key] += 1
+            name = key if self._times[key] == 1 else f"{key}#{self._times[key]}"
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
 
 
 def grouped(issues: Iterable[Issue]) -> dict[str, list[Issue]]:

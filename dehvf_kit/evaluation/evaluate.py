@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -181,6 +182,11 @@ def _asked(
     sample_filter.samples = asked = sample_filter.samples[:limit]
     if not asked:
         raise DataError(f"{place or 'the model'}: the test split of its data set is empty")
+    if results is not None and (twice := [name for name, count in Counter(one.id for one in asked).items() if count > 1]):
+        raise DataError(
+            f"--results: {len(twice):,} ids are those of several questions, such as '{twice[0]}', and results are kept by id; name "
+            "a column of unique ids by data.columns.id, or write --output in its place, which has every answer"
+        )
     data.check_scoring()
     samples = sample_filter.with_question()
     features = None

@@ -58,7 +58,7 @@ def _read(file: Path) -> Iterator[tuple[int, Said]]:
 
 
 def digest(facts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
-    """Twelve hexadecimal digits of what decides the answers to some questions, image files by size and time."""
+    """Twelve hexadecimal digits of what decides the answers to some questions, image files by size and time, others by content."""
     found = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     stamps: dict[Any, str] = {}
     for sample in samples:
@@ -74,4 +74,6 @@ def _stamp(image: Any) -> str:
         if isinstance(image, Path):
             about = image.stat()
             return f"{image} {about.st_size} {about.st_mtime_ns}"
+        if image is not None:
+            return hashlib.sha256(image.read_bytes()).hexdigest()
     return str(image)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from dehvf_kit.backbones.attached import run_eagerly
 from dehvf_kit.errors import TrainingError, listing
@@ -51,7 +52,7 @@ class TimeBudget(TrainerCallback):
     """Ends a run after its minutes of training, with the learning rate at zero as after its last step.
 
     Warm-up and decay follow the run's progress: the share of its steps or of its time, whichever is larger. The time of an
-    interrupted run is in its log, so that a resumed one spends what is left.
+    interrupted run is in its log, with each checkpoint too, so that a resumed one spends what is left.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -69,12 +70,20 @@ class TimeBudget(TrainerCallback):
         return progress / warm if progress < warm else (1 + math.cos(math.pi * (progress - warm) / (1 - warm))) / 2
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.before = max((row.get(SPENT, 0.0) for row in state.log_history), default=0.0)
+        self.before = seconds_spent(state.log_history)
         self._began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.spent >= self.seconds:
-            control.should_log = control.should_training_stop = True
+        if self.spent >= self.seconds:  # as transformers ends after the last step
+            control.should_log = control.should_training_stop = control.should_save = True
+            control.should_evaluate = args.eval_strategy == IntervalStrategy.STEPS
+        if control.should_save:
+            state.log_history.append({SPENT: round(self.spent, 1)})
+
+
+def seconds_spent(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of training of a run with bounded minutes, by its log."""
+    return max((row.get(SPENT, 0.0) for row in rows), default=0.0)
 
 
 class Stopping(TrainerCallback):

@@ -26,8 +26,8 @@ from dehvf_kit.model.features import FeatureStore
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.recipe import Recipe, as_recipe, unscaled
-from dehvf_kit.recipe.sections import precision_here
-from dehvf_kit.training.callbacks import OVERFLOWED, Stopping, best_of, skipped_steps
+from dehvf_kit.recipe.sections import TrainingConfig, precision_here
+from dehvf_kit.training.callbacks import OVERFLOWED, Stopping, best_of, seconds_spent, skipped_steps
 from dehvf_kit.training.checkpoints import newest, step_of
 from dehvf_kit.training.distributed import Processes, join_processes, prepare_model, reaches_all
 from dehvf_kit.training.run_folder import (
@@ -243,7 +243,7 @@ def _take_steps(
             questions=questions,
             keep_best=config.keep_best,
         )
-        if last is not None and _has_ended(last, args.max_steps, config.patience):
+        if last is not None and _has_ended(last, args.max_steps, config):
             # Ended after its last step: transformers would take one more where an epoch is not over.
             restore(model, read_weights(last), str(last))
             trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
@@ -269,11 +269,13 @@ def _take_steps(
     return trainer.state
 
 
-def _has_ended(checkpoint: Path, steps: int, patience: int) -> bool:
-    """Whether a run that was ended after this checkpoint has no step left, or no patience."""
+def _has_ended(checkpoint: Path, steps: int, config: TrainingConfig) -> bool:
+    """Whether a run that was ended after this checkpoint has no step left, no minutes, or no patience."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     waited = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
-    return step_of(checkpoint) >= steps or 0 < patience <= waited.get("early_stopping_patience_counter", 0)
+    if step_of(checkpoint) >= steps or 0 < config.max_minutes * 60 <= seconds_spent(state.log_history):
+        return True
+    return 0 < config.patience <= waited.get("early_stopping_patience_counter", 0)
 
 
 def _result(

@@ -24,7 +24,7 @@ from dehvf_kit import errors
 from dehvf_kit._version import __version__
 from dehvf_kit.adapter.files import ADAPTER, LOG
 from dehvf_kit.data.samples import Sample
-from dehvf_kit.errors import DataError, DehvfError, RecipeError, TrainingError, shown
+from dehvf_kit.errors import DataError, DehvfError, ImageError, RecipeError, TrainingError, shown
 from dehvf_kit.recipe.files import flat
 from dehvf_kit.recipe.plugin_manager import plugins
 from dehvf_kit.recipe.recipe import Recipe, as_recipe
@@ -153,6 +153,8 @@ BUILTIN = "built-in"
 HEAD_BYTES = 1 << 14
 THREADS = 4
 NAMED = 5
+NOT_READ = "unreadable"
+"""In place of an image's digest: nothing was learned from it."""
 # Fields that no trained weight depends on: they may differ between a run's parts.
 FREE = (
     "name",
@@ -177,20 +179,26 @@ BATCH = ("training.batch_size", "training.gradient_accumulation")
 def record_of(recipe: Recipe, samples: Sequence[Sample], processes: int = 1) -> dict[str, Any]:
     """A run's record. processes: how many train together.
 
-    Data files that the recipe names are hashed whole; an image in a file of its own by its size and its first 16 KiB,
-    which change when it is saved again; samples by their text. Images inside a table are hashed with the table.
+    Data files that the recipe names, also by a list, a `*` or their folder, are hashed whole; an image in a file of its own by
+    its size and its first 16 KiB, which change when it is saved again; samples by their text. Images inside a table are hashed
+    with the table.
     """
     images = sorted({image for sample in samples for image in sample.images if isinstance(image, Path)})
+    named = _files(recipe)
+    found = sorted(set(_found(recipe)) - set(named))
     with ThreadPoolExecutor(THREADS) as pool:
         heads = list(pool.map(_head, images))
+        digests = list(pool.map(atomic.sha256, found))
     return {
         "format": FORMAT,
         "versions": versions(),
         "batch": {"processes": processes, "samples_per_step": recipe.training.samples_per_step(processes)},
         "code": code(),
         "recipe": recipe.resolved(),
-        "files": {str(file): atomic.sha256(file) for file in _files(recipe)},
+        "files": {str(file): atomic.sha256(file) for file in named},
+        "found": {str(file): digest for file, digest in zip(found, digests, strict=True)},
         "samples": {"count": len(samples), "sha256": _text(samples)},
+        "streamed": not samples and recipe.data is not None and recipe.data.stream("train") is not None,
         "pictures": {str(file): head for file, head in zip(images, heads, strict=True)},
     }
 
@@ -243,10 +251,13 @@ def compare_records(folder: Path, now: Mapping[str, Any]) -> list[str]:
         batch, batch_now = before.get("batch"), now["batch"]
         changes = [*_fields(_with_new_fields(before["recipe"]), json.loads(json.dumps(now["recipe"], default=str)))]
         if batch is not None and batch["samples_per_step"] == batch_now["samples_per_step"]:
-            changes = [line for line in changes if not line.startswith(BATCH)]
+            if not now["streamed"] or _batches(before) == _batches(now):
+                changes = [line for line in changes if not line.startswith(BATCH)]
         elif batch is not None:
             changes.append(_batch(batch, batch_now))
-        files = [*_altered(before["files"], now["files"]), *_altered(before["pictures"], now["pictures"])]
+        changes += _shares(before["recipe"], now["recipe"]) if now["streamed"] else []
+        before = {"found": now["found"], **before}  # as records before 0.1.0 are without it
+        files = [line for kind in ("files", "found", "pictures") for line in _altered(before[kind], now[kind])]
         if not changes and not files and before["samples"] != now["samples"]:
             counts = before["samples"]["count"], now["samples"]["count"]
             files = ["the training samples' text" + (": {} then, {} now".format(*counts) if len(set(counts)) > 1 else "")]
@@ -278,6 +289,20 @@ def _batch(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
+def _shares(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Another number of data workers, each of which takes its share of a stream: a resumed run would not be where it was."""
+    then, present = (int(recipe["training"]["num_workers"]) for recipe in (before, now))
+    changed = max(1, then) != max(1, present)
+    return [f"training.num_workers, which share a stream: {then} then, {present} now"] if changed else []
+
+
+def _batches(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Data workers, and where they are several the rows that one of them hands over at a time to all processes."""
+    training = record["recipe"]["training"]
+    workers = max(1, int(training["num_workers"]))
+    return workers, int(training["batch_size"]) * int(record["batch"]["processes"]) if workers > 1 else 0
+
+
 def _with_new_fields(before: Mapping[str, Any]) -> Mapping[str, Any]:
     """A record's recipe with the defaults of fields that are newer than it; as it is where it is no recipe any more."""
     try:
@@ -300,7 +325,7 @@ def _altered(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             yield f"{name}: is no longer read"
         elif name not in before:
             yield f"{name}: was not read then"
-        elif before[name] != now[name]:
+        elif before[name] not in (now[name], NOT_READ):
             yield f"{name}: changed since the run began"
 
 
@@ -315,6 +340,13 @@ def _files(recipe: Recipe) -> list[Path]:
     return [path for path in found if len(str(path)) < 4096 and _is_file(path)]
 
 
+def _found(recipe: Recipe) -> Sequence[Path]:
+    """Files that a list, a `*` or a folder stands for; none where they are not there, which whoever reads them reports."""
+    with contextlib.suppress(DataError):
+        return recipe.data.files() if recipe.data is not None else ()
+    return ()
+
+
 def _is_file(path: Path) -> bool:
     try:
         return os.path.isfile(path)
@@ -323,13 +355,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _head(image: Path) -> str:
-    """Sixteen hexadecimal digits; `unreadable` where it cannot be read, which training reports itself."""
+    """Sixteen hexadecimal digits; NOT_READ where it cannot be read, which training reports itself."""
     try:
         with image.open("rb") as opened:
             head = opened.read(HEAD_BYTES)
             size = image.stat().st_size
     except OSError:
-        return "unreadable"
+        return NOT_READ
     return hashlib.sha256(f"{size} ".encode() + head).hexdigest()[:16]
 
 
@@ -355,6 +387,8 @@ def training_errors(folder: RunFolder) -> Iterator[None]:
         yield
     except DehvfError as error:
         original = _from_worker(error)
+        if isinstance(original or error, ImageError):
+            raise _curable(folder, str(original or error)) from None
         if original is None:
             raise
         raise original from None
@@ -371,6 +405,26 @@ def training_errors(folder: RunFolder) -> Iterator[None]:
         raise TrainingError(f"{place}: {before}{error.strerror or error}{after}; {_last(folder)}") from error
     finally:
         threading.excepthook = printed
+
+
+def _curable(folder: RunFolder, message: str) -> ImageError:
+    """The message of an image that cannot be read, with what would do. One in a file of its own may be another on resuming."""
+    file = re.search(r"image '(.*?)'", message)
+    mended = ""
+    if file and (os.path.lexists(file[1]) or "there is no image" in message):
+        mended = f"put a readable image there; {_last(folder)}; or "
+        if folder.writes:
+            _forget_image(folder.place / RECORD, file[1])
+    return ImageError(f"{message}; {mended}begin a run with data.on_bad_sample=skip, which leaves such samples out")
+
+
+def _forget_image(record: Path, image: str) -> None:
+    """Note in a run's record that an image was not read, so that another in its place is none that the run was begun with."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if image in found["pictures"]:
+            found["pictures"][image] = NOT_READ
+            write_record(record.parent, found)
 
 
 def _other_than_disk(raised: threading.ExceptHookArgs) -> None:
@@ -391,9 +445,9 @@ def _from_worker(error: DehvfError) -> DehvfError | None:
     text = str(error)
     if "in DataLoader worker process" not in text:
         return None
-    found = re.findall(r"^dehvf_kit\.errors\.(\w+): ", text, re.MULTILINE)
+    found = re.findall(r"^dehvf_kit[\w.]*\.\w+: ", text, re.MULTILINE)
     if not found:
         return DataError(text.splitlines()[-1])
-    message = text.rpartition(f"dehvf_kit.errors.{found[-1]}: ")[2].strip()
-    kind = getattr(errors, found[-1], DataError)
+    message = text.rpartition(found[-1])[2].strip()
+    kind = getattr(errors, found[-1].rpartition(".")[2].removesuffix(": "), DataError)
     return kind(message) if issubclass(kind, (DataError, TrainingError)) else DehvfError(message)

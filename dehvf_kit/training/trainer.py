@@ -18,7 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from dehvf_kit.adapter.checkpoint import restore
 from dehvf_kit.adapter.files import read_weights
 from dehvf_kit.data.encoding import Collator
-from dehvf_kit.errors import DataError, DehvfError, TrainingError
+from dehvf_kit.errors import DataError, DehvfError, ImageError, TrainingError
 from dehvf_kit.model.model import DehvfModel
 from dehvf_kit.recipe.sections import TrainingConfig, precision_here
 from dehvf_kit.training.callbacks import SCORE, SPENT, EpochOrder, FiniteSteps, Report, TimeBudget
@@ -201,6 +201,16 @@ class DehvfTrainer(CheckpointingTrainer):
         )
         return self.lr_scheduler
 
+    def get_batch_samples(self, *args: Any, **keywords: Any) -> Any:
+        """The batches of a step. Raises: ImageError for an image that cannot be read, once the steps before are saved."""
+        try:
+            return super().get_batch_samples(*args, **keywords)
+        except ImageError:
+            step = self.state.global_step
+            if step and self.accelerator.num_processes == 1 and not is_folder(Path(self.args.output_dir) / f"checkpoint-{step}"):
+                self._save_checkpoint(self.model, None)
+            raise
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward. Raises: DataError where the very first batch has no token to learn."""
         ids = inputs.pop(IDS, [])
@@ -233,7 +243,13 @@ class DehvfTrainer(CheckpointingTrainer):
         return better
 
     def take_best(self) -> None:
-        """Put the weights of the best score's checkpoint into the model. Raises: TrainingError where it is damaged."""
+        """Put the weights of the best score's checkpoint into the model; where no step has a score, those of the last stay.
+
+        Raises: TrainingError where it is damaged.
+        """
+        if self.state.best_global_step is None:
+            log.warning("no step has a score of the validation split, so the adapter is that of the last step")
+            return
         place = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         what = fault(place) if is_folder(place) else "it is missing"
         if what is not None:

@@ -179,7 +179,9 @@ class StreamedSamples(IterableDataset):
 
     As it is endless, it is at the same place after the same number of samples: a resumed run skips those it has seen. With
     `data.on_bad_sample: skip` bad samples are passed over before batches are made, and named in `collator.skipped`; each
-    worker checks its own share. Raises, when read: DataError for a stream without a usable sample.
+    worker checks its own share, and where nothing of that can be used takes from all of them.
+
+    Raises, when read: DataError for a stream without a usable sample.
     """
 
     def __init__(self, stream: SampleStream, seed: int, collator: StreamCollator) -> None:
@@ -204,8 +206,10 @@ class StreamedSamples(IterableDataset):
                 bad_in_a_row = 0
                 yield sample
             self._note(issues)
-            if bad_in_a_row >= count - before:  # a pass that is empty, or of which nothing can be used
-                raise self._nothing_usable()
+            if bad_in_a_row >= count - before:  # a pass that is empty, or of whose share nothing can be used
+                if step == 1 or count == before:
+                    raise self._nothing_usable()
+                first, step, bad_in_a_row = 0, 1, 0
 
     def _note(self, issues: list[Issue] | None) -> None:
         """Move faulty rows from `issues` to the collator's list."""
@@ -279,7 +283,8 @@ def scored_splits(recipe: Recipe) -> dict[str, Split]:
     if config.eval_steps is not None and validation is None:
         raise DataError(
             f"{recipe.source}: training.eval_steps: the data set '{data.type}' has no validation split; hold out a share of the "
-            "training images by data.validation=0.1, or set training.eval_steps=null"
+            "training images by data.validation=0.1 (name files of a stream; in a mixture, of a source), or set "
+            "training.eval_steps=null"
         )
     found: dict[str, Split] = {} if config.eval_steps is None else {"eval": validation}
     if config.test_at_end:

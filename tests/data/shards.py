@@ -1,4 +1,4 @@
-"""Tar shards, made by tests."""
+"""Tar shards and Parquet files, made by tests."""
 
 from __future__ import annotations
 
@@ -51,4 +51,13 @@ def shard(path: Path, world: Path, some: list[dict[str, Any]]) -> Path:
             facts = {key: row[key] for key in ("question", "answer", "kind")}
             add(archive, f"part/{row['id']}.json", json.dumps(facts).encode())
             add(archive, f"part/{row['id']}.png", (world / row["image"]).read_bytes())
+    return path
+
+
+def parquet(path: Path, world: Path, some: list[dict[str, Any]]) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet as format
+
+    held = [{**row, "image": {"bytes": (world / row["image"]).read_bytes(), "path": None}} for row in some]
+    format.write_table(pa.Table.from_pylist(held), path)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dehvf_kit_streams.llava import LlavaDataConfig
 from dehvf_kit_streams.table import TableDataConfig
 from pydantic import ValidationError
 
-from dehvf_kit.data.samples import Message, Sample
+from dehvf_kit.data.samples import Message, Sample, each_image
 from dehvf_kit.errors import DataError
 
 
@@ -108,6 +109,18 @@ def test_repeated_ids_are_normal_and_made_unique(tmp_path: Path) -> None:
     row = {"id": "a", "conversations": TALK[2:]}
     reading = LlavaDataConfig(train=talks(tmp_path, row, row)).read("train")
     assert [one.id for one in reading.samples] == ["a/0", "a#2/0"] and reading.issues == []
+    reading = LlavaDataConfig(train=talks(tmp_path, row, row, {**row, "id": "a#2"}, row)).read("train")
+    assert [one.id for one in reading.samples] == ["a/0", "a#2/0", "a#2#2/0", "a#3/0"]
+
+
+def test_images_held_in_conversations_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
+    found = []
+    for name, colour in (("one", "red"), ("two", "blue"), ("three", "red")):
+        data = base64.b64encode(picture(tmp_path / name / "a.png", colour).read_bytes()).decode()
+        row = {"id": "a", "image": f"data:image/png;base64,{data}", "conversations": TALK}
+        found.append(LlavaDataConfig(train=talks(tmp_path / name, row), turns="first").samples("train")[0])
+    first, second, third = (one.image for one in found)
+    assert first != second and first == third and len(each_image(found)) == 2
 
 
 def test_a_tag_in_a_conversation_is_text(tmp_path: Path) -> None:
@@ -169,6 +182,24 @@ def test_a_parquet_table_with_paths_and_with_pictures_inside(tmp_path: Path, mon
         TableDataConfig(train=str(file)).samples("train")
 
 
+def test_images_of_the_splits_of_one_table_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split, colour in (("train", "red"), ("test", "blue")):
+        held = {"bytes": picture(tmp_path / f"{colour}.png", colour).read_bytes(), "path": None}
+        rows = [{"image": held, "images": [held, held], "question": "Which?", "answer": "this", "choices": ["this"]}]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"table/data/{split}-00000-of-00001.parquet"))
+    source = {"path": str(tmp_path / "table")}
+    for columns in ({}, {"image": "images"}):
+        config = TableDataConfig(**source, columns=columns)
+        again, other = config.samples("train"), TableDataConfig(**source, train="test", columns=columns).samples("train")
+        samples = [*config.samples("train"), *config.samples("test")]
+        assert samples[0] == again[0] and samples[1] == other[0] and samples[0] != samples[1]
+        assert [one.image.read_bytes() for one in each_image(samples)] == [
+            (tmp_path / f"{name}.png").read_bytes() for name in ("red", "blue") for _ in range(2 if columns else 1)
+        ]
+
+
 def test_faulty_rows_of_a_table_are_named_at_once(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     rows = [ROWS[0], ROWS[0], {**ROWS[0], "question_id": 1, "ask": 3}, {**ROWS[0], "question_id": 2, "answers": []}]
@@ -195,3 +226,20 @@ def test_a_table_that_is_not_there(settings: dict, message: str) -> None:
     pytest.importorskip("datasets", reason="needs the extra `data`")
     with pytest.raises(DataError, match=message):
         TableDataConfig(**settings).samples("train")
+
+
+def test_a_test_split_that_is_named_is_read_beside_held_out_images(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = [{"id": f"{split}{n}", "question": f"{n}?", "answer": "a"} for n in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = {"path": str(tmp_path), "validation": 0.25}
+    for settings, where in (
+        ({**path, "test": "test"}, "test"),
+        (path, "train"),
+        ({"train": str(tmp_path / "train.jsonl"), "validation": 0.25}, "train"),
+    ):
+        config = TableDataConfig(**settings)
+        saved = TableDataConfig.model_validate(config.model_dump())
+        for one in (config, saved):
+            assert {sample.id.rstrip("0123456789") for sample in one.samples("test")} == {where}
+            assert one.validation_split == ("validation" if where == "test" else "test")

@@ -108,6 +108,22 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert [issue.fatal for issue in read(both).issues] == [False]
 
 
+def test_a_conversation_beside_a_question_is_noted(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "this"}]
+    both, alone = row(messages=talk), {"messages": talk}
+    reading = read(json_lines(tmp_path / "a.jsonl", both, alone))
+    assert [one.question for one in reading.samples] == [both["question"], "Which?"]
+    assert [(one.kind, one.place) for one in reading.issues if not one.fatal] == [
+        ("conversation beside a question, not read", f"{tmp_path}/a.jsonl:1")
+    ]
+
+
+@pytest.mark.parametrize("ids", [("1", None), (None, "0")])
+def test_an_id_that_is_another_rows_number_is_named_as_that(tmp_path: Path, ids: tuple[str | None, ...]) -> None:
+    (issue,) = (one for one in read(json_lines(tmp_path / "a.jsonl", *(row(id=one) for one in ids))).issues if one.fatal)
+    assert issue.kind == "id twice" and "is also the number of a row without an id; give one to every row" in issue.detail
+
+
 def test_a_missing_column_is_one_fault(tmp_path: Path) -> None:
     file = json_lines(tmp_path / "a.jsonl", *[{"image": "a.png", "question": "what ?", "answers": "red"}] * 3)
     (issue,) = [issue for issue in read(file).issues if issue.fatal]

@@ -13,9 +13,10 @@ from cli.commands import Command
 from helpers import randomise
 
 import dehvf_kit
+from dehvf_kit.data.samples import HeldImage, Sample
 from dehvf_kit.evaluation import answers
 from dehvf_kit.evaluation.answers import answer
-from dehvf_kit.evaluation.kept_answers import KeptAnswers
+from dehvf_kit.evaluation.kept_answers import KeptAnswers, digest
 from dehvf_kit.model.model import DehvfModel
 
 
@@ -55,6 +56,30 @@ def test_places_are_looked_at_before_the_work(
     ended = command("eval", adapter, *words)
     assert ended.code == 1 and says in ended.err, ended.err
     assert sorted(os.listdir(tmp_path)) == ["sub", "there.json"] and (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_answers_about_other_images_of_the_same_names_are_not_taken(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    keys = set()
+    for content in (b"one", b"other one"):
+        file.write_bytes(content)
+        keys |= {digest({}, [Sample("1", "?", "", image)]) for image in (file, HeldImage("a.png", content))}
+    assert len(keys) == 4 and digest({}, [Sample("1", "?", "", HeldImage("a.png", b"one"))]) in keys
+
+
+def test_results_by_ids_of_several_questions_are_refused(
+    world: Path, adapter: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(world / "test.jsonl")
+    data = [f"data={{type: stream, train: {file}, test: [{file}, {file}], size: 8}}"]
+    results = tmp_path / "results.json"
+    asked = answers._say
+    monkeypatch.setattr(answers, "_say", never)
+    ended = command("eval", adapter, *data, "--allow-prompt-mismatch", "--results", results)
+    assert ended.code == 1 and "--results: 8 ids are those of several questions, such as 'test0'" in ended.err, ended.err
+    monkeypatch.setattr(answers, "_say", asked)
+    ended = command("eval", adapter, *data, "--allow-prompt-mismatch", "--limit", "8", "--results", results)
+    assert ended.code == 0 and len(json.loads(results.read_text())) == 8, ended.err
 
 
 @pytest.mark.parametrize("words", [["eval", "--store"], ["verify"]])

@@ -73,6 +73,17 @@ def test_train_and_eval_skip_count_and_list(spoilt: Path, command: Command, tmp_
     assert "rows that are no question, missing from the scores: 1" in table.out and "skipped 3 samples" in table.out
 
 
+def test_one_of_several_answers_is_right() -> None:
+    from dehvf_kit.data.metrics.exact_match import Prediction
+
+    several = {"answer": "red", "references": ("red", "blue")}
+    assert [Prediction("a", "", "", "", prediction=said, **several).right for said in ("Blue.", "red", "green")] == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_an_empty_reference_does_not_make_a_skipped_answer_right() -> None:
     from dehvf_kit.data.metrics.exact_match import Prediction
 
@@ -89,6 +100,20 @@ def test_prepare_and_cache(spoilt: Path, command: Command) -> None:
     assert kept.code == 0, kept.err
     facts = json.loads(kept.out)
     assert len(facts["skipped"]) == 6 and (Path(facts["folder"]) / "skipped.jsonl").is_file()
+
+
+def test_the_cache_holds_the_validation_split_too(world: Path, command: Command, tmp_path: Path) -> None:
+    rows = []
+    for number in range(8):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "what ?", "answer": "red"})
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"data.train={tmp_path}/a.jsonl", f"data.test={tmp_path}/a.jsonl", "data.validation=0.5"]
+    for test in (data[1], "data.test=null"):
+        assert json.loads(command("cache", world / "tiny.yaml", data[0], test, data[2], "--json").out)["images"] == 8
+    (tmp_path / "b.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    settings = [data[0], f"data.test={tmp_path}/b.jsonl", data[2]]
+    assert json.loads(command("cache", world / "tiny.yaml", *settings, "--json").out)["images"] == 8
 
 
 def test_a_split_of_nothing_else_is_refused(world: Path, command: Command, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from dehvf_kit.adapter import checkpoint
 from dehvf_kit.adapter.checkpoint import WEIGHTS, read_weights
 from dehvf_kit.data import encoding
 from dehvf_kit.data.encoding import EncodedSamples
-from dehvf_kit.errors import DataError, DehvfError, Stopped, TrainingError
+from dehvf_kit.errors import DataError, DehvfError, ImageError, Stopped, TrainingError
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.checkpoints import checkpoints, fault
 from dehvf_kit.training.run import train
@@ -340,6 +340,30 @@ def test_a_workers_own_error_comes_without_its_traceback(world: Path, tmp_path: 
     with pytest.raises(DataError) as refused:
         train(recipe, tmp_path / "run")
     assert str(refused.value).startswith("sample 'train3': image ") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.nightly)])
+def test_a_broken_image_in_the_middle_of_a_run_costs_no_step(world: Path, tmp_path: Path, workers: int, monkeypatch) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    settings = [f"data.train={data}/train.jsonl", "training.save_steps=100"]
+    opened, seen, real = [], [], encoding.open_image
+    monkeypatch.setattr(encoding, "open_image", lambda sample: opened.append(sample.image) or real(sample))
+    train(recipe_of(world, *settings), tmp_path / "whole")
+    monkeypatch.undo()
+    recipe = recipe_of(world, *settings, f"training.num_workers={workers}")
+    image = opened[20]  # of the sixth batch
+    kept = image.read_bytes()
+    image.write_bytes(b"no picture")
+    with pytest.raises(ImageError) as refused:
+        train(recipe, tmp_path / "run", progress=lambda stage, done, *_: seen.append(done) if stage == "training" else None)
+    (place,) = checkpoints(tmp_path / "run/checkpoints")
+    assert place.name == f"checkpoint-{seen[-1]}"
+    assert f"put a readable image there; {place} is whole: go on from it by --resume; or begin" in str(refused.value)
+    assert "data.on_bad_sample=skip" in str(refused.value)
+    image.write_bytes(kept)
+    train(recipe, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 @pytest.mark.nightly

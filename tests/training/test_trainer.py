@@ -250,8 +250,16 @@ def test_a_bounded_run_ends_in_time_with_its_rate_decayed_and_resumes_with_what_
     shutil.copytree(tmp_path / "run", tmp_path / "cut", ignore=shutil.ignore_patterns("adapter", f"checkpoint-{result.steps}"))
     resumed = train(recipe, tmp_path / "cut", resume=True)
     spent = [row[SPENT] for row in resumed.log if SPENT in row]
-    assert spent == sorted(spent) and spent[0] == rows[0][SPENT], "its log goes on"
+    assert spent == sorted(spent) and spent[0] == next(row[SPENT] for row in result.log if SPENT in row), "its log goes on"
     assert result.steps <= resumed.steps <= result.steps + 1, "what is left of its minute, and not another minute"
+    settings = ["training.max_minutes=1", "training.save_steps=1", "training.logging_steps=1000"]
+    silent = dehvf_kit.load_recipe(world / "tiny.yaml", settings)
+    whole = train(silent, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "some", ignore=shutil.ignore_patterns("adapter", f"checkpoint-{whole.steps}"))
+    some = train(silent, tmp_path / "some", resume=True)
+    assert some.steps <= whole.steps + 1, "the time since the last line of the log counts"
+    (tmp_path / "some/adapter").rename(tmp_path / "adapter")
+    assert train(silent, tmp_path / "some", resume=True).steps == some.steps, "no minute is left"
     with pytest.raises(DehvfError, match="clocks differ"):
         training_arguments(recipe.training, tmp_path, samples=24, processes=2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dehvf_kit.errors import AdapterError, DataError, RecipeError, TrainingError
 from dehvf_kit.evaluation.answers import answer
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.run import Progress, TrainResult, train
+from dehvf_kit.training.trainer import DehvfTrainer
 
 SCORED = ["data.validation=0.25", "training.eval_steps=3", "training.base_learning_rate=2", "training.epochs=3"]
 
@@ -50,6 +52,22 @@ def test_the_adapter_is_the_one_of_the_best_score(scored: TrainResult, world: Pa
     for split, figure in (("validation", score), ("test", scored.test_score)):
         assert exact_match(answer(model, data.samples(split))).headline.value == figure
     assert [json.loads(line) for line in (scored.adapter.parent / "log.jsonl").read_text().splitlines()] == scored.log
+
+
+def test_a_run_that_its_minutes_end_is_scored_at_its_end(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 5))
+    monkeypatch.setattr("dehvf_kit.training.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    run = train(recipe_of(world, "training.eval_steps=100", "training.max_minutes=1", "training.save_steps=100"), tmp_path / "run")
+    assert 1 < run.steps < 15 and run.best is not None and run.best[0] == run.steps
+    assert same(run.adapter, tmp_path / f"run/checkpoints/checkpoint-{run.steps}")
+
+
+def test_a_run_without_a_score_keeps_its_last_weights_and_says_so(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(DehvfTrainer, "_determine_best_metric", lambda *_, **__: False)
+    run = train(recipe_of(world, "training.max_steps=2"), tmp_path / "run")
+    assert same(run.adapter, tmp_path / "run/checkpoints/checkpoint-2") and "no step has a score" in caplog.text
 
 
 @pytest.mark.nightly

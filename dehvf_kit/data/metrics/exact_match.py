@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dehvf_kit.data.metrics.intervals import share
-from dehvf_kit.data.metrics.scores import Score, Scores
+from dehvf_kit.data.metrics.scores import Score, Scores, name_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Prediction:
 
     @property
     def right(self) -> bool:
-        return not self.skipped and tidy(self.prediction) == tidy(self.answer)
+        return not self.skipped and tidy(self.prediction) in map(tidy, self.references or [self.answer])
 
     def row(self) -> dict[str, Any]:
         return {**asdict(self), "right": self.right}
@@ -47,7 +47,7 @@ def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
     groups: dict[str, list[bool]] = defaultdict(list)
     for prediction in predictions:
         if prediction.kind:
-            groups[prediction.kind].append(prediction.right)
+            groups[name_of(prediction.kind)].append(prediction.right)
     everything = [prediction.right for prediction in predictions]
     return {"all": share(everything), "by_kind": {kind: share(rights) for kind, rights in sorted(groups.items())}}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dehvf_kit.data.metrics.exact_match import Prediction
-from dehvf_kit.data.metrics.scores import Score, Scores
+from dehvf_kit.data.metrics.scores import Score, Scores, name_of
 from dehvf_kit.errors import DataError
 
 AGREEING = 3
@@ -73,7 +73,7 @@ def score(metric: str, predictions: Sequence[Prediction]) -> Scores:
     groups: dict[str, list[float]] = defaultdict(list)
     for one in predictions:
         value = 0.0 if one.skipped else METRICS[metric](one.prediction, one.references or [one.answer])
-        for name in dict.fromkeys(("all", one.kind)) if one.kind else ("all",):
+        for name in ("all", name_of(one.kind)) if one.kind else ("all",):
             groups[name].append(value)
     scores = [_mean(name, groups[name]) for name in ("all", *sorted(groups.keys() - {"all"})) if name in groups]
     rows = {one.name: {"accuracy": one.value, "questions": one.count, "low": one.low, "high": one.high} for one in scores}

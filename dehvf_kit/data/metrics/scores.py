@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+OWN = frozenset(["all", "acc", "acc_norm"])
+"""Names of figures that are not those of a kind."""
+
+
+def name_of(kind: str) -> str:
+    """What the figure of a kind is called."""
+    return f"kind {kind}" if kind in OWN else kind
+
 
 @dataclass(frozen=True)
 class Score:

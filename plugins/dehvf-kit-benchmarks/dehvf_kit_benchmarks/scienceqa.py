@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dehvf_kit_streams.hub_tables import TableImage, open_table
+from dehvf_kit_streams.hub_tables import TableImage, open_table, part_of, table_files
 from pydantic import Field, field_validator, model_validator
 
 from dehvf_kit.data.rows import named
@@ -91,6 +91,10 @@ class ScienceQaDataConfig(DataConfig):
 
     def parts(self) -> Sequence[str]:
         return ("train", "val", "test")
+
+    def files(self) -> list[Path]:
+        folder = Path(os.path.expanduser(self.path))  # of the upstream folder texts and images are compared one by one
+        return [file for part in dict.fromkeys((self.train_split, "val")) for file in table_files(folder, part)]
 
     def read(self, part: str) -> Reading:
         problems, issues = self.problems(part)
@@ -216,7 +220,8 @@ def _table(source: str, part: str, download: bool, revision: str | None, with_im
         issues += found
         if any(issue.fatal for issue in found):
             continue
-        image = TableImage(source, number, "image", table) if with_images and has_image[number] else None
+        held = with_images and has_image[number]
+        image = TableImage(source, number, "image", table, part=part_of(part, revision)) if held else None
         problems.append(_problem(key, {**row, "image": has_image[number]}, "", image))
     return problems, issues
 

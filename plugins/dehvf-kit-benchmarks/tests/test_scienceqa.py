@@ -83,6 +83,8 @@ def test_a_datasets_folder_reads_alike(tmp_path: Path, saved: str, monkeypatch: 
             table = table.map(lambda row: row, load_from_cache_file=False)
             embedded = table.with_format("arrow").map(datasets.table.embed_table_storage, batched=True, load_from_cache_file=False)
             embedded.with_format(None).to_parquet(str(target / f"data/{split}-00000-of-00001.parquet"))
+    images = [one.image for split in ("train", "val", "test") for one in config(target).read(split).samples if one.image]
+    assert len(set(images)) == len(images), "a row of one split is not that of another"
     for split in ("train", "val", "test"):
         one, other = config(folder).read(split).samples, config(target).read(split).samples
         assert [(s.question, s.answer, s.kind) for s in one] == [(s.question, s.answer, s.kind) for s in other]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Any
 
 from dehvf_kit.cli.arguments import Json, Overrides, RecipeFile
 from dehvf_kit.cli.console import print_json, reporting
@@ -28,7 +29,8 @@ def cache(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
         raise DataError(f"{recipe}: nothing in its graph reads images, so there are no features to cache")
     store = cached_features(model, loaded.training)
     assert isinstance(store, FeatureFiles)
-    filters = [SampleFilter(loaded.data, split) for split in ("train", "test")]
+    splits: list[Any] = ["train", loaded.data.validation_split, "test"]
+    filters = [SampleFilter(loaded.data, split) for split in dict.fromkeys(splits) if split is not None]
     with reporting() as report:
         opened = partial(report, "opening images")
         samples = [sample for sample_filter in filters for sample in sample_filter.readable(opened)]

@@ -28,13 +28,17 @@ SHARD = re.compile(r"(?P<name>.*-)(?P<number>\d{1,6})(?P<of>-of-(?P<count>\d{1,6
 
 @dataclass(frozen=True)
 class TableImage:
-    """The image in one cell of a table, or at one `place` of a cell's list; equal to itself alone, named by table, row, column."""
+    """The image in one cell of a table, or at one `place` of a cell's list; equal to itself alone, named by table, row, column.
+
+    part: which of the tables that bear the name it is in: see `part_of`.
+    """
 
     name: str
     row: int
     column: str
     table: Any = field(compare=False, repr=False)
     place: int | None = None
+    part: str = ""
 
     def read_bytes(self) -> bytes:
         """The image as saved. Raises: OSError where the cell holds none."""
@@ -51,6 +55,11 @@ class TableImage:
 
     def __str__(self) -> str:
         return f"{self.name}[{self.row}].{self.column}"
+
+
+def part_of(split: str, revision: str | None) -> str:
+    """Which of the tables of one source is meant."""
+    return f"{split}@{revision or ''}"
 
 
 def library() -> Any:
@@ -112,10 +121,7 @@ def _load(datasets: Any, place: Path, split: str) -> Any:
         splits = datasets.load_from_disk(str(place))
     else:
         files = list(place.rglob("*.parquet"))
-        others = re.compile(
-            rf"(?<![a-z])(?!{re.escape(split)}|{re.escape(ALIASES.get(split, split))})(train|test|val|validation|dev)(?![a-z])"
-        )
-        require_shards(file for file in files if not others.search(file.name))
+        require_shards(_of_split(files, split))
         partitions: dict[str, list[str]] = {}  # as duckdb and polars write them: `split=train/data_0.parquet`
         for file in files:
             key, _, value = file.parent.name.partition("=")
@@ -129,6 +135,22 @@ def _load(datasets: Any, place: Path, split: str) -> Any:
     if name not in splits:
         raise DataError(f"{place}: has no split '{split}'; it has {listing(splits)}")
     return splits[name]
+
+
+def _of_split(files: Iterable[Path], split: str) -> list[Path]:
+    """The files whose names do not say that they are of another split."""
+    others = re.compile(
+        rf"(?<![a-z])(?!{re.escape(split)}|{re.escape(ALIASES.get(split, split))})(train|test|val|validation|dev)(?![a-z])"
+    )
+    return [file for file in files if not others.search(file.name)]
+
+
+def table_files(place: Path, split: str) -> list[Path]:
+    """The files of a split in a folder of `save_to_disk` or of Parquet files."""
+    for folder in (place, place / split, place / ALIASES.get(split, split)):
+        if is_file(folder / "state.json"):
+            return sorted(file for file in folder.glob("*.arrow") if not file.name.startswith("cache-"))
+    return sorted(_of_split(place.rglob("*.parquet"), split))
 
 
 def _as_it_is(datasets: Any, files: Iterable[Path], *given: str, **settings: Any) -> Any:
@@ -180,11 +202,21 @@ def _snapshot(source: str, download: bool, revision: str | None) -> Path:
     return Path(found)
 
 
+def undivided(table: Any) -> Iterator[dict[str, Any]]:
+    """Every row of a streamed table.
+
+    Iterated over in a data worker, `datasets` would give the shards of that worker alone, of which the training set would then take
+    the worker's share once more.
+    """
+    for batch in table.iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}
+
+
 def plain_rows(table: Any) -> Iterator[dict[str, Any]]:
     """Rows of a `datasets` table, listed or streamed, with values as people write them: see `plain`."""
     features = table.features or {}
     readers = {name: reader for name, feature in features.items() if (reader := plain(feature)) is not None}
-    for row in table:
+    for row in table if isinstance(table, library().Dataset) else undivided(table):
         yield {name: readers[name](value) if name in readers else value for name, value in row.items()}
 
 

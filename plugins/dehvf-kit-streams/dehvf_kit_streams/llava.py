@@ -8,7 +8,6 @@ text, a line each. `<image>` before or after a question is removed: the image go
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import Field
 from dehvf_kit.data.conversations import conversation_sample
 from dehvf_kit.data.jsonl import FileSplitsConfig, holds_conversations, is_json_lines, json_lines
 from dehvf_kit.data.rows import RowFaultError, RowReader, TableColumns, named
-from dehvf_kit.data.samples import Issue, Message, Reading, Sample, note, require_file
+from dehvf_kit.data.samples import Issue, Message, Names, Reading, Sample, note, require_file
 from dehvf_kit.errors import DataError, shown
 from dehvf_kit.utils.atomic import is_file
 from dehvf_kit.utils.plain_data import read_json
@@ -51,13 +50,11 @@ class LlavaDataConfig(FileSplitsConfig):
         rows = [row for _, row in json_lines(file, issues)] if is_json_lines(file) else read_json(file)
         if not isinstance(rows, list):
             raise DataError(f"{file}: wants a list of conversations")
-        reader, times = RowReader(TableColumns(messages="conversations"), issues, chooser=self.chooser), Counter[str]()
+        reader, names = RowReader(TableColumns(messages="conversations"), issues, chooser=self.chooser), Names()
         samples: list[Sample] = []
         for number, row in enumerate(rows):
             key = named(row.get("id"), number) if isinstance(row, Mapping) else None
-            key = str(number) if key is None else key
-            times[key] += 1
-            name = key if times[key] == 1 else f"{key}#{times[key]}"
+            name = names.of(str(number) if key is None else key)
             fault = _fault(row)
             if fault:
                 issues.append(Issue("not a conversation", name, fault))

@@ -8,15 +8,16 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dehvf_kit.data.rows import TableColumns
-from dehvf_kit.data.samples import LIKELIHOOD, PREPARE, DataConfig, Issue, Reading, Sample, Split, refuse
+from dehvf_kit.data.samples import LIKELIHOOD, PREPARE, DataConfig, Issue, Names, Reading, Sample, Split, refuse
 from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError, RecipeError
-from dehvf_kit_streams.hub_tables import library
+from dehvf_kit_streams.hub_tables import library, undivided
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,15 @@ class MixtureDataConfig(DataConfig):
 
     def parts(self) -> list[str]:
         having = [name for one in self.configs.values() for name in one.parts()]
+        having += [self.validation_split] if self.validation_split else []
         return [part for part in ("train", "validation", "test") if part in having]
 
     @property
     def validation_split(self) -> Split | None:
-        return "validation" if "validation" in self.parts() else None
+        """The sources' own; called `test` where it is what each of them tests on, too."""
+        own = {one.validation_split for one in self.configs.values()}
+        tested = {one.validation_split for one in self.configs.values() if "test" in one.parts()}
+        return None if own == {None} else "test" if tested == {"test"} and own <= {"test", None} else "validation"
 
     def prompt_facts(self) -> dict[str, Any]:
         own = super().prompt_facts()
@@ -102,6 +107,9 @@ class MixtureDataConfig(DataConfig):
     def stream(self, split: Split) -> Any:
         return MixedStream(self, split, lambda *_: iter(()), self.seed) if self.size and split == "train" else None
 
+    def files(self) -> list[Path]:
+        return [file for config in self.configs.values() for file in config.files()]
+
     def samples(self, split: Split) -> list[Sample]:
         reading = self.read(split)
         refuse(f"data.{split}", reading.issues, PREPARE)
@@ -109,7 +117,8 @@ class MixtureDataConfig(DataConfig):
         return list(reading.samples)
 
     def read(self, part: str) -> Reading:
-        readings = {name: config.read(part) for name, config in self.configs.items() if part in config.parts()}
+        splits = {name: _split(config, part) for name, config in self.configs.items()}
+        readings = {name: self.configs[name].read(self.configs[name].part_of(own)) for name, own in splits.items() if own}
         if not readings:
             raise DataError(f"data.{part}: no source of the mixture has this split")
         held = {name: [_named(name, one) for one in reading.samples] for name, reading in readings.items()}
@@ -129,14 +138,14 @@ class MixtureDataConfig(DataConfig):
         ]
         stop = self.stop if self.weights is not None else "all_exhausted_without_replacement"
         order = datasets.interleave_datasets(tables, _fractions(shares, held), seed=self.seed, stopping_strategy=stop)
-        times: Counter[str] = Counter()
-        found = []
-        for source, place in zip(order["source"], order["place"], strict=True):
-            sample = held[source][place]
-            times[sample.id] += 1
-            again = times[sample.id]
-            found.append(sample if again == 1 else replace(sample, id=f"{sample.id}#{again}"))
-        return found
+        names = Names()
+        drawn = (held[source][place] for source, place in zip(order["source"], order["place"], strict=True))
+        return [replace(sample, id=names.of(sample.id)) for sample in drawn]
+
+
+def _split(config: DataConfig, part: str) -> Any:
+    """The split of a source that is a part of the mixture; None where it has none."""
+    return config.validation_split if part == "validation" else part if part in config.parts() else None
 
 
 def _chosen(metric: Any) -> dict[str, str]:
@@ -177,7 +186,7 @@ class MixedStream(SampleStream):
         found = {}
         for name, config in self.config.configs.items():
             stream = config.stream(self.split)
-            found[name] = stream.reading(rows) if stream is not None else config.read(self.split)
+            found[name] = stream.reading(rows) if stream is not None else config.read(config.part_of(self.split))
         samples = [_named(name, one) for name, reading in found.items() for one in reading.samples]
         issues = [replace(one, place=f"{name}/{one.place}") for name, reading in found.items() for one in reading.issues]
         return Reading(samples, issues, facts={name: len(reading.samples) for name, reading in found.items()})
@@ -192,7 +201,10 @@ class MixedStream(SampleStream):
             if stream is not None:
                 given = stream.shuffled(seed, turn, issues)
             else:
-                given = list(configs[name].usable(self.split).samples)
+                reading = configs[name].usable(self.split)
+                if issues is not None:
+                    issues.extend(replace(one, place=f"{name}/{one.place}") for one in reading.issues)
+                given = list(reading.samples)
                 random.Random(drawn).shuffle(given)
             for one in given:
                 read[name].append(_named(name, one))
@@ -204,4 +216,4 @@ class MixedStream(SampleStream):
         mixed = datasets.interleave_datasets(
             tables, _fractions(self.config.weights, configs), seed=number, stopping_strategy=self.config.stop
         )
-        return (read[row["source"]].popleft() for row in mixed)
+        return (read[row["source"]].popleft() for row in undivided(mixed))

@@ -19,7 +19,7 @@ from dehvf_kit.data.stream import SampleStream
 from dehvf_kit.errors import DataError
 from dehvf_kit_streams.hub_tables import library, plain_rows, require_shards
 from dehvf_kit_streams.tar_shards import tar_rows
-from dehvf_kit_streams.text_tables import text_rows
+from dehvf_kit_streams.text_tables import files_of_split, text_rows
 
 TEXT_ENDINGS = (".jsonl", ".csv", ".tsv")
 ENDINGS = (*TEXT_ENDINGS, ".parquet", ".tar", ".tar.gz", ".tgz")
@@ -53,6 +53,14 @@ class StreamDataConfig(DataConfig):
 
     def parts(self) -> list[str]:
         return [part for part in ("train", "validation", "test") if getattr(self, part)]
+
+    def files(self) -> list[Path]:
+        parts = {part: getattr(self, part) for part in self.parts() if part != "test"}
+        if not self.path:
+            return [file for part, named in parts.items() for file in files(named, part)]
+        inside = sorted(file for file in Path(self.path).rglob("*") if file.name.endswith(ENDINGS))
+        splits = [split for named in parts.values() for split in ([named] if isinstance(named, str) else named)]
+        return [file for split in splits for file in files_of_split(inside, Path(self.path), split) or inside]
 
     def samples(self, split: Split) -> list[Sample]:
         """All samples of a split, as a list: for a test split, which is small."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from dehvf_kit.data.jsonl import FileSplitsConfig, holds_conversations
 from dehvf_kit.data.rows import Row, RowReader, TableColumns, reading_of
 from dehvf_kit.data.samples import Issue, Reading, require_file
 from dehvf_kit.utils.atomic import is_file, is_folder
-from dehvf_kit_streams.hub_tables import TableImage, open_table, plain_rows
+from dehvf_kit_streams.hub_tables import TableImage, open_table, part_of, plain_rows, table_files
 from dehvf_kit_streams.text_tables import TEXT_ENDINGS, files_of_split, split_files, text_files, text_rows
 
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
@@ -43,6 +44,10 @@ class TableDataConfig(FileSplitsConfig):
         files = text_files(place) or list(place.rglob("*.parquet"))
         without_test = is_file(place / "state.json") or (files and not files_of_split(files, place, "test"))
         return {"path": str(place), "test": ""} if without_test else {"path": str(place)}
+
+    def files(self) -> Sequence[Path]:
+        place = Path(self.path)
+        return (split_files(place, self.train) or table_files(place, self.train)) if self.path and is_folder(place) else ()
 
     def where(self, part: str) -> str:
         name = getattr(self, self.file_of(part))
@@ -78,16 +83,19 @@ class TableDataConfig(FileSplitsConfig):
         name = f"{source}:{split}" if self.path else source
         held = {column: list(_without_bytes(table, column)) for column in image_columns(table)}
         plain = plain_rows(table.remove_columns(list(held)) if held else table)
+        part = part_of(split, self.revision)
         for number, row in enumerate(plain if table.num_columns > len(held) else [{}] * len(table)):
-            cells = {column: _lazy(cells[number], source, number, column, table) for column, cells in held.items()}
+            cells = {
+                column: _lazy(cells[number], TableImage(source, number, column, table, part=part)) for column, cells in held.items()
+            }
             yield number, f"{name}[{number}]", {**row, **cells}, folder
 
 
-def _lazy(cell: Any, source: str, number: int, column: str, table: Any) -> Any:
-    """A cell whose images are read from the table when they are needed."""
+def _lazy(cell: Any, image: TableImage) -> Any:
+    """A cell whose images are read from the table when they are needed. image: of the cell."""
     if isinstance(cell, list):
-        return [TableImage(source, number, column, table, place) if one is True else one for place, one in enumerate(cell)]
-    return TableImage(source, number, column, table) if cell is True else cell
+        return [replace(image, place=place) if one is True else one for place, one in enumerate(cell)]
+    return image if cell is True else cell
 
 
 def image_columns(table: Any) -> list[str]:

@@ -11,9 +11,11 @@ import pytest
 import torch
 import yaml
 from cli.commands import Command
+from data.small_sets import scienceqa
 from dehvf_kit_streams.mixture import MixtureDataConfig
 
 import dehvf_kit
+from dehvf_kit.data.samples import Issue
 from dehvf_kit.errors import RecipeError
 from dehvf_kit.recipe.recipe import Recipe
 from dehvf_kit.training.run import train
@@ -42,6 +44,26 @@ def test_weights_seeds_and_ends(sources: dict[str, dict[str, Any]]) -> None:
     longest = MixtureDataConfig(sources=sources, weights={"a": 1, "b": 1}, stop="all_exhausted").samples("train")
     assert len({one.id for one in longest}) == len(longest) and len({one.question for one in longest}) == 50
     assert any(one.id.endswith("#2") and one.kind == "b" for one in longest)
+
+
+def test_the_validation_split_is_what_the_sources_hold_out(sources: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    a, b = sources["a"] | {"validation": 0.2}, sources["b"] | {"validation": 0.2}
+    one = MixtureDataConfig(sources={"a": a, "b": b})
+    assert (one.parts(), one.validation_split) == (["train", "test"], "test") and counts(one.samples("test")) == {"a": 8, "b": 2}
+    assert MixtureDataConfig(sources={"a": a, "b": sources["b"]}).validation_split == "test"
+    two = MixtureDataConfig(sources={"a": a | {"test": b["train"]}, "b": b})
+    assert two.parts() == ["train", "validation", "test"] and two.validation_split == "validation"
+    assert counts(two.samples("validation")) == {"a": 8, "b": 2} and counts(two.samples("test")) == {"a": 10, "b": 2}
+    assert MixtureDataConfig(sources=sources).validation_split is None
+
+
+def test_a_source_is_read_in_the_split_that_it_names(sources: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    folder = scienceqa(tmp_path / "scienceqa")
+    splits = json.loads((folder / "pid_splits.json").read_text())
+    (folder / "pid_splits.json").write_text(json.dumps(splits | {"trainval": splits["train"] + splits["val"]}))
+    raw = {"type": "scienceqa", "path": str(folder), "train_split": "trainval", "test_split": "val"}
+    found = MixtureDataConfig(sources={"a": sources["a"], "s": raw})
+    assert [counts(found.samples(part)).get("s") for part in ("train", "validation", "test")] == [12, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +115,20 @@ def test_streams_are_mixed_in_an_order_of_each_pass(world: Path) -> None:
     stream = mixed(world).data.stream("train")
     first, again, second = ([one.id for one in stream.shuffled(0, turn)] for turn in (0, 0, 1))
     assert first == again != second and {one.partition("/")[0] for one in first} == {"s", "t"}
+
+
+def test_bad_rows_of_a_list_beside_a_stream_are_listed(world: Path, tmp_path: Path) -> None:
+    lines = (world / "test.jsonl").read_text().replace('"image": "', f'"image": "{world}/').splitlines()
+    (tmp_path / "l.jsonl").write_text("\n".join([*lines[:2], lines[2].replace('"what', '"", "more": "what'), "{broken"]))
+    raw = mixed(world).resolved()
+    raw["data"] |= {"on_bad_sample": "skip"}
+    raw["data"]["sources"]["t"]["train"] = str(tmp_path / "l.jsonl")
+    recipe = dehvf_kit.parse_recipe({key: value for key, value in raw.items() if value is not None})
+    issues: list[Issue] = []
+    assert len({one.id for one in recipe.data.stream("train").shuffled(0, 0, issues) if one.id.startswith("t/")}) == 2
+    places = {f"t/{tmp_path}/l.jsonl:{line}" for line in (3, 4)}
+    assert {issue.place for issue in issues if issue.fatal} == places
+    assert {one.place for one in train(recipe, tmp_path / "run").skipped_samples} == places
 
 
 @pytest.mark.nightly

@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.shards import add, rows, shard
+from data.shards import add, parquet, rows, shard
 from dehvf_kit_streams.stream import StreamDataConfig
 from dehvf_kit_streams.table import TableDataConfig
 from pydantic import ValidationError
 
 from dehvf_kit.errors import DataError
-
-
-def parquet(path: Path, world: Path, some: list[dict[str, Any]]) -> Path:
-    import pyarrow as pa
-    from pyarrow import parquet as format
-
-    held = [{**row, "image": {"bytes": (world / row["image"]).read_bytes(), "path": None}} for row in some]
-    format.write_table(pa.Table.from_pylist(held), path)
-    return path
 
 
 @pytest.fixture

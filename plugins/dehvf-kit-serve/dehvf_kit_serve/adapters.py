@@ -126,7 +126,7 @@ class Adapter:
             )  # fmt: skip
 
     def _settings(self, request: ChatRequest, limits: Limits) -> Settings:
-        """What the request says, and what the recipe says where it is silent."""
+        """What the request says, and where it is silent what the recipe and the decoder's own generation settings say."""
         config = self.model.generation_config
         if request.limit is not None and request.limit > limits.tokens:
             raise Refused(400, f"max_tokens: {request.limit:,}; {limits.tokens:,} are generated at most", "max_tokens")
@@ -134,7 +134,9 @@ class Adapter:
         return Settings(
             max_tokens=request.limit or min(config.max_new_tokens or limits.tokens, limits.tokens),
             temperature=usual if request.temperature is None else request.temperature,
+            top_k=config.top_k or 0,
             top_p=request.top_p or config.top_p or 1.0,
+            min_p=config.min_p or 0.0,
             seed=request.seed,
             stops=tuple(request.stops),
         )

@@ -17,11 +17,16 @@ UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True)
 class Settings:
-    """How one answer is made. temperature: 0 takes the likeliest token each time; seed: None draws another answer each time."""
+    """How one answer is made.
+
+    temperature: 0 takes the likeliest token each time; top_k: 0 leaves all; seed: None draws another answer each time.
+    """
 
     max_tokens: int
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int | None = None
     stops: tuple[str, ...] = ()
 
@@ -72,10 +77,13 @@ class Row:
         if self.settings.temperature == 0:
             return int(scores.argmax())
         chances = torch.softmax((scores.cpu().double() - highest) / self.settings.temperature, -1)  # no temperature is too small
+        if 0 < self.settings.top_k < len(chances):
+            chances[chances < chances.topk(self.settings.top_k).values[-1]] = 0
         if self.settings.top_p < 1:
             ordered, places = chances.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.settings.top_p] = 0
-            return int(places[torch.multinomial(ordered, 1, generator=self._random)])
+            ordered[ordered.cumsum(-1) - ordered >= self.settings.top_p * ordered.sum()] = 0
+            chances = torch.zeros_like(chances).scatter(0, places, ordered)
+        chances[chances < self.settings.min_p * chances.max()] = 0
         return int(torch.multinomial(chances, 1, generator=self._random))
 
     def take(self, token: int) -> None:

@@ -491,7 +491,10 @@ def test_what_a_request_leaves_out_is_as_docs_say(world: Path) -> None:
         overrides = [f"generation.{field}" for field in (*fields, "num_beams=3")]
         adapter = load_adapters([str(world / "one/adapter")], overrides)["one"]
         found = adapter.prompt(request, Limits(), lambda _: None).row.settings
-        assert (found.temperature, found.max_tokens) == (temperature, 3) and adapter.joins
+        assert (found.temperature, found.max_tokens, found.top_k, found.min_p) == (temperature, 3, 0, 0.0) and adapter.joins
+        adapter.model.generation_config.top_k, adapter.model.generation_config.min_p = 7, 0.2
+        found = adapter.prompt(request, Limits(), lambda _: None).row.settings
+        assert (found.top_k, found.min_p) == (7, 0.2) and can_join(adapter.model)
         adapter.model.generation_config.repetition_penalty = 1.2  # as a decoder's generation_config.json says
         assert not can_join(adapter.model)
         adapter.model.detach()

@@ -24,7 +24,7 @@ SCORES = torch.tensor([2.0, 1.6, 0.4, 1.0, -0.5, -2.0, 1.9, 0.1])
     ],
 )
 def test_tokens_that_may_be_drawn_are_those_of_transformers(settings: dict[str, Any]) -> None:
-    """2,000 draws: a token of the smallest chance that is left, 0.005, is missing with a probability of 5e-5, and the seed is fixed."""
+    """2,000 draws of a fixed seed: a token of the smallest chance left, 0.005, is missing with a probability of 5e-5."""
     temperature = settings.get("temperature", 1.0)
     wanted: Any = SCORES[None] / temperature
     for kind, name in ((own.TopKLogitsWarper, "top_k"), (own.TopPLogitsWarper, "top_p"), (own.MinPLogitsWarper, "min_p")):

@@ -53,7 +53,7 @@ FAULTY = {
     "id twice": ([GOOD, GOOD], r"a\.jsonl:2 \(id '1' appears twice"),
     "id and line number alike": (
         ['{"question": "a", "answer": "b", "id": 2}', '{"question": "a", "answer": "b"}'],
-        "id '2' appears twice",
+        "id '2' is also the number of a row without an id",
     ),
     "latin-1": ([GOOD, b'{"question": "\xe9", "answer": "b"}'], r"a\.jsonl:2 \(not UTF-8: invalid continuation byte at byte 14"),
 }

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dehvf_kit.backbones.ffn.structure import ScaledSilu
 from dehvf_kit.errors import DecoderError
 
 if TYPE_CHECKING:
@@ -36,6 +35,12 @@ class FfnOverride:
     reason: str = ""
 
 
+def _capped_silu(config: Any) -> Callable[[Tensor], Tensor]:
+    from dehvf_kit.backbones.ffn.structure import ScaledSilu
+
+    return ScaledSilu(limit=config.mlp_gate_softcap)
+
+
 FFN_OVERRIDES: dict[str, FfnOverride] = {
     "blt": FfnOverride(
         layers=("model.global_transformer.layers",),
@@ -44,7 +49,7 @@ FFN_OVERRIDES: dict[str, FfnOverride] = {
     "doge": FfnOverride(entry="mlp", exit="mlp", reason="its mixture reads experts by keys, which looks like attention"),
     "fsmt": FfnOverride(tokens_first=True, reason="states are [tokens, rows, hidden]"),
     "inkling2_text": FfnOverride(
-        activation_of=lambda config: ScaledSilu(limit=config.mlp_gate_softcap),
+        activation_of=_capped_silu,
         reason="its activation is a module of two arguments, gate and up",
     ),
     "nllb-moe": FfnOverride(

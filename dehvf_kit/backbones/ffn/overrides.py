@@ -48,10 +48,7 @@ FFN_OVERRIDES: dict[str, FfnOverride] = {
     ),
     "doge": FfnOverride(entry="mlp", exit="mlp", reason="its mixture reads experts by keys, which looks like attention"),
     "fsmt": FfnOverride(tokens_first=True, reason="states are [tokens, rows, hidden]"),
-    "inkling2_text": FfnOverride(
-        activation_of=_capped_silu,
-        reason="its activation is a module of two arguments, gate and up",
-    ),
+    "inkling2_text": FfnOverride(activation_of=_capped_silu, reason="its activation is a module of two arguments, gate and up"),
     "nllb-moe": FfnOverride(
         entry="ffn", exit="ffn", reason="its router counts tokens for the experts' capacity, which looks like mixing"
     ),

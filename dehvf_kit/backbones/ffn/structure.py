@@ -183,7 +183,10 @@ def _own_activation(part: nn.Module) -> tuple[Activation, str] | None:
 
 @dataclass(frozen=True)
 class ScaledSilu:
-    """x * sigmoid(alpha x), as in GPT-OSS and MiniMax-M3; with a limit, as in Inkling2, limit * tanh(x / limit) for its first x."""
+    """x * sigmoid(alpha x), as in GPT-OSS and MiniMax-M3; with a limit, as in Inkling2, limit * tanh(x / limit) for its first x.
+
+    Families that clamp their gates (GPT-OSS at 7) do so before their activation; what memory reads is not clamped.
+    """
 
     alpha: float = 1.0
     limit: float | None = None

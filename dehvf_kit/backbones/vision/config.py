@@ -49,8 +49,9 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 Colours = tuple[float, float, float]
 Deviations = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 NOT_IN_FEATURES = ("pool", "head", "mask_token")
+"""In names of weights that no feature depends on, wherever they stand: poolers, heads, and tokens of masked training."""
 AFTER = re.compile("classifier|projection|decoder|logit|fc_norm")
-"""Names of what stands behind an encoder's blocks, and is no part of its embeddings."""
+"""In names of weights behind an encoder's final norm; inside its blocks and embeddings these words say nothing."""
 _KNOWN_STEPS = {"resize", "rescale", "normalize", "center_crop", "convert_rgb"}
 
 

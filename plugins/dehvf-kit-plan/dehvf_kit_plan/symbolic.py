@@ -147,7 +147,7 @@ def count_decoding(recipe: Recipe, batch: int, tokens: int) -> DecodeCount:
             model(input_ids=ids, past_key_values=cache, **asked)
             name = "past_key_values" if any(_held(cache)) else ""
         growing, state = _held(cache)
-        positions = growing and cache.get_seq_length() or tokens
+        positions = cache.get_seq_length() if growing else tokens
         so_far = torch.ones(batch, positions + 1, dtype=torch.long, device="meta")
         following = {"input_ids": ids[:, :1], name: cache} if name else {"input_ids": torch.zeros_like(so_far)}
         with MemoryScope(model.nodes, memory), counted_flops() as counter:
@@ -179,9 +179,10 @@ def _held(cache: Any) -> tuple[int, int]:
             continue
         seen.add(id(part))
         if isinstance(part, Tensor):
-            grows = name in ("keys", "values")
-            growing += part.nbytes if grows else 0
-            state += part.nbytes if not grows and part.is_floating_point() else 0
+            if name in ("keys", "values"):
+                growing += part.nbytes
+            elif part.is_floating_point():
+                state += part.nbytes
         elif isinstance(part, Mapping):
             parts += [(name, one) for one in part.values()]
         elif isinstance(part, (list, tuple)):
